@@ -1,0 +1,24 @@
+"""octavo: LLM inference that installs with one command.
+
+    from octavo import LLM, SamplingParams
+
+    llm = LLM()                                  # the small model that ships with octavo
+    print(llm.generate("Once upon a time")[0].text)
+"""
+
+from octavo import errors, outputs
+from octavo._core import __version__, build_info
+from octavo.llm import LLM
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "build_info",
+    "errors",
+    "outputs",
+]

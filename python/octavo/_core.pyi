@@ -1,0 +1,167 @@
+"""The compiled engine: everything between a prompt and its output.
+
+This module only converts: the logic lives in the Rust crates. Users reach it through `octavo.LLM`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+__version__: str
+
+def build_info() -> dict[str, Any]:
+    """Facts of this build and machine.
+
+    Keys: `version`, `profile` ("release" or "debug"), `isa` (the instruction set in use), `isa_available` (list, slowest
+    first), `cpu` (model name), `threads` (the default number of threads), `memory_bytes` (RAM of the machine).
+    """
+
+def check_params(params: Mapping[str, Any]) -> None:
+    """Checks a set of sampling parameters (see `octavo.SamplingParams`) without an engine.
+
+    Raises `octavo.errors.InvalidRequestError`, naming the parameter, its value and what is allowed.
+    """
+
+@final
+class Engine:
+    """One model, its KV cache and the thread that runs it. Safe to use from many threads."""
+
+    def __new__(
+        cls,
+        model: str,
+        *,
+        dtype: str = "auto",
+        quantization: str = "auto",
+        kv_cache_dtype: str = "auto",
+        kv_cache_bytes: int | None = None,
+        kv_cache_fraction: float | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        max_queue: int | None = None,
+        enable_prefix_caching: bool = True,
+        threads: int | None = None,
+        seed: int = 0,
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+    ) -> Engine:
+        """Loads `model` (a folder with config.json and safetensors) and starts the engine thread.
+
+        `quantization` is "auto", "none" or "int8". `kv_cache_bytes` and `kv_cache_fraction` (of the machine's RAM) exclude
+        each other. `tokenizer` is a folder or a tokenizer.json; `chat_template` the text of a Jinja template.
+        Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`, `InvalidRequestError`.
+        """
+
+    def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: Mapping[str, Any],
+        *,
+        add_special_tokens: bool = True,
+    ) -> Stream:
+        """Queues one request and returns at once. Keys of `params` are the fields of `octavo.SamplingParams`; a key that is
+        missing or None takes the model's default. Tokenises in the calling thread with the GIL released.
+        Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `EngineDeadError`.
+        """
+
+    def check(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
+        """Checks a request as `submit` does, without queueing it. Raises what `submit` would raise for its content."""
+
+    def wait_ready(self, timeout: float) -> list[int]:
+        """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or closed)."""
+
+    def render_chat(self, request: str) -> str:
+        """Renders the chat template. `request` is JSON: {"messages": [...], "tools": [...] | null,
+        "add_generation_prompt": bool, ...}; further keys reach the template as variables.
+        Raises `InvalidRequestError` (no template, or the template refuses the messages).
+        """
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
+        `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
+        `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`, ...
+        """
+
+    def info(self) -> dict[str, Any]:
+        """`model` (architecture, sizes, dtype, quantization, parameters), `spec` (the full model spec), `memory` (a list of
+        {name, bytes, reason}), `machine` (as `build_info`), `kernels` {op: kernel in use}, `limits` (max_model_len,
+        max_num_seqs, max_num_batched_tokens, block_size, num_blocks, max_queue), `defaults` (resolved sampling defaults).
+        """
+
+    def close(self) -> None:
+        """Aborts what runs, joins the engine thread and frees the memory. Idempotent. Later calls raise EngineDeadError."""
+
+@final
+class Stream:
+    """The outputs of one request, in order. The engine never waits for a slow reader: what is not read yet is merged."""
+
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def prompt_token_ids(self) -> list[int]: ...
+    def next(self, timeout: float | None = None) -> Delta | None:
+        """The next piece. Waits with the GIL released and answers Ctrl-C; None when `timeout` seconds passed, or when the
+        piece with `finished` was already taken."""
+
+    def poll(self) -> Delta | None:
+        """The next piece if one is there already."""
+
+    def subscribe(self) -> None:
+        """From now on `Engine.wait_ready` reports this request whenever it has news (at once if it has some now)."""
+
+    def cancel(self) -> None:
+        """Ends the request; its blocks are freed at the next step. The last piece then says "abort". Idempotent."""
+
+@final
+class Delta:
+    """What came since the last piece."""
+
+    @property
+    def outputs(self) -> list[SampleDelta]: ...
+    @property
+    def finished(self) -> bool:
+        """True in the last piece of the request (every sample has ended)."""
+    @property
+    def prompt_logprobs(self) -> list[list[Logprob] | None] | None:
+        """In the first piece, if asked for: per prompt token the candidates (the token itself first); None for the first."""
+    @property
+    def metrics(self) -> dict[str, float | int] | None:
+        """In the last piece: `queue_seconds`, `ttft_seconds`, `tpot_seconds`, `total_seconds`, `prompt_tokens`,
+        `cached_prompt_tokens`, `generated_tokens`."""
+    @property
+    def error(self) -> tuple[str, str] | None:
+        """(class name in octavo.errors, message) if the request failed."""
+
+@final
+class SampleDelta:
+    """News of one of the `n` samples of a request."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[list[Logprob]] | None:
+        """Per token of `token_ids`: the chosen token first, then the top candidates by rank."""
+    @property
+    def cumulative_logprob(self) -> float | None: ...
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "abort", "error"] | None: ...
+    @property
+    def stop_reason(self) -> int | str | None:
+        """The stop token id or stop string that ended the sample; None for end-of-sequence."""
+
+@final
+class Logprob:
+    @property
+    def token_id(self) -> int: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def rank(self) -> int:
+        """1 is the most likely token."""
+    @property
+    def token(self) -> str: ...

@@ -1,0 +1,89 @@
+"""asyncio without polling: one thread per LLM waits for news of all requests and wakes the loops that want it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import weakref
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from octavo.errors import EngineDeadError
+
+if TYPE_CHECKING:
+    from octavo import _core
+
+# Longest wait of the thread, in seconds: how soon it notices that its LLM is gone.
+_WAIT = 0.2
+
+
+class Dispatcher:
+    """Wakes event loops. Its thread starts with the first asynchronous request and ends with the LLM."""
+
+    def __init__(self, engine: _core.Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._waiting: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    async def deltas(self, stream: _core.Stream) -> AsyncGenerator[_core.Delta, None]:
+        """The deltas of one request. Ending the generator early, for whatever reason, cancels the request."""
+        news = asyncio.Event()
+        try:
+            with self._lock:
+                if self._closed:
+                    raise EngineDeadError("the engine is closed. Make a new LLM")
+                self._waiting[stream.request_id] = (asyncio.get_running_loop(), news)
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=_run, args=(weakref.ref(self), self._engine), name="octavo-asyncio", daemon=True
+                    )
+                    self._thread.start()
+            stream.subscribe()
+            while True:
+                # Cleared before the look: news that comes after it sets the event again.
+                news.clear()
+                while (delta := stream.poll()) is not None:
+                    yield delta
+                    if delta.finished:
+                        return
+                await news.wait()
+        finally:
+            with self._lock:
+                self._waiting.pop(stream.request_id, None)
+            stream.cancel()
+
+    def wake(self, request_ids: list[int] | None) -> None:
+        """Wakes the loops of these requests; None: of all."""
+        with self._lock:
+            ids = list(self._waiting) if request_ids is None else request_ids
+            found = [self._waiting[i] for i in ids if i in self._waiting]
+        for loop, news in found:
+            # A loop that was closed with requests open has nobody left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(news.set)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Ends the thread; requests that still wait are woken to find their last delta."""
+        self._closed = True
+        self.wake(None)
+
+
+def _run(owner: weakref.ref[Dispatcher], engine: _core.Engine) -> None:
+    while True:
+        ids = engine.wait_ready(_WAIT)
+        dispatcher = owner()
+        if dispatcher is None:
+            return
+        if ids:
+            dispatcher.wake(ids)
+        if dispatcher.closed:
+            dispatcher.wake(None)
+            return
+        del dispatcher

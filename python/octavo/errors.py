@@ -1,0 +1,69 @@
+"""The errors of octavo. Every message names the input and the remedy."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextLengthError",
+    "CorruptModelError",
+    "EngineDeadError",
+    "ExecutionError",
+    "InvalidRequestError",
+    "MissingDependencyError",
+    "ModelNotFoundError",
+    "OctavoError",
+    "QueueFullError",
+    "RequestTimeoutError",
+    "UnsupportedModelError",
+]
+
+
+class OctavoError(Exception):
+    """Base of all errors that octavo raises on purpose."""
+
+
+class ModelNotFoundError(OctavoError):
+    """No model, or no tokenizer, is where it was looked for."""
+
+
+class UnsupportedModelError(OctavoError):
+    """The model's architecture, or one of its options, is not supported. Nothing is run approximately."""
+
+
+class CorruptModelError(OctavoError):
+    """A file of the model is damaged, or contradicts another."""
+
+
+class InvalidRequestError(OctavoError, ValueError):
+    """A parameter or prompt that cannot be right."""
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt leaves no room in the context."""
+
+
+class QueueFullError(OctavoError):
+    """As many requests wait as the queue takes: retry later."""
+
+
+class EngineDeadError(OctavoError):
+    """The engine was closed, or could not go on."""
+
+
+class ExecutionError(OctavoError):
+    """A step failed while the request was in it. The engine goes on."""
+
+
+class RequestTimeoutError(OctavoError, TimeoutError):
+    """The request's own `timeout` passed."""
+
+
+class MissingDependencyError(OctavoError, ImportError):
+    """An optional dependency is needed; the message names the extra that installs it."""
+
+
+def from_engine(class_name: str, message: str) -> OctavoError:
+    """The exception for an error that the engine reported at the end of a request."""
+    found = globals().get(class_name)
+    if isinstance(found, type) and issubclass(found, OctavoError):
+        return found(message)
+    return OctavoError(message)

@@ -1,0 +1,55 @@
+"""Where a model is: a local folder, or a repository of the Hugging Face hub that is fetched once."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from octavo.errors import MissingDependencyError, ModelNotFoundError
+
+# Data only: no pickles, no code.
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def embedded_model() -> Path:
+    """The folder of the small model that ships with octavo."""
+    return Path(__file__).parent / "embedded"
+
+
+def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path:
+    """The folder of `model`: the embedded one for None, a local folder as it is, else a hub repository.
+
+    Raises:
+        ModelNotFoundError: there is no such folder and no such repository.
+        MissingDependencyError: a hub id, and `huggingface_hub` is not installed.
+    """
+    if model is None:
+        return embedded_model()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    name = os.fspath(model)
+    looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or not _REPO_ID.fullmatch(name)
+    if looks_local:
+        what = "is a file; give the folder that holds config.json" if path.exists() else "does not exist"
+        raise ModelNotFoundError(f"no model at {name}: the path {what}")
+    return _fetch(name, revision)
+
+
+def _fetch(repo_id: str, revision: str | None) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{repo_id!r} is no local folder; to fetch it from the Hugging Face hub install the extra: "
+            "pip install 'octavo[hub]'"
+        ) from error
+    try:
+        folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=_PATTERNS)
+    except Exception as error:
+        raise ModelNotFoundError(
+            f"no model {repo_id!r}: it is no local folder, and the hub gave: {type(error).__name__}: {error}"
+        ) from error
+    return Path(folder)

@@ -1,0 +1,386 @@
+"""`LLM`: a model, its KV cache and its engine, behind one object."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from octavo import _core
+from octavo.aio import Dispatcher
+from octavo.batch import run_batch
+from octavo.errors import InvalidRequestError, MissingDependencyError, UnsupportedModelError
+from octavo.hub import resolve_model
+from octavo.memory import parse_memory
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
+
+__all__ = ["LLM", "Message", "Prompt"]
+
+Prompt: TypeAlias = str | Sequence[int]
+Message: TypeAlias = Mapping[str, Any]
+
+_ARGUMENTS = (
+    "model device dtype quantization kv_cache_dtype kv_cache_memory max_model_len max_num_seqs max_num_batched_tokens "
+    "max_queue enable_prefix_caching attention threads seed revision tokenizer chat_template"
+).split()
+
+
+class LLM:
+    """A language model, ready to generate. Safe to use from many threads and event loops at once.
+
+    Args:
+        model: a local folder or a hub id; None: the small model that ships with octavo.
+        device: "auto" or "cpu".
+        dtype: "auto", "float32" or "bfloat16": computation and storage where not quantised.
+        quantization: "auto" (int8 on the CPU), "int8", or None.
+        kv_cache_dtype: "auto" (the model's dtype), "float32" or "bfloat16".
+        kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the machine's memory; None: enough for
+            `max_num_seqs`, at most half of what is free.
+        max_model_len: longest sequence, prompt and output together; None: what the model was made for, if it fits.
+        max_num_seqs: sequences that run at once (default 64).
+        max_num_batched_tokens: tokens of one step (default 512).
+        max_queue: requests that may wait (default 1024).
+        enable_prefix_caching: share the KV blocks of equal prefixes.
+        attention: "dense" (exact).
+        threads: CPU threads; None: one per core.
+        seed: of requests that bring none.
+        revision: branch, tag or commit of a hub repository.
+        tokenizer: folder or tokenizer.json, if not the model's.
+        chat_template: text of a Jinja template, if not the model's.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
+        InvalidRequestError: an argument, named with its value.
+        MissingDependencyError: an extra is needed; the message names it.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str | None = "auto",
+        kv_cache_dtype: str = "auto",
+        kv_cache_memory: int | float | str | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        max_queue: int | None = None,
+        enable_prefix_caching: bool = True,
+        attention: str = "dense",
+        threads: int | None = None,
+        seed: int = 0,
+        revision: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        chat_template: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise InvalidRequestError(_unknown_argument(next(iter(unknown))))
+        _check_device(device)
+        if attention != "dense":
+            raise InvalidRequestError(f"attention is {attention!r}: only 'dense' (exact) is available")
+        kv_bytes, kv_fraction = parse_memory(kv_cache_memory)
+        self.model = resolve_model(model, revision)
+        try:
+            self._engine = _core.Engine(
+                os.fspath(self.model),
+                dtype=dtype,
+                quantization="none" if quantization is None else quantization,
+                kv_cache_dtype=kv_cache_dtype,
+                kv_cache_bytes=kv_bytes,
+                kv_cache_fraction=kv_fraction,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_queue=max_queue,
+                enable_prefix_caching=enable_prefix_caching,
+                threads=threads,
+                seed=seed,
+                tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+                chat_template=chat_template,
+            )
+        except (TypeError, OverflowError) as error:
+            # The binding's own check of argument types: the message names the argument.
+            raise InvalidRequestError(f"LLM: {error}") from error
+        self._dispatcher = Dispatcher(self._engine)
+
+    @classmethod
+    def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> LLM:
+        """`LLM(model, **options)`, under the name that users of transformers know."""
+        return cls(model, **options)
+
+    # --- generating -----------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Completes one prompt or many, batched continuously. The outputs keep the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of these.
+            params: for all prompts, or one for each.
+            use_tqdm: show a progress bar (for more than one prompt).
+
+        Raises:
+            InvalidRequestError, ContextLengthError: a prompt or parameter; raised before anything runs.
+            OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`, and
+                `finish_reason` is "error".
+        """
+        items = _as_prompts(prompts)
+        return self._run([(p, True) for p in items], params, use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        use_tqdm: bool = True,
+        **template_variables: Any,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or several, through the model's own chat template.
+
+        Args:
+            messages: [{"role": "user", "content": "..."}, ...], or a list of such lists.
+            tools: tool descriptions for the template.
+            template_variables: further variables of the template, such as `enable_thinking`.
+        """
+        if isinstance(messages, (str, Mapping)):
+            raise InvalidRequestError("messages: a list of {'role': ..., 'content': ...} is expected")
+        conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        texts = [
+            self.render_chat(c, tools=tools, add_generation_prompt=add_generation_prompt, **template_variables)  # type: ignore[arg-type]
+            for c in conversations
+        ]
+        # The template writes the special tokens itself.
+        return self._run([(t, False) for t in texts], params, use_tqdm)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Yields what is new, as it comes. Closing the iterator ends the request."""
+        return self._stream(self._submit(prompt, params, True), prompt)
+
+    def stream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> Iterator[RequestOutput]:
+        """`stream` for one conversation; `template` as in `chat`."""
+        text = self.render_chat(messages, **template)
+        return self._stream(self._submit(text, params, False), text)
+
+    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """Completes one prompt without blocking the event loop. Cancelling the task ends the request.
+
+        Raises:
+            OctavoError: as `generate` with one prompt.
+        """
+        stream = self._submit(prompt, params, True)
+        output = _empty(stream, prompt)
+        async for delta in self._dispatcher.deltas(stream):
+            output.add(delta)
+        if output.error is not None:
+            raise output.error
+        return output
+
+    async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
+        """Yields what is new without blocking the event loop. Closing the iterator, or cancelling the task, ends the
+        request."""
+        stream = self._submit(prompt, params, True)
+        deltas = self._dispatcher.deltas(stream)
+        try:
+            async for delta in deltas:
+                output = _empty(stream, prompt).add(delta)
+                if output.error is not None:
+                    raise output.error
+                yield output
+        finally:
+            await deltas.aclose()
+
+    # --- text and tokens --------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`."""
+        return self._engine.tokenize(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`."""
+        return self._engine.detokenize(_token_ids(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **template_variables: Any,
+    ) -> str:
+        """The prompt that the chat template makes of `messages`."""
+        request = {
+            **template_variables,
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
+        return self._engine.render_chat(text)
+
+    # --- the engine ---------------------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: requests, KV blocks, steps, tokens, preemptions, prefix hits."""
+        return self._engine.stats()
+
+    def info(self) -> dict[str, Any]:
+        """Model, plan of memory with reasons, machine, kernels in use, limits, resolved defaults."""
+        return {**self._engine.info(), "machine": _core.build_info()}
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The decoder as data: sizes, layers, rope, norms."""
+        spec: dict[str, Any] = self._engine.info()["spec"]
+        return spec
+
+    def close(self) -> None:
+        """Aborts what runs and frees the memory. Idempotent; later calls raise EngineDeadError."""
+        self._engine.close()
+        self._dispatcher.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # An LLM whose construction failed has neither.
+        if hasattr(self, "_dispatcher"):
+            self._dispatcher.close()
+
+    def __repr__(self) -> str:
+        model = self._engine.info()["model"]
+        return f"LLM({os.fspath(self.model)!r}, {model['architecture']}, {model['quantization']}, {model['dtype']})"
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _submit(self, prompt: Prompt, params: SamplingParams | None, special: bool) -> _core.Stream:
+        return self._engine.submit(_prompt(prompt), _params(params).as_dict(), add_special_tokens=special)
+
+    def _stream(self, stream: _core.Stream, prompt: Prompt) -> Iterator[RequestOutput]:
+        try:
+            while (delta := stream.next()) is not None:
+                output = _empty(stream, prompt).add(delta)
+                if output.error is not None:
+                    raise output.error
+                yield output
+        finally:
+            stream.cancel()
+
+    def _run(
+        self,
+        prompts: list[tuple[Prompt, bool]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        if params is None or isinstance(params, SamplingParams):
+            each = [_params(params)] * len(prompts)
+        else:
+            each = [_params(p) for p in params]
+            if len(each) != len(prompts):
+                raise InvalidRequestError(
+                    f"params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for each"
+                )
+        jobs = [(_prompt(p), special, q) for (p, special), q in zip(prompts, each, strict=True)]
+        outputs = run_batch(self._engine, jobs, use_tqdm and len(jobs) > 1)
+        if len(outputs) == 1 and outputs[0].error is not None:
+            raise outputs[0].error
+        return outputs
+
+
+def _empty(stream: _core.Stream, prompt: Prompt) -> RequestOutput:
+    return RequestOutput(
+        stream.request_id, prompt if isinstance(prompt, str) else None, stream.prompt_token_ids
+    )
+
+
+def _params(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(f"params is a {type(params).__name__}: SamplingParams is expected")
+    return params
+
+
+def _token_ids(ids: Iterable[Any]) -> list[int]:
+    try:
+        return [int(i) if hasattr(i, "__index__") else _refuse_id(i) for i in ids]
+    except TypeError as error:
+        raise InvalidRequestError(f"token ids: a list of integers is expected ({error})") from error
+
+
+def _refuse_id(value: object) -> int:
+    raise InvalidRequestError(f"token ids: {value!r} is not an integer")
+
+
+def _prompt(prompt: Prompt) -> str | list[int]:
+    return prompt if isinstance(prompt, str) else _token_ids(prompt)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many as a list of prompts. A list of integers, or a 1-d array, is one prompt of token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if isinstance(prompts, (bytes, Mapping)) or not hasattr(prompts, "__iter__"):
+        raise InvalidRequestError(
+            f"prompts is a {type(prompts).__name__}: a text, a list of token ids, or a list of these is expected"
+        )
+    items = list(prompts)
+    if items and all(hasattr(i, "__index__") for i in items) and not any(getattr(i, "ndim", 0) for i in items):
+        return [items]
+    return items
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (Path, os.PathLike)):
+        return os.fspath(value)
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump()
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _unknown_argument(name: str) -> str:
+    near = difflib.get_close_matches(name, _ARGUMENTS, n=1)
+    hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(_ARGUMENTS)}."
+    return f"LLM has no argument {name!r}.{hint}"
+
+
+def _check_device(device: str) -> None:
+    if device in ("auto", "cpu"):
+        return
+    if device != "cuda":
+        raise InvalidRequestError(f"device is {device!r}: 'auto' or 'cpu' is expected")
+    try:
+        import torch  # noqa: F401
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("device 'cuda' needs the extra: pip install 'octavo[gpu]'") from error
+    raise UnsupportedModelError("device 'cuda': this version computes on the CPU only; use device='cpu'")

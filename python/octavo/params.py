@@ -1,0 +1,78 @@
+"""What a caller asks of the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from octavo import _core
+
+__all__ = ["SamplingParams"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How to generate. Names and meanings are those of vLLM's `SamplingParams`.
+
+    `None` takes the model's own default from generation_config.json, or else the neutral value.
+
+    Attributes:
+        n: samples drawn for the prompt; the prompt is computed once.
+        max_tokens: most tokens to generate; None: the model's `max_new_tokens`, else until the context is full.
+        min_tokens: no stop condition ends the output before this many tokens.
+        temperature: 0 is greedy (ties go to the lowest id).
+        top_p: the smallest set of tokens whose probabilities reach this sum, in (0, 1].
+        top_k: number of candidates; 0 or -1: all.
+        min_p: candidates have at least this share of the best one's probability.
+        repetition_penalty: divides logits (multiplies negative ones) of tokens in prompt or output.
+        presence_penalty: subtracted once from logits of tokens in the output, in [-2, 2].
+        frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
+        seed: equal seeds draw equal outputs, whatever runs beside them.
+        stop: the output ends before the first of these strings.
+        stop_token_ids: the output ends with the first of these tokens.
+        include_stop_str_in_output: keep the stop string, or the text of the stop token.
+        ignore_eos: end-of-sequence tokens do not end the output.
+        bad_words: strings that may not be produced.
+        logit_bias: token id to a number in [-100, 100] added to its logit.
+        logprobs: candidates reported per output token besides the chosen one; -1: all.
+        prompt_logprobs: candidates reported per prompt token besides the actual one; -1: all.
+        skip_special_tokens: leave special tokens out of the text.
+        priority: lower runs first.
+        timeout: seconds from submission after which the request fails with RequestTimeoutError.
+        cache_salt: prefix-cache entries are shared only between requests of equal salt.
+
+    Raises:
+        InvalidRequestError: at construction, naming the parameter, its value and what is allowed.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    bad_words: Sequence[str] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    priority: int = 0
+    timeout: float | None = None
+    cache_salt: str | None = None
+
+    def __post_init__(self) -> None:
+        _core.check_params(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as the engine takes them."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

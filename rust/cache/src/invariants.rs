@@ -1,0 +1,108 @@
+//! The cache's invariants, checked in full. Costs O(all blocks); for tests and simulations.
+
+use crate::block::{BlockId, NONE};
+use crate::cache::Cache;
+use crate::table::BlockTable;
+
+impl Cache {
+    /// Checks every invariant against the list of all tables in use.
+    ///
+    /// # Panics
+    /// With the broken invariant, if there is one.
+    pub fn check_invariants<'a>(&self, tables: impl IntoIterator<Item = &'a BlockTable>) {
+        let n = self.pool.len() as usize;
+        let mut held = vec![0u32; n];
+        for table in tables {
+            self.check_table(table);
+            for &block in &table.blocks {
+                held[block as usize] += 1;
+            }
+        }
+        let mut place = vec![None; n];
+        for (i, block) in self.pool.lru().enumerate() {
+            assert!(place[block as usize].replace(i).is_none(), "block {block} is twice in the LRU list");
+        }
+        let mut free = vec![false; n];
+        for &block in self.pool.free() {
+            assert!(!std::mem::replace(&mut free[block as usize], true), "block {block} is twice free");
+        }
+        for block in 0..n {
+            let refs = self.pool.refs(block as BlockId);
+            assert_eq!(refs, held[block], "block {block}: reference count and table entries differ");
+            let indexed = self.index.contains(block as BlockId);
+            let states = [refs > 0, place[block].is_some(), free[block]];
+            let expected = [refs > 0, refs == 0 && indexed, refs == 0 && !indexed];
+            assert_eq!(states, expected, "block {block}: [live, cached, free], indexed: {indexed}");
+        }
+        let stats = self.stats();
+        let live = held.iter().filter(|&&h| h > 0).count() as u32;
+        assert_eq!(stats.free_blocks + stats.cached_blocks + live, stats.num_blocks, "blocks are conserved");
+        self.check_index(&place);
+    }
+
+    fn check_table(&self, table: &BlockTable) {
+        let size = self.block_size();
+        assert!(table.blocks.len() as u32 >= table.computed.div_ceil(size), "a table lacks committed blocks");
+        for (i, &block) in table.blocks.iter().enumerate() {
+            let full = (i as u32 + 1) * size <= table.computed;
+            if self.index.contains(block) {
+                assert!(full, "block {block} is indexed but not full in a table");
+                let parent = if i == 0 { NONE } else { table.blocks[i - 1] };
+                assert_eq!(
+                    self.index.node(block).parent,
+                    parent,
+                    "block {block} lies behind a strange block"
+                );
+                assert_eq!(
+                    self.index.node(block).namespace,
+                    table.namespace.0,
+                    "block {block} crosses namespaces"
+                );
+            }
+            if i as u32 * size >= table.computed {
+                assert_eq!(self.pool.refs(block), 1, "block {block} is reserved for writing but shared");
+            }
+        }
+    }
+
+    /// `place` is each cached block's place in the LRU list.
+    fn check_index(&self, place: &[Option<usize>]) {
+        let mut children = vec![0u32; place.len()];
+        let mut uses = std::collections::BTreeMap::new();
+        for block in (0..place.len() as BlockId).filter(|&b| self.index.contains(b)) {
+            let node = self.index.node(block);
+            let tokens = self.index.tokens(block);
+            *uses.entry(node.namespace).or_insert(0u32) += 1;
+            let hash = self.index.hash_behind(node.parent, node.namespace, tokens);
+            assert_eq!(node.hash, hash, "block {block} has the hash of another content");
+            let found = self.index.find(node.parent, node.namespace, hash, tokens);
+            assert_eq!(found, Some(block), "block {block} cannot be found or has a twin");
+            if node.parent == NONE {
+                continue;
+            }
+            let parent = self.index.node(node.parent);
+            assert!(parent.indexed, "block {block} outlived its parent {}", node.parent);
+            assert_eq!(parent.namespace, node.namespace, "block {block} and its parent differ in namespace");
+            children[node.parent as usize] += 1;
+            match (place[block as usize], place[node.parent as usize]) {
+                (Some(own), Some(parents)) => {
+                    assert!(own < parents, "block {block} is evicted after its parent")
+                }
+                (None, Some(_)) => panic!("block {block} is live and its parent {} is not", node.parent),
+                _ => {}
+            }
+        }
+        for (block, &count) in children.iter().enumerate() {
+            if self.index.contains(block as BlockId) {
+                assert_eq!(self.index.node(block as BlockId).children, count, "children of block {block}");
+            }
+        }
+        let known: std::collections::BTreeMap<_, _> = self.namespaces.uses().collect();
+        for (namespace, count) in uses {
+            assert!(
+                known.get(&namespace).is_some_and(|&k| k >= count),
+                "namespace {namespace} dropped in use"
+            );
+        }
+    }
+}

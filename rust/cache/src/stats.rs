@@ -1,0 +1,20 @@
+//! Counters of the cache.
+
+/// A snapshot of the pool and its counters since the start. `free_blocks + cached_blocks + live_blocks = num_blocks`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheStats {
+    /// Blocks in the pool.
+    pub num_blocks: u32,
+    /// Blocks that hold nothing.
+    pub free_blocks: u32,
+    /// Blocks that no table holds but the prefix index can still find.
+    pub cached_blocks: u32,
+    /// Blocks that some table holds.
+    pub live_blocks: u32,
+    /// Prompt tokens looked up in the prefix index.
+    pub query_tokens: u64,
+    /// Prompt tokens found there.
+    pub hit_tokens: u64,
+    /// Cached blocks evicted to make room.
+    pub evictions: u64,
+}

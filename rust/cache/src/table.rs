@@ -1,0 +1,32 @@
+//! The blocks of one sequence.
+
+use crate::block::BlockId;
+use crate::namespace::Namespace;
+
+/// The blocks that hold one sequence's keys and values, in order of position.
+///
+/// A table counts as a reference to each of its blocks: give it back with [`crate::Cache::release`]. It cannot be
+/// cloned; [`crate::Cache::fork`] makes a second one.
+#[derive(Debug, Default)]
+pub struct BlockTable {
+    pub(crate) blocks: Vec<BlockId>,
+    pub(crate) computed: u32,
+    pub(crate) namespace: Namespace,
+}
+
+impl BlockTable {
+    /// The blocks; token `p` lies in block `p / block_size` of this list.
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
+    /// Tokens from position 0 on whose keys and values are in the cache (found there or committed).
+    pub fn computed(&self) -> u32 {
+        self.computed
+    }
+
+    /// The namespace whose prefix index this table reads and feeds.
+    pub fn namespace(&self) -> Namespace {
+        self.namespace
+    }
+}

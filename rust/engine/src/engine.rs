@@ -1,0 +1,399 @@
+//! The handle that callers hold: loads a model, takes requests, answers questions. Cheap to share between threads.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use octavo_kernels::{Isa, Kernels};
+use octavo_model::{read_family, KvPool, Model, ModelSpec};
+use octavo_scheduler::{Refusal, Scheduler, SchedulerConfig};
+use serde_json::{json, Map, Value};
+
+use crate::cpu::CpuExecutor;
+use crate::detokenizer::Detokenizer;
+use crate::engine_loop::{Command, EngineLoop, Shared};
+use crate::executor::Executor;
+use crate::generation::GenerationDefaults;
+use crate::memory::{self, Limits};
+use crate::options::EngineOptions;
+use crate::params::SamplingParams;
+use crate::request::Prepared;
+use crate::sampling::SamplingRules;
+use crate::stats::EngineStats;
+use crate::stop::{StopFilter, StopStrings};
+use crate::stream::{self, ReadyQueue, RequestStream};
+use crate::template::ChatTemplate;
+use crate::tokenizer::Tokenizer;
+use crate::EngineError;
+
+/// Most token ids that one of `bad_words` may have.
+const MAX_BAD_WORD_TOKENS: usize = 64;
+
+/// A prompt as the caller gives it.
+pub enum Prompt {
+    /// Text; `true` adds the special tokens that the model expects around a prompt.
+    Text(String, bool),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+/// What an executor must be told apart from plans, for `Engine::start`.
+pub struct EngineParts {
+    /// Computes steps.
+    pub executor: Box<dyn Executor>,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Text of the chat template.
+    pub template: Option<String>,
+    /// Size of a row of logits.
+    pub vocab: usize,
+    /// What the model is, where there is one.
+    pub spec: Option<ModelSpec>,
+    /// The model's habits.
+    pub generation: GenerationDefaults,
+    /// Limits of the scheduler.
+    pub limits: Limits,
+    /// Share blocks of equal prefixes.
+    pub prefix_caching: bool,
+    /// Cap of one sequence's prefill chunk.
+    pub prefill_chunk: Option<u32>,
+    /// Seed of requests that bring none.
+    pub seed: u64,
+    /// Facts for `Engine::info`.
+    pub info: Value,
+}
+
+/// A running engine.
+pub struct Engine {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+    generation: GenerationDefaults,
+    limits: SchedulerConfig,
+    vocab: usize,
+    seed: u64,
+    info: Value,
+    spec: Option<ModelSpec>,
+    commands: Sender<Command>,
+    ready: ReadyQueue,
+    shared: Arc<Shared>,
+    next_id: AtomicU64,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Loads the model of `folder` on the CPU and starts the engine thread.
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `UnsupportedModel`, `CorruptModel`, or `InvalidRequest` for options that do not fit.
+    pub fn load(folder: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
+        let family = read_family(folder)?;
+        let float = options.float_dtype(family.spec.checkpoint_dtype)?;
+        let weight_dtype = options.weight_dtype(float)?;
+        let kv_dtype = options.kv_dtype(float)?;
+        if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
+            return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
+        }
+        let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
+        let generation = GenerationDefaults::read(folder, &tokenizer)?;
+        let template = match &options.chat_template {
+            Some(text) => Some(text.clone()),
+            None => ChatTemplate::find(folder, &tokenizer)?,
+        };
+        let isa = Isa::from_env().map_err(|e| EngineError::InvalidRequest(format!("OCTAVO_ISA: {e}")))?;
+        let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
+            .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
+        let begin = Instant::now();
+        let model = Model::load(&kernels, folder, family, weight_dtype)?;
+        let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
+        let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;
+        let spec = model.spec().clone();
+        let info = json!({
+            "model": {
+                "path": folder.display().to_string(),
+                "architecture": spec.architecture,
+                "parameters": spec.parameters(),
+                "layers": spec.layers.len(),
+                "hidden": spec.hidden,
+                "vocab": spec.vocab,
+                "checkpoint_dtype": model.stored_dtype().name(),
+                "dtype": float.name(),
+                "quantization": if weight_dtype == octavo_kernels::WeightDtype::Int8 { "int8" } else { "none" },
+                "kv_cache_dtype": kv_dtype.name(),
+                "chat_template": template.is_some(),
+                "load_seconds": begin.elapsed().as_secs_f64(),
+            },
+            "memory": parts,
+            "kernels": {
+                "matmul": format!("{weight_dtype:?} weights, {}", isa.name()),
+                "attention": format!("paged, {} KV, {}", kv_dtype.name(), isa.name()),
+                "norm, rope, activation": format!("float32, {}", isa.name()),
+                "threads": kernels.threads(),
+            },
+        });
+        Self::start(EngineParts {
+            vocab: spec.vocab,
+            spec: Some(spec),
+            executor: Box::new(CpuExecutor::new(kernels, model, kv)),
+            tokenizer,
+            template,
+            generation,
+            limits,
+            prefix_caching: options.enable_prefix_caching,
+            prefill_chunk: options.prefill_chunk.map(|n| n as u32),
+            seed: options.seed,
+            info,
+        })
+    }
+
+    /// Starts the engine thread over any executor.
+    pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
+        let l = parts.limits;
+        let limits = SchedulerConfig {
+            num_blocks: l.num_blocks,
+            block_size: l.block_size,
+            max_num_seqs: l.max_num_seqs,
+            max_num_batched_tokens: l.max_num_batched_tokens,
+            max_model_len: l.max_model_len,
+            max_queue: l.max_queue,
+            enable_prefix_caching: parts.prefix_caching,
+            prefill_chunk: parts.prefill_chunk,
+            hash_seed: parts.seed ^ 0x6f63_7461_766f,
+            hash_bits: 128,
+        };
+        let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
+        let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
+        let tokenizer = Arc::new(parts.tokenizer);
+        let template = parts.template.map(|text| ChatTemplate::new(&text, &tokenizer)).transpose()?;
+        let (commands, inbox) = crossbeam_channel::unbounded();
+        let shared = Arc::new(Shared::default());
+        let body = EngineLoop::new(scheduler, parts.executor, Arc::clone(&tokenizer), inbox, Arc::clone(&shared));
+        let thread = std::thread::Builder::new().name("octavo-engine".into()).spawn(move || body.run());
+        let thread = thread.map_err(|e| EngineError::EngineDead(format!("the engine thread did not start: {e}")))?;
+        let mut info = parts.info;
+        if let Value::Object(map) = &mut info {
+            map.insert("limits".into(), json!(l));
+            map.insert("defaults".into(), json!(parts.generation));
+        }
+        Ok(Self {
+            tokenizer,
+            template,
+            generation: parts.generation,
+            limits,
+            vocab: parts.vocab,
+            seed: parts.seed,
+            info,
+            spec: parts.spec,
+            commands,
+            ready: crossbeam_channel::unbounded(),
+            shared,
+            next_id: AtomicU64::new(0),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues a request. Tokenises and checks in the calling thread, so that every fault of the input shows here.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`.
+    pub fn submit(&self, prompt: Prompt, params: &SamplingParams) -> Result<RequestStream, EngineError> {
+        self.shared.check_alive()?;
+        let prompt = self.prompt_tokens(prompt)?;
+        let max_tokens = self.check(&prompt, params)?;
+        self.reserve_place()?;
+        match self.prepare(prompt, params, max_tokens) {
+            Ok((prepared, stream)) => {
+                if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
+                    self.shared.check_alive()?;
+                    return Err(EngineError::closed());
+                }
+                Ok(stream)
+            }
+            Err(e) => {
+                self.shared.queued.fetch_sub(1, Ordering::SeqCst);
+                Err(e)
+            }
+        }
+    }
+
+    /// Checks a request without queueing it: parameters, token ids, lengths. Returns the most tokens that it may generate.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, `ContextLength`.
+    pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
+        params.check()?;
+        params.check_vocabulary(self.vocab)?;
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
+            return Err(EngineError::InvalidRequest(format!(
+                "the prompt has token id {id}, and the model knows ids below {}: tokenizer and model must belong together",
+                self.vocab
+            )));
+        }
+        let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let room = self.limits.max_model_len.saturating_sub(len).max(1);
+        let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
+        self.limits.check(len, params.n, max_tokens).map_err(refused)?;
+        Ok(max_tokens)
+    }
+
+    fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
+        match prompt {
+            Prompt::Text(text, special) => self.tokenizer.encode(&text, special),
+            Prompt::Tokens(tokens) => Ok(tokens),
+        }
+    }
+
+    /// Takes a place in the bounded queue.
+    fn reserve_place(&self) -> Result<(), EngineError> {
+        let max = self.limits.max_queue as usize;
+        let mut seen = self.shared.queued.load(Ordering::SeqCst);
+        loop {
+            if seen >= max {
+                return Err(EngineError::QueueFull(format!(
+                    "{seen} requests are waiting and max_queue is {max}: retry later, or raise max_queue"
+                )));
+            }
+            match self.shared.queued.compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => return Ok(()),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn prepare(
+        &self,
+        prompt: Vec<u32>,
+        params: &SamplingParams,
+        max_tokens: u32,
+    ) -> Result<(Prepared, RequestStream), EngineError> {
+        let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output)?;
+        let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens)?;
+        let bad_words = self.bad_words(&params.bad_words)?;
+        let id = self.next_id.fetch_add(1, Ordering::SeqCst);
+        let eos = if params.ignore_eos { Vec::new() } else { self.generation.eos.clone() };
+        let mut stop_ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
+        stop_ids.retain(|id| (*id as usize) < self.vocab);
+        // Requests without a seed draw differently from each other, and the same again in a new engine of equal seed.
+        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(id);
+        let submitted = Instant::now();
+        let tokens = |n: Option<u32>| n.map(|n| n as usize);
+        let (outbox, stream) = stream::channel(id, prompt.clone(), self.commands.clone(), &self.ready.0);
+        let prepared = Prepared {
+            id,
+            prompt: prompt.into(),
+            n: params.n,
+            max_tokens,
+            min_tokens: params.min_tokens,
+            priority: params.priority,
+            salt: params.cache_salt.as_deref().map(Into::into),
+            submitted,
+            deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
+            rules: SamplingRules::new(params, &self.generation.sampling, seed, stop_ids, bad_words),
+            eos,
+            stop_token_ids: params.stop_token_ids.clone(),
+            include_stop: params.include_stop_str_in_output,
+            logprobs: tokens(params.logprobs),
+            prompt_logprobs: tokens(params.prompt_logprobs),
+            detokenizer,
+            filter: StopFilter::new(stops),
+            outbox,
+        };
+        Ok((prepared, stream))
+    }
+
+    /// Each word as it stands at the start of a text and after a space.
+    fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, EngineError> {
+        let mut out: Vec<Vec<u32>> = Vec::new();
+        for word in words {
+            for text in [word.clone(), format!(" {}", word.trim_start())] {
+                let ids = self.tokenizer.encode(&text, false)?;
+                if ids.len() > MAX_BAD_WORD_TOKENS {
+                    return Err(EngineError::InvalidRequest(format!(
+                        "bad_words: {word:?} has {} tokens, at most {MAX_BAD_WORD_TOKENS} are taken",
+                        ids.len()
+                    )));
+                }
+                let known = ids.iter().all(|id| (*id as usize) < self.vocab);
+                if !ids.is_empty() && known && !out.contains(&ids) {
+                    out.push(ids);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Renders the chat template; see `ChatTemplate::render`.
+    pub fn render_chat(&self, request: &Map<String, Value>) -> Result<String, EngineError> {
+        match &self.template {
+            Some(template) => template.render(request),
+            None => Err(EngineError::InvalidRequest(
+                "this model has no chat template: pass chat_template=, or use generate with a plain prompt".into(),
+            )),
+        }
+    }
+
+    /// Token ids of `text`.
+    pub fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        self.tokenizer.encode(text, add_special_tokens)
+    }
+
+    /// Text of `ids`.
+    pub fn detokenize(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, EngineError> {
+        self.tokenizer.decode(ids, skip_special_tokens)
+    }
+
+    /// Waits for news of subscribed requests; their ids.
+    pub fn wait_ready(&self, timeout: Duration) -> Vec<u64> {
+        let mut ids: Vec<u64> = self.ready.1.recv_timeout(timeout).into_iter().collect();
+        ids.extend(self.ready.1.try_iter());
+        ids
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.counters.snapshot()
+    }
+
+    /// Requests that wait for their start, those on their way to the engine thread included.
+    pub fn queued(&self) -> usize {
+        self.shared.queued.load(Ordering::SeqCst)
+    }
+
+    /// Model, memory plan, kernels, limits, defaults.
+    pub fn info(&self) -> &Value {
+        &self.info
+    }
+
+    /// What the model is; None over an executor that was brought along.
+    pub fn spec(&self) -> Option<&ModelSpec> {
+        self.spec.as_ref()
+    }
+
+    /// Aborts what runs, joins the thread, frees the memory. Idempotent.
+    pub fn close(&self) {
+        // An error means that the thread has ended already.
+        let _ = self.commands.send(Command::Close);
+        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread {
+            // The thread catches its own panics.
+            let _ = thread.join();
+        }
+        self.shared.die(EngineError::closed());
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn refused(refusal: Refusal) -> EngineError {
+    match refusal {
+        Refusal::TooLong { .. } => EngineError::ContextLength(refusal.to_string()),
+        Refusal::QueueFull { .. } => EngineError::QueueFull(refusal.to_string()),
+        other => EngineError::InvalidRequest(other.to_string()),
+    }
+}

@@ -1,0 +1,356 @@
+//! The engine thread: commands in, steps executed, deltas out. It alone owns scheduler, executor and requests.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use octavo_scheduler::{
+    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Scheduler, SeqResult, StepPlan,
+};
+use rustc_hash::FxHashMap;
+
+use crate::cpu::wanted_rows;
+use crate::error::panic_text;
+use crate::executor::{Executor, StepError};
+use crate::output::FinishReason;
+use crate::request::{Active, Prepared};
+use crate::sampling::Sampler;
+use crate::stats::{add, set, Counters};
+use crate::tokenizer::Tokenizer;
+use crate::EngineError;
+
+/// What callers send to the engine thread.
+pub(crate) enum Command {
+    Submit(Box<Prepared>),
+    Cancel(u64),
+    Close,
+}
+
+/// What callers and the engine thread share besides queues: counters and one flag.
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub counters: Counters,
+    /// Requests submitted that have not started: the length of the bounded queue in.
+    pub queued: AtomicUsize,
+    pub dead: AtomicBool,
+    /// Why, written once before `dead` is set.
+    pub cause: Mutex<Option<EngineError>>,
+}
+
+impl Shared {
+    /// Marks the engine as dead; the first cause stays.
+    pub fn die(&self, cause: EngineError) {
+        let mut slot = self.cause.lock().unwrap_or_else(|e| e.into_inner());
+        slot.get_or_insert(cause);
+        drop(slot);
+        self.dead.store(true, Ordering::SeqCst);
+    }
+
+    /// The error of every call after the end, if it has come.
+    pub fn check_alive(&self) -> Result<(), EngineError> {
+        if !self.dead.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let slot = self.cause.lock().unwrap_or_else(|e| e.into_inner());
+        Err(slot.clone().unwrap_or_else(EngineError::closed))
+    }
+}
+
+pub(crate) struct EngineLoop {
+    scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    tokenizer: Arc<Tokenizer>,
+    commands: Receiver<Command>,
+    shared: Arc<Shared>,
+    requests: FxHashMap<u64, Active>,
+    sampler: Sampler,
+    events: Vec<Event>,
+    actions: Actions,
+    /// Requests with news since the last flush.
+    touched: Vec<u64>,
+    epoch: Instant,
+}
+
+impl EngineLoop {
+    pub fn new(
+        scheduler: Scheduler,
+        executor: Box<dyn Executor>,
+        tokenizer: Arc<Tokenizer>,
+        commands: Receiver<Command>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            scheduler,
+            executor,
+            tokenizer,
+            commands,
+            shared,
+            requests: FxHashMap::default(),
+            sampler: Sampler::default(),
+            events: Vec::new(),
+            actions: Actions::default(),
+            touched: Vec::new(),
+            epoch: Instant::now(),
+        }
+    }
+
+    /// Runs until closed. Whatever happens inside, every request gets its last delta.
+    pub fn run(mut self) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let cause = match outcome {
+            Ok(()) => EngineError::closed(),
+            Err(p) => EngineError::EngineDead(format!(
+                "the engine stopped on an internal fault: {}. Make a new LLM, and please report this",
+                panic_text(p)
+            )),
+        };
+        self.end_everything(cause);
+    }
+
+    fn serve(&mut self) {
+        loop {
+            if !self.take_commands() {
+                return;
+            }
+            let now_us = self.epoch.elapsed().as_micros() as u64;
+            self.scheduler.step(now_us, &mut self.events, &mut self.actions);
+            self.apply_actions();
+            self.update_counters();
+            self.flush();
+            if !self.actions.plan.is_empty() {
+                let plan = std::mem::take(&mut self.actions.plan);
+                let goes_on = self.execute(&plan);
+                self.actions.plan = plan;
+                if !goes_on {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes what callers sent; waits while there is nothing to compute. False: close.
+    fn take_commands(&mut self) -> bool {
+        let planned = !self.events.is_empty();
+        if !planned && self.scheduler.is_idle() {
+            match self.commands.recv() {
+                Ok(command) => {
+                    if !self.command(command) {
+                        return false;
+                    }
+                }
+                // Every handle is gone.
+                Err(_) => return false,
+            }
+        } else if !planned && self.actions.plan.is_empty() {
+            // Requests wait but nothing can run: only time or a command changes that.
+            match self.commands.recv_timeout(Duration::from_millis(1)) {
+                Ok(command) => {
+                    if !self.command(command) {
+                        return false;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if !self.command(command) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn command(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit(prepared) => {
+                let micros = |t: Instant| t.saturating_duration_since(self.epoch).as_micros() as u64;
+                self.events.push(Event::Submit(NewRequest {
+                    id: prepared.id,
+                    prompt: prepared.prompt.to_vec(),
+                    n: prepared.n,
+                    max_tokens: prepared.max_tokens,
+                    priority: prepared.priority,
+                    deadline_us: prepared.deadline.map(micros),
+                    salt: prepared.salt.clone(),
+                    adapter: None,
+                    prompt_logits: prepared.prompt_logprobs.is_some(),
+                }));
+                self.requests.insert(prepared.id, Active::new(*prepared));
+                true
+            }
+            Command::Cancel(request) => {
+                if self.requests.contains_key(&request) {
+                    self.events.push(Event::Cancel { request });
+                }
+                true
+            }
+            Command::Close => false,
+        }
+    }
+
+    /// Turns the scheduler's decisions into news of requests.
+    fn apply_actions(&mut self) {
+        let now = Instant::now();
+        let counters = &self.shared.counters;
+        for started in &self.actions.started {
+            let Some(active) = self.requests.get_mut(&started.request) else { continue };
+            active.start(now, started.cached_tokens);
+            self.shared.queued.fetch_sub(1, Ordering::SeqCst);
+            add(&counters.prompt_tokens, active.request.prompt.len() as u64);
+            add(&counters.cached_prompt_tokens, u64::from(started.cached_tokens));
+        }
+        for (id, refusal) in &self.actions.refused {
+            let Some(active) = self.requests.get_mut(id) else { continue };
+            active.error = Some(EngineError::QueueFull(refusal.to_string()));
+            active.end_all(&self.tokenizer, FinishReason::Error, now);
+            self.touched.push(*id);
+        }
+        for finished in &self.actions.finished {
+            let Some(active) = self.requests.get_mut(&finished.request) else { continue };
+            let reason = match finished.reason {
+                Ended::Stop => FinishReason::Stop,
+                Ended::Length => FinishReason::Length,
+                Ended::Abort => FinishReason::Abort,
+                Ended::Timeout | Ended::Error => FinishReason::Error,
+            };
+            if finished.reason == Ended::Timeout {
+                active.error = Some(EngineError::Timeout(
+                    "the request's timeout passed before it ended. Raise timeout, or lower max_tokens".into(),
+                ));
+            } else if reason == FinishReason::Error && active.error.is_none() {
+                active.error = Some(EngineError::Execution("a step failed while this request was in it".into()));
+            }
+            active.end_sample(&self.tokenizer, finished.sample, reason, now);
+            self.touched.push(finished.request);
+        }
+    }
+
+    /// Sends news, and forgets requests that have ended.
+    fn flush(&mut self) {
+        for id in self.touched.drain(..) {
+            let Some(active) = self.requests.get_mut(&id) else { continue };
+            active.flush_counted(&self.shared);
+            if active.is_over() {
+                self.requests.remove(&id);
+            }
+        }
+    }
+
+    fn update_counters(&self) {
+        let (s, c) = (self.scheduler.stats(), &self.shared.counters);
+        set(&c.requests_running, u64::from(s.running));
+        set(&c.requests_waiting, u64::from(s.waiting));
+        set(&c.blocks_total, u64::from(s.cache.num_blocks));
+        set(&c.blocks_free, u64::from(s.cache.free_blocks));
+        set(&c.blocks_cached, u64::from(s.cache.cached_blocks));
+        set(&c.blocks_live, u64::from(s.cache.live_blocks));
+        set(&c.max_batch, u64::from(s.max_batch_seqs));
+        set(&c.max_batch_tokens, u64::from(s.max_batch_tokens));
+        set(&c.generated_tokens, s.decoded_tokens);
+        set(&c.preemptions, s.preemptions);
+        set(&c.evictions, s.cache.evictions);
+    }
+
+    /// Runs a step and reports it to the scheduler. False: the executor cannot go on.
+    fn execute(&mut self, plan: &StepPlan) -> bool {
+        let begin = Instant::now();
+        let mut results: Vec<SeqResult> =
+            plan.seqs.iter().map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed }).collect();
+        let outcome = {
+            let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
+            let mut sink = |index: usize, row: u32, logits: &[f32]| {
+                let seq = &plan.seqs[index];
+                let Some(active) = requests.get_mut(&seq.request) else { return };
+                let position = seq.context_len - seq.query_len + row;
+                active.prompt_row(tokenizer, position, logits);
+                if seq.forks == 0 || row + 1 != seq.query_len {
+                    return;
+                }
+                let now = Instant::now();
+                results[index] = match draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now) {
+                    Ok(tokens) => SeqResult::Tokens(tokens),
+                    Err(e) => {
+                        active.error = Some(e);
+                        SeqResult::Failed
+                    }
+                };
+            };
+            let executor = &mut self.executor;
+            catch_unwind(AssertUnwindSafe(|| executor.execute(plan, &mut sink)))
+                .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
+        };
+        let c = &self.shared.counters;
+        add(&c.steps, 1);
+        add(&c.step_us, begin.elapsed().as_micros() as u64);
+        let decodes = plan.seqs.iter().filter(|s| s.query_len == 1).count();
+        if decodes > 0 && decodes < plan.seqs.len() {
+            add(&c.mixed_steps, 1);
+        }
+        if let Err(error) = outcome {
+            add(&c.failed_steps, 1);
+            // Tokens that were drawn before the fault are not kept: the step is failed as a whole.
+            results.iter_mut().for_each(|r| *r = SeqResult::Failed);
+            for seq in &plan.seqs {
+                if let Some(active) = self.requests.get_mut(&seq.request) {
+                    active.error = Some(EngineError::Execution(format!("a step failed: {error}")));
+                }
+            }
+            if let StepError::Dead(cause) = error {
+                self.shared.die(EngineError::EngineDead(format!("the engine cannot go on: {cause}. Make a new LLM")));
+                return false;
+            }
+        }
+        self.touched.extend(plan.seqs.iter().filter(|s| !wanted_rows(s).is_empty()).map(|s| s.request));
+        self.events.push(Event::StepDone { step: plan.step, results });
+        true
+    }
+
+    /// Gives every request its last delta.
+    fn end_everything(mut self, cause: EngineError) {
+        self.shared.die(cause);
+        let cause = self.shared.check_alive().err().unwrap_or_else(EngineError::closed);
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Submit(prepared) = command {
+                self.requests.insert(prepared.id, Active::new(*prepared));
+            }
+        }
+        let now = Instant::now();
+        let closed = cause == EngineError::closed();
+        for active in self.requests.values_mut() {
+            // Closing is the caller's own wish: what ran is aborted, not failed.
+            let reason = if closed { FinishReason::Abort } else { FinishReason::Error };
+            active.error = if closed { None } else { Some(cause.clone()) };
+            active.end_all(&self.tokenizer, reason, now);
+            active.flush();
+        }
+    }
+}
+
+/// Draws the tokens of all forks of a sequence from one row.
+fn draw(
+    active: &mut Active,
+    tokenizer: &Tokenizer,
+    sampler: &mut Sampler,
+    sample: u32,
+    forks: u32,
+    logits: &[f32],
+    now: Instant,
+) -> Result<NextTokens, EngineError> {
+    // NaN and +inf fail the comparison alike; -inf is a token that cannot come.
+    if !logits.iter().all(|x| *x < f32::INFINITY) {
+        return Err(EngineError::Execution(
+            "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
+             overflowed: try dtype=\"float32\" and quantization=None"
+                .into(),
+        ));
+    }
+    (0..forks)
+        .map(|fork| {
+            let (token, stop) = active.sample(tokenizer, sampler, sample + fork, logits, now)?;
+            Ok(NextToken { token, stop })
+        })
+        .collect()
+}

@@ -1,0 +1,75 @@
+//! Faults of the engine, each with the name of the Python class that carries it.
+
+use octavo_model::ModelError;
+
+/// Anything that a caller of the engine can be told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The model folder is not there.
+    #[error("{0}")]
+    ModelNotFound(String),
+    /// The model uses what octavo does not support.
+    #[error("{0}")]
+    UnsupportedModel(String),
+    /// A file of the model is damaged or contradicts another.
+    #[error("{0}")]
+    CorruptModel(String),
+    /// A parameter or prompt that cannot be right.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// The prompt is longer than the context.
+    #[error("{0}")]
+    ContextLength(String),
+    /// As many requests wait as the queue takes.
+    #[error("{0}")]
+    QueueFull(String),
+    /// The engine was closed, or could not go on.
+    #[error("{0}")]
+    EngineDead(String),
+    /// The request's own time limit passed.
+    #[error("{0}")]
+    Timeout(String),
+    /// A step failed while this request was in it.
+    #[error("{0}")]
+    Execution(String),
+}
+
+impl EngineError {
+    /// The class in `octavo.errors`.
+    pub fn class_name(&self) -> &'static str {
+        match self {
+            Self::ModelNotFound(_) => "ModelNotFoundError",
+            Self::UnsupportedModel(_) => "UnsupportedModelError",
+            Self::CorruptModel(_) => "CorruptModelError",
+            Self::InvalidRequest(_) => "InvalidRequestError",
+            Self::ContextLength(_) => "ContextLengthError",
+            Self::QueueFull(_) => "QueueFullError",
+            Self::EngineDead(_) => "EngineDeadError",
+            Self::Timeout(_) => "RequestTimeoutError",
+            Self::Execution(_) => "ExecutionError",
+        }
+    }
+
+    /// The error of every call after `close`.
+    pub fn closed() -> Self {
+        Self::EngineDead("the engine is closed. Make a new LLM".into())
+    }
+}
+
+impl From<ModelError> for EngineError {
+    fn from(e: ModelError) -> Self {
+        let text = e.to_string();
+        match e {
+            ModelError::NotFound { .. } | ModelError::Io { .. } => Self::ModelNotFound(text),
+            ModelError::Unsupported(_) => Self::UnsupportedModel(text),
+            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } => Self::CorruptModel(text),
+            ModelError::BadOption(_) => Self::InvalidRequest(text),
+        }
+    }
+}
+
+/// The text of a caught panic.
+pub(crate) fn panic_text(payload: Box<dyn std::any::Any + Send>) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown panic".into())
+}

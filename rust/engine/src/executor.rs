@@ -1,0 +1,24 @@
+//! The seam between the engine and what computes: a step plan in, rows of logits out.
+
+use octavo_scheduler::StepPlan;
+
+/// What a failed step means for the engine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// The requests of this step fail; the executor goes on.
+    #[error("{0}")]
+    Step(String),
+    /// The executor cannot go on; all requests fail.
+    #[error("{0}")]
+    Dead(String),
+}
+
+/// Receives rows of logits: (index into `plan.seqs`, row of that sequence's chunk, logits `[vocab]`).
+pub type RowSink<'a> = dyn FnMut(usize, u32, &[f32]) + 'a;
+
+/// Computes steps. Keeps no state of requests besides the KV pool.
+pub trait Executor: Send {
+    /// Makes the plan's block copies, runs its tokens, and hands each row that the plan asks for to `sink`, those of one
+    /// sequence in order.
+    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError>;
+}

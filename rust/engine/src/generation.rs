@@ -1,0 +1,64 @@
+//! What generation_config.json and config.json say about generating: sampling defaults and end-of-sequence tokens.
+
+use std::path::Path;
+
+use octavo_model::{read_json, Config};
+use serde_json::{Map, Value};
+
+use crate::params::SamplingDefaults;
+use crate::tokenizer::Tokenizer;
+use crate::EngineError;
+
+/// The model's own habits.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct GenerationDefaults {
+    /// Sampling defaults.
+    pub sampling: SamplingDefaults,
+    /// `max_new_tokens`, which `max_tokens=None` takes.
+    pub max_new_tokens: Option<u32>,
+    /// Tokens that end an output.
+    pub eos: Vec<u32>,
+}
+
+impl GenerationDefaults {
+    /// Reads a model folder. End-of-sequence ids: generation_config.json, else config.json, else the tokenizer's.
+    pub fn read(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
+        let file = folder.join("generation_config.json");
+        let generation = if file.is_file() { read_json(&file)? } else { Map::new() };
+        let g = Config::new(&generation);
+        let neutral = SamplingDefaults::default();
+        let float = |key: &str, low: f64, high: f64, default: f32| -> Result<f32, EngineError> {
+            Ok(g.float(key, low, high)?.map_or(default, |f| f as f32))
+        };
+        let mut sampling = SamplingDefaults {
+            temperature: float("temperature", -1e-9, 100.0, neutral.temperature)?,
+            top_p: float("top_p", 0.0, 1.0, neutral.top_p)?,
+            top_k: g.int("top_k", 0..=1 << 22)?.map_or(neutral.top_k, |k| k as u32),
+            min_p: float("min_p", -1e-9, 1.0, neutral.min_p)?,
+            repetition_penalty: float("repetition_penalty", 0.0, 100.0, neutral.repetition_penalty)?,
+        };
+        if g.value("do_sample") == Some(&Value::Bool(false)) {
+            sampling.temperature = 0.0;
+        }
+        let mut eos = ids(generation.get("eos_token_id"));
+        let config_file = folder.join("config.json");
+        if eos.is_empty() && config_file.is_file() {
+            eos = ids(read_json(&config_file)?.get("eos_token_id"));
+        }
+        if eos.is_empty() {
+            eos.extend(tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t)));
+        }
+        let max_new_tokens = g.int("max_new_tokens", 1..=1 << 28)?.map(|n| n as u32);
+        Ok(Self { sampling, max_new_tokens, eos })
+    }
+}
+
+/// One id, or a list of them.
+fn ids(value: Option<&Value>) -> Vec<u32> {
+    let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    match value {
+        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
+        Some(v) => id(v).into_iter().collect(),
+        None => Vec::new(),
+    }
+}

@@ -1,0 +1,42 @@
+//! octavo-engine: from a request to its output.
+//!
+//! `Engine` is the handle that callers hold; `engine_loop` the thread that owns scheduler, executor and requests.
+//! Between them stand one queue in and one queue per request out, and no lock.
+#![forbid(unsafe_code)]
+
+mod cpu;
+mod detokenizer;
+mod engine;
+mod engine_loop;
+#[cfg(test)]
+mod engine_tests;
+mod error;
+mod executor;
+mod generation;
+mod memory;
+mod options;
+mod output;
+mod params;
+mod request;
+mod sampling;
+mod stats;
+mod stop;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use cpu::CpuExecutor;
+pub use engine::{Engine, EngineParts, Prompt};
+pub use error::EngineError;
+pub use executor::{Executor, RowSink, StepError};
+pub use generation::GenerationDefaults;
+pub use memory::{machine_memory, Limits, MemoryPart};
+pub use options::EngineOptions;
+pub use output::{
+    Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
+};
+pub use params::{SamplingDefaults, SamplingParams};
+pub use sampling::Logprob;
+pub use stats::EngineStats;
+pub use stream::RequestStream;
+pub use tokenizer::Tokenizer;

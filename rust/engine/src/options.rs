@@ -1,0 +1,107 @@
+//! How an engine is made. Every field has a default that suits most.
+
+use std::path::PathBuf;
+
+use octavo_kernels::WeightDtype;
+use octavo_model::Dtype;
+
+use crate::EngineError;
+
+/// Options of `Engine::load`; names and meanings are those of `octavo.LLM`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// "auto" | "float32" | "bfloat16": storage and computation where not quantised.
+    pub dtype: String,
+    /// "auto" (int8) | "none" | "int8".
+    pub quantization: String,
+    /// "auto" | "float32" | "bfloat16".
+    pub kv_cache_dtype: String,
+    /// Bytes of the KV cache.
+    pub kv_cache_bytes: Option<u64>,
+    /// The KV cache as a share of the machine's memory.
+    pub kv_cache_fraction: Option<f64>,
+    /// Longest sequence.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once.
+    pub max_num_seqs: Option<usize>,
+    /// Tokens of one step.
+    pub max_num_batched_tokens: Option<usize>,
+    /// Requests that may wait.
+    pub max_queue: Option<usize>,
+    /// Share the KV blocks of equal prefixes.
+    pub enable_prefix_caching: bool,
+    /// Threads; None: one per core.
+    pub threads: Option<usize>,
+    /// Seed of requests that bring none.
+    pub seed: u64,
+    /// Folder or tokenizer.json, if not the model's.
+    pub tokenizer: Option<PathBuf>,
+    /// Text of a chat template, if not the model's.
+    pub chat_template: Option<String>,
+    /// Tokens of one sequence's prefill chunk; None: as the step has room.
+    pub prefill_chunk: Option<usize>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            dtype: "auto".into(),
+            quantization: "auto".into(),
+            kv_cache_dtype: "auto".into(),
+            kv_cache_bytes: None,
+            kv_cache_fraction: None,
+            max_model_len: None,
+            max_num_seqs: None,
+            max_num_batched_tokens: None,
+            max_queue: None,
+            enable_prefix_caching: true,
+            threads: None,
+            seed: 0,
+            tokenizer: None,
+            chat_template: None,
+            prefill_chunk: None,
+        }
+    }
+}
+
+fn refuse<T>(name: &str, value: &str, expected: &str) -> Result<T, EngineError> {
+    Err(EngineError::InvalidRequest(format!("{name} is {value:?}: {expected}")))
+}
+
+impl EngineOptions {
+    /// The float type of weights and KV cache, for a checkpoint that declares `declared`.
+    pub(crate) fn float_dtype(&self, declared: Option<Dtype>) -> Result<Dtype, EngineError> {
+        match self.dtype.as_str() {
+            // float16 checkpoints are held in bfloat16, which the CPU reads as fast; float32 keeps every bit of them.
+            "auto" => Ok(match declared {
+                Some(Dtype::Float32) => Dtype::Float32,
+                _ => Dtype::Bfloat16,
+            }),
+            "float32" => Ok(Dtype::Float32),
+            "bfloat16" => Ok(Dtype::Bfloat16),
+            "float16" => refuse("dtype", "float16", "on the CPU use \"bfloat16\", or \"float32\" to keep every bit"),
+            other => refuse("dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
+        }
+    }
+
+    /// How weights are held.
+    pub(crate) fn weight_dtype(&self, float: Dtype) -> Result<WeightDtype, EngineError> {
+        match (self.quantization.as_str(), float) {
+            ("auto" | "int8", _) => Ok(WeightDtype::Int8),
+            ("none", Dtype::Float32) => Ok(WeightDtype::F32),
+            ("none", _) => Ok(WeightDtype::Bf16),
+            (other, _) => refuse("quantization", other, "\"auto\", \"int8\" or None is expected"),
+        }
+    }
+
+    /// The KV cache's element type.
+    pub(crate) fn kv_dtype(&self, float: Dtype) -> Result<Dtype, EngineError> {
+        match self.kv_cache_dtype.as_str() {
+            "auto" => Ok(float),
+            "float32" => Ok(Dtype::Float32),
+            "bfloat16" => Ok(Dtype::Bfloat16),
+            "int8" => refuse("kv_cache_dtype", "int8", "not available yet: use \"bfloat16\""),
+            other => refuse("kv_cache_dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A request inside the engine: its samples, their text, and what is still to be told.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::detokenizer::Detokenizer;
+use crate::engine_loop::Shared;
+use crate::output::{Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob};
+use crate::sampling::{row_logprobs, History, Sampler, SamplingRules};
+use crate::stats::add;
+use crate::stop::StopFilter;
+use crate::stream::Outbox;
+use crate::tokenizer::Tokenizer;
+use crate::EngineError;
+
+/// What the caller's thread has prepared for the engine.
+pub(crate) struct Prepared {
+    pub id: u64,
+    pub prompt: Arc<[u32]>,
+    pub n: u32,
+    pub max_tokens: u32,
+    pub min_tokens: u32,
+    pub priority: i32,
+    pub salt: Option<Box<str>>,
+    pub submitted: Instant,
+    pub deadline: Option<Instant>,
+    pub rules: SamplingRules,
+    /// End-of-sequence tokens, empty with `ignore_eos`.
+    pub eos: Vec<u32>,
+    pub stop_token_ids: Vec<u32>,
+    pub include_stop: bool,
+    /// Candidates per output token, if asked for.
+    pub logprobs: Option<usize>,
+    /// Candidates per prompt token, if asked for.
+    pub prompt_logprobs: Option<usize>,
+    pub detokenizer: Detokenizer,
+    pub filter: StopFilter,
+    pub outbox: Outbox,
+}
+
+/// A request that has not ended.
+pub(crate) struct Active {
+    pub request: Prepared,
+    samples: Vec<Sample>,
+    prompt_logprobs: PromptLogprobs,
+    pub started: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    cached_tokens: u32,
+    /// Set when the request fails.
+    pub error: Option<EngineError>,
+    ended: u32,
+}
+
+#[derive(Clone)]
+struct Sample {
+    tokens: Vec<u32>,
+    detokenizer: Detokenizer,
+    filter: StopFilter,
+    history: History,
+    cumulative: f64,
+    stopped: bool,
+    stop_reason: Option<StopReason>,
+    ended: bool,
+}
+
+impl Active {
+    pub fn new(request: Prepared) -> Self {
+        let history = if request.rules.needs_history() { History::new(&request.prompt) } else { History::default() };
+        let sample = Sample {
+            tokens: Vec::new(),
+            detokenizer: request.detokenizer.clone(),
+            filter: request.filter.clone(),
+            history,
+            cumulative: 0.0,
+            stopped: false,
+            stop_reason: None,
+            ended: false,
+        };
+        let samples = vec![sample; request.n as usize];
+        let prompt_logprobs = if request.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
+        Self {
+            request,
+            samples,
+            prompt_logprobs,
+            started: None,
+            first_token: None,
+            last_token: None,
+            cached_tokens: 0,
+            error: None,
+            ended: 0,
+        }
+    }
+
+    pub fn start(&mut self, now: Instant, cached_tokens: u32) {
+        self.started = Some(now);
+        self.cached_tokens = cached_tokens;
+    }
+
+    /// Takes the logits that predict prompt token `position + 1`.
+    pub fn prompt_row(&mut self, tokenizer: &Tokenizer, position: u32, logits: &[f32]) {
+        let Some(top) = self.request.prompt_logprobs else { return };
+        let next = position as usize + 1;
+        // Each row comes once and in order; a recomputed one is already there.
+        if next == self.prompt_logprobs.len() && next < self.request.prompt.len() {
+            let row = row_logprobs(logits, self.request.prompt[next], top);
+            self.prompt_logprobs.push(Some(with_text(tokenizer, row)));
+        }
+    }
+
+    /// Draws the next token of a sample from `logits`: (token, whether it stops the sample).
+    pub fn sample(
+        &mut self,
+        tokenizer: &Tokenizer,
+        sampler: &mut Sampler,
+        index: u32,
+        logits: &[f32],
+        now: Instant,
+    ) -> Result<(u32, bool), EngineError> {
+        self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+        let r = &self.request;
+        let Some(s) = self.samples.get_mut(index as usize) else {
+            return Err(EngineError::Execution(format!("there is no sample {index}")));
+        };
+        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index);
+        s.tokens.push(token);
+        if r.rules.needs_history() {
+            s.history.push(token);
+        }
+        let mut news = SampleDelta { index, token_ids: vec![token], ..SampleDelta::default() };
+        if let Some(top) = r.logprobs {
+            let row = row_logprobs(logits, token, top);
+            s.cumulative += f64::from(row[0].logprob);
+            news.cumulative_logprob = Some(s.cumulative);
+            news.logprobs = Some(vec![with_text(tokenizer, row)]);
+        }
+        let armed = s.tokens.len() >= r.min_tokens as usize;
+        let eos = armed && r.eos.contains(&token);
+        let stop_token = armed && r.stop_token_ids.contains(&token);
+        if stop_token && !eos {
+            s.stop_reason = Some(StopReason::Token(token));
+        }
+        s.stopped = eos || stop_token;
+        if !s.stopped || r.include_stop {
+            let text = s.detokenizer.push(tokenizer, token)?;
+            if let Some(found) = s.filter.push(&text, armed, &mut news.text) {
+                if !s.stopped {
+                    s.stop_reason = Some(StopReason::Text(found));
+                }
+                s.stopped = true;
+            }
+        }
+        let stopped = s.stopped;
+        self.request.outbox.pending.add(news);
+        Ok((token, stopped))
+    }
+
+    /// A sample ended. Returns true if it was the last one of the request.
+    pub fn end_sample(&mut self, tokenizer: &Tokenizer, index: u32, reason: FinishReason, now: Instant) -> bool {
+        let Some(s) = self.samples.get_mut(index as usize) else { return false };
+        if std::mem::replace(&mut s.ended, true) {
+            return false;
+        }
+        let mut news = SampleDelta { index, finish_reason: Some(reason), ..SampleDelta::default() };
+        if !matches!(s.stop_reason, Some(StopReason::Text(_))) {
+            // Text that waited for the rest of a character or of a stop string. A decoder that fails here has failed
+            // before: there is nothing more to show.
+            let rest = s.detokenizer.finish(tokenizer).unwrap_or_default();
+            s.filter.push(&rest, false, &mut news.text);
+            s.filter.finish(&mut news.text);
+        }
+        if reason == FinishReason::Stop {
+            news.stop_reason = s.stop_reason.clone();
+        }
+        self.request.outbox.pending.add(news);
+        self.ended += 1;
+        let last = self.ended == self.request.n;
+        if last {
+            self.finish(now);
+        }
+        last
+    }
+
+    /// Ends all samples at once.
+    pub fn end_all(&mut self, tokenizer: &Tokenizer, reason: FinishReason, now: Instant) {
+        for index in 0..self.request.n {
+            self.end_sample(tokenizer, index, reason, now);
+        }
+    }
+
+    fn finish(&mut self, now: Instant) {
+        let since = |t: Instant| t.saturating_duration_since(self.request.submitted).as_secs_f64();
+        let generated: u64 = self.samples.iter().map(|s| s.tokens.len() as u64).sum();
+        let span = match (self.first_token, self.last_token) {
+            (Some(first), Some(last)) => last.saturating_duration_since(first).as_secs_f64(),
+            _ => 0.0,
+        };
+        let longest = self.samples.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+        let delta: &mut Delta = &mut self.request.outbox.pending;
+        delta.metrics = Some(RequestMetrics {
+            queue_seconds: self.started.map_or_else(|| since(now), since),
+            ttft_seconds: self.first_token.map_or(0.0, since),
+            tpot_seconds: if longest > 1 { span / (longest - 1) as f64 } else { 0.0 },
+            total_seconds: since(now),
+            prompt_tokens: self.request.prompt.len() as u64,
+            cached_prompt_tokens: u64::from(self.cached_tokens),
+            generated_tokens: generated,
+        });
+        delta.error = self.error.take();
+        delta.finished = true;
+    }
+
+    /// Sends what is new. Prompt log-probabilities go out when they are complete.
+    pub fn flush(&mut self) {
+        let complete = self.prompt_logprobs.len() == self.request.prompt.len();
+        if self.request.prompt_logprobs.is_some() && complete {
+            self.request.outbox.pending.prompt_logprobs = Some(std::mem::take(&mut self.prompt_logprobs));
+        }
+        self.request.outbox.flush();
+    }
+
+    /// True once the last delta was handed over.
+    pub fn is_over(&self) -> bool {
+        self.ended == self.request.n
+    }
+
+    /// `flush`, with the end of a request counted.
+    pub fn flush_counted(&mut self, shared: &Shared) {
+        if self.is_over() {
+            add(&shared.counters.requests_finished, 1);
+            if self.started.is_none() {
+                shared.queued.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        self.flush();
+    }
+}
+
+fn with_text(tokenizer: &Tokenizer, row: Vec<crate::sampling::Logprob>) -> Vec<TokenLogprob> {
+    row.into_iter()
+        .map(|l| TokenLogprob {
+            token_id: l.token_id,
+            logprob: l.logprob,
+            rank: l.rank,
+            token: tokenizer.token_text(l.token_id),
+        })
+        .collect()
+}

@@ -1,0 +1,149 @@
+//! From a row of logits to a token: processors in vLLM's order, then a draw that depends on nothing but the row, the
+//! parameters, the seed, the sample and the position.
+
+mod candidates;
+mod logprobs;
+mod penalties;
+mod rng;
+
+pub use logprobs::{row_logprobs, Logprob};
+pub use penalties::History;
+
+use crate::params::{SamplingDefaults, SamplingParams};
+use candidates::Candidates;
+
+/// The resolved rules of one request.
+#[derive(Clone, Debug)]
+pub struct SamplingRules {
+    temperature: f32,
+    top_p: f32,
+    top_k: usize,
+    min_p: f32,
+    repetition: f32,
+    presence: f32,
+    frequency: f32,
+    min_tokens: u32,
+    seed: u64,
+    logit_bias: Vec<(u32, f32)>,
+    /// Tokens that may not come before `min_tokens`.
+    stop_ids: Vec<u32>,
+    /// Token sequences that may not be produced.
+    bad_words: Vec<Vec<u32>>,
+}
+
+impl SamplingRules {
+    /// Completes `params` with the model's defaults. `stop_ids` are all tokens that end the output.
+    pub fn new(
+        params: &SamplingParams,
+        defaults: &SamplingDefaults,
+        seed: u64,
+        stop_ids: Vec<u32>,
+        bad_words: Vec<Vec<u32>>,
+    ) -> Self {
+        let temperature = params.temperature.unwrap_or(defaults.temperature);
+        Self {
+            // Below this a softmax in f32 is one-hot anyway, and dividing would overflow.
+            temperature: if temperature < 1e-5 { 0.0 } else { temperature },
+            top_p: params.top_p.unwrap_or(defaults.top_p),
+            top_k: params.top_k.unwrap_or(defaults.top_k) as usize,
+            min_p: params.min_p.unwrap_or(defaults.min_p),
+            repetition: params.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence: params.presence_penalty,
+            frequency: params.frequency_penalty,
+            min_tokens: params.min_tokens,
+            seed: params.seed.unwrap_or(seed),
+            logit_bias: params.logit_bias.clone(),
+            stop_ids,
+            bad_words,
+        }
+    }
+
+    /// True if the history of a sequence is needed to sample.
+    pub fn needs_history(&self) -> bool {
+        self.repetition != 1.0 || self.presence != 0.0 || self.frequency != 0.0
+    }
+
+    fn greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// True if the logits are used as they come.
+    fn plain(&self, generated: u32) -> bool {
+        !self.needs_history()
+            && self.logit_bias.is_empty()
+            && self.bad_words.is_empty()
+            && generated >= self.min_tokens
+    }
+}
+
+/// Reusable memory of the sampler.
+#[derive(Default)]
+pub struct Sampler {
+    logits: Vec<f32>,
+    candidates: Candidates,
+}
+
+impl Sampler {
+    /// Draws the next token of one sequence.
+    ///
+    /// `logits` `[vocab]`, f32, no NaN; `output` the tokens generated so far; `sample` the index among the `n` samples.
+    /// Equal arguments give equal tokens. Greedy ties go to the lowest id.
+    pub fn sample(
+        &mut self,
+        rules: &SamplingRules,
+        logits: &[f32],
+        history: &History,
+        output: &[u32],
+        sample: u32,
+    ) -> u32 {
+        let generated = output.len() as u32;
+        let row = if rules.plain(generated) {
+            logits
+        } else {
+            self.logits.clear();
+            self.logits.extend_from_slice(logits);
+            process(rules, &mut self.logits, history, output);
+            &self.logits
+        };
+        if rules.greedy() {
+            return argmax(row);
+        }
+        let draw = rng::uniform(rules.seed, sample, generated);
+        self.candidates.draw(row, rules.temperature, rules.top_k, rules.top_p, rules.min_p, draw)
+    }
+}
+
+/// Bad words, stop tokens before `min_tokens`, bias, penalties: the order of vLLM.
+fn process(rules: &SamplingRules, logits: &mut [f32], history: &History, output: &[u32]) {
+    for word in &rules.bad_words {
+        let Some((last, before)) = word.split_last() else { continue };
+        if output.ends_with(before) {
+            logits[*last as usize] = f32::NEG_INFINITY;
+        }
+    }
+    if (output.len() as u32) < rules.min_tokens {
+        for &id in &rules.stop_ids {
+            logits[id as usize] = f32::NEG_INFINITY;
+        }
+    }
+    for &(id, bias) in &rules.logit_bias {
+        logits[id as usize] += bias;
+    }
+    if rules.needs_history() {
+        history.apply(logits, rules.repetition, rules.presence, rules.frequency);
+    }
+}
+
+/// The index of the largest value; the lowest one among equals.
+pub fn argmax(row: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, &x) in row.iter().enumerate() {
+        if x > row[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests;

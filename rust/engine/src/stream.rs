@@ -1,0 +1,224 @@
+//! The way out: one bounded queue per request, from the engine thread to whoever reads.
+//!
+//! The engine never waits for a reader. While the queue is full, news is merged on the engine's side; the last delta always
+//! has a place, so a slow reader loses nothing and delays nobody.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+
+use crate::engine_loop::Command;
+use crate::output::Delta;
+use crate::EngineError;
+
+/// Deltas that wait in the queue before news is merged.
+const CAPACITY: usize = 32;
+
+/// Ids of subscribed requests with news.
+pub(crate) type ReadyQueue = (Sender<u64>, Receiver<u64>);
+
+#[derive(Default)]
+struct Subscription {
+    wanted: AtomicBool,
+    /// The id is in the ready queue and not yet read.
+    announced: AtomicBool,
+}
+
+/// The engine's end.
+pub(crate) struct Outbox {
+    id: u64,
+    queue: Sender<Delta>,
+    ready: Sender<u64>,
+    subscription: Arc<Subscription>,
+    /// News that has not been sent.
+    pub pending: Delta,
+}
+
+/// The reader's end. Dropping it cancels the request.
+pub struct RequestStream {
+    id: u64,
+    prompt: Vec<u32>,
+    queue: Receiver<Delta>,
+    ready: Sender<u64>,
+    subscription: Arc<Subscription>,
+    commands: Sender<Command>,
+    /// The last delta was taken.
+    done: AtomicBool,
+    cancelled: AtomicBool,
+}
+
+/// Both ends of a request's queue.
+pub(crate) fn channel(
+    id: u64,
+    prompt: Vec<u32>,
+    commands: Sender<Command>,
+    ready: &Sender<u64>,
+) -> (Outbox, RequestStream) {
+    let (to, from) = crossbeam_channel::bounded(CAPACITY + 1);
+    let subscription = Arc::new(Subscription::default());
+    let outbox = Outbox {
+        id,
+        queue: to,
+        ready: ready.clone(),
+        subscription: Arc::clone(&subscription),
+        pending: Delta::default(),
+    };
+    let stream = RequestStream {
+        id,
+        prompt,
+        queue: from,
+        ready: ready.clone(),
+        subscription,
+        commands,
+        done: AtomicBool::new(false),
+        cancelled: AtomicBool::new(false),
+    };
+    (outbox, stream)
+}
+
+impl Outbox {
+    /// Sends the pending news, unless the queue is full and the request goes on.
+    pub fn flush(&mut self) {
+        if self.pending.is_empty() || (self.queue.len() >= CAPACITY && !self.pending.finished) {
+            return;
+        }
+        // One place beyond CAPACITY is kept for the last delta, so this fails only if the reader is gone.
+        if self.queue.try_send(std::mem::take(&mut self.pending)).is_ok() {
+            announce(self.id, &self.subscription, &self.ready);
+        }
+    }
+}
+
+fn announce(id: u64, subscription: &Subscription, ready: &Sender<u64>) {
+    if subscription.wanted.load(Ordering::SeqCst) && !subscription.announced.swap(true, Ordering::SeqCst) {
+        // The other end lives as long as the engine; without it nobody waits.
+        let _ = ready.send(id);
+    }
+}
+
+impl RequestStream {
+    /// The request's id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Token ids of the prompt.
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// The next delta; None after `timeout`, or if the last one was taken.
+    pub fn next(&self, timeout: Duration) -> Option<Delta> {
+        if self.done.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.subscription.announced.store(false, Ordering::SeqCst);
+        match self.queue.recv_deadline(Instant::now() + timeout) {
+            Ok(delta) => Some(self.taken(delta)),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(self.orphaned()),
+        }
+    }
+
+    /// The next delta if it is there.
+    pub fn poll(&self) -> Option<Delta> {
+        if self.done.load(Ordering::SeqCst) {
+            return None;
+        }
+        // Cleared before the look, so that news which comes after the look is announced again.
+        self.subscription.announced.store(false, Ordering::SeqCst);
+        match self.queue.try_recv() {
+            Ok(delta) => Some(self.taken(delta)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(self.orphaned()),
+        }
+    }
+
+    /// True once the last delta was taken.
+    pub fn is_done(&self) -> bool {
+        self.done.load(Ordering::SeqCst)
+    }
+
+    /// From now on the engine's ready queue names this request when it has news.
+    pub fn subscribe(&self) {
+        self.subscription.wanted.store(true, Ordering::SeqCst);
+        if !self.queue.is_empty() || self.done.load(Ordering::SeqCst) {
+            announce(self.id, &self.subscription, &self.ready);
+        }
+    }
+
+    /// Ends the request; its last delta says so.
+    pub fn cancel(&self) {
+        if !self.done.load(Ordering::SeqCst) && !self.cancelled.swap(true, Ordering::SeqCst) {
+            // A closed engine has ended the request already.
+            let _ = self.commands.send(Command::Cancel(self.id));
+        }
+    }
+
+    fn taken(&self, delta: Delta) -> Delta {
+        if delta.finished {
+            self.done.store(true, Ordering::SeqCst);
+        }
+        delta
+    }
+
+    /// The engine thread is gone without a last word.
+    fn orphaned(&self) -> Delta {
+        self.done.store(true, Ordering::SeqCst);
+        let error = EngineError::EngineDead("the engine stopped while the request ran. Make a new LLM".into());
+        Delta { finished: true, error: Some(error), ..Delta::default() }
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::SampleDelta;
+
+    fn word(text: &str) -> SampleDelta {
+        SampleDelta { text: text.into(), ..SampleDelta::default() }
+    }
+
+    #[test]
+    fn a_slow_reader_loses_nothing_and_the_last_delta_always_fits() {
+        let (commands, _keep) = crossbeam_channel::unbounded();
+        let (ready, announced) = crossbeam_channel::unbounded();
+        let (mut outbox, stream) = channel(7, vec![1], commands, &ready);
+        stream.subscribe();
+        for _ in 0..500 {
+            outbox.pending.add(word("x"));
+            outbox.flush();
+        }
+        outbox.pending.add(word("!"));
+        outbox.pending.finished = true;
+        outbox.flush();
+        assert!(outbox.pending.is_empty());
+        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [7], "one announcement until it is read");
+        let mut text = String::new();
+        while let Some(delta) = stream.poll() {
+            text.extend(delta.outputs.into_iter().map(|o| o.text));
+        }
+        assert_eq!(text, format!("{}!", "x".repeat(500)));
+        assert!(stream.is_done() && stream.poll().is_none());
+    }
+
+    #[test]
+    fn a_dead_engine_ends_the_stream_with_a_typed_error() {
+        let (commands, _keep) = crossbeam_channel::unbounded();
+        let (ready, _announced) = crossbeam_channel::unbounded();
+        let (outbox, stream) = channel(1, vec![1], commands, &ready);
+        drop(outbox);
+        let last = stream.next(Duration::from_secs(1)).expect("a last delta");
+        assert!(last.finished);
+        assert_eq!(last.error.expect("error").class_name(), "EngineDeadError");
+        assert!(stream.next(Duration::ZERO).is_none());
+    }
+}

@@ -1,0 +1,274 @@
+//! Chat templates: the Jinja of Hugging Face tokenizers, rendered in minijinja with a bound on work and output.
+//!
+//! What transformers adds to Jinja is added here: `tojson` as Python's json.dumps writes it, `raise_exception`,
+//! `strftime_now`, loop controls, `{% generation %}` and the methods of Python strings, lists and dicts.
+
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, ErrorKind, Value};
+use serde::Serialize;
+
+use crate::tokenizer::Tokenizer;
+use crate::EngineError;
+
+/// Steps that a template may take: real ones need some thousands.
+const FUEL: u64 = 5_000_000;
+/// Longest rendered prompt, in bytes.
+const MAX_OUTPUT_BYTES: usize = 16 << 20;
+/// Longest template text, in bytes.
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+
+/// A compiled chat template.
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    special: Vec<(String, String)>,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder: chat_template.jinja, or `chat_template` in tokenizer_config.json (a text, or a list
+    /// of named ones, of which `default` is taken).
+    pub fn find(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<String>, EngineError> {
+        let file = folder.join("chat_template.jinja");
+        if file.is_file() {
+            let read = std::fs::read_to_string(&file);
+            return read.map(Some).map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", file.display())));
+        }
+        let Some(value) = tokenizer.config().get("chat_template") else { return Ok(None) };
+        if let Some(list) = value.as_array() {
+            let named = |name: &str| list.iter().find(|t| t.get("name").and_then(|n| n.as_str()) == Some(name));
+            let text = named("default").or(list.first()).and_then(|t| t.get("template")?.as_str());
+            return Ok(text.map(str::to_string));
+        }
+        Ok(value.as_str().map(str::to_string))
+    }
+
+    /// Compiles `text`. Special tokens of the tokenizer become variables (`bos_token`, ...).
+    pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
+        let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(format!("the chat template is not valid: {e}"));
+        if text.len() > MAX_TEMPLATE_BYTES {
+            return Err(refuse(&format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
+        }
+        let mut env = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        env.set_syntax(syntax.map_err(|e| refuse(&e))?);
+        env.set_fuel(Some(FUEL));
+        env.set_recursion_limit(64);
+        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.add_filter("tojson", tojson);
+        env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        env.add_function("strftime_now", |format: String| -> Result<String, minijinja::Error> {
+            use std::fmt::Write;
+            let mut out = String::new();
+            let now = chrono::Local::now();
+            write!(out, "{}", now.format(&format)).map_err(|_| {
+                minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}"))
+            })?;
+            Ok(out)
+        });
+        env.add_template_owned("chat", without_generation_tags(text)).map_err(|e| refuse(&e))?;
+        let keys = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+        let special = keys.iter().filter_map(|k| Some((k.to_string(), tokenizer.special_token(k)?.to_string())));
+        Ok(Self { env, special: special.collect() })
+    }
+
+    /// Renders a request: a JSON object with `messages` and whatever else the template reads (`tools`,
+    /// `add_generation_prompt`, `documents`, ...).
+    ///
+    /// # Errors
+    /// `InvalidRequest` if the template refuses the messages, or runs too long.
+    pub fn render(&self, request: &serde_json::Map<String, serde_json::Value>) -> Result<String, EngineError> {
+        let mut context: serde_json::Map<String, serde_json::Value> =
+            self.special.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
+        for key in ["tools", "documents"] {
+            context.insert(key.into(), serde_json::Value::Null);
+        }
+        context.extend(request.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let refuse = |e: minijinja::Error| {
+            let mut text = e.to_string();
+            if e.kind() == ErrorKind::OutOfFuel {
+                text = format!("it took more than {FUEL} steps");
+            }
+            EngineError::InvalidRequest(format!("the chat template does not take these messages: {text}"))
+        };
+        let template = self.env.get_template("chat").map_err(refuse)?;
+        let mut out = Capped(Vec::new());
+        template.render_captured_to(Value::from(Serde(context)), &mut out).map_err(refuse)?;
+        String::from_utf8(out.0).map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))
+    }
+}
+
+/// A writer that refuses more than `MAX_OUTPUT_BYTES`.
+struct Capped(Vec<u8>);
+
+impl std::io::Write for Capped {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
+            return Err(std::io::Error::other(format!("the prompt grew beyond {MAX_OUTPUT_BYTES} bytes")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Replaces `{% generation %}` and `{% endgeneration %}` (marks for training) by tags that do nothing, keeping their
+/// white-space control.
+fn without_generation_tags(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("{%") {
+        out.push_str(&rest[..start + 2]);
+        rest = &rest[start + 2..];
+        let Some(end) = rest.find("%}") else { break };
+        let tag = &rest[..end];
+        match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => out.push_str(&tag.replace("generation", "if true")),
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `tojson` as transformers defines it: json.dumps(value, ensure_ascii=False, indent=..., separators=..., sort_keys=...).
+fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
+    let failed = |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
+    let _: Option<bool> = kwargs.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = kwargs.get("separators")?;
+    kwargs.assert_all_used()?;
+    if indent.is_some_and(|n| n > 64) {
+        return Err(failed(&"an indent of at most 64 is taken"));
+    }
+    let mut json = serde_json::to_value(&value).map_err(|e| failed(&e))?;
+    if sort_keys == Some(true) {
+        json.sort_all_objects();
+    }
+    let (comma, colon) = match separators.as_deref() {
+        Some([comma, colon]) => (comma.clone(), colon.clone()),
+        Some(_) => return Err(failed(&"two separators are expected")),
+        None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
+    };
+    let style = PythonJson { comma, colon, indent, depth: 0, empty: true };
+    let mut out = Vec::new();
+    json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(|e| failed(&e))?;
+    let text = String::from_utf8(out).map_err(|e| failed(&e))?;
+    Ok(Value::from_safe_string(text))
+}
+
+/// The layout of Python's json.dumps.
+struct PythonJson {
+    comma: String,
+    colon: String,
+    indent: Option<usize>,
+    depth: usize,
+    /// The container that is open has no element yet.
+    empty: bool,
+}
+
+impl PythonJson {
+    fn line<W: ?Sized + std::io::Write>(&self, w: &mut W) -> std::io::Result<()> {
+        match self.indent {
+            Some(n) => write!(w, "\n{:1$}", "", n * self.depth),
+            None => Ok(()),
+        }
+    }
+
+    fn open<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth += 1;
+        self.empty = true;
+        w.write_all(bracket)
+    }
+
+    fn close<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth -= 1;
+        if !self.empty {
+            self.line(w)?;
+        }
+        self.empty = false;
+        w.write_all(bracket)
+    }
+
+    fn item<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if !first {
+            w.write_all(self.comma.as_bytes())?;
+        }
+        self.empty = false;
+        self.line(w)
+    }
+}
+
+impl serde_json::ser::Formatter for PythonJson {
+    fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.open(w, b"[")
+    }
+    fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.close(w, b"]")
+    }
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        self.item(w, first)
+    }
+    fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.open(w, b"{")
+    }
+    fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.close(w, b"}")
+    }
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        self.item(w, first)
+    }
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(self.colon.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::tests::byte_level;
+    use serde_json::json;
+
+    fn render(template: &str, request: serde_json::Value) -> Result<String, EngineError> {
+        ChatTemplate::new(template, &byte_level())?.render(request.as_object().expect("object"))
+    }
+
+    #[test]
+    fn a_chatml_template_renders_with_python_methods_and_loop_controls() {
+        let template = "{%- for m in messages -%}\n{%- if m.role == 'tool' %}{% continue %}{% endif -%}\n\
+                        <|{{ m['role'].upper() }}|>{{ m.get('content', '').strip() }}\n{% endfor -%}\n\
+                        {% generation %}{% if add_generation_prompt %}<|ASSISTANT|>{% endif %}{% endgeneration %}";
+        let request = json!({"messages": [{"role": "user", "content": " hi "}, {"role": "tool"}], "add_generation_prompt": true});
+        assert_eq!(render(template, request).expect("text"), "<|USER|>hi\n<|ASSISTANT|>");
+    }
+
+    #[test]
+    fn tojson_writes_what_python_writes() {
+        let value = json!({"x": {"b": [1, 2.5, null, true], "a": "é<>\"", "e": [], "o": {}}});
+        assert_eq!(render("{{ x | tojson }}", value.clone()).expect("text"),
+                   "{\"b\": [1, 2.5, null, true], \"a\": \"é<>\\\"\", \"e\": [], \"o\": {}}");
+        assert_eq!(render("{{ x | tojson(indent=2) }}", value).expect("text"),
+                   "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    true\n  ],\n  \"a\": \"é<>\\\"\",\n  \"e\": [],\n  \"o\": {}\n}");
+    }
+
+    #[test]
+    fn hostile_templates_end_in_a_typed_error() {
+        let endless = "{% for a in range(100000) %}{% for b in range(100000) %}{{ a }}{% endfor %}{% endfor %}";
+        for template in [endless, "{{ raise_exception('no system turn') }}", "{{ 'x' * 100000000000 }}", "{{ messages.foo() }}"] {
+            let error = render(template, json!({"messages": []})).expect_err(template);
+            assert_eq!(error.class_name(), "InvalidRequestError", "{error}");
+        }
+        assert!(render("{% if %}", json!({})).is_err());
+        assert!(render("{{ strftime_now('%Y') }}", json!({})).expect("year").parse::<u32>().expect("number") > 2000);
+        assert_eq!(render("{{ strftime_now('%Q') }}", json!({})).expect_err("format").class_name(), "InvalidRequestError");
+    }
+}

@@ -1,0 +1,148 @@
+//! The model's tokenizer: tokenizer.json through the tokenizers crate, and what tokenizer_config.json and
+//! generation_config.json add.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+use octavo_model::read_json;
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer as HfTokenizer;
+
+use crate::error::panic_text;
+use crate::EngineError;
+
+/// Largest tokenizer.json that is read, in bytes.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// Text to token ids and back. Safe to share between threads.
+pub struct Tokenizer {
+    inner: HfTokenizer,
+    config: Map<String, Value>,
+}
+
+impl Tokenizer {
+    /// Loads from a folder, or from a tokenizer.json.
+    ///
+    /// # Errors
+    /// `ModelNotFound` without the file, `CorruptModel` if it cannot be read; a panic of the parser is caught.
+    pub fn load(path: &Path) -> Result<Self, EngineError> {
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let folder = file.parent().map(Path::to_path_buf).unwrap_or_else(|| PathBuf::from("."));
+        let Ok(meta) = std::fs::metadata(&file) else {
+            return Err(EngineError::ModelNotFound(format!(
+                "no tokenizer at {}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
+                 Save it with transformers' AutoTokenizer, or pass tokenizer=",
+                file.display()
+            )));
+        };
+        let corrupt = |what: String| {
+            EngineError::CorruptModel(format!("cannot read the tokenizer {}: {what}", file.display()))
+        };
+        if meta.len() > MAX_TOKENIZER_BYTES {
+            return Err(corrupt(format!("{} bytes, at most {MAX_TOKENIZER_BYTES} are read", meta.len())));
+        }
+        let loaded = catch_unwind(|| HfTokenizer::from_file(&file));
+        let mut inner = loaded.map_err(|p| corrupt(panic_text(p)))?.map_err(|e| corrupt(e.to_string()))?;
+        // A stored truncation or padding is of training; here it would silently cut prompts.
+        inner.with_truncation(None).map_err(|e| corrupt(e.to_string()))?;
+        inner.with_padding(None);
+        let config_file = folder.join("tokenizer_config.json");
+        let config = if config_file.is_file() { read_json(&config_file)? } else { Map::new() };
+        Ok(Self { inner, config })
+    }
+
+    /// Token ids of `text`; with `add_special_tokens` what the model expects around a prompt (such as BOS).
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
+        let run = || self.inner.encode_fast(text, add_special_tokens);
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+            Ok(Err(e)) => Err(EngineError::InvalidRequest(format!("the prompt cannot be tokenised: {e}"))),
+            Err(p) => {
+                Err(EngineError::InvalidRequest(format!("the prompt cannot be tokenised: {}", panic_text(p))))
+            }
+        }
+    }
+
+    /// Text of `ids`. Unknown ids are left out, as in transformers.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, EngineError> {
+        let run = || self.inner.decode(ids, skip_special_tokens);
+        match catch_unwind(AssertUnwindSafe(run)) {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(e)) => Err(EngineError::Execution(format!("tokens cannot be turned into text: {e}"))),
+            Err(p) => Err(EngineError::Execution(format!("tokens cannot be turned into text: {}", panic_text(p)))),
+        }
+    }
+
+    /// The text of one token, as reported with logprobs.
+    pub fn token_text(&self, id: u32) -> String {
+        let text = self.decode(&[id], false).unwrap_or_default();
+        if text.is_empty() { self.inner.id_to_token(id).unwrap_or_default() } else { text }
+    }
+
+    /// The id of a token given by its exact name, such as `<|im_end|>`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Number of token ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// tokenizer_config.json.
+    pub fn config(&self) -> &Map<String, Value> {
+        &self.config
+    }
+
+    /// A special token's text from tokenizer_config.json, in both of its spellings.
+    pub fn special_token(&self, key: &str) -> Option<&str> {
+        let value = self.config.get(key)?;
+        value.as_str().or_else(|| value.get("content")?.as_str())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A byte-level tokenizer without merges: token id = byte value, plus `<eos>` = 256.
+    pub fn byte_level() -> Tokenizer {
+        let alphabet = tokenizers::pre_tokenizers::byte_level::bytes_char();
+        let vocab: Map<String, Value> =
+            alphabet.iter().map(|(b, c)| (c.to_string(), Value::from(*b))).collect();
+        let json = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+            "added_tokens": [{"id": 256, "content": "<eos>", "single_word": false, "lstrip": false, "rstrip": false,
+                              "normalized": false, "special": true}],
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                      "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                      "vocab": vocab, "merges": []},
+        });
+        let inner = HfTokenizer::from_bytes(json.to_string()).expect("tokenizer");
+        Tokenizer { inner, config: Map::new() }
+    }
+
+    #[test]
+    fn bytes_round_trip() {
+        let t = byte_level();
+        let ids = t.encode("héllo <eos>", true).expect("ids");
+        assert_eq!(ids.last(), Some(&256));
+        assert_eq!(t.decode(&ids, true).expect("text"), "héllo ");
+        assert_eq!(t.decode(&ids, false).expect("text"), "héllo <eos>");
+        assert_eq!(t.token_text(256), "<eos>");
+        assert_eq!(t.id_of("<eos>"), Some(256));
+    }
+
+    #[test]
+    fn a_missing_or_broken_file_is_a_typed_error() {
+        let dir = tempfile::tempdir().expect("dir");
+        let missing = Tokenizer::load(dir.path()).err().expect("missing");
+        assert_eq!(missing.class_name(), "ModelNotFoundError");
+        std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3}").expect("write");
+        let broken = Tokenizer::load(dir.path()).err().expect("broken");
+        assert_eq!(broken.class_name(), "CorruptModelError");
+        assert!(broken.to_string().contains("tokenizer.json"), "{broken}");
+    }
+}

@@ -1,0 +1,318 @@
+//! One task of attention: some query positions of one sequence, for all query heads of one KV head.
+//!
+//! Rows are (position, query head), position first. A KV block is loaded once for all rows and stays in the first
+//! cache while they pass, up to four at a time.
+
+use std::cell::RefCell;
+
+use super::kv::{key_block, padded, value_block};
+use super::{AttentionParams, BLOCK_SIZE, SeqView, first_visible};
+use crate::parallel::Shared;
+use crate::simd::{self, LANES, Op, Simd};
+
+/// Vectors of keys in a block.
+const HALVES: usize = BLOCK_SIZE / LANES;
+/// Rows that are computed together at most.
+const ROWS: usize = 4;
+/// Places of tokens in a block, as numbers to compare with.
+const PLACES: [f32; BLOCK_SIZE] = {
+    let mut places = [0.0; BLOCK_SIZE];
+    let mut place = 0;
+    while place < BLOCK_SIZE {
+        places[place] = place as f32;
+        place += 1;
+    }
+    places
+};
+
+/// A stored key or value.
+pub(super) trait Element: Copy + Sync + Send + 'static {
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
+        s.load(from)
+    }
+}
+
+/// bf16 bits.
+impl Element for u16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
+        s.load_bf16(from)
+    }
+}
+
+pub(super) struct Tile<'a, E> {
+    pub(super) keys: &'a [E],
+    pub(super) values: &'a [E],
+    pub(super) q: &'a [f32],
+    pub(super) q_stride: usize,
+    pub(super) seq: &'a SeqView<'a>,
+    pub(super) params: &'a AttentionParams,
+    pub(super) kv_head: usize,
+    /// The first query and the number of them, within the sequence.
+    pub(super) first: usize,
+    pub(super) count: usize,
+    pub(super) out: &'a Shared<'a, f32>,
+}
+
+/// The running state of a task's rows.
+#[derive(Default)]
+struct State {
+    /// Scaled queries, `[rows][head_dim]`.
+    q: Vec<f32>,
+    /// Weighted sums of values, `[rows][padded head_dim]`.
+    acc: Vec<[f32; LANES]>,
+    /// The largest score of each row.
+    largest: Vec<f32>,
+    /// Sums of weights, 16 chains a row.
+    sum: Vec<[f32; LANES]>,
+}
+
+thread_local! {
+    /// Kept between tasks to spare allocations.
+    static STATE: RefCell<State> = RefCell::default();
+}
+
+impl<E: Element> Op for Tile<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // Taken out rather than borrowed in a closure: a closure might not be inlined into the entry.
+        let mut state = STATE.take();
+        self.start(&mut state);
+        let last_position = self.position(self.count - 1);
+        let first_block = first_visible(self.position(0), self.params.window) / BLOCK_SIZE;
+        for block in first_block..last_position / BLOCK_SIZE + 1 {
+            self.block(s, &mut state, block);
+        }
+        self.finish(s, &state);
+        STATE.set(state);
+    }
+}
+
+impl<E: Element> Tile<'_, E> {
+    /// Query heads of a KV head.
+    #[inline(always)]
+    fn group(&self) -> usize {
+        self.params.heads / self.params.kv_heads
+    }
+
+    /// The position of query `index` of this task.
+    #[inline(always)]
+    fn position(&self, index: usize) -> usize {
+        self.seq.context_len - self.seq.query_len + self.first + index
+    }
+
+    fn start(&self, state: &mut State) {
+        let (head_dim, group) = (self.params.head_dim, self.group());
+        let rows = self.count * group;
+        state.q.clear();
+        for row in 0..rows {
+            let token = self.seq.query_start + self.first + row / group;
+            let head = self.kv_head * group + row % group;
+            let q = &self.q[token * self.q_stride + head * head_dim..][..head_dim];
+            state.q.extend(q.iter().map(|x| x * self.params.scale));
+        }
+        state.acc.clear();
+        state.acc.resize(rows * padded(head_dim) / LANES, [0.0; LANES]);
+        state.largest.clear();
+        state.largest.resize(rows, f32::NEG_INFINITY);
+        state.sum.clear();
+        state.sum.resize(rows, [0.0; LANES]);
+    }
+
+    /// The places in block `block` that row `row` sees; empty when there are none.
+    #[inline(always)]
+    fn visible(&self, block: usize, row: usize) -> (usize, usize) {
+        let position = self.position(row / self.group());
+        let start = block * BLOCK_SIZE;
+        let low = first_visible(position, self.params.window).saturating_sub(start);
+        (low, (position + 1).saturating_sub(start).min(BLOCK_SIZE))
+    }
+
+    /// One KV block for all rows, in runs of at most four that see the same places.
+    #[inline(always)]
+    fn block<S: Simd>(&self, s: S, state: &mut State, block: usize) {
+        let head_dim = self.params.head_dim;
+        let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+        let keys = &self.keys[place * key_block(head_dim)..(place + 1) * key_block(head_dim)];
+        let values = &self.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
+        let (keys, values) = (keys.as_chunks::<LANES>().0, values.as_chunks::<LANES>().0);
+        let rows = self.count * self.group();
+        let mut row = 0;
+        while row < rows {
+            let seen = self.visible(block, row);
+            let mut count = 1;
+            while count < ROWS && row + count < rows && self.visible(block, row + count) == seen {
+                count += 1;
+            }
+            if seen.0 < seen.1 {
+                match count {
+                    4.. => self.rows::<S, 4>(s, state, keys, values, row, seen),
+                    3 => self.rows::<S, 3>(s, state, keys, values, row, seen),
+                    2 => self.rows::<S, 2>(s, state, keys, values, row, seen),
+                    _ => self.rows::<S, 1>(s, state, keys, values, row, seen),
+                }
+            }
+            row += count;
+        }
+    }
+
+    /// R rows that see places `seen.0 .. seen.1` of a block.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        state: &mut State,
+        keys: &[[E; LANES]],
+        values: &[[E; LANES]],
+        row: usize,
+        seen: (usize, usize),
+    ) {
+        let head_dim = self.params.head_dim;
+        let q = &state.q[row * head_dim..(row + R) * head_dim];
+        let scores = scores::<S, E, R>(s, q, keys, head_dim);
+        let mut weights = [[0.0; BLOCK_SIZE]; R];
+        let mut rescale = [1.0; R];
+        for r in 0..R {
+            let mut score = scores[r];
+            let before = state.largest[row + r];
+            let mut top = s.splat(before);
+            for half in 0..HALVES {
+                score[half] = self.bounded(s, score[half], half, seen);
+                top = s.max(score[half], top);
+            }
+            let largest = s.reduce_max(top);
+            if largest != before {
+                state.largest[row + r] = largest;
+                // A first block rescales sums of zero by e^-inf = 0.
+                rescale[r] = s.reduce_max(simd::exp(s, s.splat(before - largest)));
+            }
+            let mut sum = s.mul(s.load(&state.sum[row + r]), s.splat(rescale[r]));
+            for half in 0..HALVES {
+                let weight = simd::exp(s, s.sub(score[half], s.splat(largest)));
+                sum = s.add(sum, weight);
+                s.store_partial(weight, &mut weights[r][half * LANES..(half + 1) * LANES]);
+            }
+            s.store(sum, &mut state.sum[row + r]);
+        }
+        let vectors = padded(head_dim) / LANES;
+        let acc = &mut state.acc[row * vectors..(row + R) * vectors];
+        weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen);
+    }
+
+    /// The soft cap and the mask.
+    #[inline(always)]
+    fn bounded<S: Simd>(&self, s: S, score: S::F, half: usize, seen: (usize, usize)) -> S::F {
+        let score = match self.params.softcap {
+            Some(cap) => s.mul(s.splat(cap), simd::tanh(s, s.div(score, s.splat(cap)))),
+            None => score,
+        };
+        if seen == (0, BLOCK_SIZE) {
+            return score;
+        }
+        let places = s.load_partial(&PLACES[half * LANES..(half + 1) * LANES], 0.0);
+        let never = s.splat(f32::NEG_INFINITY);
+        let score = s.select_lt(places, s.splat(seen.0 as f32), never, score);
+        s.select_lt(places, s.splat(seen.1 as f32), score, never)
+    }
+
+    /// Divides by the sums and writes the rows out.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, state: &State) {
+        let (head_dim, group) = (self.params.head_dim, self.group());
+        let vectors = padded(head_dim) / LANES;
+        for row in 0..self.count * group {
+            let token = self.seq.query_start + self.first + row / group;
+            let start = (token * self.params.heads + self.kv_head * group + row % group) * head_dim;
+            // SAFETY: rows of sequences do not overlap, and a position and head is in one task.
+            let out = unsafe { self.out.part(start..start + head_dim) };
+            let inverse = s.splat(1.0 / s.reduce_add(s.load(&state.sum[row])));
+            for (out, acc) in out.chunks_mut(LANES).zip(&state.acc[row * vectors..]) {
+                // + 0 makes -0 into 0: the sign of a zero sum may hang on masked tokens.
+                s.store_partial(s.add(s.mul(s.load(acc), inverse), s.zero()), out);
+            }
+        }
+    }
+}
+
+/// R rows of q times a block of keys: one chain over channels for each key.
+#[inline(always)]
+fn scores<S: Simd, E: Element, const R: usize>(
+    s: S,
+    q: &[f32],
+    keys: &[[E; LANES]],
+    head_dim: usize,
+) -> [[S::F; HALVES]; R] {
+    assert!(q.len() == R * head_dim && keys.len() == HALVES * head_dim);
+    let q = q.as_ptr();
+    let mut acc = [[s.zero(); HALVES]; R];
+    if S::WIDE {
+        for channel in 0..head_dim {
+            for half in 0..HALVES {
+                // SAFETY: channel < head_dim and half < 2, within the length checked above.
+                let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
+                for r in 0..R {
+                    // SAFETY: r < R and channel < head_dim, within the length checked above.
+                    let x = s.splat(unsafe { *q.add(r * head_dim + channel) });
+                    acc[r][half] = s.fma(x, key, acc[r][half]);
+                }
+            }
+        }
+        return acc;
+    }
+    // Few registers: one half after the other. Each chain is the same.
+    for half in 0..HALVES {
+        let mut part = [s.zero(); R];
+        for channel in 0..head_dim {
+            // SAFETY: as above.
+            let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
+            for r in 0..R {
+                // SAFETY: as above.
+                let x = s.splat(unsafe { *q.add(r * head_dim + channel) });
+                part[r] = s.fma(x, key, part[r]);
+            }
+        }
+        for r in 0..R {
+            acc[r][half] = part[r];
+        }
+    }
+    acc
+}
+
+/// acc = acc * rescale + weights times values: one chain over the tokens that are seen, in order.
+///
+/// Other tokens are not read: their places may hold anything, even NaN.
+#[inline(always)]
+fn weigh<S: Simd, E: Element, const R: usize>(
+    s: S,
+    acc: &mut [[f32; LANES]],
+    values: &[[E; LANES]],
+    weights: &[[f32; BLOCK_SIZE]; R],
+    rescale: &[f32; R],
+    seen: (usize, usize),
+) {
+    let vectors = acc.len() / R;
+    assert!(values.len() == BLOCK_SIZE * vectors && seen.1 <= BLOCK_SIZE);
+    for vector in 0..vectors {
+        let mut sums = [s.zero(); R];
+        for r in 0..R {
+            sums[r] = s.mul(s.load(&acc[r * vectors + vector]), s.splat(rescale[r]));
+        }
+        for token in seen.0..seen.1 {
+            // SAFETY: token < 32 and vector < vectors, within the length checked above.
+            let value = E::load(s, unsafe { values.get_unchecked(token * vectors + vector) });
+            for r in 0..R {
+                sums[r] = s.fma(s.splat(weights[r][token]), value, sums[r]);
+            }
+        }
+        for r in 0..R {
+            s.store(sums[r], &mut acc[r * vectors + vector]);
+        }
+    }
+}

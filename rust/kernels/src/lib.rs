@@ -1,0 +1,37 @@
+//! CPU kernels of octavo.
+//!
+//! Each op is one algorithm, written once over vectors of 16 lanes and compiled for every instruction set
+//! ([`Isa`]). All levels add in the same order with the same roundings, and no reduction depends on the number
+//! of rows, on tiles or on threads, so a row's result is bit-identical on every machine level, in every batch and
+//! for every thread count.
+//!
+//! A [`Kernels`] value holds the chosen instruction set and the thread pool; every op takes it first. Shapes are
+//! the caller's duty: a wrong shape is a bug and panics with a message that names it.
+
+// Loops over rows, panels and lanes index several arrays at once; iterators there hide the arithmetic.
+#![allow(clippy::needless_range_loop)]
+
+mod activation;
+mod attention;
+mod context;
+mod isa;
+mod logits;
+mod matmul;
+mod norm;
+mod parallel;
+mod quantize;
+mod rope;
+mod simd;
+mod threads;
+
+pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
+pub use attention::{AttentionParams, BLOCK_SIZE, KvDtype, KvLayer, SeqView, paged_attention, write_kv};
+pub use context::Kernels;
+pub use half::{bf16, f16};
+pub use isa::{Isa, IsaError};
+pub use logits::{argmax, log_sum_exp};
+pub use matmul::{Linear, Rows, WeightDtype};
+pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
+pub use quantize::{GROUP, QuantizedRows};
+pub use rope::{RopeLayout, RopeStyle, RopeTable, rope};
+pub use threads::{ThreadPool, default_threads};

@@ -1,0 +1,167 @@
+//! Matrix products: y[m, n] = x[m, k] * w[n, k]^T + bias[n], weights packed once at load.
+//!
+//! Each output element is one chain over k (int8: over groups of 128, exact inside), so a row of y has the same bits
+//! for every m, number of threads and instruction set.
+
+mod bfloat;
+mod driver;
+mod float;
+mod int8;
+mod rows;
+
+use bfloat::MatmulBf16;
+use driver::Output;
+use float::MatmulF32;
+use int8::MatmulInt8;
+pub use rows::Rows;
+use rows::Stack;
+
+use crate::context::Kernels;
+use crate::quantize::QuantizedRows;
+
+/// How packed weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightDtype {
+    /// f32; products with f32 activations.
+    F32,
+    /// bf16; widened, products with f32 activations.
+    Bf16,
+    /// int8 with a bf16 scale per row and group of 128 columns; activations are quantised to int8 alike.
+    Int8,
+}
+
+/// A packed weight matrix `[rows (n), columns (k)]`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weights: Weights,
+    rows: usize,
+}
+
+#[derive(Debug, Clone)]
+enum Weights {
+    F32(MatmulF32),
+    Bf16(MatmulBf16),
+    Int8(MatmulInt8),
+}
+
+impl Linear {
+    /// Packs matrices `[n_i, columns]`, one below the other (as q, k, v or gate, up), in parallel.
+    ///
+    /// n is the sum of the n_i; any n and any number of columns from 1 on. Values are rounded to the nearest of `dtype`.
+    pub fn pack(kernels: &Kernels, parts: &[Rows<'_>], columns: usize, dtype: WeightDtype) -> Linear {
+        let source = Stack::new(parts, columns);
+        let weights = match dtype {
+            WeightDtype::F32 => Weights::F32(MatmulF32::pack(kernels, &source)),
+            WeightDtype::Bf16 => Weights::Bf16(MatmulBf16::pack(kernels, &source)),
+            WeightDtype::Int8 => Weights::Int8(MatmulInt8::pack(kernels, &source)),
+        };
+        Linear { weights, rows: source.rows }
+    }
+
+    /// y = x w^T + bias: x `[m, columns]`, y `[m, rows]`.
+    ///
+    /// `scratch` takes the int8 form of x where the weights are int8, and is left alone otherwise.
+    pub fn forward(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        m: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        scratch: &mut QuantizedRows,
+    ) {
+        self.forward_strided(kernels, x, m, bias, y, self.rows, scratch);
+    }
+
+    /// As [`Linear::forward`]; row `r` of y begins at `r * y_stride`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_strided(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        m: usize,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        y_stride: usize,
+        scratch: &mut QuantizedRows,
+    ) {
+        let columns = self.columns();
+        assert!(
+            x.len().is_multiple_of(columns) && x.len() / columns == m,
+            "x holds {} values, not [m = {m}, k = {columns}]",
+            x.len()
+        );
+        let output = Output { m, n: self.rows, bias, y, stride: y_stride };
+        match &self.weights {
+            Weights::F32(weights) => driver::run(kernels, &weights.with(x), output),
+            Weights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
+            Weights::Int8(weights) => {
+                scratch.quantize(kernels, x, columns);
+                driver::run(kernels, &weights.with(scratch), output);
+            }
+        }
+    }
+
+    /// y = x w^T + bias for rows that are already int8, so that several matrices share one quantisation of x.
+    ///
+    /// # Panics
+    /// When the weights are not int8 (see [`Linear::dtype`]).
+    pub fn forward_quantized(
+        &self,
+        kernels: &Kernels,
+        x: &QuantizedRows,
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+        y_stride: usize,
+    ) {
+        let Weights::Int8(weights) = &self.weights else {
+            panic!("forward_quantized on {:?} weights", self.dtype());
+        };
+        assert_eq!(x.columns(), self.columns(), "columns of x");
+        let output = Output { m: x.rows(), n: self.rows, bias, y, stride: y_stride };
+        driver::run(kernels, &weights.with(x), output);
+    }
+
+    /// Writes row `row` as f32 into `out` (`columns` values): the look-up of an embedding.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.columns(), "length of a row");
+        match &self.weights {
+            Weights::F32(weights) => weights.row(row, out),
+            Weights::Bf16(weights) => weights.row(row, out),
+            Weights::Int8(weights) => weights.row(row, out),
+        }
+    }
+
+    /// n: the number of outputs.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// k: the number of inputs.
+    pub fn columns(&self) -> usize {
+        match &self.weights {
+            Weights::F32(weights) => weights.columns(),
+            Weights::Bf16(weights) => weights.columns(),
+            Weights::Int8(weights) => weights.columns(),
+        }
+    }
+
+    /// How the weights are stored.
+    pub fn dtype(&self) -> WeightDtype {
+        match &self.weights {
+            Weights::F32(_) => WeightDtype::F32,
+            Weights::Bf16(_) => WeightDtype::Bf16,
+            Weights::Int8(_) => WeightDtype::Int8,
+        }
+    }
+
+    /// Memory of the packed weights, in bytes.
+    pub fn bytes(&self) -> usize {
+        match &self.weights {
+            Weights::F32(weights) => weights.bytes(),
+            Weights::Bf16(weights) => weights.bytes(),
+            Weights::Int8(weights) => weights.bytes(),
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Where weights come from: rows of a checkpoint's matrix in its own dtype.
+
+use half::{bf16, f16};
+
+/// A row-major matrix `[rows, columns]` to be packed; the column count is given beside it.
+///
+/// The `..Bytes` forms read little-endian values at any alignment, as they lie in a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub enum Rows<'a> {
+    /// f32 values.
+    F32(&'a [f32]),
+    /// bf16 values.
+    Bf16(&'a [bf16]),
+    /// f16 values.
+    F16(&'a [f16]),
+    /// f32 values as little-endian bytes.
+    F32Bytes(&'a [u8]),
+    /// bf16 values as little-endian bytes.
+    Bf16Bytes(&'a [u8]),
+    /// f16 values as little-endian bytes.
+    F16Bytes(&'a [u8]),
+}
+
+impl Rows<'_> {
+    /// The number of values.
+    pub fn values(&self) -> usize {
+        match self {
+            Rows::F32(x) => x.len(),
+            Rows::Bf16(x) => x.len(),
+            Rows::F16(x) => x.len(),
+            Rows::F32Bytes(x) => x.len() / 4,
+            Rows::Bf16Bytes(x) | Rows::F16Bytes(x) => x.len() / 2,
+        }
+    }
+
+    /// Writes the `to.len()` values from place `start` on.
+    pub(super) fn read(&self, start: usize, to: &mut [f32]) {
+        let end = start + to.len();
+        match self {
+            Rows::F32(x) => to.copy_from_slice(&x[start..end]),
+            Rows::Bf16(x) => convert(&x[start..end], to, |v| v.to_f32()),
+            Rows::F16(x) => convert(&x[start..end], to, |v| v.to_f32()),
+            Rows::F32Bytes(x) => convert(x[4 * start..4 * end].as_chunks().0, to, |v| f32::from_le_bytes(*v)),
+            Rows::Bf16Bytes(x) => {
+                convert(x[2 * start..2 * end].as_chunks().0, to, |v| bf16::from_le_bytes(*v).to_f32())
+            }
+            Rows::F16Bytes(x) => {
+                convert(x[2 * start..2 * end].as_chunks().0, to, |v| f16::from_le_bytes(*v).to_f32())
+            }
+        }
+    }
+}
+
+fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f(from);
+    }
+}
+
+/// Several matrices with the same column count, one below the other.
+pub(super) struct Stack<'a> {
+    parts: &'a [Rows<'a>],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+}
+
+impl<'a> Stack<'a> {
+    pub(super) fn new(parts: &'a [Rows<'a>], columns: usize) -> Stack<'a> {
+        assert!(columns > 0, "a matrix of no columns");
+        for part in parts {
+            let values = part.values();
+            assert!(values.is_multiple_of(columns), "{values} weights are no whole rows of {columns}");
+        }
+        let rows = parts.iter().map(|part| part.values() / columns).sum();
+        assert!(rows > 0, "a matrix of no rows");
+        Stack { parts, rows, columns }
+    }
+
+    /// Writes row `row`, `columns` values.
+    pub(super) fn read(&self, mut row: usize, to: &mut [f32]) {
+        for part in self.parts {
+            let rows = part.values() / self.columns;
+            if row < rows {
+                return part.read(row * self.columns, &mut to[..self.columns]);
+            }
+            row -= rows;
+        }
+        panic!("row beyond the {} of the stack", self.rows);
+    }
+}

@@ -1,0 +1,223 @@
+//! AVX2 with FMA and F16C: a vector of 16 lanes is two registers.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+
+/// Proof that the machine has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The machine has AVX2, FMA and F16C.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Avx2 {
+        Avx2(())
+    }
+}
+
+/// Intrinsics for which the token is the licence.
+macro_rules! intrinsics {
+    ($e:expr) => {
+        // SAFETY: an `Avx2` value exists only where the features do; pointers come from references of the full size.
+        unsafe { $e }
+    };
+}
+
+/// One intrinsic of two operands on both halves.
+macro_rules! both {
+    ($f:ident, $a:expr, $b:expr) => {
+        intrinsics!([$f($a[0], $b[0]), $f($a[1], $b[1])])
+    };
+}
+
+/// Lanes 8..16 folded onto 0..8 by the caller, the rest here: 4 onto 4, 2 onto 2, 1 onto 1.
+#[inline(always)]
+pub(super) fn fold_add(a: __m256) -> f32 {
+    intrinsics!({
+        let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    })
+}
+
+/// As [`fold_add`], with the maximum.
+#[inline(always)]
+pub(super) fn fold_max(a: __m256) -> f32 {
+    intrinsics!({
+        let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+        let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    })
+}
+
+/// Places 0..8 and 8..16 of 16 bf16 values as f32.
+#[inline(always)]
+fn widen(half: __m128i) -> __m256 {
+    intrinsics!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
+}
+
+/// (codes as i8) . x for 8 rows, added to `acc`.
+///
+/// maddubs wants one unsigned side and saturates at i16: |x| * (w with the sign of x) is the same product, and two of
+/// them are at most 2 * 127 * 127 = 32258.
+#[inline(always)]
+fn dot_half(acc: __m256i, w: __m256i, x: __m256i, x_abs: __m256i) -> __m256i {
+    intrinsics!({
+        let pairs = _mm256_maddubs_epi16(x_abs, _mm256_sign_epi8(w, x));
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    })
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type W = [__m256i; 2];
+    /// The codes and their absolute values.
+    type Q = [__m256i; 2];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        intrinsics!([_mm256_set1_ps(x); 2])
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        intrinsics!([_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))])
+    }
+    #[inline(always)]
+    fn store(self, v: Self::F, to: &mut [f32; LANES]) {
+        intrinsics!({
+            _mm256_storeu_ps(to.as_mut_ptr(), v[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), v[1]);
+        })
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::F {
+        let p: *const __m128i = x.as_ptr().cast();
+        intrinsics!([widen(_mm_loadu_si128(p)), widen(_mm_loadu_si128(p.add(1)))])
+    }
+    #[inline(always)]
+    fn load_bf16_pairs(self, x: &[u16; 2 * LANES]) -> (Self::F, Self::F) {
+        let p: *const __m256i = x.as_ptr().cast();
+        intrinsics!({
+            let (a, b) = (_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1)));
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let even = [_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b)];
+            let odd = [_mm256_and_si256(a, high), _mm256_and_si256(b, high)];
+            (even.map(|v| _mm256_castsi256_ps(v)), odd.map(|v| _mm256_castsi256_ps(v)))
+        })
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        intrinsics!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        let sign = self.splat(-0.0);
+        both!(_mm256_andnot_ps, sign, a)
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        intrinsics!([
+            _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
+            _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])),
+        ])
+    }
+    #[inline(always)]
+    fn reduce_max(self, a: Self::F) -> f32 {
+        fold_max(intrinsics!(_mm256_max_ps(a[0], a[1])))
+    }
+    #[inline(always)]
+    fn reduce_add(self, a: Self::F) -> f32 {
+        fold_add(intrinsics!(_mm256_add_ps(a[0], a[1])))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        intrinsics!([_mm256_cvtepi32_ps(a[0]), _mm256_cvtepi32_ps(a[1])])
+    }
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::I {
+        intrinsics!([_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])])
+    }
+    #[inline(always)]
+    fn exp2_int(self, n: Self::I) -> Self::F {
+        intrinsics!({
+            let bias = _mm256_set1_epi32(127);
+            let bits = [
+                _mm256_slli_epi32::<23>(_mm256_add_epi32(n[0], bias)),
+                _mm256_slli_epi32::<23>(_mm256_add_epi32(n[1], bias)),
+            ];
+            [_mm256_castsi256_ps(bits[0]), _mm256_castsi256_ps(bits[1])]
+        })
+    }
+    #[inline(always)]
+    fn store_i8(self, a: Self::I, to: &mut [i8; LANES]) {
+        intrinsics!({
+            // Packing works within 128-bit halves: the permutation puts the quarters back in order.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a[0], a[1]));
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packs_epi16(low, high));
+        })
+    }
+
+    #[inline(always)]
+    fn weights(self, codes: &[u8; 4 * LANES]) -> Self::W {
+        let p: *const __m256i = codes.as_ptr().cast();
+        intrinsics!({
+            let flip = _mm256_set1_epi8(-128);
+            [
+                _mm256_xor_si256(_mm256_loadu_si256(p), flip),
+                _mm256_xor_si256(_mm256_loadu_si256(p.add(1)), flip),
+            ]
+        })
+    }
+    #[inline(always)]
+    fn quad(self, codes: &[i8; 4]) -> Self::Q {
+        let bits = i32::from_le_bytes(codes.map(|code| code as u8));
+        intrinsics!({
+            let x = _mm256_set1_epi32(bits);
+            [x, _mm256_abs_epi8(x)]
+        })
+    }
+    #[inline(always)]
+    fn dot_start(self, _sum: i32) -> Self::I {
+        intrinsics!([_mm256_setzero_si256(); 2])
+    }
+    #[inline(always)]
+    fn dot(self, acc: Self::I, w: Self::W, x: Self::Q) -> Self::I {
+        [dot_half(acc[0], w[0], x[0], x[1]), dot_half(acc[1], w[1], x[0], x[1])]
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+}

@@ -1,0 +1,124 @@
+//! Elementary functions over vectors, the same on every level.
+
+use super::Simd;
+
+/// Below this exp is 0: 2^-126, the smallest normal number.
+const LOWEST: f32 = -87.336_54;
+/// Above this exp is +inf: the largest argument whose power of two fits the exponent.
+const HIGHEST: f32 = 88.376_26;
+/// ln 2 in two parts; the first has few enough bits that n * LN2_HIGH is exact.
+const LN2_HIGH: f32 = 0.693_359_4;
+const LN2_LOW: f32 = -2.121_944_4e-4;
+
+/// e^x with a relative error of at most 2e-7; 0 below -87.34, +inf above 88.37, NaN for NaN.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2, then e^r by its Taylor sum up to r^7 / 7! (the rest is below 6e-9).
+#[inline(always)]
+pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
+    // Constant first: a NaN in the second operand comes through.
+    let bounded = s.max(s.splat(LOWEST), s.min(s.splat(HIGHEST), x));
+    let n = s.round(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
+    let n_float = s.to_f32(n);
+    let r = s.fma(n_float, s.splat(-LN2_HIGH), bounded);
+    let r = s.fma(n_float, s.splat(-LN2_LOW), r);
+    let mut sum = s.splat(1.0 / 5040.0);
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = s.fma(sum, r, s.splat(coefficient));
+    }
+    let value = s.mul(sum, s.exp2_int(n));
+    let value = s.select_lt(x, s.splat(LOWEST), s.zero(), value);
+    s.select_lt(s.splat(HIGHEST), x, s.splat(f32::INFINITY), value)
+}
+
+/// tanh x = 1 - 2 / (e^2x + 1), with an absolute error of at most 2e-7.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    let e = exp(s, s.add(x, x));
+    let one = s.splat(1.0);
+    s.sub(one, s.div(s.splat(2.0), s.add(e, one)))
+}
+
+/// x / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn silu<S: Simd>(s: S, x: S::F) -> S::F {
+    let e = exp(s, s.sub(s.zero(), x));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+/// x / 2 * (1 + tanh u) = x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3).
+#[inline(always)]
+pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::F) -> S::F {
+    const MINUS_TWO_ROOT: f32 = -1.595_769;
+    let cubic = s.mul(s.mul(s.splat(0.044715), x), s.mul(x, x));
+    let e = exp(s, s.mul(s.splat(MINUS_TWO_ROOT), s.add(x, cubic)));
+    s.div(x, s.add(s.splat(1.0), e))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::simd::{LANES, Op, dispatch};
+    use crate::{Isa, Kernels};
+
+    /// e^x and tanh x of every lane.
+    struct Both(Vec<f32>);
+
+    impl Op for Both {
+        type Output = Vec<(f32, f32, f32)>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = Vec::new();
+            for x in self.0.as_chunks::<LANES>().0 {
+                let (mut e, mut t) = ([0.0; LANES], [0.0; LANES]);
+                s.store(exp(s, s.load(x)), &mut e);
+                s.store(tanh(s, s.load(x)), &mut t);
+                out.extend((0..LANES).map(|lane| (x[lane], e[lane], t[lane])));
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn errors_stay_below_what_is_promised() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(1, Some(isa)).unwrap();
+            let inputs: Vec<f32> = (0..1 << 18).map(|i| (i as f32 - 131_072.0) * 6.7e-4).collect();
+            for (x, e, t) in dispatch(&kernels, Both(inputs)) {
+                let want = f64::from(x).exp();
+                if x < LOWEST {
+                    assert_eq!(e, 0.0, "{isa}: e^{x}");
+                } else {
+                    let error = (f64::from(e) / want - 1.0).abs();
+                    assert!(error <= 2e-7, "{isa}: e^{x} is off by {error:e}");
+                }
+                let error = (f64::from(t) - f64::from(x).tanh()).abs();
+                assert!(error <= 2e-7, "{isa}: tanh {x} is off by {error:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn special_values() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(1, Some(isa)).unwrap();
+            let mut inputs = vec![0.0; LANES];
+            inputs[..7].copy_from_slice(&[
+                -0.0,
+                f32::NEG_INFINITY,
+                f32::INFINITY,
+                -88.0,
+                89.0,
+                1e30,
+                f32::NAN,
+            ]);
+            let out = dispatch(&kernels, Both(inputs));
+            let e: Vec<f32> = out.iter().map(|v| v.1).collect();
+            assert_eq!(e[..6], [1.0, 0.0, f32::INFINITY, 0.0, f32::INFINITY, f32::INFINITY], "{isa}");
+            assert!(e[6].is_nan() && out[6].2.is_nan(), "{isa}");
+            assert_eq!((out[1].2, out[2].2), (-1.0, 1.0), "{isa}");
+        }
+    }
+}

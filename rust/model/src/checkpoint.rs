@@ -1,0 +1,194 @@
+//! Safetensors checkpoints: one file or a sharded index, mapped read-only, every name and offset checked.
+//!
+//! The format is the one of the safetensors project: an 8-byte header length, a JSON header, the data. Beyond the
+//! checks of its crate (overlaps, holes, oversize headers) duplicate names and unknown dtypes are refused here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::Deserializer;
+
+use crate::buffer::map_file;
+use crate::config::read_json;
+use crate::spec::Dtype;
+use crate::ModelError;
+
+/// The mapped files of a checkpoint and where each tensor lies.
+pub struct Checkpoint {
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: std::ops::Range<usize>,
+}
+
+/// One tensor, borrowed from the map.
+pub struct Tensor<'a> {
+    /// Its name in the checkpoint.
+    pub name: &'a str,
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: &'a [usize],
+    /// Little-endian elements, row-major.
+    pub data: &'a [u8],
+}
+
+impl Checkpoint {
+    /// Opens the safetensors files of `folder`.
+    ///
+    /// # Errors
+    /// `NotFound` without weights or with a missing shard, `Corrupt` for a damaged file or index.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let index = folder.join("model.safetensors.index.json");
+        let single = folder.join("model.safetensors");
+        if index.is_file() {
+            let shards = read_index(&index)?;
+            for shard in shards.values().collect::<std::collections::BTreeSet<_>>() {
+                checkpoint.add(folder.join(shard))?;
+            }
+            for (name, shard) in &shards {
+                let held = checkpoint.tensors.get(name).map(|e| checkpoint.files[e.file].0.ends_with(shard));
+                if held != Some(true) {
+                    let what = format!("tensor {name} is not in {shard}, where the index puts it");
+                    return Err(ModelError::corrupt(index.display().to_string(), what));
+                }
+            }
+        } else if single.is_file() {
+            checkpoint.add(single)?;
+        } else {
+            return Err(ModelError::NotFound {
+                path: folder.to_path_buf(),
+                what: "there is no model.safetensors and no model.safetensors.index.json (other weight formats are \
+                       not read)"
+                    .into(),
+            });
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, path: PathBuf) -> Result<(), ModelError> {
+        if !path.is_file() {
+            return Err(ModelError::NotFound { path, what: "a shard named by the index is missing".into() });
+        }
+        let map = map_file(&path)?;
+        let file = path.display().to_string();
+        let corrupt = |what: String| ModelError::corrupt(file.clone(), what);
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|e| corrupt(format!("not a sound safetensors file: {e}")))?;
+        check_names(&map[8..8 + header]).map_err(corrupt)?;
+        let start = 8 + header;
+        for (name, info) in metadata.tensors() {
+            let Some(dtype) = dtype_of(info.dtype) else {
+                // Some checkpoints carry integer buffers that no weight name refers to.
+                continue;
+            };
+            let range = start + info.data_offsets.0..start + info.data_offsets.1;
+            let entry = Entry { file: self.files.len(), dtype, shape: info.shape.clone(), range };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(corrupt(format!("tensor {name} is in two files")));
+            }
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// True if the checkpoint holds `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|e| e.range.len()).sum()
+    }
+
+    /// The tensor `name`, whose shape must be `shape`.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let files = || match self.files.as_slice() {
+            [(path, _)] => path.display().to_string(),
+            files => format!("{} safetensors files", files.len()),
+        };
+        let Some((name, entry)) = self.tensors.get_key_value(name) else {
+            return Err(ModelError::corrupt(files(), format!("tensor {name} is missing")));
+        };
+        let (path, map) = &self.files[entry.file];
+        if entry.shape != shape {
+            let what = format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", entry.shape);
+            return Err(ModelError::corrupt(path.display().to_string(), what));
+        }
+        Ok(Tensor { name, dtype: entry.dtype, shape: &entry.shape, data: &map[entry.range.clone()] })
+    }
+}
+
+impl Tensor<'_> {
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let pairs = || self.data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+        match self.dtype {
+            Dtype::Float32 => {
+                self.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
+            Dtype::Bfloat16 => pairs().map(|u| half::bf16::from_bits(u).to_f32()).collect(),
+            Dtype::Float16 => pairs().map(|u| half::f16::from_bits(u).to_f32()).collect(),
+        }
+    }
+}
+
+fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
+    match dtype {
+        safetensors::Dtype::F32 => Some(Dtype::Float32),
+        safetensors::Dtype::BF16 => Some(Dtype::Bfloat16),
+        safetensors::Dtype::F16 => Some(Dtype::Float16),
+        _ => None,
+    }
+}
+
+/// The `weight_map` of a sharded checkpoint: tensor name to file name inside the folder.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
+    let corrupt = |what: String| ModelError::corrupt(path.display().to_string(), what);
+    let index = read_json(path)?;
+    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| corrupt("no weight_map".into()))?;
+    map.iter()
+        .map(|(name, file)| match file.as_str() {
+            // A shard is a plain file name: an index must not reach outside its folder.
+            Some(f) if Path::new(f).file_name() == Some(f.as_ref()) => Ok((name.clone(), f.to_string())),
+            _ => Err(corrupt(format!("weight_map gives {file} for {name}; a file name is expected"))),
+        })
+        .collect()
+}
+
+/// Refuses a header that names a tensor twice: readers differ in which one they take.
+fn check_names(header: &[u8]) -> Result<(), String> {
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = Option<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+            let mut seen = std::collections::HashSet::new();
+            let mut twice = None;
+            while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+                if !seen.insert(name.clone()) {
+                    twice = Some(name);
+                }
+            }
+            Ok(twice)
+        }
+    }
+    let mut reader = serde_json::Deserializer::from_slice(header);
+    match reader.deserialize_map(Names) {
+        Ok(None) => Ok(()),
+        Ok(Some(name)) => Err(format!("tensor {name} is named twice in the header")),
+        Err(e) => Err(format!("bad header: {e}")),
+    }
+}

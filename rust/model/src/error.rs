@@ -1,0 +1,58 @@
+//! What can go wrong between a model folder and a model in memory.
+
+use std::path::PathBuf;
+
+/// Faults of a model folder. Each message names the input and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The folder, or a file that it must hold, is not there.
+    #[error("no model at {path}: {what}. Give a folder that holds config.json and *.safetensors files")]
+    NotFound {
+        /// The folder or file that was looked for.
+        path: PathBuf,
+        /// What is missing there.
+        what: String,
+    },
+    /// The operating system refused to read a file.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The architecture or one of its options is outside what the spec can express.
+    #[error("unsupported model: {0}")]
+    Unsupported(String),
+    /// config.json holds a value that cannot be right.
+    #[error("bad config.json: {key} is {value}, {expected}")]
+    BadConfig {
+        /// The key, with its parents, such as `rope_scaling.factor`.
+        key: String,
+        /// The value found.
+        value: String,
+        /// What is allowed.
+        expected: String,
+    },
+    /// A weight file is damaged, or does not fit config.json.
+    #[error("corrupt checkpoint: {file}: {what}. Download or convert the model again")]
+    Corrupt {
+        /// The weight file or index.
+        file: String,
+        /// What is wrong in it.
+        what: String,
+    },
+    /// Values of the caller's options that cannot be combined with this model or machine.
+    #[error("{0}")]
+    BadOption(String),
+}
+
+impl ModelError {
+    pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn corrupt(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Corrupt { file: file.into(), what: what.into() }
+    }
+}

@@ -1,0 +1,24 @@
+//! Llama 2 and 3.
+
+use super::common::{llama_layout, Traits};
+use super::Family;
+use crate::config::Config;
+use crate::ModelError;
+
+pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
+    let bias = config.flag("attention_bias", false)?;
+    llama_layout(
+        config,
+        Traits {
+            architecture: "LlamaForCausalLM",
+            qkv_bias: bias,
+            out_bias: bias,
+            mlp_bias: config.flag("mlp_bias", false)?,
+            qk_norm: false,
+            windows: Vec::new(),
+            head_dim: None,
+            max_position: 2048,
+            tied: false,
+        },
+    )
+}

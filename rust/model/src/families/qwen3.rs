@@ -1,0 +1,24 @@
+//! Qwen3 (dense): RMS norm on every query and key head.
+
+use super::common::{llama_layout, qwen_windows, Traits};
+use super::Family;
+use crate::config::Config;
+use crate::ModelError;
+
+pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
+    let bias = config.flag("attention_bias", false)?;
+    llama_layout(
+        config,
+        Traits {
+            architecture: "Qwen3ForCausalLM",
+            qkv_bias: bias,
+            out_bias: bias,
+            mlp_bias: false,
+            qk_norm: true,
+            windows: qwen_windows(config)?,
+            head_dim: Some(128),
+            max_position: 32_768,
+            tied: false,
+        },
+    )
+}

@@ -1,0 +1,204 @@
+//! The forward pass on the CPU: one flat batch of tokens through all layers.
+//!
+//! The residual stream, norms, rope and softmax are f32; matmuls read weights as they are stored. Every row's result
+//! depends on its own sequence alone (see the kernels), so batching and chunking change no bit.
+
+use std::path::Path;
+
+use octavo_kernels as k;
+use octavo_kernels::{AttentionParams, Kernels, QuantizedRows, RmsNorm, SeqView, WeightDtype};
+
+use crate::families::Family;
+use crate::kv::KvPool;
+use crate::rope::RopeTable;
+use crate::spec::{Activation, Dtype, LayerSpec, ModelSpec};
+use crate::weights::{self, LayerWeights, Projection, Weights};
+use crate::ModelError;
+
+/// A loaded model. It keeps no state of requests.
+pub struct Model {
+    spec: ModelSpec,
+    weights: Weights,
+    stored_dtype: Dtype,
+    weight_dtype: WeightDtype,
+    inverse_frequencies: Vec<Vec<f32>>,
+}
+
+/// The tokens of one step.
+pub struct Batch<'a> {
+    /// Token ids `[T]`.
+    pub tokens: &'a [u32],
+    /// Their positions `[T]`.
+    pub positions: &'a [u32],
+    /// Cache slots of their keys and values `[T]`.
+    pub slots: &'a [u32],
+    /// The sequences, in order of their rows.
+    pub seqs: &'a [SeqView<'a>],
+}
+
+/// Reusable memory of the forward pass; grows to the largest step.
+#[derive(Default)]
+pub struct Scratch {
+    /// Residual stream `[T, hidden]`; after `forward` the output of the last layer.
+    x: Vec<f32>,
+    normed: Vec<f32>,
+    /// `[T, (heads + 2 kv_heads) * head_dim]`, then gate and up.
+    wide: Vec<f32>,
+    /// Attention or activation output.
+    inner: Vec<f32>,
+    rows: Vec<u32>,
+    ropes: Vec<RopeTable>,
+    quantized: QuantizedRows,
+}
+
+/// The first `len` elements of `buffer`, grown if needed. Their old content is not cleared.
+fn take(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+impl Model {
+    /// Loads the weights of `folder` as `weight_dtype`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Corrupt`, or `Unsupported`, naming file and tensor.
+    pub fn load(
+        kernels: &Kernels,
+        folder: &Path,
+        family: Family,
+        weight_dtype: WeightDtype,
+    ) -> Result<Self, ModelError> {
+        let (weights, stored_dtype) = weights::load(kernels, folder, &family, weight_dtype)?;
+        let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies()).collect();
+        Ok(Self { spec: family.spec, weights, stored_dtype, weight_dtype, inverse_frequencies })
+    }
+
+    /// What the model is.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Element type of the checkpoint's embedding.
+    pub fn stored_dtype(&self) -> Dtype {
+        self.stored_dtype
+    }
+
+    /// How the weights are held.
+    pub fn weight_dtype(&self) -> WeightDtype {
+        self.weight_dtype
+    }
+
+    /// Runs one step: writes the batch's keys and values into `kv` and leaves the last layer's output in `scratch`.
+    pub fn forward(&self, kernels: &Kernels, kv: &mut KvPool, batch: &Batch<'_>, scratch: &mut Scratch) {
+        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
+        let embed = self.weights.embed.as_ref().unwrap_or(&self.weights.head);
+        for (row, &token) in take(&mut scratch.x, rows * hidden).chunks_exact_mut(hidden).zip(batch.tokens) {
+            embed.row(token as usize, row);
+        }
+        scratch.rows.clear();
+        scratch.rows.extend(0..rows as u32);
+        scratch.ropes.resize_with(self.inverse_frequencies.len(), RopeTable::default);
+        for (table, frequencies) in scratch.ropes.iter_mut().zip(&self.inverse_frequencies) {
+            table.fill(frequencies, batch.positions);
+        }
+        for (i, (layer, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
+            self.attention(kernels, layer, weights, &mut kv.layers[i], batch, scratch);
+            self.mlp(kernels, layer, weights, rows, scratch);
+        }
+    }
+
+    /// x += o(attention(qkv(norm(x)))).
+    fn attention(
+        &self,
+        kernels: &Kernels,
+        layer: &LayerSpec,
+        weights: &LayerWeights,
+        cache: &mut k::KvLayer,
+        batch: &Batch<'_>,
+        s: &mut Scratch,
+    ) {
+        let a = &layer.attention;
+        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
+        let (q_width, kv_width) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+        let width = q_width + 2 * kv_width;
+        let x = &mut s.x[..rows * hidden];
+        let normed = take(&mut s.normed, rows * hidden);
+        let qkv = take(&mut s.wide, rows * width);
+        k::rms_norm(kernels, x, self.norm(&weights.attention_norm), normed);
+        project(kernels, &weights.qkv, normed, rows, qkv, &mut s.quantized);
+        if let Some((q_norm, k_norm)) = &weights.qk_norm {
+            k::rms_norm_heads(kernels, qkv, width, a.heads, self.norm(q_norm));
+            k::rms_norm_heads(kernels, &mut qkv[q_width..], width, a.kv_heads, self.norm(k_norm));
+        }
+        if let Some(rope) = a.rope {
+            let table = k::RopeTable {
+                cos: &s.ropes[rope].cos,
+                sin: &s.ropes[rope].sin,
+                rotary_dim: self.spec.ropes[rope].rotary_dim,
+                style: k::RopeStyle::Half,
+            };
+            // The table holds a row for each row of the batch. q and k lie side by side and turn alike.
+            let layout = k::RopeLayout { stride: width, heads: a.heads + a.kv_heads, head_dim: a.head_dim };
+            k::rope(kernels, qkv, layout, &s.rows, table);
+        }
+        let (new_k, new_v) = (&qkv[q_width..], &qkv[q_width + kv_width..]);
+        k::write_kv(kernels, cache, new_k, width, new_v, width, batch.slots);
+        let params = AttentionParams {
+            heads: a.heads,
+            kv_heads: a.kv_heads,
+            head_dim: a.head_dim,
+            scale: a.scale,
+            window: a.window,
+            softcap: a.softcap,
+        };
+        let out = take(&mut s.inner, rows * q_width);
+        k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, out);
+        project(kernels, &weights.o, out, rows, normed, &mut s.quantized);
+        k::add_assign(kernels, x, normed);
+    }
+
+    /// x += down(act(gate(norm(x))) * up(norm(x))).
+    fn mlp(&self, kernels: &Kernels, layer: &LayerSpec, weights: &LayerWeights, rows: usize, s: &mut Scratch) {
+        let (hidden, inner) = (self.spec.hidden, layer.mlp.intermediate);
+        let x = &mut s.x[..rows * hidden];
+        let normed = take(&mut s.normed, rows * hidden);
+        let gate_up = take(&mut s.wide, rows * 2 * inner);
+        let activated = take(&mut s.inner, rows * inner);
+        k::rms_norm(kernels, x, self.norm(&weights.mlp_norm), normed);
+        project(kernels, &weights.gate_up, normed, rows, gate_up, &mut s.quantized);
+        let activation = match layer.mlp.activation {
+            Activation::Silu => k::Activation::Silu,
+            Activation::GeluTanh => k::Activation::GeluTanh,
+        };
+        k::activate_and_mul(kernels, activation, gate_up, inner, activated);
+        project(kernels, &weights.down, activated, rows, normed, &mut s.quantized);
+        k::add_assign(kernels, x, normed);
+    }
+
+    /// Logits of `rows` of the last forward pass: `out` `[rows, vocab]`, f32.
+    pub fn logits(&self, kernels: &Kernels, rows: &[u32], scratch: &mut Scratch, out: &mut [f32]) {
+        let hidden = self.spec.hidden;
+        let gathered = take(&mut scratch.inner, rows.len() * hidden);
+        for (to, &row) in gathered.chunks_exact_mut(hidden).zip(rows) {
+            to.copy_from_slice(&scratch.x[row as usize * hidden..][..hidden]);
+        }
+        let normed = take(&mut scratch.normed, rows.len() * hidden);
+        k::rms_norm(kernels, gathered, self.norm(&self.weights.norm), normed);
+        self.weights.head.forward(kernels, normed, rows.len(), None, out, &mut scratch.quantized);
+    }
+
+    fn norm<'a>(&self, weight: &'a [f32]) -> RmsNorm<'a> {
+        RmsNorm { weight, eps: self.spec.norm_eps, offset: 0.0 }
+    }
+}
+
+fn project(kernels: &Kernels, p: &Projection, x: &[f32], rows: usize, y: &mut [f32], scratch: &mut QuantizedRows) {
+    p.weight.forward(kernels, x, rows, p.bias.as_deref(), y, scratch);
+}

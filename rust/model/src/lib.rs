@@ -1,0 +1,25 @@
+//! octavo-model: from a Hugging Face folder to logits on the CPU.
+//!
+//! `families` turns config.json into a `ModelSpec` (a decoder as data) and names its tensors; `checkpoint` maps and
+//! checks safetensors; `weights` packs them; `forward` runs a flat batch of tokens over the paged KV pool.
+#![deny(unsafe_code)]
+
+mod buffer;
+mod checkpoint;
+mod config;
+mod error;
+pub mod families;
+mod forward;
+mod kv;
+mod rope;
+mod spec;
+mod weights;
+
+pub use checkpoint::{Checkpoint, Tensor};
+pub use config::{read_json, Config};
+pub use error::ModelError;
+pub use forward::{Batch, Model, Scratch};
+pub use kv::{block_bytes, KvPool};
+pub use rope::{RopeScaling, RopeSpec, RopeTable};
+pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, MlpSpec, ModelSpec};
+pub use weights::read_family;

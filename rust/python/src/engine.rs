@@ -1,0 +1,206 @@
+//! Engine and Stream as Python classes. The GIL is released wherever the engine works or a caller waits.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use octavo_engine::{EngineOptions, Prompt, RequestStream};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+use serde_json::{json, Map, Value};
+
+use crate::errors::{raise, to_python};
+use crate::json;
+use crate::output::Delta;
+use crate::params;
+
+/// How long a wait goes without looking for Ctrl-C.
+const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+/// Longest wait, in seconds, that a timeout may ask for.
+const MAX_WAIT: f64 = 1e9;
+
+/// The processor's name.
+pub fn cpu_name() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.starts_with("model name"));
+    let name = line.and_then(|l| l.split_once(':')).map(|(_, name)| name.trim().to_string());
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
+}
+
+/// One model, its KV cache and the thread that runs it.
+#[pyclass(frozen, module = "octavo._core")]
+pub struct Engine(octavo_engine::Engine);
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (model, *, dtype="auto", quantization="auto", kv_cache_dtype="auto", kv_cache_bytes=None,
+        kv_cache_fraction=None, max_model_len=None, max_num_seqs=None, max_num_batched_tokens=None, max_queue=None,
+        enable_prefix_caching=true, threads=None, seed=0, tokenizer=None, chat_template=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        model: PathBuf,
+        dtype: &str,
+        quantization: &str,
+        kv_cache_dtype: &str,
+        kv_cache_bytes: Option<u64>,
+        kv_cache_fraction: Option<f64>,
+        max_model_len: Option<usize>,
+        max_num_seqs: Option<usize>,
+        max_num_batched_tokens: Option<usize>,
+        max_queue: Option<usize>,
+        enable_prefix_caching: bool,
+        threads: Option<usize>,
+        seed: i64,
+        tokenizer: Option<PathBuf>,
+        chat_template: Option<String>,
+    ) -> PyResult<Self> {
+        let options = EngineOptions {
+            dtype: dtype.into(),
+            quantization: quantization.into(),
+            kv_cache_dtype: kv_cache_dtype.into(),
+            kv_cache_bytes,
+            kv_cache_fraction,
+            max_model_len,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_queue,
+            enable_prefix_caching,
+            threads,
+            seed: seed as u64,
+            tokenizer,
+            chat_template,
+            prefill_chunk: None,
+        };
+        let load = || octavo_engine::Engine::load(Path::new(&model), &options);
+        py.detach(load).map(Self).map_err(|e| to_python(py, &e))
+    }
+
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]
+    fn submit(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        params: &Bound<'_, PyAny>,
+        add_special_tokens: bool,
+    ) -> PyResult<Stream> {
+        let params = params::read(params)?;
+        let prompt = if let Ok(text) = prompt.cast::<PyString>() {
+            Prompt::Text(text.to_string(), add_special_tokens)
+        } else {
+            let ids = prompt.extract::<Vec<u32>>();
+            Prompt::Tokens(ids.map_err(|_| {
+                raise(py, "InvalidRequestError", "prompt: a string, or a list of token ids from 0 on, is expected")
+            })?)
+        };
+        py.detach(|| self.0.submit(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
+    }
+
+    fn check(&self, py: Python<'_>, prompt_token_ids: Vec<u32>, params: &Bound<'_, PyAny>) -> PyResult<()> {
+        let params = params::read(params)?;
+        self.0.check(&prompt_token_ids, &params).map(|_| ()).map_err(|e| to_python(py, &e))
+    }
+
+    fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {
+        let timeout = Duration::from_secs_f64(timeout.clamp(0.0, MAX_WAIT));
+        py.detach(|| self.0.wait_ready(timeout))
+    }
+
+    fn render_chat(&self, py: Python<'_>, request: &str) -> PyResult<String> {
+        let render = || {
+            let request: Map<String, Value> = serde_json::from_str(request).map_err(|e| {
+                octavo_engine::EngineError::InvalidRequest(format!("messages: not a JSON object: {e}"))
+            })?;
+            self.0.render_chat(&request)
+        };
+        py.detach(render).map_err(|e| to_python(py, &e))
+    }
+
+    #[pyo3(signature = (text, *, add_special_tokens=true))]
+    fn tokenize(&self, py: Python<'_>, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
+        py.detach(|| self.0.tokenize(text, add_special_tokens)).map_err(|e| to_python(py, &e))
+    }
+
+    #[pyo3(signature = (token_ids, *, skip_special_tokens=true))]
+    fn detokenize(&self, py: Python<'_>, token_ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
+        py.detach(|| self.0.detokenize(&token_ids, skip_special_tokens)).map_err(|e| to_python(py, &e))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let s = self.0.stats();
+        let value = json!({
+            "requests": {"running": s.requests_running, "waiting": s.requests_waiting.max(self.0.queued() as u64),
+                         "finished": s.requests_finished},
+            "blocks": {"total": s.blocks_total, "free": s.blocks_free, "cached": s.blocks_cached, "live": s.blocks_live},
+            "steps": s.steps,
+            "mixed_steps": s.mixed_steps,
+            "failed_steps": s.failed_steps,
+            "max_batch": s.max_batch,
+            "max_batch_tokens": s.max_batch_tokens,
+            "prompt_tokens": s.prompt_tokens,
+            "cached_prompt_tokens": s.cached_prompt_tokens,
+            "generated_tokens": s.generated_tokens,
+            "preemptions": s.preemptions,
+            "evictions": s.evictions,
+            "step_seconds": s.step_us as f64 / 1e6,
+        });
+        json::to_python(py, &value)
+    }
+
+    fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let info = json::to_python(py, self.0.info())?;
+        let spec = serde_json::to_value(self.0.spec()).unwrap_or(Value::Null);
+        let dict = info.cast::<PyDict>()?;
+        dict.set_item("spec", json::to_python(py, &spec)?)?;
+        Ok(info)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.0.close());
+    }
+}
+
+/// The outputs of one request, in order.
+#[pyclass(frozen, module = "octavo._core")]
+pub struct Stream(RequestStream);
+
+#[pymethods]
+impl Stream {
+    #[getter]
+    fn request_id(&self) -> u64 {
+        self.0.id()
+    }
+
+    #[getter]
+    fn prompt_token_ids(&self) -> Vec<u32> {
+        self.0.prompt().to_vec()
+    }
+
+    #[pyo3(signature = (timeout=None))]
+    fn next(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Delta>> {
+        let begin = Instant::now();
+        let limit = timeout.map(|t| Duration::from_secs_f64(t.clamp(0.0, MAX_WAIT)));
+        loop {
+            let left = limit.map_or(SIGNAL_CHECK, |l| l.saturating_sub(begin.elapsed()).min(SIGNAL_CHECK));
+            if let Some(delta) = py.detach(|| self.0.next(left)) {
+                return Ok(Some(Delta(delta)));
+            }
+            py.check_signals()?;
+            if self.0.is_done() || limit.is_some_and(|l| begin.elapsed() >= l) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn poll(&self) -> Option<Delta> {
+        self.0.poll().map(Delta)
+    }
+
+    fn subscribe(&self) {
+        self.0.subscribe();
+    }
+
+    fn cancel(&self) {
+        self.0.cancel();
+    }
+}

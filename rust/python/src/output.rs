@@ -1,0 +1,113 @@
+//! Deltas as Python objects.
+
+use octavo_engine::{StopReason, TokenLogprob};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+/// A candidate token of a position.
+#[pyclass(frozen, module = "octavo._core")]
+#[derive(Clone)]
+pub struct Logprob(TokenLogprob);
+
+#[pymethods]
+impl Logprob {
+    #[getter]
+    fn token_id(&self) -> u32 {
+        self.0.token_id
+    }
+    #[getter]
+    fn logprob(&self) -> f32 {
+        self.0.logprob
+    }
+    #[getter]
+    fn rank(&self) -> u32 {
+        self.0.rank
+    }
+    #[getter]
+    fn token(&self) -> &str {
+        &self.0.token
+    }
+}
+
+fn wrap(row: &[TokenLogprob]) -> Vec<Logprob> {
+    row.iter().cloned().map(Logprob).collect()
+}
+
+/// News of one of the samples of a request.
+#[pyclass(frozen, module = "octavo._core")]
+#[derive(Clone)]
+pub struct SampleDelta(octavo_engine::SampleDelta);
+
+#[pymethods]
+impl SampleDelta {
+    #[getter]
+    fn index(&self) -> u32 {
+        self.0.index
+    }
+    #[getter]
+    fn text(&self) -> &str {
+        &self.0.text
+    }
+    #[getter]
+    fn token_ids(&self) -> Vec<u32> {
+        self.0.token_ids.clone()
+    }
+    #[getter]
+    fn logprobs(&self) -> Option<Vec<Vec<Logprob>>> {
+        self.0.logprobs.as_ref().map(|rows| rows.iter().map(|r| wrap(r)).collect())
+    }
+    #[getter]
+    fn cumulative_logprob(&self) -> Option<f64> {
+        self.0.cumulative_logprob
+    }
+    #[getter]
+    fn finish_reason(&self) -> Option<&'static str> {
+        self.0.finish_reason.map(|r| r.name())
+    }
+    #[getter]
+    fn stop_reason<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Ok(match &self.0.stop_reason {
+            None => None,
+            Some(StopReason::Token(id)) => Some(id.into_pyobject(py)?.into_any()),
+            Some(StopReason::Text(text)) => Some(text.into_pyobject(py)?.into_any()),
+        })
+    }
+}
+
+/// What came since the last piece.
+#[pyclass(frozen, module = "octavo._core")]
+pub struct Delta(pub octavo_engine::Delta);
+
+#[pymethods]
+impl Delta {
+    #[getter]
+    fn outputs(&self) -> Vec<SampleDelta> {
+        self.0.outputs.iter().cloned().map(SampleDelta).collect()
+    }
+    #[getter]
+    fn finished(&self) -> bool {
+        self.0.finished
+    }
+    #[getter]
+    fn prompt_logprobs(&self) -> Option<Vec<Option<Vec<Logprob>>>> {
+        let rows = self.0.prompt_logprobs.as_ref()?;
+        Some(rows.iter().map(|row| row.as_ref().map(|r| wrap(r))).collect())
+    }
+    #[getter]
+    fn metrics<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let Some(m) = &self.0.metrics else { return Ok(None) };
+        let dict = PyDict::new(py);
+        dict.set_item("queue_seconds", m.queue_seconds)?;
+        dict.set_item("ttft_seconds", m.ttft_seconds)?;
+        dict.set_item("tpot_seconds", m.tpot_seconds)?;
+        dict.set_item("total_seconds", m.total_seconds)?;
+        dict.set_item("prompt_tokens", m.prompt_tokens)?;
+        dict.set_item("cached_prompt_tokens", m.cached_prompt_tokens)?;
+        dict.set_item("generated_tokens", m.generated_tokens)?;
+        Ok(Some(dict))
+    }
+    #[getter]
+    fn error(&self) -> Option<(&'static str, String)> {
+        self.0.error.as_ref().map(|e| (e.class_name(), e.to_string()))
+    }
+}

@@ -1,0 +1,78 @@
+//! The scheduler's limits.
+
+use octavo_cache::{CacheConfig, CacheConfigError};
+use thiserror::Error;
+
+/// Limits of a [`crate::Scheduler`], fixed for its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchedulerConfig {
+    /// KV blocks in the pool.
+    pub num_blocks: u32,
+    /// Tokens a block.
+    pub block_size: u32,
+    /// Sequences that may run at once; each of a request's `n` samples counts.
+    pub max_num_seqs: u32,
+    /// New tokens a step, prefill and decode together.
+    pub max_num_batched_tokens: u32,
+    /// Longest sequence, prompt and generated tokens together.
+    pub max_model_len: u32,
+    /// Requests that may wait for their start; further ones are refused.
+    pub max_queue: u32,
+    /// Whether prompts start from cached blocks where possible.
+    pub enable_prefix_caching: bool,
+    /// Most prompt tokens of one sequence a step; `None`: whatever the step has left.
+    pub prefill_chunk: Option<u32>,
+    /// Key of the prefix hash.
+    pub hash_seed: u64,
+    /// Bits of the prefix hash in use, `0..=128`; 128 outside tests.
+    pub hash_bits: u32,
+}
+
+impl SchedulerConfig {
+    /// The first fault of these limits, if any.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_queue", self.max_queue),
+            ("prefill_chunk", self.prefill_chunk.unwrap_or(1)),
+        ];
+        if let Some(&(name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero { name });
+        }
+        if self.max_model_len < 2 {
+            return Err(ConfigError::ModelLen { max_model_len: self.max_model_len });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cache(&self) -> CacheConfig {
+        CacheConfig {
+            num_blocks: self.num_blocks,
+            block_size: self.block_size,
+            prefix_caching: self.enable_prefix_caching,
+            hash_seed: self.hash_seed,
+            hash_bits: self.hash_bits,
+        }
+    }
+}
+
+/// Limits that no scheduler can work under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// A limit is zero.
+    #[error("{name} is 0; use 1 or more")]
+    Zero {
+        /// Which.
+        name: &'static str,
+    },
+    /// There is no room for a prompt token and a generated one.
+    #[error("max_model_len is {max_model_len}; a prompt and its answer need 2 or more")]
+    ModelLen {
+        /// The value.
+        max_model_len: u32,
+    },
+    /// The pool is impossible.
+    #[error(transparent)]
+    Cache(#[from] CacheConfigError),
+}

@@ -1,0 +1,145 @@
+//! What goes into a step and what comes out, apart from the plan.
+
+use smallvec::SmallVec;
+
+use crate::RequestId;
+use crate::plan::StepPlan;
+use crate::refusal::Refusal;
+
+/// A request as submitted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewRequest {
+    /// Unique among the requests that have not ended.
+    pub id: RequestId,
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// Samples wanted; the prompt is computed once for all.
+    pub n: u32,
+    /// Most tokens to generate, a sample.
+    pub max_tokens: u32,
+    /// Lower runs first.
+    pub priority: i32,
+    /// Time, on the clock of [`crate::Scheduler::step`], at which the request times out.
+    pub deadline_us: Option<u64>,
+    /// Only requests with the same salt share cached blocks.
+    pub salt: Option<Box<str>>,
+    /// Only requests with the same adapter share cached blocks.
+    pub adapter: Option<Box<str>>,
+    /// Whether the logits of every prompt row are wanted; such a prompt is computed whole, from no cached block.
+    pub prompt_logits: bool,
+}
+
+/// Something that happened since the last step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A new request.
+    Submit(NewRequest),
+    /// End this request now; unknown ids are ignored.
+    Cancel {
+        /// Which.
+        request: RequestId,
+    },
+    /// The step in flight is done. Ignored if another step, or none, is in flight.
+    StepDone {
+        /// [`StepPlan::step`] of its plan.
+        step: u64,
+        /// One result a planned sequence, in the order of [`StepPlan::seqs`]. A missing or misfitting one counts as
+        /// [`SeqResult::Failed`].
+        results: Vec<SeqResult>,
+    },
+    /// Time passed.
+    Tick,
+    /// Refuse new requests from now on and finish the rest.
+    Drain,
+}
+
+/// The sampled tokens of one planned sequence, one a fork.
+pub type NextTokens = SmallVec<[NextToken; 1]>;
+
+/// What a step made of one planned sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeqResult {
+    /// A chunk that asked for no sample (`forks` is 0) is in the cache.
+    Prefilled,
+    /// The sampled tokens: exactly `forks` of them, sample 0 first.
+    Tokens(NextTokens),
+    /// This sequence failed; its whole request ends with [`FinishReason::Error`].
+    Failed,
+}
+
+impl SeqResult {
+    /// The result of a sequence with one fork.
+    pub fn token(token: u32, stop: bool) -> Self {
+        Self::Tokens(smallvec::smallvec![NextToken { token, stop }])
+    }
+}
+
+/// One sampled token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NextToken {
+    /// Its id.
+    pub token: u32,
+    /// Whether the caller found a stop condition at this token. It counts as generated.
+    pub stop: bool,
+}
+
+/// What a call of [`crate::Scheduler::step`] decided. Reuse one value: its lists keep their memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Actions {
+    /// The next step; without sequences if there is nothing to run or a step is in flight.
+    pub plan: StepPlan,
+    /// Samples that ended, each exactly once.
+    pub finished: Vec<Finished>,
+    /// Requests that were not accepted, and why.
+    pub refused: Vec<(RequestId, Refusal)>,
+    /// Requests that left the queue for the first time.
+    pub started: Vec<Started>,
+    /// Sequences that gave up their blocks in this call; they continue later.
+    pub preempted: u32,
+}
+
+impl Actions {
+    /// Empties all lists.
+    pub fn clear(&mut self) {
+        self.plan.clear();
+        self.finished.clear();
+        self.refused.clear();
+        self.started.clear();
+        self.preempted = 0;
+    }
+}
+
+/// The first computation of a request begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Which.
+    pub request: RequestId,
+    /// Prompt tokens found in the cache.
+    pub cached_tokens: u32,
+}
+
+/// The end of one sample of an accepted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    /// Its request.
+    pub request: RequestId,
+    /// Which sample, `0..n`.
+    pub sample: u32,
+    /// Why.
+    pub reason: FinishReason,
+}
+
+/// Why a sample ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop condition was met.
+    Stop,
+    /// `max_tokens` or `max_model_len` is reached.
+    Length,
+    /// Cancelled.
+    Abort,
+    /// Past its deadline.
+    Timeout,
+    /// A step failed on it or on another sample of its request.
+    Error,
+}

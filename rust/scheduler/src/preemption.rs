@@ -1,0 +1,41 @@
+//! Who gives up blocks when a sequence that should run finds none.
+//!
+//! The victim comes later in the order of service than whoever needs the block, so the first one is never chosen and
+//! always gets on: some sequence progresses in every step, and no two can take blocks from each other in turns. The
+//! victim keeps its tokens, its full blocks stay cached as long as nobody needs them, and it waits at its old place.
+
+use crate::event::Actions;
+use crate::scheduler::Scheduler;
+
+impl Scheduler {
+    /// Frees blocks for the running sequence at `place` of the order. `false`: none to gain, it has to wait.
+    pub(crate) fn make_room(&mut self, place: usize, actions: &mut Actions) -> bool {
+        let needing = self.running[place];
+        let copy_source = self.cache.copy_source(&self.sequences[needing].table);
+        let gains = |&&victim: &&u32| {
+            let table = &self.sequences[victim].table;
+            // With the last other reader of a shared block gone, no copy of it is needed.
+            let ends_sharing =
+                copy_source.is_some_and(|b| self.cache.refs(b) == 2 && table.blocks().contains(&b));
+            ends_sharing || self.cache.release_gains(table)
+        };
+        let later = &self.running[place + 1..];
+        // For the first in the order even victims that share all their blocks with each other: together they gain.
+        let last = later.last().filter(|_| place == 0);
+        let Some(&victim) = later.iter().rev().find(gains).or(last) else { return false };
+        self.preempt(victim, actions);
+        true
+    }
+
+    fn preempt(&mut self, index: u32, actions: &mut Actions) {
+        debug_assert!(!self.sequences[index].in_flight, "a planned sequence is preempted");
+        let sequence = &mut self.sequences[index];
+        self.cache.release(&mut sequence.table);
+        sequence.running = false;
+        sequence.preempted = true;
+        self.waiting.insert(sequence.key, index);
+        self.running.retain(|&other| other != index);
+        self.counters.preemptions += 1;
+        actions.preempted += 1;
+    }
+}

@@ -1,0 +1,111 @@
+//! What a finished step does to its sequences.
+
+use crate::event::{Actions, FinishReason, Finished, NextToken, NextTokens, SeqResult};
+use crate::request::{Key, Sequence};
+use crate::scheduler::Scheduler;
+
+/// One sequence of the step in flight, in the order of the plan.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flight {
+    pub(crate) sequence: u32,
+    pub(crate) query_len: u32,
+    pub(crate) forks: u32,
+    /// Its rows are prompt rows whose logits were asked for.
+    pub(crate) reports: bool,
+}
+
+impl Scheduler {
+    /// Applies the results of the step in flight.
+    pub(crate) fn apply_results(&mut self, step: u64, results: Vec<SeqResult>, actions: &mut Actions) {
+        if self.in_flight_step != Some(step) {
+            return;
+        }
+        self.in_flight_step = None;
+        let mut flights = std::mem::take(&mut self.in_flight);
+        let mut results = results.into_iter();
+        for flight in flights.drain(..) {
+            let result = results.next().unwrap_or(SeqResult::Failed);
+            let sequence = &mut self.sequences[flight.sequence];
+            sequence.in_flight = false;
+            let Some(request) = sequence.request else {
+                self.free_sequence(flight.sequence);
+                continue;
+            };
+            match result {
+                SeqResult::Prefilled if flight.forks == 0 => self.commit(flight),
+                SeqResult::Tokens(tokens) if flight.forks > 0 && tokens.len() == flight.forks as usize => {
+                    self.commit(flight);
+                    self.grow(flight.sequence, request, tokens, actions);
+                }
+                _ => self.end_request(request, FinishReason::Error, actions),
+            }
+        }
+        self.in_flight = flights;
+    }
+
+    /// The rows of a flight are in the cache now.
+    fn commit(&mut self, flight: Flight) {
+        let sequence = &mut self.sequences[flight.sequence];
+        let computed = sequence.table.computed() + flight.query_len;
+        self.cache.commit(&mut sequence.table, &sequence.tokens, computed);
+        if let Some(request) = sequence.request
+            && flight.reports
+        {
+            self.requests[request].reported = computed;
+        }
+    }
+
+    /// Appends the sampled tokens: one, or one for each sample that the sequence now splits into.
+    fn grow(&mut self, index: u32, request: u32, tokens: NextTokens, actions: &mut Actions) {
+        for (sample, &next) in tokens.iter().enumerate().skip(1) {
+            self.split_off(index, request, sample as u32, next, actions);
+        }
+        let sequence = &mut self.sequences[index];
+        sequence.forks = 1;
+        sequence.tokens.push(tokens[0].token);
+        let len = sequence.len();
+        self.counters.decoded_tokens += tokens.len() as u64;
+        if let Some(reason) = ends(tokens[0], len, self.requests[request].max_len) {
+            self.end_sample(index, reason, actions);
+        }
+    }
+
+    /// Makes a sample of its own from a sequence whose prompt is complete, unless it ends with its first token.
+    fn split_off(&mut self, from: u32, request: u32, sample: u32, next: NextToken, actions: &mut Actions) {
+        let source = &self.sequences[from];
+        let len = source.len() + 1;
+        if let Some(reason) = ends(next, len, self.requests[request].max_len) {
+            actions.finished.push(Finished { request: source.id, sample, reason });
+            return;
+        }
+        let mut tokens = Vec::with_capacity(source.tokens.len() + 16);
+        tokens.extend_from_slice(&source.tokens);
+        tokens.push(next.token);
+        let split = Sequence {
+            request: Some(request),
+            id: source.id,
+            key: Key { sample, ..source.key },
+            tokens,
+            forks: 1,
+            table: self.cache.fork(&source.table),
+            running: false,
+            in_flight: false,
+            preempted: false,
+            bypassed: 0,
+        };
+        let index = self.sequences.insert(split);
+        self.requests[request].sequences.push(index);
+        self.run(index);
+    }
+}
+
+/// Whether a sample of `len` tokens ends with `last`. A stop condition outranks the length.
+fn ends(last: NextToken, len: u32, max_len: u32) -> Option<FinishReason> {
+    if last.stop {
+        Some(FinishReason::Stop)
+    } else if len >= max_len {
+        Some(FinishReason::Length)
+    } else {
+        None
+    }
+}

@@ -1,0 +1,153 @@
+//! Who gets tokens of the next step.
+//!
+//! Decodes first, then prefills that already run, then admissions, each in the order of (priority, arrival). One
+//! exception keeps the promise that the first sequence in the order always gets on: if it is a prefill, it gets its
+//! chunk before the decodes, which keep a token and a block each as far as there are any.
+
+use crate::event::Actions;
+use crate::plan::{Logits, PlanSeq};
+use crate::results::Flight;
+use crate::scheduler::Scheduler;
+
+impl Scheduler {
+    /// Fills `actions.plan`; leaves it empty if nothing can run.
+    pub(crate) fn plan_step(&mut self, actions: &mut Actions) {
+        let mut budget = self.config.max_num_batched_tokens;
+        budget -= self.schedule_first_prefill(budget, actions);
+        let mut stalled = false;
+        let mut place = 0;
+        while place < self.running.len() && budget > 0 {
+            let index = self.running[place];
+            if self.sequences[index].remaining() == 1 && !self.sequences[index].in_flight {
+                let scheduled = self.schedule_decode(place, actions);
+                budget -= u32::from(scheduled);
+                stalled |= !scheduled;
+            }
+            place += 1;
+        }
+        place = 0;
+        while place < self.running.len() && budget > 0 {
+            let index = self.running[place];
+            if self.sequences[index].remaining() > 1 && !self.sequences[index].in_flight {
+                let chunk = self.schedule_prefill(index, budget, self.cache.available(), actions);
+                budget -= chunk;
+                stalled |= chunk == 0;
+            }
+            place += 1;
+        }
+        // Who lacks blocks comes before whoever is new.
+        if !stalled && actions.preempted == 0 {
+            self.admit(budget, actions);
+        }
+        if actions.plan.is_empty() {
+            return;
+        }
+        self.counters.steps += 1;
+        actions.plan.step = self.counters.steps;
+        self.in_flight_step = Some(self.counters.steps);
+        let (seqs, tokens) = (actions.plan.seqs.len() as u32, actions.plan.tokens.len() as u32);
+        self.counters.max_batch_seqs = self.counters.max_batch_seqs.max(seqs);
+        self.counters.max_batch_tokens = self.counters.max_batch_tokens.max(tokens);
+    }
+
+    /// A chunk for the first sequence in the order, if it is a prefill. Returns its tokens.
+    fn schedule_first_prefill(&mut self, budget: u32, actions: &mut Actions) -> u32 {
+        let Some(&first) = self.running.first() else { return 0 };
+        if self.sequences[first].remaining() == 1 {
+            return 0;
+        }
+        loop {
+            let decodes = self.running.iter().filter(|&&s| self.sequences[s].remaining() == 1).count() as u32;
+            let available = self.cache.available();
+            let spare = available.saturating_sub(decodes).max(available.min(1));
+            let chunk = self.schedule_prefill(first, budget.saturating_sub(decodes).max(1), spare, actions);
+            if chunk > 0 || !self.make_room(0, actions) {
+                return chunk;
+            }
+        }
+    }
+
+    /// The next token of the running sequence at `place`, with preemption if need be. `false`: no block for it.
+    fn schedule_decode(&mut self, place: usize, actions: &mut Actions) -> bool {
+        let index = self.running[place];
+        loop {
+            if self.schedule(index, 1, actions) {
+                return true;
+            }
+            if !self.make_room(place, actions) {
+                return false;
+            }
+        }
+    }
+
+    /// As long a chunk as `budget` tokens and `spare` blocks allow. Returns its tokens.
+    pub(crate) fn schedule_prefill(
+        &mut self,
+        index: u32,
+        budget: u32,
+        spare: u32,
+        actions: &mut Actions,
+    ) -> u32 {
+        let sequence = &self.sequences[index];
+        let room = self.cache.room(&sequence.table, spare);
+        let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
+        let mut chunk = sequence.remaining().min(budget).min(cap).min(room);
+        // Rows reported before a preemption are computed again in a chunk of their own, without logits.
+        if let Some(request) = sequence.request.map(|r| &self.requests[r])
+            && request.owes_prompt_rows()
+            && sequence.table.computed() < request.reported
+        {
+            chunk = chunk.min(request.reported - sequence.table.computed());
+        }
+        if chunk > 0 && self.schedule(index, chunk, actions) { chunk } else { 0 }
+    }
+
+    /// Appends the next `chunk` tokens of a sequence to the plan. `false` and no change if blocks are lacking.
+    fn schedule(&mut self, index: u32, chunk: u32, actions: &mut Actions) -> bool {
+        let plan = &mut actions.plan;
+        let sequence = &mut self.sequences[index];
+        let start = sequence.table.computed();
+        let end = start + chunk;
+        if self.cache.reserve(&mut sequence.table, end, &mut plan.copies).is_err() {
+            return false;
+        }
+        let completes = end == sequence.len();
+        let reports = sequence.request.is_some_and(|request| {
+            let request = &self.requests[request];
+            request.owes_prompt_rows() && start >= request.reported
+        });
+        let logits = match (reports, completes) {
+            (true, _) => Logits::All,
+            (false, true) => Logits::Last,
+            (false, false) => Logits::None,
+        };
+        let forks = if completes { sequence.forks } else { 0 };
+        plan.seqs.push(PlanSeq {
+            request: sequence.id,
+            sample: sequence.key.sample,
+            forks,
+            query_start: plan.tokens.len() as u32,
+            query_len: chunk,
+            context_len: end,
+            block_table_start: plan.block_tables.len() as u32,
+            logits,
+        });
+        let block_size = self.config.block_size;
+        let blocks = &sequence.table.blocks()[..end.div_ceil(block_size) as usize];
+        plan.block_tables.extend_from_slice(blocks);
+        plan.tokens.extend_from_slice(&sequence.tokens[start as usize..end as usize]);
+        plan.positions.extend(start..end);
+        let mut position = start;
+        while position < end {
+            let (block, offset) = (position / block_size, position % block_size);
+            let len = (block_size - offset).min(end - position);
+            let slot = blocks[block as usize] * block_size + offset;
+            plan.slots.extend(slot..slot + len);
+            position += len;
+        }
+        sequence.in_flight = true;
+        self.in_flight.push(Flight { sequence: index, query_len: chunk, forks, reports });
+        self.counters.prefilled_tokens += u64::from(chunk - u32::from(completes));
+        true
+    }
+}

@@ -1,0 +1,7 @@
+//! The scheduler's rules, one test each.
+
+mod admission;
+mod ends;
+mod harness;
+mod plan;
+mod preemption;

@@ -1,0 +1,33 @@
+//! What a request must generate, from its own tokens alone: the next token is a hash of all tokens before it.
+
+use octavo_scheduler::{FinishReason, NewRequest, NextToken};
+
+use crate::random::mix;
+
+/// Token ids are `0..VOCABULARY`: few, so that prompts and answers coincide often and the prefix cache is hit.
+pub const VOCABULARY: u32 = 3;
+
+/// The token after `context`, for this sample of this request. Stops about once in 30 times.
+pub fn next_token(request: u64, sample: u32, context: &[u32]) -> NextToken {
+    let seed = mix(request, u64::from(sample));
+    let hash = context.iter().fold(seed, |hash, &token| mix(hash, u64::from(token) + 1));
+    NextToken { token: (hash % u64::from(VOCABULARY)) as u32, stop: (hash >> 32).is_multiple_of(30) }
+}
+
+/// The whole answer of one sample and why it ends.
+pub fn answer(request: &NewRequest, sample: u32, max_model_len: u32) -> (Vec<u32>, FinishReason) {
+    let mut tokens = request.prompt.clone();
+    loop {
+        let next = next_token(request.id, sample, &tokens);
+        tokens.push(next.token);
+        let generated = tokens.len() - request.prompt.len();
+        let reason = if next.stop {
+            FinishReason::Stop
+        } else if generated == request.max_tokens as usize || tokens.len() == max_model_len as usize {
+            FinishReason::Length
+        } else {
+            continue;
+        };
+        return (tokens.split_off(request.prompt.len()), reason);
+    }
+}

@@ -1,0 +1,38 @@
+"""What all tests share: the embedded model, and a look at the engine's books."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from octavo import LLM
+
+
+@pytest.fixture(scope="session")
+def llm() -> Iterator[LLM]:
+    """The embedded model as users get it."""
+    with LLM() as made:
+        yield made
+
+
+def assert_all_blocks_free(llm: LLM, seconds: float = 10.0) -> None:
+    """Waits until nothing runs, then asserts that no KV block is held: each is free or an unreferenced cache entry."""
+    deadline = time.monotonic() + seconds
+    while True:
+        stats = llm.stats()
+        blocks, requests = stats["blocks"], stats["requests"]
+        if requests["running"] == 0 and requests["waiting"] == 0 and blocks["live"] == 0:
+            break
+        assert time.monotonic() < deadline, f"still held after {seconds} s: {blocks}, {requests}"
+        time.sleep(0.01)
+    assert blocks["free"] + blocks["cached"] == blocks["total"], f"blocks lost: {blocks}"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_held(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test that used the shared model, all its blocks are free."""
+    yield
+    if "llm" in request.fixturenames:
+        assert_all_blocks_free(request.getfixturevalue("llm"))

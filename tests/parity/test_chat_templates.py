@@ -1,0 +1,164 @@
+"""Chat templates against transformers' own rendering, character for character."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from octavo import LLM
+from octavo.errors import InvalidRequestError
+
+TURNS = [
+    {"role": "user", "content": "Hi <b>there</b> & \"you\""},
+    {"role": "assistant", "content": "  Hello!\n"},
+    {"role": "user", "content": "Größe 東京 🙂\n"},
+]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *TURNS]
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Says what it's like <outside> & \"when\"",
+            "parameters": {
+                "type": "object",
+                "properties": {"place": {"type": "string"}, "days": {"type": "integer", "default": 1.5}},
+                "required": ["place"],
+            },
+        },
+    }
+]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]}]
+
+# Written for these tests: each uses what templates of published models use.
+TEMPLATES = {
+    "roles": "{{ bos_token }}{% for m in messages %}[{{ m.role | upper }}] {{ m['content'] | trim }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[ASSISTANT] {% endif %}",
+    "system-first": """
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set system = messages[0]['content'] -%}
+    {%- set rest = messages[1:] -%}
+{%- else -%}
+    {%- set system = 'You help.' -%}
+    {%- set rest = messages -%}
+{%- endif -%}
+S: {{ system }}
+{% for m in rest %}
+    {%- if loop.first %}FIRST {% endif %}
+    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+    {{- m.role.capitalize() + ': ' + m.content.strip() }}{{ '' if loop.last else ' | ' }}
+{%- endfor %}
+""",
+    "tools": """
+{%- if tools is not none and tools %}
+Tools ({{ tools | length }}):
+{% for t in tools %}
+{{ t | tojson }}
+{{ t.function | tojson(indent=2) }}
+{% endfor %}
+{% endif %}
+{%- for m in messages %}
+<{{ m.role }}>{{ m.content }}</{{ m.role }}>
+{%- endfor %}""",
+    "namespace": """
+{%- set ns = namespace(last=-1, n=0) -%}
+{%- for m in messages[::-1] -%}
+    {%- set i = messages | length - 1 - loop.index0 -%}
+    {%- if ns.last < 0 and m.role == 'user' -%}{%- set ns.last = i -%}{%- endif -%}
+    {%- set ns.n = ns.n + 1 -%}
+{%- endfor -%}
+last user at {{ ns.last }} of {{ ns.n }}; thinking {{ enable_thinking if enable_thinking is defined else 'unset' }}
+{%- for m in messages if m.role != 'system' %}
+{{ loop.index }}:{{ m.content.split(' ')[0] }}:{{ m.content.replace('H', 'h') }}:{{ m.content.startswith('Hi') }}
+{%- if m.content.lstrip('\n ').endswith('!\n') %} (loud){% endif %}
+{%- endfor %}""",
+    "macro": """
+{%- macro turn(role, text) -%}
+<|{{ role }}|>
+{{ text }}<|end|>
+{% endmacro -%}
+{%- for m in messages %}
+    {%- if m.role == 'system' %}{% continue %}{% endif %}
+    {{- turn(m.role, m.content) }}
+    {%- generation %}{% endgeneration %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}""",
+    "parts": """
+{%- for m in messages %}
+    {{- m.role ~ ': ' }}
+    {%- if m.content is string %}{{ m.content }}
+    {%- else %}
+        {%- for part in m.content %}{% if part.type == 'text' %}{{ part['text'] }};{% endif %}{% endfor %}
+    {%- endif %}
+    {{- '\n' }}
+{%- endfor %}""",
+    "items": "{% for m in messages %}{% for key, value in m.items() %}{{ key }}={{ value }};{% endfor %}"
+    "{{ m.get('name', 'nobody') }}|{{ 'tool_calls' in m }}|{{ m.tool_calls is defined }}\n{% endfor %}",
+}
+
+
+def both(
+    template: str, tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, Any]], **options: Any
+) -> tuple[str, str]:
+    want = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+    tools = options.pop("tools", None)
+    with LLM(chat_template=template, max_model_len=64, max_num_seqs=1, threads=1) as llm:
+        return want, llm.render_chat(messages, tools=tools, **options)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "messages", [TURNS, SYSTEM, TURNS[:1], PARTS], ids=["turns", "system", "one", "parts"]
+)
+@pytest.mark.parametrize("start", [True, False], ids=["start", "plain"])
+def test_template(
+    name: str, messages: list[dict[str, Any]], start: bool, embedded_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    if messages is PARTS and name not in ("parts", "items"):
+        pytest.skip("this template takes text only")
+    want, got = both(TEMPLATES[name], embedded_tokenizer, messages, add_generation_prompt=start)
+    assert got == want
+
+
+def test_tools(embedded_tokenizer: PreTrainedTokenizerFast) -> None:
+    want, got = both(TEMPLATES["tools"], embedded_tokenizer, TURNS, tools=TOOLS, add_generation_prompt=True)
+    assert got == want
+
+
+@pytest.mark.parametrize("value", [True, False, "maybe"])
+def test_extra_variables(value: object, embedded_tokenizer: PreTrainedTokenizerFast) -> None:
+    options: dict[str, Any] = {"enable_thinking": value, "add_generation_prompt": False}
+    want, got = both(TEMPLATES["namespace"], embedded_tokenizer, TURNS, **options)
+    assert got == want
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_embedded_template(start: bool, llm: LLM, embedded_tokenizer: PreTrainedTokenizerFast) -> None:
+    want = embedded_tokenizer.apply_chat_template(SYSTEM, tokenize=False, add_generation_prompt=start)
+    assert llm.render_chat(SYSTEM, add_generation_prompt=start) == want
+    ids = embedded_tokenizer.apply_chat_template(SYSTEM, add_generation_prompt=start, return_dict=True)["input_ids"]
+    assert llm.tokenize(want, add_special_tokens=False) == ids
+
+
+def test_template_refuses(embedded_tokenizer: PreTrainedTokenizerFast) -> None:
+    twice = [TURNS[0], TURNS[0]]
+    with pytest.raises(InvalidRequestError, match="roles must alternate"):
+        render(TEMPLATES["system-first"], twice)
+
+
+def test_endless_template_is_stopped() -> None:
+    loop = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}"
+    with pytest.raises(InvalidRequestError):
+        render(loop, TURNS)
+
+
+def test_broken_template_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="template"):
+        LLM(chat_template="{% for m in messages %}")
+
+
+def render(template: str, messages: list[dict[str, Any]]) -> str:
+    with LLM(chat_template=template, max_model_len=64, max_num_seqs=1, threads=1) as llm:
+        return llm.render_chat(messages)

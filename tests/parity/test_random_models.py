@@ -1,0 +1,85 @@
+"""Every family against transformers: log-probabilities of the whole prompt, and 64 greedy steps."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from compare import all_rows, assert_greedy, assert_same_logprobs, mean_kl, reference_logprobs
+from random_models import CASES, Case, write_model
+
+from octavo import LLM, SamplingParams
+
+PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
+STEPS = 64
+
+
+def prompt_of(case: Case, vocab: int) -> list[int]:
+    draw = random.Random(case.name)
+    return [draw.randrange(vocab) for _ in range(PROMPT_TOKENS)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_float32_matches_transformers(case: Case, tmp_path: Path) -> None:
+    reference = write_model(case, tmp_path)
+    vocab = reference.config.vocab_size
+    prompt = prompt_of(case, vocab)
+    params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=-1, prompt_logprobs=-1)
+    with LLM(tmp_path, dtype="float32", quantization=None) as llm:
+        output = llm.generate(prompt, params)[0]
+    tokens = output.outputs[0].token_ids
+    assert len(tokens) == STEPS
+    want = reference_logprobs(reference, [*prompt, *tokens])[:-1]
+    assert want.std() > 1, "the reference's logits are almost flat: this would prove little"
+    got = all_rows(output, vocab)
+    assert_same_logprobs(want, got, tolerance=2e-4)
+    assert_greedy(want[PROMPT_TOKENS - 1 :], tokens)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("llama", "llama-odd-sizes", "mistral-window", "qwen2", "qwen3")],
+                         ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        pytest.param({"dtype": "bfloat16", "quantization": None}, 2e-3, id="bfloat16"),
+        pytest.param({"dtype": "float32", "quantization": "int8"}, 2e-2, id="int8"),
+        pytest.param({"dtype": "bfloat16", "quantization": "int8"}, 2e-2, id="int8-bfloat16"),
+    ],
+)
+def test_rounded_weights_stay_close(case: Case, options: dict[str, str | None], limit: float, tmp_path: Path) -> None:
+    """The distribution moves little. Random weights with spread logits are a harder case than trained ones."""
+    reference = write_model(case, tmp_path)
+    vocab = reference.config.vocab_size
+    prompt = prompt_of(case, vocab)
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1)
+    with LLM(tmp_path, **options) as llm:
+        output = llm.generate(prompt, params)[0]
+        assert llm.info()["model"]["quantization"] == (options["quantization"] or "none")
+    want = reference_logprobs(reference, prompt)
+    kl = mean_kl(want, all_rows(output, vocab))
+    assert 0 <= kl < limit, f"mean KL is {kl:.5f} nats, below {limit} is expected"
+
+
+def test_text_prompt_uses_the_models_tokenizer(tmp_path: Path) -> None:
+    write_model(CASES[0], tmp_path)
+    with LLM(tmp_path) as llm:
+        assert llm.tokenize("t5 t17 t3") == [5, 17, 3]
+        output = llm.generate("t5 t17 t3", SamplingParams(max_tokens=2, ignore_eos=True))[0]
+    assert output.prompt_token_ids == [5, 17, 3]
+    assert output.prompt == "t5 t17 t3"
+
+
+def test_sharded_checkpoint(tmp_path: Path) -> None:
+    """A checkpoint in several files gives the same bits as in one."""
+    one, many = tmp_path / "one", tmp_path / "many"
+    model = write_model(CASES[0], one)
+    model.save_pretrained(many, max_shard_size="100KB")
+    (many / "tokenizer.json").write_bytes((one / "tokenizer.json").read_bytes())
+    assert len(list(many.glob("*.safetensors"))) > 1
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=3)
+    outputs = []
+    for folder in (one, many):
+        with LLM(folder, dtype="float32", quantization=None) as llm:
+            outputs.append(llm.generate([5, 6, 7, 8], params)[0].outputs[0])
+    assert outputs[0] == outputs[1]

@@ -1,0 +1,5 @@
+"""Short stories from a grammar: a cast, a plot of beats, and several ways to tell each beat."""
+
+from .tell import tell
+
+__all__ = ["tell"]
