@@ -174,6 +174,7 @@ def evaluate(folder: Path, count: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
         "cases": count,
+        "facts": len(questions.FACTS),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "perplexity": perplexities(model, corpus.Encoder(tokenizer), count),

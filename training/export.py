@@ -89,7 +89,11 @@ def export(model: Decoder, tokenizer_file: Path, out: Path) -> None:
     tensors = {
         f"model.{name}": value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()
     }
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    # Renamed when whole, so that nobody maps half a file.
+    partial = out / "model.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
+    partial.replace(out / "model.safetensors")
     write_json(out / "config.json", hf_config(model.config, end_of_text))
     write_json(out / "tokenizer_config.json", tokenizer_config(model.config.max_position_embeddings))
     write_json(out / "generation_config.json", generation_config(end_of_text, turn_end))

@@ -38,7 +38,7 @@ class TrainConfig:
     # One step in so many is a batch of long look-ups, of as many tokens as the others; more in the decay.
     long_every: int = 12
     long_every_in_decay: int = 5
-    # The step at which the first mix gives way to the full one.
+    # The step at which the first mix gives way to the full one; the last mix comes with the decay.
     copying_from: int = 400
     matrix_lr: float = 0.02
     other_lr: float = 0.004
@@ -53,8 +53,10 @@ def is_long(config: TrainConfig, schedule: Schedule, step: int) -> bool:
     return step >= config.warmup and step % every == 0
 
 
-def mix(config: TrainConfig, step: int) -> corpus.Mix:
+def mix(config: TrainConfig, schedule: Schedule, step: int) -> corpus.Mix:
     """The mix of the documents of a step that does not read long look-ups."""
+    if schedule.is_decaying(step):
+        return corpus.LAST_MIX
     return corpus.FIRST_MIX if step < config.copying_from else corpus.MIX
 
 
@@ -118,7 +120,7 @@ def train(
             length = config.long_length if long else config.length
             rows = config.rows * config.length // length
             ids, weights = corpus.batch(
-                encoder, config.seed, step, rows, length, None if long else mix(config, step)
+                encoder, config.seed, step, rows, length, None if long else mix(config, schedule, step)
             )
             tokens = torch.from_numpy(ids)
             loss = weighted_loss(forward(tokens[:, :-1]), tokens[:, 1:], torch.from_numpy(weights)[:, 1:])

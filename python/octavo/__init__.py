@@ -1,9 +1,9 @@
 """octavo: LLM inference that installs with one command.
 
-    from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams
 
-    llm = LLM()                                  # the small model that ships with octavo
-    print(llm.generate("Once upon a time")[0].text)
+llm = LLM()                                  # the small model that ships with octavo
+print(llm.generate("Once upon a time")[0].text)
 """
 
 from octavo import errors, outputs

@@ -6,12 +6,15 @@ This module only converts: the logic lives in the Rust crates. Users reach it th
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
+__all__ = ["Delta", "Engine", "Logprob", "SampleDelta", "Stream", "__version__", "build_info", "check_params"]
+
 __version__: str
 
 def build_info() -> dict[str, Any]:
     """Facts of this build and machine.
 
-    Keys: `version`, `profile` ("release" or "debug"), `isa` (the instruction set in use), `isa_available` (list, slowest
+    Keys: `version`, `profile` ("release" or "debug"), `isa` (the instruction set in use), `isa_available`
+    (list, slowest
     first), `cpu` (model name), `threads` (the default number of threads), `memory_bytes` (RAM of the machine).
     """
 
@@ -46,7 +49,8 @@ class Engine:
     ) -> Engine:
         """Loads `model` (a folder with config.json and safetensors) and starts the engine thread.
 
-        `quantization` is "auto", "none" or "int8". `kv_cache_bytes` and `kv_cache_fraction` (of the machine's RAM) exclude
+        `quantization` is "auto", "none" or "int8". `kv_cache_bytes` and `kv_cache_fraction` (of the machine's
+        RAM) exclude
         each other. `tokenizer` is a folder or a tokenizer.json; `chat_template` the text of a Jinja template.
         Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`, `InvalidRequestError`.
         """
@@ -58,16 +62,19 @@ class Engine:
         *,
         add_special_tokens: bool = True,
     ) -> Stream:
-        """Queues one request and returns at once. Keys of `params` are the fields of `octavo.SamplingParams`; a key that is
+        """Queues one request and returns at once. Keys of `params` are the fields of `octavo.SamplingParams`; a
+        key that is
         missing or None takes the model's default. Tokenises in the calling thread with the GIL released.
         Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `EngineDeadError`.
         """
 
     def check(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
-        """Checks a request as `submit` does, without queueing it. Raises what `submit` would raise for its content."""
+        """Checks a request as `submit` does, without queueing it. Raises what `submit` would raise for its
+        content."""
 
     def wait_ready(self, timeout: float) -> list[int]:
-        """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or closed)."""
+        """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or
+        closed)."""
 
     def render_chat(self, request: str) -> str:
         """Renders the chat template. `request` is JSON: {"messages": [...], "tools": [...] | null,
@@ -84,24 +91,29 @@ class Engine:
         """
 
     def info(self) -> dict[str, Any]:
-        """`model` (architecture, sizes, dtype, quantization, parameters), `spec` (the full model spec), `memory` (a list of
+        """`model` (architecture, sizes, dtype, quantization, parameters), `spec` (the full model spec),
+        `memory` (a list of
         {name, bytes, reason}), `machine` (as `build_info`), `kernels` {op: kernel in use}, `limits` (max_model_len,
-        max_num_seqs, max_num_batched_tokens, block_size, num_blocks, max_queue), `defaults` (resolved sampling defaults).
+        max_num_seqs, max_num_batched_tokens, block_size, num_blocks, max_queue), `defaults` (resolved sampling
+        defaults).
         """
 
     def close(self) -> None:
-        """Aborts what runs, joins the engine thread and frees the memory. Idempotent. Later calls raise EngineDeadError."""
+        """Aborts what runs, joins the engine thread and frees the memory. Idempotent. Later calls raise
+        EngineDeadError."""
 
 @final
 class Stream:
-    """The outputs of one request, in order. The engine never waits for a slow reader: what is not read yet is merged."""
+    """The outputs of one request, in order. The engine never waits for a slow reader: what is not read yet is
+    merged."""
 
     @property
     def request_id(self) -> int: ...
     @property
     def prompt_token_ids(self) -> list[int]: ...
     def next(self, timeout: float | None = None) -> Delta | None:
-        """The next piece. Waits with the GIL released and answers Ctrl-C; None when `timeout` seconds passed, or when the
+        """The next piece. Waits with the GIL released and answers Ctrl-C; None when `timeout` seconds passed,
+        or when the
         piece with `finished` was already taken."""
 
     def poll(self) -> Delta | None:
@@ -124,7 +136,8 @@ class Delta:
         """True in the last piece of the request (every sample has ended)."""
     @property
     def prompt_logprobs(self) -> list[list[Logprob] | None] | None:
-        """In the first piece, if asked for: per prompt token the candidates (the token itself first); None for the first."""
+        """In the first piece, if asked for: per prompt token the candidates (the token itself first); None for
+        the first."""
     @property
     def metrics(self) -> dict[str, float | int] | None:
         """In the last piece: `queue_seconds`, `ttft_seconds`, `tpot_seconds`, `total_seconds`, `prompt_tokens`,

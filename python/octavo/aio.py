@@ -38,7 +38,10 @@ class Dispatcher:
                 self._waiting[stream.request_id] = (asyncio.get_running_loop(), news)
                 if self._thread is None:
                     self._thread = threading.Thread(
-                        target=_run, args=(weakref.ref(self), self._engine), name="octavo-asyncio", daemon=True
+                        target=_run,
+                        args=(weakref.ref(self), self._engine),
+                        name="octavo-asyncio",
+                        daemon=True,
                     )
                     self._thread.start()
             stream.subscribe()

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from octavo import _core
 from octavo.aio import Dispatcher
@@ -24,10 +24,25 @@ __all__ = ["LLM", "Message", "Prompt"]
 Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, Any]
 
-_ARGUMENTS = (
-    "model device dtype quantization kv_cache_dtype kv_cache_memory max_model_len max_num_seqs max_num_batched_tokens "
-    "max_queue enable_prefix_caching attention threads seed revision tokenizer chat_template"
-).split()
+_ARGUMENTS = [
+    "model",
+    "device",
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "kv_cache_memory",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_queue",
+    "enable_prefix_caching",
+    "attention",
+    "threads",
+    "seed",
+    "revision",
+    "tokenizer",
+    "chat_template",
+]
 
 
 class LLM:
@@ -312,9 +327,7 @@ class LLM:
 
 
 def _empty(stream: _core.Stream, prompt: Prompt) -> RequestOutput:
-    return RequestOutput(
-        stream.request_id, prompt if isinstance(prompt, str) else None, stream.prompt_token_ids
-    )
+    return RequestOutput(stream.request_id, prompt if isinstance(prompt, str) else None, stream.prompt_token_ids)
 
 
 def _params(params: SamplingParams | None) -> SamplingParams:
@@ -350,8 +363,8 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         )
     items = list(prompts)
     if items and all(hasattr(i, "__index__") for i in items) and not any(getattr(i, "ndim", 0) for i in items):
-        return [items]
-    return items
+        return [_token_ids(items)]
+    return cast("list[Prompt]", items)
 
 
 def _plain(value: object) -> object:

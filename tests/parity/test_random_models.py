@@ -13,6 +13,7 @@ from octavo import LLM, SamplingParams
 
 PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
 STEPS = 64
+ROUNDED = ("llama", "llama-odd-sizes", "mistral-window", "qwen2", "qwen3")
 
 
 def prompt_of(case: Case, vocab: int) -> list[int]:
@@ -33,18 +34,17 @@ def test_float32_matches_transformers(case: Case, tmp_path: Path) -> None:
     want = reference_logprobs(reference, [*prompt, *tokens])[:-1]
     assert want.std() > 1, "the reference's logits are almost flat: this would prove little"
     got = all_rows(output, vocab)
-    assert_same_logprobs(want, got, tolerance=2e-4)
+    assert_same_logprobs(want, got, tolerance=1e-4)
     assert_greedy(want[PROMPT_TOKENS - 1 :], tokens)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("llama", "llama-odd-sizes", "mistral-window", "qwen2", "qwen3")],
-                         ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in ROUNDED], ids=lambda c: c.name)
 @pytest.mark.parametrize(
     ("options", "limit"),
     [
-        pytest.param({"dtype": "bfloat16", "quantization": None}, 2e-3, id="bfloat16"),
-        pytest.param({"dtype": "float32", "quantization": "int8"}, 2e-2, id="int8"),
-        pytest.param({"dtype": "bfloat16", "quantization": "int8"}, 2e-2, id="int8-bfloat16"),
+        pytest.param({"dtype": "bfloat16", "quantization": None}, 1e-3, id="bfloat16"),
+        pytest.param({"dtype": "float32", "quantization": "int8"}, 1.5e-2, id="int8"),
+        pytest.param({"dtype": "bfloat16", "quantization": "int8"}, 1.5e-2, id="int8-bfloat16"),
     ],
 )
 def test_rounded_weights_stay_close(case: Case, options: dict[str, str | None], limit: float, tmp_path: Path) -> None:

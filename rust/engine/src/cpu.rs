@@ -1,6 +1,6 @@
 //! The CPU executor: octavo-model over the octavo-kernels.
 
-use octavo_kernels::{Kernels, SeqView, BLOCK_SIZE};
+use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, PlanSeq, StepPlan};
 
@@ -55,7 +55,8 @@ impl Executor for CpuExecutor {
                 }
             })
             .collect();
-        let batch = Batch { tokens: &plan.tokens, positions: &plan.positions, slots: &plan.slots, seqs: &seqs };
+        let batch =
+            Batch { tokens: &plan.tokens, positions: &plan.positions, slots: &plan.slots, seqs: &seqs };
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
         self.wanted.clear();
         for (i, seq) in plan.seqs.iter().enumerate() {

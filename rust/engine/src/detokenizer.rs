@@ -1,7 +1,7 @@
 //! Streaming detokenisation: text as soon as it is certain, never a part of a UTF-8 character.
 
-use crate::tokenizer::Tokenizer;
 use crate::EngineError;
+use crate::tokenizer::Tokenizer;
 
 /// Tokens of the prompt that give the first output token its context (a word's leading space, say).
 const PROMPT_CONTEXT: usize = 6;
@@ -26,7 +26,11 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     /// Starts after `prompt`.
-    pub fn new(tokenizer: &Tokenizer, prompt: &[u32], skip_special_tokens: bool) -> Result<Self, EngineError> {
+    pub fn new(
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        skip_special_tokens: bool,
+    ) -> Result<Self, EngineError> {
         let window = prompt[prompt.len().saturating_sub(PROMPT_CONTEXT)..].to_vec();
         let mut this = Self { decided: window.len(), window, prefix_bytes: 0, skip_special_tokens };
         let prefix = tokenizer.decode(&this.window, skip_special_tokens)?;

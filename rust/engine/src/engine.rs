@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use octavo_kernels::{Isa, Kernels};
-use octavo_model::{read_family, KvPool, Model, ModelSpec};
+use octavo_model::{KvPool, Model, ModelSpec, read_family};
 use octavo_scheduler::{Refusal, Scheduler, SchedulerConfig};
-use serde_json::{json, Map, Value};
+use serde_json::{Map, Value, json};
 
+use crate::EngineError;
 use crate::cpu::CpuExecutor;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::{Command, EngineLoop, Shared};
@@ -27,7 +28,6 @@ use crate::stop::{StopFilter, StopStrings};
 use crate::stream::{self, ReadyQueue, RequestStream};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-use crate::EngineError;
 
 /// Most token ids that one of `bad_words` may have.
 const MAX_BAD_WORD_TOKENS: usize = 64;
@@ -169,9 +169,11 @@ impl Engine {
         let template = parts.template.map(|text| ChatTemplate::new(&text, &tokenizer)).transpose()?;
         let (commands, inbox) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared::default());
-        let body = EngineLoop::new(scheduler, parts.executor, Arc::clone(&tokenizer), inbox, Arc::clone(&shared));
+        let body =
+            EngineLoop::new(scheduler, parts.executor, Arc::clone(&tokenizer), inbox, Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("octavo-engine".into()).spawn(move || body.run());
-        let thread = thread.map_err(|e| EngineError::EngineDead(format!("the engine thread did not start: {e}")))?;
+        let thread =
+            thread.map_err(|e| EngineError::EngineDead(format!("the engine thread did not start: {e}")))?;
         let mut info = parts.info;
         if let Value::Object(map) = &mut info {
             map.insert("limits".into(), json!(l));
@@ -329,7 +331,8 @@ impl Engine {
         match &self.template {
             Some(template) => template.render(request),
             None => Err(EngineError::InvalidRequest(
-                "this model has no chat template: pass chat_template=, or use generate with a plain prompt".into(),
+                "this model has no chat template: pass chat_template=, or use generate with a plain prompt"
+                    .into(),
             )),
         }
     }

@@ -1,6 +1,6 @@
 //! The engine thread: commands in, steps executed, deltas out. It alone owns scheduler, executor and requests.
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,15 +11,15 @@ use octavo_scheduler::{
 };
 use rustc_hash::FxHashMap;
 
+use crate::EngineError;
 use crate::cpu::wanted_rows;
 use crate::error::panic_text;
 use crate::executor::{Executor, StepError};
 use crate::output::FinishReason;
 use crate::request::{Active, Prepared};
 use crate::sampling::Sampler;
-use crate::stats::{add, set, Counters};
+use crate::stats::{Counters, add, set};
 use crate::tokenizer::Tokenizer;
-use crate::EngineError;
 
 /// What callers send to the engine thread.
 pub(crate) enum Command {
@@ -221,7 +221,8 @@ impl EngineLoop {
                     "the request's timeout passed before it ended. Raise timeout, or lower max_tokens".into(),
                 ));
             } else if reason == FinishReason::Error && active.error.is_none() {
-                active.error = Some(EngineError::Execution("a step failed while this request was in it".into()));
+                active.error =
+                    Some(EngineError::Execution("a step failed while this request was in it".into()));
             }
             active.end_sample(&self.tokenizer, finished.sample, reason, now);
             self.touched.push(finished.request);
@@ -257,8 +258,11 @@ impl EngineLoop {
     /// Runs a step and reports it to the scheduler. False: the executor cannot go on.
     fn execute(&mut self, plan: &StepPlan) -> bool {
         let begin = Instant::now();
-        let mut results: Vec<SeqResult> =
-            plan.seqs.iter().map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed }).collect();
+        let mut results: Vec<SeqResult> = plan
+            .seqs
+            .iter()
+            .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
+            .collect();
         let outcome = {
             let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
             let mut sink = |index: usize, row: u32, logits: &[f32]| {
@@ -299,7 +303,9 @@ impl EngineLoop {
                 }
             }
             if let StepError::Dead(cause) = error {
-                self.shared.die(EngineError::EngineDead(format!("the engine cannot go on: {cause}. Make a new LLM")));
+                self.shared.die(EngineError::EngineDead(format!(
+                    "the engine cannot go on: {cause}. Make a new LLM"
+                )));
                 return false;
             }
         }

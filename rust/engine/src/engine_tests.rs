@@ -1,7 +1,7 @@
 //! The engine over a scripted executor: outputs, faults, cancellation, deadlines, the queue, the end.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use octavo_scheduler::StepPlan;
@@ -69,8 +69,12 @@ fn engine_with(fault: Fault, pause_ms: u64, change: impl FnOnce(&mut Limits)) ->
     };
     change(&mut limits);
     let steps_seen = Arc::new(AtomicU64::new(0));
-    let executor =
-        Alphabet { fault, step: 0, pause: Duration::from_millis(pause_ms), steps_seen: Arc::clone(&steps_seen) };
+    let executor = Alphabet {
+        fault,
+        step: 0,
+        pause: Duration::from_millis(pause_ms),
+        steps_seen: Arc::clone(&steps_seen),
+    };
     let engine = Engine::start(EngineParts {
         executor: Box::new(executor),
         tokenizer: byte_level(),
@@ -109,7 +113,13 @@ struct Gathered {
 
 /// Reads a stream to its end; fails if that takes too long.
 fn gather(stream: &RequestStream) -> Gathered {
-    let mut out = Gathered { text: String::new(), tokens: Vec::new(), reason: None, stop: None, last: Delta::default() };
+    let mut out = Gathered {
+        text: String::new(),
+        tokens: Vec::new(),
+        reason: None,
+        stop: None,
+        last: Delta::default(),
+    };
     loop {
         let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
         for news in &delta.outputs {
@@ -320,7 +330,8 @@ fn many_requests_give_what_each_gives_alone() {
         l.num_blocks = 40;
         l.max_queue = 200;
     });
-    let prompts: Vec<String> = (0..100).map(|i| "abcdefghij"[i % 7..i % 7 + 1 + i % 3].repeat(1 + i % 5)).collect();
+    let prompts: Vec<String> =
+        (0..100).map(|i| "abcdefghij"[i % 7..i % 7 + 1 + i % 3].repeat(1 + i % 5)).collect();
     let params = |i: usize| SamplingParams { n: 1 + (i % 3) as u32, ..greedy(1 + (i % 17) as u32) };
     let streams: Vec<_> = prompts.iter().enumerate().map(|(i, p)| submit(&engine, p, &params(i))).collect();
     for (i, stream) in streams.iter().enumerate() {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use octavo_model::{read_json, Config};
+use octavo_model::{Config, read_json};
 use serde_json::{Map, Value};
 
+use crate::EngineError;
 use crate::params::SamplingDefaults;
 use crate::tokenizer::Tokenizer;
-use crate::EngineError;
 
 /// The model's own habits.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]

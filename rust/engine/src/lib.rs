@@ -30,7 +30,7 @@ pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
 pub use executor::{Executor, RowSink, StepError};
 pub use generation::GenerationDefaults;
-pub use memory::{machine_memory, Limits, MemoryPart};
+pub use memory::{Limits, MemoryPart, machine_memory};
 pub use options::EngineOptions;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,

@@ -1,12 +1,12 @@
 //! How much memory goes where, decided once at load, with the reason of each part.
 
 use octavo_kernels::BLOCK_SIZE;
-use octavo_model::{block_bytes, Dtype, Model, ModelSpec};
+use octavo_model::{Dtype, Model, ModelSpec, block_bytes};
 use serde::Serialize;
 
+use crate::EngineError;
 use crate::cpu::LOGIT_ROWS;
 use crate::options::EngineOptions;
-use crate::EngineError;
 
 /// Share of the available memory that the KV cache may take when the caller sets no limit.
 const DEFAULT_SHARE: f64 = 0.5;
@@ -71,9 +71,10 @@ pub fn plan(
     let spec = model.spec();
     let refuse = |text: String| Err(EngineError::InvalidRequest(text));
     let at_least = |name: &str, value: Option<usize>, low: usize, default: usize| match value {
-        Some(v) if v < low || v > 1 << 28 => {
-            Err(EngineError::InvalidRequest(format!("{name} is {v}: an integer from {low} to {} is expected", 1 << 28)))
-        }
+        Some(v) if v < low || v > 1 << 28 => Err(EngineError::InvalidRequest(format!(
+            "{name} is {v}: an integer from {low} to {} is expected",
+            1 << 28
+        ))),
         v => Ok(v.unwrap_or(default)),
     };
     let max_num_seqs = at_least("max_num_seqs", options.max_num_seqs, 1, DEFAULT_MAX_NUM_SEQS)?;
@@ -99,8 +100,12 @@ pub fn plan(
         (None, Some(f)) if f > 0.0 && f < 1.0 => {
             ((total as f64 * f) as u64, format!("kv_cache_memory: {f} of this machine's {total} bytes"))
         }
-        (None, Some(f)) => return refuse(format!("kv_cache_memory is {f}: a fraction above 0 and below 1 is expected")),
-        (None, None) => ((available as f64 * DEFAULT_SHARE) as u64, "half of the memory that is free".to_string()),
+        (None, Some(f)) => {
+            return refuse(format!("kv_cache_memory is {f}: a fraction above 0 and below 1 is expected"));
+        }
+        (None, None) => {
+            ((available as f64 * DEFAULT_SHARE) as u64, "half of the memory that is free".to_string())
+        }
     };
     let affordable = budget / block;
     let explicit = options.kv_cache_bytes.is_some() || options.kv_cache_fraction.is_some();
@@ -135,14 +140,34 @@ pub fn plan(
         block_size: BLOCK_SIZE as u32,
         num_blocks: num_blocks as u32,
     };
-    let part = |name: &str, bytes: usize, reason: String| MemoryPart { name: name.into(), bytes: bytes as u64, reason };
+    let part = |name: &str, bytes: usize, reason: String| MemoryPart {
+        name: name.into(),
+        bytes: bytes as u64,
+        reason,
+    };
     let parts = vec![
-        part("weights", model.weight_bytes(), format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype())),
-        part("kv_cache", (num_blocks * block) as usize, format!("{reason}; taken from the system as it fills")),
-        part("step_buffers", step_bytes(spec, max_num_batched_tokens), format!(
-            "activations of a step of {max_num_batched_tokens} tokens; grown by the largest step that runs")),
-        part("logits", LOGIT_ROWS.min(max_num_seqs) * spec.vocab * 4, format!(
-            "f32 rows of {} entries, at most {LOGIT_ROWS} at a time", spec.vocab)),
+        part(
+            "weights",
+            model.weight_bytes(),
+            format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype()),
+        ),
+        part(
+            "kv_cache",
+            (num_blocks * block) as usize,
+            format!("{reason}; taken from the system as it fills"),
+        ),
+        part(
+            "step_buffers",
+            step_bytes(spec, max_num_batched_tokens),
+            format!(
+                "activations of a step of {max_num_batched_tokens} tokens; grown by the largest step that runs"
+            ),
+        ),
+        part(
+            "logits",
+            LOGIT_ROWS.min(max_num_seqs) * spec.vocab * 4,
+            format!("f32 rows of {} entries, at most {LOGIT_ROWS} at a time", spec.vocab),
+        ),
     ];
     Ok((limits, parts))
 }

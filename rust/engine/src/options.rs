@@ -79,7 +79,9 @@ impl EngineOptions {
             }),
             "float32" => Ok(Dtype::Float32),
             "bfloat16" => Ok(Dtype::Bfloat16),
-            "float16" => refuse("dtype", "float16", "on the CPU use \"bfloat16\", or \"float32\" to keep every bit"),
+            "float16" => {
+                refuse("dtype", "float16", "on the CPU use \"bfloat16\", or \"float32\" to keep every bit")
+            }
             other => refuse("dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
         }
     }

@@ -137,7 +137,11 @@ impl SamplingParams {
         }
         if let Some(max) = self.max_tokens {
             if self.min_tokens > max {
-                return refuse("min_tokens", self.min_tokens, &format!("at most max_tokens ({max}) is expected"));
+                return refuse(
+                    "min_tokens",
+                    self.min_tokens,
+                    &format!("at most max_tokens ({max}) is expected"),
+                );
             }
         }
         in_range("temperature", self.temperature.unwrap_or(1.0), 0.0..=100.0)?;
@@ -153,7 +157,11 @@ impl SamplingParams {
             return refuse("repetition_penalty", repetition, "a number above 0 and at most 100 is expected");
         }
         if self.stop.len() > MAX_STOPS {
-            return refuse("stop", format!("{} strings", self.stop.len()), &format!("at most {MAX_STOPS} are taken"));
+            return refuse(
+                "stop",
+                format!("{} strings", self.stop.len()),
+                &format!("at most {MAX_STOPS} are taken"),
+            );
         }
         if self.stop.iter().any(String::is_empty) {
             return refuse("stop", "an empty string", "it would match everywhere; leave it out");
@@ -170,7 +178,11 @@ impl SamplingParams {
             return refuse("bad_words", "an empty string", "leave it out");
         }
         if let Some((id, bias)) = self.logit_bias.iter().find(|(_, b)| !(-100.0..=100.0).contains(b)) {
-            return refuse("logit_bias", format!("{bias} for token {id}"), "a number from -100 to 100 is expected");
+            return refuse(
+                "logit_bias",
+                format!("{bias} for token {id}"),
+                "a number from -100 to 100 is expected",
+            );
         }
         if let Some(timeout) = self.timeout {
             if !(timeout > 0.0 && timeout <= 1e9) {

@@ -1,18 +1,20 @@
 //! A request inside the engine: its samples, their text, and what is still to be told.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::EngineError;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::Shared;
-use crate::output::{Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob};
-use crate::sampling::{row_logprobs, History, Sampler, SamplingRules};
+use crate::output::{
+    Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
+};
+use crate::sampling::{History, Sampler, SamplingRules, row_logprobs};
 use crate::stats::add;
 use crate::stop::StopFilter;
 use crate::stream::Outbox;
 use crate::tokenizer::Tokenizer;
-use crate::EngineError;
 
 /// What the caller's thread has prepared for the engine.
 pub(crate) struct Prepared {
@@ -67,7 +69,8 @@ struct Sample {
 
 impl Active {
     pub fn new(request: Prepared) -> Self {
-        let history = if request.rules.needs_history() { History::new(&request.prompt) } else { History::default() };
+        let history =
+            if request.rules.needs_history() { History::new(&request.prompt) } else { History::default() };
         let sample = Sample {
             tokens: Vec::new(),
             detokenizer: request.detokenizer.clone(),
@@ -158,7 +161,13 @@ impl Active {
     }
 
     /// A sample ended. Returns true if it was the last one of the request.
-    pub fn end_sample(&mut self, tokenizer: &Tokenizer, index: u32, reason: FinishReason, now: Instant) -> bool {
+    pub fn end_sample(
+        &mut self,
+        tokenizer: &Tokenizer,
+        index: u32,
+        reason: FinishReason,
+        now: Instant,
+    ) -> bool {
         let Some(s) = self.samples.get_mut(index as usize) else { return false };
         if std::mem::replace(&mut s.ended, true) {
             return false;

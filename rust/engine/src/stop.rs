@@ -32,7 +32,9 @@ impl StopStrings {
         let first = text.len().saturating_sub(longest);
         let tail = |start: usize| &text.as_bytes()[start..];
         (first..text.len())
-            .find(|&s| text.is_char_boundary(s) && self.strings.iter().any(|x| x.as_bytes().starts_with(tail(s))))
+            .find(|&s| {
+                text.is_char_boundary(s) && self.strings.iter().any(|x| x.as_bytes().starts_with(tail(s)))
+            })
             .map_or(0, |s| text.len() - s)
     }
 }
@@ -105,7 +107,10 @@ mod tests {
     #[test]
     fn a_stop_string_over_three_pieces_never_shows() {
         let stops = ["END".to_string()];
-        assert_eq!(run(&["aE", "N", "Db"], &stops, false), (vec!["a".into(), "".into(), "".into()], Some("END".into())));
+        assert_eq!(
+            run(&["aE", "N", "Db"], &stops, false),
+            (vec!["a".into(), "".into(), "".into()], Some("END".into()))
+        );
         assert_eq!(run(&["aE", "N", "Db"], &stops, true).0.concat(), "aEND");
         assert_eq!(run(&["aE", "N", "x"], &stops, false).0, ["a", "", "ENx", ""]);
         assert_eq!(run(&["aEN"], &stops, false).0, ["a", "EN"]);

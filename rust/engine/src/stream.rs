@@ -3,15 +3,15 @@
 //! The engine never waits for a reader. While the queue is full, news is merged on the engine's side; the last delta always
 //! has a place, so a slow reader loses nothing and delays nobody.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
+use crate::EngineError;
 use crate::engine_loop::Command;
 use crate::output::Delta;
-use crate::EngineError;
 
 /// Deltas that wait in the queue before news is merged.
 const CAPACITY: usize = 32;
@@ -167,7 +167,8 @@ impl RequestStream {
     /// The engine thread is gone without a last word.
     fn orphaned(&self) -> Delta {
         self.done.store(true, Ordering::SeqCst);
-        let error = EngineError::EngineDead("the engine stopped while the request ran. Make a new LLM".into());
+        let error =
+            EngineError::EngineDead("the engine stopped while the request ran. Make a new LLM".into());
         Delta { finished: true, error: Some(error), ..Delta::default() }
     }
 }

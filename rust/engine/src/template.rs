@@ -10,8 +10,8 @@ use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, ErrorKind, Value};
 use serde::Serialize;
 
-use crate::tokenizer::Tokenizer;
 use crate::EngineError;
+use crate::tokenizer::Tokenizer;
 
 /// Steps that a template may take: real ones need some thousands.
 const FUEL: u64 = 5_000_000;
@@ -33,11 +33,14 @@ impl ChatTemplate {
         let file = folder.join("chat_template.jinja");
         if file.is_file() {
             let read = std::fs::read_to_string(&file);
-            return read.map(Some).map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", file.display())));
+            return read
+                .map(Some)
+                .map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", file.display())));
         }
         let Some(value) = tokenizer.config().get("chat_template") else { return Ok(None) };
         if let Some(list) = value.as_array() {
-            let named = |name: &str| list.iter().find(|t| t.get("name").and_then(|n| n.as_str()) == Some(name));
+            let named =
+                |name: &str| list.iter().find(|t| t.get("name").and_then(|n| n.as_str()) == Some(name));
             let text = named("default").or(list.first()).and_then(|t| t.get("template")?.as_str());
             return Ok(text.map(str::to_string));
         }
@@ -46,7 +49,9 @@ impl ChatTemplate {
 
     /// Compiles `text`. Special tokens of the tokenizer become variables (`bos_token`, ...).
     pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(format!("the chat template is not valid: {e}"));
+        let refuse = |e: &dyn std::fmt::Display| {
+            EngineError::InvalidRequest(format!("the chat template is not valid: {e}"))
+        };
         if text.len() > MAX_TEMPLATE_BYTES {
             return Err(refuse(&format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
         }
@@ -65,13 +70,18 @@ impl ChatTemplate {
             let mut out = String::new();
             let now = chrono::Local::now();
             write!(out, "{}", now.format(&format)).map_err(|_| {
-                minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: bad format {format:?}"))
+                minijinja::Error::new(
+                    ErrorKind::InvalidOperation,
+                    format!("strftime_now: bad format {format:?}"),
+                )
             })?;
             Ok(out)
         });
         env.add_template_owned("chat", without_generation_tags(text)).map_err(|e| refuse(&e))?;
-        let keys = ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
-        let special = keys.iter().filter_map(|k| Some((k.to_string(), tokenizer.special_token(k)?.to_string())));
+        let keys =
+            ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+        let special =
+            keys.iter().filter_map(|k| Some((k.to_string(), tokenizer.special_token(k)?.to_string())));
         Ok(Self { env, special: special.collect() })
     }
 
@@ -80,7 +90,10 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// `InvalidRequest` if the template refuses the messages, or runs too long.
-    pub fn render(&self, request: &serde_json::Map<String, serde_json::Value>) -> Result<String, EngineError> {
+    pub fn render(
+        &self,
+        request: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, EngineError> {
         let mut context: serde_json::Map<String, serde_json::Value> =
             self.special.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
         for key in ["tools", "documents"] {
@@ -97,7 +110,8 @@ impl ChatTemplate {
         let template = self.env.get_template("chat").map_err(refuse)?;
         let mut out = Capped(Vec::new());
         template.render_captured_to(Value::from(Serde(context)), &mut out).map_err(refuse)?;
-        String::from_utf8(out.0).map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))
+        String::from_utf8(out.0)
+            .map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))
     }
 }
 
@@ -141,7 +155,9 @@ fn without_generation_tags(text: &str) -> String {
 
 /// `tojson` as transformers defines it: json.dumps(value, ensure_ascii=False, indent=..., separators=..., sort_keys=...).
 fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let failed = |e: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"));
+    let failed = |e: &dyn std::fmt::Display| {
+        minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
+    };
     let indent: Option<usize> = kwargs.get("indent")?;
     let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
     let _: Option<bool> = kwargs.get("ensure_ascii")?;
@@ -215,7 +231,11 @@ impl serde_json::ser::Formatter for PythonJson {
     fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
         self.close(w, b"]")
     }
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         self.item(w, first)
     }
     fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
@@ -224,7 +244,11 @@ impl serde_json::ser::Formatter for PythonJson {
     fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
         self.close(w, b"}")
     }
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         self.item(w, first)
     }
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
@@ -254,21 +278,37 @@ mod tests {
     #[test]
     fn tojson_writes_what_python_writes() {
         let value = json!({"x": {"b": [1, 2.5, null, true], "a": "é<>\"", "e": [], "o": {}}});
-        assert_eq!(render("{{ x | tojson }}", value.clone()).expect("text"),
-                   "{\"b\": [1, 2.5, null, true], \"a\": \"é<>\\\"\", \"e\": [], \"o\": {}}");
-        assert_eq!(render("{{ x | tojson(indent=2) }}", value).expect("text"),
-                   "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    true\n  ],\n  \"a\": \"é<>\\\"\",\n  \"e\": [],\n  \"o\": {}\n}");
+        assert_eq!(
+            render("{{ x | tojson }}", value.clone()).expect("text"),
+            "{\"b\": [1, 2.5, null, true], \"a\": \"é<>\\\"\", \"e\": [], \"o\": {}}"
+        );
+        assert_eq!(
+            render("{{ x | tojson(indent=2) }}", value).expect("text"),
+            "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    true\n  ],\n  \"a\": \"é<>\\\"\",\n  \"e\": [],\n  \"o\": {}\n}"
+        );
     }
 
     #[test]
     fn hostile_templates_end_in_a_typed_error() {
-        let endless = "{% for a in range(100000) %}{% for b in range(100000) %}{{ a }}{% endfor %}{% endfor %}";
-        for template in [endless, "{{ raise_exception('no system turn') }}", "{{ 'x' * 100000000000 }}", "{{ messages.foo() }}"] {
+        let endless =
+            "{% for a in range(100000) %}{% for b in range(100000) %}{{ a }}{% endfor %}{% endfor %}";
+        for template in [
+            endless,
+            "{{ raise_exception('no system turn') }}",
+            "{{ 'x' * 100000000000 }}",
+            "{{ messages.foo() }}",
+        ] {
             let error = render(template, json!({"messages": []})).expect_err(template);
             assert_eq!(error.class_name(), "InvalidRequestError", "{error}");
         }
         assert!(render("{% if %}", json!({})).is_err());
-        assert!(render("{{ strftime_now('%Y') }}", json!({})).expect("year").parse::<u32>().expect("number") > 2000);
-        assert_eq!(render("{{ strftime_now('%Q') }}", json!({})).expect_err("format").class_name(), "InvalidRequestError");
+        assert!(
+            render("{{ strftime_now('%Y') }}", json!({})).expect("year").parse::<u32>().expect("number")
+                > 2000
+        );
+        assert_eq!(
+            render("{{ strftime_now('%Q') }}", json!({})).expect_err("format").class_name(),
+            "InvalidRequestError"
+        );
     }
 }

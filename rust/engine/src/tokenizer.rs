@@ -1,15 +1,15 @@
 //! The model's tokenizer: tokenizer.json through the tokenizers crate, and what tokenizer_config.json and
 //! generation_config.json add.
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use octavo_model::read_json;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as HfTokenizer;
 
-use crate::error::panic_text;
 use crate::EngineError;
+use crate::error::panic_text;
 
 /// Largest tokenizer.json that is read, in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
@@ -69,7 +69,9 @@ impl Tokenizer {
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(e)) => Err(EngineError::Execution(format!("tokens cannot be turned into text: {e}"))),
-            Err(p) => Err(EngineError::Execution(format!("tokens cannot be turned into text: {}", panic_text(p)))),
+            Err(p) => {
+                Err(EngineError::Execution(format!("tokens cannot be turned into text: {}", panic_text(p))))
+            }
         }
     }
 
@@ -107,9 +109,16 @@ pub(crate) mod tests {
 
     /// A byte-level tokenizer without merges: token id = byte value, plus `<eos>` = 256.
     pub fn byte_level() -> Tokenizer {
-        let alphabet = tokenizers::pre_tokenizers::byte_level::bytes_char();
-        let vocab: Map<String, Value> =
-            alphabet.iter().map(|(b, c)| (c.to_string(), Value::from(*b))).collect();
+        // The byte alphabet of GPT-2: printable bytes stand for themselves, the others for characters from 256 on.
+        let printable = |b: &u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+        let others: Vec<u32> = (0..256).filter(|b| !printable(b)).collect();
+        let character = |b: u32| match others.iter().position(|o| *o == b) {
+            Some(place) => 256 + place as u32,
+            None => b,
+        };
+        let vocab: Map<String, Value> = (0..256)
+            .map(|b| (char::from_u32(character(b)).expect("a character").to_string(), Value::from(b)))
+            .collect();
         let json = serde_json::json!({
             "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
             "added_tokens": [{"id": 256, "content": "<eos>", "single_word": false, "lstrip": false, "rstrip": false,

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::Deserializer;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 
+use crate::ModelError;
 use crate::buffer::map_file;
 use crate::config::read_json;
 use crate::spec::Dtype;
-use crate::ModelError;
 
 /// The mapped files of a checkpoint and where each tensor lies.
 pub struct Checkpoint {
@@ -82,8 +82,8 @@ impl Checkpoint {
         let map = map_file(&path)?;
         let file = path.display().to_string();
         let corrupt = |what: String| ModelError::corrupt(file.clone(), what);
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| corrupt(format!("not a sound safetensors file: {e}")))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|e| corrupt(format!("not a sound safetensors file: {e}")))?;
         check_names(&map[8..8 + header]).map_err(corrupt)?;
         let start = 8 + header;
         for (name, info) in metadata.tensors() {
@@ -156,7 +156,8 @@ fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     let corrupt = |what: String| ModelError::corrupt(path.display().to_string(), what);
     let index = read_json(path)?;
-    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| corrupt("no weight_map".into()))?;
+    let map =
+        index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| corrupt("no weight_map".into()))?;
     map.iter()
         .map(|(name, file)| match file.as_str() {
             // A shard is a plain file name: an index must not reach outside its folder.

@@ -57,13 +57,10 @@ impl<'a> Config<'a> {
     }
 
     /// An integer of `range`; None if absent.
-    pub fn int(
-        &self,
-        key: &str,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<Option<usize>, ModelError> {
+    pub fn int(&self, key: &str, range: std::ops::RangeInclusive<u64>) -> Result<Option<usize>, ModelError> {
         let Some(v) = self.value(key) else { return Ok(None) };
-        let whole = v.as_u64().or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64));
+        let whole =
+            v.as_u64().or_else(|| v.as_f64().filter(|f| f.fract() == 0.0 && *f >= 0.0).map(|f| f as u64));
         match whole {
             Some(n) if range.contains(&n) => Ok(Some(n as usize)),
             _ => Err(self.bad(

@@ -8,12 +8,12 @@ use std::path::Path;
 use octavo_kernels as k;
 use octavo_kernels::{AttentionParams, Kernels, QuantizedRows, RmsNorm, SeqView, WeightDtype};
 
+use crate::ModelError;
 use crate::families::Family;
 use crate::kv::KvPool;
 use crate::rope::RopeTable;
 use crate::spec::{Activation, Dtype, LayerSpec, ModelSpec};
 use crate::weights::{self, LayerWeights, Projection, Weights};
-use crate::ModelError;
 
 /// A loaded model. It keeps no state of requests.
 pub struct Model {
@@ -165,7 +165,14 @@ impl Model {
     }
 
     /// x += down(act(gate(norm(x))) * up(norm(x))).
-    fn mlp(&self, kernels: &Kernels, layer: &LayerSpec, weights: &LayerWeights, rows: usize, s: &mut Scratch) {
+    fn mlp(
+        &self,
+        kernels: &Kernels,
+        layer: &LayerSpec,
+        weights: &LayerWeights,
+        rows: usize,
+        s: &mut Scratch,
+    ) {
         let (hidden, inner) = (self.spec.hidden, layer.mlp.intermediate);
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
@@ -199,6 +206,13 @@ impl Model {
     }
 }
 
-fn project(kernels: &Kernels, p: &Projection, x: &[f32], rows: usize, y: &mut [f32], scratch: &mut QuantizedRows) {
+fn project(
+    kernels: &Kernels,
+    p: &Projection,
+    x: &[f32],
+    rows: usize,
+    y: &mut [f32],
+    scratch: &mut QuantizedRows,
+) {
     p.weight.forward(kernels, x, rows, p.bias.as_deref(), y, scratch);
 }

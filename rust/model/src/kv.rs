@@ -1,9 +1,9 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{KvDtype, KvLayer, BLOCK_SIZE};
+use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer};
 
-use crate::spec::{Dtype, ModelSpec};
 use crate::ModelError;
+use crate::spec::{Dtype, ModelSpec};
 
 /// Keys and values of all layers. Block ids are those of the scheduler.
 pub struct KvPool {
@@ -27,11 +27,13 @@ impl KvPool {
             Dtype::Bfloat16 => KvDtype::Bf16,
             Dtype::Float16 => {
                 return Err(ModelError::BadOption(
-                    "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\"".into(),
-                ))
+                    "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\""
+                        .into(),
+                ));
             }
         };
-        let layer = |l: &crate::LayerSpec| KvLayer::new(blocks, l.attention.kv_heads, l.attention.head_dim, dtype);
+        let layer =
+            |l: &crate::LayerSpec| KvLayer::new(blocks, l.attention.kv_heads, l.attention.head_dim, dtype);
         Ok(Self { layers: spec.layers.iter().map(layer).collect(), blocks })
     }
 

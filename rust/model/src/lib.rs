@@ -16,10 +16,10 @@ mod spec;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Tensor};
-pub use config::{read_json, Config};
+pub use config::{Config, read_json};
 pub use error::ModelError;
 pub use forward::{Batch, Model, Scratch};
-pub use kv::{block_bytes, KvPool};
+pub use kv::{KvPool, block_bytes};
 pub use rope::{RopeScaling, RopeSpec, RopeTable};
 pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, MlpSpec, ModelSpec};
 pub use weights::read_family;

@@ -5,8 +5,8 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::config::Config;
 use crate::ModelError;
+use crate::config::Config;
 
 /// How the base frequencies are changed for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -135,7 +135,11 @@ fn scaling(c: &Config<'_>, top: &Config<'_>) -> Result<RopeScaling, ModelError> 
             let low = c.need_float("low_freq_factor", 0.0, 1e6)?;
             let high = c.need_float("high_freq_factor", 0.0, 1e6)?;
             if high <= low {
-                return Err(c.bad("high_freq_factor", &Value::from(high), format!("more than low_freq_factor ({low}) is expected")));
+                return Err(c.bad(
+                    "high_freq_factor",
+                    &Value::from(high),
+                    format!("more than low_freq_factor ({low}) is expected"),
+                ));
             }
             let original = match c.float("original_max_position_embeddings", 0.0, 1e9)? {
                 Some(n) => n,
@@ -172,8 +176,10 @@ mod tests {
         with_theta["rope_theta"] = json!(5e5);
         let new = read(json!({"rope_theta": 1.0, "rope_parameters": with_theta})).expect("new");
         assert_eq!(old, new);
-        assert_eq!(read(json!({"rope_scaling": {"type": "linear", "factor": 2.0}})).expect("alias").scaling,
-                   RopeScaling::Linear { factor: 2.0 });
+        assert_eq!(
+            read(json!({"rope_scaling": {"type": "linear", "factor": 2.0}})).expect("alias").scaling,
+            RopeScaling::Linear { factor: 2.0 }
+        );
     }
 
     #[test]
@@ -185,7 +191,8 @@ mod tests {
     #[test]
     fn llama3_keeps_high_and_divides_low_frequencies() {
         let spec = read(json!({"rope_theta": 10000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
-            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}})).expect("spec");
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}))
+        .expect("spec");
         let plain = RopeSpec { scaling: RopeScaling::Default, ..spec }.inverse_frequencies();
         let scaled = spec.inverse_frequencies();
         assert_eq!(plain[0], scaled[0]);

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
 
+use crate::ModelError;
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::config::{read_json, Config};
+use crate::config::{Config, read_json};
 use crate::families::{self, Family, TensorNames};
 use crate::spec::{Dtype, LayerSpec, ModelSpec};
-use crate::ModelError;
 
 /// A projection with its optional bias.
 pub(crate) struct Projection {
@@ -74,7 +74,8 @@ pub(crate) fn load(
     } else {
         (Some(embed), loader.linear(&[names.head], spec.vocab, spec.hidden)?)
     };
-    let layers = spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l, spec)).collect::<Result<_, _>>()?;
+    let layers =
+        spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l, spec)).collect::<Result<_, _>>()?;
     let norm = loader.vector(names.norm, spec.hidden)?;
     Ok((Weights { embed, layers, norm, head }, stored))
 }
@@ -121,7 +122,12 @@ impl Loader<'_> {
     }
 
     /// Several projections `(name, rows)` of the same input, packed below each other.
-    fn projection(&self, parts: &[(String, usize)], columns: usize, bias: bool) -> Result<Projection, ModelError> {
+    fn projection(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        bias: bool,
+    ) -> Result<Projection, ModelError> {
         let weights = parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect::<Vec<_>>();
         let tensors = weights.iter().map(|(name, rows)| self.checkpoint.tensor(name, &[*rows, columns]));
         let weight = self.pack(&tensors.collect::<Result<Vec<_>, _>>()?, columns);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use octavo_engine::{EngineOptions, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
-use serde_json::{json, Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::errors::{raise, to_python};
 use crate::json;
@@ -24,6 +24,13 @@ pub fn cpu_name() -> String {
     let line = text.lines().find(|l| l.starts_with("model name"));
     let name = line.and_then(|l| l.split_once(':')).map(|(_, name)| name.trim().to_string());
     name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
+}
+
+/// The text, if it is one that UTF-8 can hold.
+fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
+    text.to_str().map_err(|_| {
+        raise(text.py(), "InvalidRequestError", "the text has a lone surrogate, which is no character")
+    })
 }
 
 /// One model, its KV cache and the thread that runs it.
@@ -86,11 +93,15 @@ impl Engine {
     ) -> PyResult<Stream> {
         let params = params::read(params)?;
         let prompt = if let Ok(text) = prompt.cast::<PyString>() {
-            Prompt::Text(text.to_string(), add_special_tokens)
+            Prompt::Text(utf8(text)?.to_string(), add_special_tokens)
         } else {
             let ids = prompt.extract::<Vec<u32>>();
             Prompt::Tokens(ids.map_err(|_| {
-                raise(py, "InvalidRequestError", "prompt: a string, or a list of token ids from 0 on, is expected")
+                raise(
+                    py,
+                    "InvalidRequestError",
+                    "prompt: a string, or a list of token ids from 0 on, is expected",
+                )
             })?)
         };
         py.detach(|| self.0.submit(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
@@ -117,7 +128,13 @@ impl Engine {
     }
 
     #[pyo3(signature = (text, *, add_special_tokens=true))]
-    fn tokenize(&self, py: Python<'_>, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
+    fn tokenize(
+        &self,
+        py: Python<'_>,
+        text: &Bound<'_, PyString>,
+        add_special_tokens: bool,
+    ) -> PyResult<Vec<u32>> {
+        let text = utf8(text)?;
         py.detach(|| self.0.tokenize(text, add_special_tokens)).map_err(|e| to_python(py, &e))
     }
 

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 #[pymodule(gil_used = false)]
 mod _core {
     use octavo_engine::machine_memory;
-    use octavo_kernels::{default_threads, Isa};
+    use octavo_kernels::{Isa, default_threads};
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
@@ -28,7 +28,8 @@ mod _core {
         let info = PyDict::new(py);
         info.set_item("version", env!("CARGO_PKG_VERSION"))?;
         info.set_item("profile", if cfg!(debug_assertions) { "debug" } else { "release" })?;
-        let isa = Isa::from_env().map_err(|e| crate::errors::raise(py, "InvalidRequestError", &format!("OCTAVO_ISA: {e}")))?;
+        let isa = Isa::from_env()
+            .map_err(|e| crate::errors::raise(py, "InvalidRequestError", &format!("OCTAVO_ISA: {e}")))?;
         info.set_item("isa", isa.name())?;
         info.set_item("isa_available", Isa::available().into_iter().map(Isa::name).collect::<Vec<_>>())?;
         info.set_item("cpu", crate::engine::cpu_name())?;

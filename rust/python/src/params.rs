@@ -18,7 +18,11 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
     let mut p = SamplingParams {
         n: fields.get("n")?.unwrap_or(neutral.n),
         // Given as None it means "until the context is full".
-        max_tokens: if fields.dict.contains("max_tokens")? { fields.get("max_tokens")? } else { neutral.max_tokens },
+        max_tokens: if fields.dict.contains("max_tokens")? {
+            fields.get("max_tokens")?
+        } else {
+            neutral.max_tokens
+        },
         min_tokens: fields.get("min_tokens")?.unwrap_or(0),
         temperature: fields.get("temperature")?,
         top_p: fields.get("top_p")?,
@@ -46,7 +50,9 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
         match u32::try_from(k) {
             Ok(k) => p.top_k = Some(k),
             Err(_) if k == -1 => p.top_k = Some(0),
-            Err(_) => return Err(fields.refuse("top_k", "0 or -1 (all), or a number of candidates, is expected")),
+            Err(_) => {
+                return Err(fields.refuse("top_k", "0 or -1 (all), or a number of candidates, is expected"));
+            }
         }
     }
     if let Some(seed) = fields.get::<i128>("seed")? {
@@ -60,12 +66,16 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
         };
     }
     if let Some(bias) = fields.value("logit_bias")? {
-        let bias = bias.cast::<PyDict>().map_err(|_| fields.refuse("logit_bias", "a dict of token id to number is expected"))?;
+        let bias = bias
+            .cast::<PyDict>()
+            .map_err(|_| fields.refuse("logit_bias", "a dict of token id to number is expected"))?;
         for (id, value) in bias {
             // Keys may be strings, as JSON has them.
             let id = id.extract::<u32>().or_else(|e| id.extract::<String>()?.parse::<u32>().map_err(|_| e));
             let id = id.map_err(|_| fields.refuse("logit_bias", "token ids are expected as keys"))?;
-            let value = value.extract::<f32>().map_err(|_| fields.refuse("logit_bias", "numbers are expected as values"))?;
+            let value = value
+                .extract::<f32>()
+                .map_err(|_| fields.refuse("logit_bias", "numbers are expected as values"))?;
             p.logit_bias.push((id, value));
         }
         p.logit_bias.sort_unstable_by_key(|(id, _)| *id);
@@ -75,10 +85,29 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
 }
 
 const NAMES: [&str; 23] = [
-    "n", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-    "presence_penalty", "frequency_penalty", "seed", "stop", "stop_token_ids", "include_stop_str_in_output",
-    "ignore_eos", "bad_words", "logit_bias", "logprobs", "prompt_logprobs", "skip_special_tokens", "priority",
-    "timeout", "cache_salt",
+    "n",
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "bad_words",
+    "logit_bias",
+    "logprobs",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "priority",
+    "timeout",
+    "cache_salt",
 ];
 
 struct Fields<'py> {
@@ -108,14 +137,17 @@ impl<'py> Fields<'py> {
             Some(-1) => Ok(Some(u32::MAX)),
             Some(k) => match u32::try_from(k) {
                 Ok(k) => Ok(Some(k)),
-                Err(_) => Err(self.refuse(name, "-1 (all), or a number of candidates from 0 on, is expected")),
+                Err(_) => {
+                    Err(self.refuse(name, "-1 (all), or a number of candidates from 0 on, is expected"))
+                }
             },
         }
     }
 
     fn refuse(&self, name: &str, expected: &str) -> PyErr {
         let py = self.dict.py();
-        let shown = self.dict.get_item(name).ok().flatten().and_then(|v| v.repr().ok()).map(|r| r.to_string());
+        let shown =
+            self.dict.get_item(name).ok().flatten().and_then(|v| v.repr().ok()).map(|r| r.to_string());
         let mut shown = shown.unwrap_or_default();
         if shown.chars().count() > 80 {
             shown = shown.chars().take(77).chain("...".chars()).collect();

@@ -14,7 +14,15 @@ impl Candidates {
     ///
     /// `draw` in [0, 1). Candidates are ordered by (logit descending, id ascending), so the result is a function of the
     /// arguments alone. `top_k` 0 means all.
-    pub fn draw(&mut self, logits: &[f32], temperature: f32, top_k: usize, top_p: f32, min_p: f32, draw: f64) -> u32 {
+    pub fn draw(
+        &mut self,
+        logits: &[f32],
+        temperature: f32,
+        top_k: usize,
+        top_p: f32,
+        min_p: f32,
+        draw: f64,
+    ) -> u32 {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if max == f32::NEG_INFINITY {
             return 0;

@@ -20,7 +20,8 @@ pub fn row_logprobs(logits: &[f32], chosen: u32, top: usize) -> Vec<Logprob> {
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |id: u32| (f64::from(logits[id as usize]) - log_sum) as f32;
     let mine = logits[chosen as usize];
-    let better = logits.iter().enumerate().filter(|(i, x)| **x > mine || (**x == mine && (*i as u32) < chosen));
+    let better =
+        logits.iter().enumerate().filter(|(i, x)| **x > mine || (**x == mine && (*i as u32) < chosen));
     let rank = better.count() as u32 + 1;
     let mut out = vec![Logprob { token_id: chosen, logprob: logprob(chosen), rank }];
     let top = top.min(logits.len());

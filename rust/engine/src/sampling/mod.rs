@@ -6,7 +6,7 @@ mod logprobs;
 mod penalties;
 mod rng;
 
-pub use logprobs::{row_logprobs, Logprob};
+pub use logprobs::{Logprob, row_logprobs};
 pub use penalties::History;
 
 use crate::params::{SamplingDefaults, SamplingParams};

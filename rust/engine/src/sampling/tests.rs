@@ -86,11 +86,19 @@ fn penalties_bias_and_bans_change_the_choice() {
     assert_eq!(sampler.sample(&r, &row, &history, &[], 0), 1, "token 2 stands in the prompt");
     history.push(1);
     let r = greedy(&|p| p.presence_penalty = 1.0);
-    assert_eq!(sampler.sample(&r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], 0), 2, "presence counts the output");
+    assert_eq!(
+        sampler.sample(&r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], 0),
+        2,
+        "presence counts the output"
+    );
     let r = greedy(&|p| p.logit_bias = vec![(4, 5.0)]);
     assert_eq!(sampler.sample(&r, &row, &history, &[], 0), 4);
     let r = greedy(&|p| p.min_tokens = 2);
-    assert_eq!(sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1], 0), 1, "token 0 ends the output: too early");
+    assert_eq!(
+        sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1], 0),
+        1,
+        "token 0 ends the output: too early"
+    );
     assert_eq!(sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1, 1], 0), 0);
     let mut banned = greedy(&|_| {});
     banned.bad_words = vec![vec![3, 2]];

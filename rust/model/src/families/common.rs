@@ -3,10 +3,10 @@
 use serde_json::Value;
 
 use super::{Family, TensorNames};
+use crate::ModelError;
 use crate::config::Config;
 use crate::rope::rope_spec;
 use crate::spec::{Activation, AttentionSpec, Dtype, LayerSpec, MlpSpec, ModelSpec};
-use crate::ModelError;
 
 /// Names of the Llama layout, which all families here use.
 const LLAMA_NAMES: TensorNames = TensorNames {
@@ -66,7 +66,11 @@ pub fn qwen_windows(config: &Config<'_>) -> Result<Vec<Option<u32>>, ModelError>
     if let Some(types) = config.texts("layer_types")? {
         if types.len() != layers {
             let found = Value::from(types.len());
-            return Err(config.bad("layer_types", &found, format!("one entry for each of {layers} layers is expected")));
+            return Err(config.bad(
+                "layer_types",
+                &found,
+                format!("one entry for each of {layers} layers is expected"),
+            ));
         }
         return types
             .iter()
@@ -114,7 +118,11 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
     let kv_heads = config.int("num_key_value_heads", 1..=4096)?.unwrap_or(heads);
     if heads % kv_heads != 0 {
         let found = Value::from(kv_heads);
-        return Err(config.bad("num_key_value_heads", &found, format!("a divisor of {heads} heads is expected")));
+        return Err(config.bad(
+            "num_key_value_heads",
+            &found,
+            format!("a divisor of {heads} heads is expected"),
+        ));
     }
     let head_dim = match config.int("head_dim", 1..=1024)?.or(traits.head_dim) {
         Some(d) => d,

@@ -1,9 +1,9 @@
 //! Llama 2 and 3.
 
-use super::common::{llama_layout, Traits};
 use super::Family;
-use crate::config::Config;
+use super::common::{Traits, llama_layout};
 use crate::ModelError;
+use crate::config::Config;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let bias = config.flag("attention_bias", false)?;

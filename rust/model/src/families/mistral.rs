@@ -1,9 +1,9 @@
 //! Mistral: Llama with one sliding window on every layer.
 
-use super::common::{layer_count, llama_layout, Traits};
 use super::Family;
-use crate::config::Config;
+use super::common::{Traits, layer_count, llama_layout};
 use crate::ModelError;
+use crate::config::Config;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let window = config.int("sliding_window", 0..=1 << 30)?.filter(|w| *w > 0).map(|w| w as u32);

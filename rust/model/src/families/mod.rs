@@ -79,7 +79,10 @@ pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
     });
     let Some((_, _, family)) = found else {
         let asked = architecture.or(model_type).unwrap_or("none named in config.json");
-        return Err(ModelError::Unsupported(format!("architecture {asked}. Known are: {}", known().join(", "))));
+        return Err(ModelError::Unsupported(format!(
+            "architecture {asked}. Known are: {}",
+            known().join(", ")
+        )));
     };
     if config.has("quantization_config") {
         return Err(ModelError::Unsupported(

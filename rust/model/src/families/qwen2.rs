@@ -1,9 +1,9 @@
 //! Qwen2 and Qwen2.5: bias on q, k and v; the upper layers may have a sliding window.
 
-use super::common::{llama_layout, qwen_windows, Traits};
 use super::Family;
-use crate::config::Config;
+use super::common::{Traits, llama_layout, qwen_windows};
 use crate::ModelError;
+use crate::config::Config;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     llama_layout(

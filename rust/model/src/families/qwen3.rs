@@ -1,9 +1,9 @@
 //! Qwen3 (dense): RMS norm on every query and key head.
 
-use super::common::{llama_layout, qwen_windows, Traits};
 use super::Family;
-use crate::config::Config;
+use super::common::{Traits, llama_layout, qwen_windows};
 use crate::ModelError;
+use crate::config::Config;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let bias = config.flag("attention_bias", false)?;

@@ -1,0 +1,178 @@
+"""asyncio: same outputs, cancelling frees, several loops and many tasks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.errors import EngineDeadError, InvalidRequestError, RequestTimeoutError
+
+PROMPT = "The sun was"
+ENDLESS = SamplingParams(max_tokens=2000, ignore_eos=True)
+
+
+def test_agenerate_equals_generate(llm: LLM) -> None:
+    params = [SamplingParams(max_tokens=16, seed=i, temperature=0.9) for i in range(30)]
+
+    async def main() -> list[str]:
+        return [o.text for o in await asyncio.gather(*(llm.agenerate(PROMPT, p) for p in params))]
+
+    assert asyncio.run(main()) == [o.text for o in llm.generate([PROMPT] * 30, params)]
+
+
+def test_astream_equals_generate(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=50, temperature=0, ignore_eos=True)
+
+    async def main() -> tuple[str, int, bool]:
+        deltas = [d async for d in llm.astream(PROMPT, params)]
+        return "".join(d.text for d in deltas), len(deltas), deltas[-1].finished
+
+    text, pieces, finished = asyncio.run(main())
+    assert text == llm.generate(PROMPT, params)[0].text
+    assert pieces > 3
+    assert finished
+
+
+def test_the_loop_stays_free(llm: LLM) -> None:
+    """While a request runs, other tasks of the loop run too."""
+
+    async def main() -> int:
+        beats = 0
+        task = asyncio.create_task(llm.agenerate(PROMPT, SamplingParams(max_tokens=300, ignore_eos=True)))
+        while not task.done():
+            await asyncio.sleep(0.002)
+            beats += 1
+        await task
+        return beats
+
+    assert asyncio.run(main()) > 10
+
+
+def test_cancelled_task_ends_its_request(llm: LLM) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(llm.agenerate(PROMPT, ENDLESS))
+        while llm.stats()["requests"]["running"] == 0:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(1000):
+            if llm.stats()["requests"]["running"] == 0:
+                return
+            await asyncio.sleep(0.005)
+        pytest.fail("the request runs on")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["aclose", "break", "exception", "wait_for"])
+def test_left_iterator_ends_its_request(way: str, llm: LLM) -> None:
+    async def read() -> None:
+        async for _ in llm.astream(PROMPT, ENDLESS):
+            if way == "break":
+                break
+            if way == "exception":
+                raise KeyError("of the caller")
+
+    async def main() -> None:
+        if way == "aclose":
+            stream = llm.astream(PROMPT, ENDLESS)
+            await anext(stream)
+            await stream.aclose()  # type: ignore[attr-defined]
+        elif way == "wait_for":
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(read(), 0.05)
+        elif way == "exception":
+            with pytest.raises(KeyError):
+                await read()
+        else:
+            await read()
+        gc.collect()
+        for _ in range(1000):
+            if llm.stats()["requests"]["running"] == 0:
+                return
+            await asyncio.sleep(0.005)
+        pytest.fail("the request runs on")
+
+    asyncio.run(main())
+
+
+def test_several_loops(llm: LLM) -> None:
+    """Loops of several threads share one LLM."""
+    params = SamplingParams(max_tokens=20, temperature=0)
+    want = llm.generate(PROMPT, params)[0].text
+    got: list[str] = []
+
+    async def main() -> None:
+        got.extend(o.text for o in await asyncio.gather(*(llm.agenerate(PROMPT, params) for _ in range(5))))
+
+    threads = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [want] * 20
+
+
+def test_errors_reach_the_task(llm: LLM) -> None:
+    async def main() -> None:
+        with pytest.raises(InvalidRequestError):
+            await llm.agenerate([10**8])
+        with pytest.raises(RequestTimeoutError):
+            await llm.agenerate(PROMPT, SamplingParams(max_tokens=2000, ignore_eos=True, timeout=0.02))
+        with pytest.raises(RequestTimeoutError):
+            async for _ in llm.astream(PROMPT, SamplingParams(max_tokens=2000, ignore_eos=True, timeout=0.02)):
+                pass
+
+    asyncio.run(main())
+
+
+def test_closing_wakes_the_tasks() -> None:
+    made = LLM()
+
+    async def main() -> list[object]:
+        tasks = [asyncio.create_task(made.agenerate(PROMPT, ENDLESS)) for _ in range(5)]
+        while made.stats()["requests"]["running"] == 0:
+            await asyncio.sleep(0.001)
+        await asyncio.get_running_loop().run_in_executor(None, made.close)
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+    for result in asyncio.run(main()):
+        reasons = getattr(result, "outputs", None)
+        assert isinstance(result, EngineDeadError) or (reasons and reasons[0].finish_reason == "abort"), repr(result)
+
+    async def late() -> None:
+        await made.agenerate(PROMPT)
+
+    with pytest.raises(EngineDeadError):
+        asyncio.run(late())
+
+
+def test_forgotten_llm_is_collected() -> None:
+    """Neither the dispatcher's thread nor a closed loop keeps an LLM alive."""
+    made = LLM(max_model_len=64, max_num_seqs=2)
+
+    async def main() -> None:
+        await made.agenerate(PROMPT, SamplingParams(max_tokens=4))
+
+    asyncio.run(main())
+    names = [t for t in threading.enumerate() if t.name == "octavo-asyncio"]
+    assert names
+    gone = weakref.ref(made)
+    before = {t.ident for t in names}
+    del made
+    gc.collect()
+    assert gone() is None
+    for thread in names:
+        thread.join(0.01)
+    mine = [t for t in names if t.ident in before]
+    deadline = 20
+    while deadline and all(t.is_alive() for t in mine):
+        mine[-1].join(0.1)
+        deadline -= 1
+    assert not all(t.is_alive() for t in mine), "the dispatcher's thread outlives its LLM"

@@ -1,0 +1,250 @@
+"""Each wrong input has its typed error, which names the input; nothing of it reaches the engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo import LLM, SamplingParams
+from octavo.errors import (
+    ContextLengthError,
+    CorruptModelError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from octavo.hub import embedded_model
+
+SHORT = SamplingParams(max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        pytest.param("", "empty|no token", id="empty-text"),
+        pytest.param([[]], "empty|no token", id="empty-ids"),
+        pytest.param([10**6], "1000000", id="id-too-large"),
+        pytest.param([-1], "-1|token ids", id="negative-id"),
+        pytest.param([2**40], "1099511627776|token ids", id="id-beyond-32-bits"),
+        pytest.param([1.5, 2.5], "integer", id="floats"),
+        pytest.param([["a", "b"]], "integer", id="list-of-lists-of-texts"),
+        pytest.param(b"bytes", "bytes", id="bytes"),
+        pytest.param(7, "int", id="number"),
+        pytest.param(None, "NoneType", id="none"),
+        pytest.param({"prompt": "x"}, "dict", id="dict"),
+        pytest.param(["fine", None], "None|integers", id="one-of-two"),
+    ],
+)
+def test_prompts(prompts: Any, words: str, llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        llm.generate(prompts, SHORT)
+
+
+def test_prompt_beyond_the_context(llm: LLM) -> None:
+    limit = llm.info()["limits"]["max_model_len"]
+    with pytest.raises(ContextLengthError, match=str(limit)):
+        llm.generate([5] * (limit + 1), SHORT)
+    with pytest.raises(ValueError, match=str(limit)):
+        llm.stream([5] * (limit + 1), SHORT)
+
+
+def test_a_bad_prompt_is_found_before_anything_runs(llm: LLM) -> None:
+    generated = llm.stats()["prompt_tokens"]
+    with pytest.raises(InvalidRequestError):
+        llm.generate(["fine"] * 50 + [""], SHORT)
+    assert llm.stats()["prompt_tokens"] == generated
+
+
+def test_accepted_forms_of_prompts(llm: LLM) -> None:
+    ids = llm.tokenize("Once upon a time")
+    params = SamplingParams(max_tokens=4, temperature=0)
+    want = llm.generate("Once upon a time", params)[0].outputs
+    forms: list[Any] = [ids, tuple(ids), np.array(ids), [np.array(ids, dtype=np.int32)], [ids], ["Once upon a time"]]
+    for form in forms:
+        outputs = llm.generate(form, params)
+        assert len(outputs) == 1
+        assert outputs[0].outputs == want
+    assert [o.outputs for o in llm.generate(["Once upon a time", ids], params, use_tqdm=False)] == [want, want]
+    assert [o.outputs for o in llm.generate(np.array([ids, ids]), params, use_tqdm=False)] == [want, want]
+    assert llm.generate([]) == []
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, 5, [SHORT], [SHORT, None, SHORT]])
+def test_params_of_the_wrong_kind(params: Any, llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError):
+        llm.generate(["a", "b"], params)
+
+
+def test_params_that_need_the_model(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="stop_token_ids"):
+        llm.generate("x", SamplingParams(stop_token_ids=[10**6]))
+    with pytest.raises(InvalidRequestError, match="logit_bias"):
+        llm.generate("x", SamplingParams(logit_bias={10**6: 1.0}))
+    seqs = llm.info()["limits"]["max_num_seqs"]
+    with pytest.raises(InvalidRequestError, match="max_num_seqs"):
+        llm.generate("x", SamplingParams(n=seqs + 1))
+
+
+@pytest.mark.parametrize("messages", ["text", {"role": "user"}, 5, [5], ["text"], [{"role": "user", "content": {1, 2}}]])
+def test_messages(messages: Any, llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError):
+        llm.chat(messages, SHORT)
+
+
+def test_text_that_is_not_unicode(llm: LLM) -> None:
+    """A lone surrogate cannot be encoded."""
+    with pytest.raises((InvalidRequestError, UnicodeEncodeError)):
+        llm.generate("broken \ud800 text", SHORT)
+
+
+# --- model folders -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the embedded model that a test may damage."""
+    copy = tmp_path / "model"
+    shutil.copytree(embedded_model(), copy)
+    return copy
+
+
+def change(name: str, **values: Any) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        file = folder / name
+        content = json.loads(file.read_text())
+        content.update(values)
+        file.write_text(json.dumps(content))
+
+    return act
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return act
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    def act(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:size])
+
+    return act
+
+
+def duplicate_tensor(folder: Path) -> None:
+    """The header names one tensor twice."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip()
+    again = header[:-1] + b',"model.norm.weight":' + json.dumps(json.loads(header)["model.norm.weight"]).encode() + b"}"
+    file.write_bytes(len(again).to_bytes(8, "little") + again + content[8 + size :])
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "words"),
+    [
+        pytest.param(remove("config.json"), ModelNotFoundError, "config.json", id="no-config"),
+        pytest.param(remove("tokenizer.json"), ModelNotFoundError, "tokenizer", id="no-tokenizer"),
+        pytest.param(remove("model.safetensors"), ModelNotFoundError, "safetensors", id="no-weights"),
+        pytest.param(write("config.json", b"{"), CorruptModelError, "config.json", id="config-not-json"),
+        pytest.param(write("config.json", b"[]"), CorruptModelError, "config.json", id="config-not-object"),
+        pytest.param(write("tokenizer.json", b"{}"), CorruptModelError, "tokenizer", id="tokenizer-empty"),
+        pytest.param(cut("model.safetensors", 4), CorruptModelError, "model.safetensors", id="weights-4-bytes"),
+        pytest.param(cut("model.safetensors", 5000), CorruptModelError, "model.safetensors", id="weights-cut"),
+        pytest.param(write("model.safetensors", b"\xff" * 64), CorruptModelError, "model.safetensors", id="weights-noise"),
+        pytest.param(duplicate_tensor, CorruptModelError, "model.norm.weight", id="duplicate-tensor"),
+        pytest.param(
+            change("config.json", architectures=["BertModel"]), UnsupportedModelError, "BertModel", id="architecture"
+        ),
+        pytest.param(
+            change("config.json", hidden_act="relu6"), UnsupportedModelError, "relu6", id="activation"
+        ),
+        pytest.param(
+            change("config.json", rope_parameters={"rope_type": "spiral"}), UnsupportedModelError, "spiral", id="rope"
+        ),
+        pytest.param(
+            change("config.json", quantization_config={"bits": 4}), UnsupportedModelError, "quantization_config",
+            id="quantised",
+        ),
+        pytest.param(change("config.json", hidden_size=-5), CorruptModelError, "hidden_size", id="negative-size"),
+        pytest.param(change("config.json", hidden_size=10**30), CorruptModelError, "hidden_size", id="huge-size"),
+        pytest.param(change("config.json", vocab_size="many"), CorruptModelError, "vocab_size", id="text-size"),
+        pytest.param(change("config.json", hidden_size=128), CorruptModelError, "128", id="wrong-shape"),
+        pytest.param(change("config.json", num_hidden_layers=99), CorruptModelError, "layers", id="missing-layers"),
+    ],
+)
+def test_damaged_folders(
+    damage: Callable[[Path], None], error: type[Exception], words: str, folder: Path
+) -> None:
+    damage(folder)
+    with pytest.raises(error, match=words):
+        LLM(folder)
+
+
+def test_the_copy_itself_loads(folder: Path) -> None:
+    with LLM(folder, max_model_len=64) as made:
+        assert made.model == folder
+
+
+def test_code_in_a_folder_is_never_run(folder: Path) -> None:
+    """`auto_map` and Python files are what other loaders run; here they are just files."""
+    (folder / "modeling.py").write_text("raise SystemExit('ran')")
+    change("config.json", auto_map={"AutoModelForCausalLM": "modeling.Model"})(folder)
+    with LLM(folder, max_model_len=64) as made:
+        assert made.generate("x", SHORT)[0].finished
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "float8"}, "dtype"),
+        ({"dtype": "float16"}, "bfloat16"),
+        ({"quantization": "int3"}, "quantization"),
+        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype"),
+        ({"kv_cache_dtype": "int1"}, "kv_cache_dtype"),
+        ({"kv_cache_memory": "lots"}, "kv_cache_memory"),
+        ({"kv_cache_memory": 10}, "kv_cache_memory"),
+        ({"kv_cache_memory": 1.5}, "kv_cache_memory"),
+        ({"kv_cache_memory": "100KB", "max_model_len": 2048}, "kv_cache_memory"),
+        ({"max_model_len": 0}, "max_model_len"),
+        ({"max_model_len": 10**6}, "max_model_len"),
+        ({"max_model_len": -3}, "max_model_len"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens"),
+        ({"max_queue": 0}, "max_queue"),
+        ({"threads": 0}, "threads"),
+        ({"threads": "two"}, "threads"),
+        ({"attention": "dynamic"}, "attention"),
+        ({"device": "tpu"}, "device"),
+        ({"max_model_length": 5}, "max_model_len"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"chat_template": "{% if"}, "template"),
+        ({"chat_template": "x" * (2 << 20)}, "template"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else None,
+)
+def test_options(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        LLM(**options)
+
+
+def test_tokenizer_elsewhere(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "tokenizer.json"
+    (folder / "tokenizer.json").rename(elsewhere)
+    with LLM(folder, tokenizer=elsewhere, max_model_len=64) as made:
+        assert made.tokenize("Once")
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        LLM(folder, tokenizer=tmp_path / "nowhere")
