@@ -24,8 +24,8 @@ class Mix:
     short_lookups: bool
 
 
-# At first the model learns words and facts. Then copying comes in, and look-ups become easy to begin with. In the
-# decay what is still hard gets the room that copying no longer needs.
+# At first the model learns words and facts. Then copying comes in, and look-ups become easy to begin with. In
+# the decay what is still hard gets the room that copying no longer needs.
 FIRST_MIX = Mix(
     {
         "story": 0.21,

@@ -5,23 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from octavo import _core
 from octavo.aio import Dispatcher
 from octavo.batch import run_batch
 from octavo.errors import InvalidRequestError, MissingDependencyError, UnsupportedModelError
 from octavo.hub import resolve_model
+from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
 from octavo.memory import parse_memory
 from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 
 __all__ = ["LLM", "Message", "Prompt"]
 
-Prompt: TypeAlias = str | Sequence[int]
 Message: TypeAlias = Mapping[str, Any]
 
 _ARGUMENTS = [
@@ -111,12 +110,12 @@ class LLM:
                 kv_cache_dtype=kv_cache_dtype,
                 kv_cache_bytes=kv_bytes,
                 kv_cache_fraction=kv_fraction,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
-                max_queue=max_queue,
+                max_model_len=_count("max_model_len", max_model_len),
+                max_num_seqs=_count("max_num_seqs", max_num_seqs),
+                max_num_batched_tokens=_count("max_num_batched_tokens", max_num_batched_tokens),
+                max_queue=_count("max_queue", max_queue),
                 enable_prefix_caching=enable_prefix_caching,
-                threads=threads,
+                threads=_count("threads", threads),
                 seed=seed,
                 tokenizer=None if tokenizer is None else os.fspath(tokenizer),
                 chat_template=chat_template,
@@ -152,7 +151,7 @@ class LLM:
             OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`, and
                 `finish_reason` is "error".
         """
-        items = _as_prompts(prompts)
+        items = many_prompts(prompts)
         return self._run([(p, True) for p in items], params, use_tqdm)
 
     def chat(
@@ -172,7 +171,7 @@ class LLM:
             tools: tool descriptions for the template.
             template_variables: further variables of the template, such as `enable_thinking`.
         """
-        if isinstance(messages, (str, Mapping)):
+        if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise InvalidRequestError("messages: a list of {'role': ..., 'content': ...} is expected")
         conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
         texts = [
@@ -229,7 +228,7 @@ class LLM:
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`."""
-        return self._engine.detokenize(_token_ids(token_ids), skip_special_tokens=skip_special_tokens)
+        return self._engine.detokenize(as_token_ids(token_ids), skip_special_tokens=skip_special_tokens)
 
     def render_chat(
         self,
@@ -247,7 +246,7 @@ class LLM:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=_plain)
+            text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
         except (TypeError, ValueError) as error:
             raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
         return self._engine.render_chat(text)
@@ -293,7 +292,7 @@ class LLM:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _submit(self, prompt: Prompt, params: SamplingParams | None, special: bool) -> _core.Stream:
-        return self._engine.submit(_prompt(prompt), _params(params).as_dict(), add_special_tokens=special)
+        return self._engine.submit(one_prompt(prompt), _params(params).as_dict(), add_special_tokens=special)
 
     def _stream(self, stream: _core.Stream, prompt: Prompt) -> Iterator[RequestOutput]:
         try:
@@ -314,12 +313,14 @@ class LLM:
         if params is None or isinstance(params, SamplingParams):
             each = [_params(params)] * len(prompts)
         else:
+            if not isinstance(params, Sequence):
+                raise InvalidRequestError(_params_type(params))
             each = [_params(p) for p in params]
             if len(each) != len(prompts):
                 raise InvalidRequestError(
                     f"params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for each"
                 )
-        jobs = [(_prompt(p), special, q) for (p, special), q in zip(prompts, each, strict=True)]
+        jobs = [(one_prompt(p), special, q) for (p, special), q in zip(prompts, each, strict=True)]
         outputs = run_batch(self._engine, jobs, use_tqdm and len(jobs) > 1)
         if len(outputs) == 1 and outputs[0].error is not None:
             raise outputs[0].error
@@ -334,56 +335,24 @@ def _params(params: SamplingParams | None) -> SamplingParams:
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise InvalidRequestError(f"params is a {type(params).__name__}: SamplingParams is expected")
+        raise InvalidRequestError(_params_type(params))
     return params
 
 
-def _token_ids(ids: Iterable[Any]) -> list[int]:
-    try:
-        return [int(i) if hasattr(i, "__index__") else _refuse_id(i) for i in ids]
-    except TypeError as error:
-        raise InvalidRequestError(f"token ids: a list of integers is expected ({error})") from error
-
-
-def _refuse_id(value: object) -> int:
-    raise InvalidRequestError(f"token ids: {value!r} is not an integer")
-
-
-def _prompt(prompt: Prompt) -> str | list[int]:
-    return prompt if isinstance(prompt, str) else _token_ids(prompt)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or many as a list of prompts. A list of integers, or a 1-d array, is one prompt of token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if isinstance(prompts, (bytes, Mapping)) or not hasattr(prompts, "__iter__"):
-        raise InvalidRequestError(
-            f"prompts is a {type(prompts).__name__}: a text, a list of token ids, or a list of these is expected"
-        )
-    items = list(prompts)
-    if items and all(hasattr(i, "__index__") for i in items) and not any(getattr(i, "ndim", 0) for i in items):
-        return [_token_ids(items)]
-    return cast("list[Prompt]", items)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, (Path, os.PathLike)):
-        return os.fspath(value)
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return dump()
-    if isinstance(value, Sequence):
-        return list(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")
+def _params_type(params: object) -> str:
+    return f"params is a {type(params).__name__}: SamplingParams, or a list of them, is expected"
 
 
 def _unknown_argument(name: str) -> str:
     near = difflib.get_close_matches(name, _ARGUMENTS, n=1)
     hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(_ARGUMENTS)}."
     return f"LLM has no argument {name!r}.{hint}"
+
+
+def _count(name: str, value: object) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
+        return value
+    raise InvalidRequestError(f"{name} is {value!r}: an integer from 1 on is expected")
 
 
 def _check_device(device: str) -> None:

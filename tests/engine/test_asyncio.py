@@ -8,7 +8,6 @@ import threading
 import weakref
 
 import pytest
-
 from octavo import LLM, SamplingParams
 from octavo.errors import EngineDeadError, InvalidRequestError, RequestTimeoutError
 
@@ -154,25 +153,21 @@ def test_closing_wakes_the_tasks() -> None:
 
 
 def test_forgotten_llm_is_collected() -> None:
-    """Neither the dispatcher's thread nor a closed loop keeps an LLM alive."""
-    made = LLM(max_model_len=64, max_num_seqs=2)
+    """Neither the dispatcher's thread nor a closed loop keeps an LLM alive, and the thread ends with it."""
+    before = set(threading.enumerate())
 
-    async def main() -> None:
+    def use() -> weakref.ref[LLM]:
+        made = LLM(max_model_len=64, max_num_seqs=2)
+        asyncio.run(once(made))
+        return weakref.ref(made)
+
+    async def once(made: LLM) -> None:
         await made.agenerate(PROMPT, SamplingParams(max_tokens=4))
+        assert any(t.name == "octavo-asyncio" for t in set(threading.enumerate()) - before)
 
-    asyncio.run(main())
-    names = [t for t in threading.enumerate() if t.name == "octavo-asyncio"]
-    assert names
-    gone = weakref.ref(made)
-    before = {t.ident for t in names}
-    del made
+    gone = use()
     gc.collect()
     assert gone() is None
-    for thread in names:
-        thread.join(0.01)
-    mine = [t for t in names if t.ident in before]
-    deadline = 20
-    while deadline and all(t.is_alive() for t in mine):
-        mine[-1].join(0.1)
-        deadline -= 1
-    assert not all(t.is_alive() for t in mine), "the dispatcher's thread outlives its LLM"
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive(), f"{thread.name} outlives its LLM"

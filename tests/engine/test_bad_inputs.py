@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from octavo import LLM, SamplingParams
 from octavo.errors import (
     ContextLengthError,
@@ -91,7 +90,9 @@ def test_params_that_need_the_model(llm: LLM) -> None:
         llm.generate("x", SamplingParams(n=seqs + 1))
 
 
-@pytest.mark.parametrize("messages", ["text", {"role": "user"}, 5, [5], ["text"], [{"role": "user", "content": {1, 2}}]])
+@pytest.mark.parametrize(
+    "messages", ["text", {"role": "user"}, 5, [5], ["text"], [{"role": "user", "content": {1, 2}}]]
+)
 def test_messages(messages: Any, llm: LLM) -> None:
     with pytest.raises(InvalidRequestError):
         llm.chat(messages, SHORT)
@@ -164,19 +165,21 @@ def duplicate_tensor(folder: Path) -> None:
         pytest.param(write("tokenizer.json", b"{}"), CorruptModelError, "tokenizer", id="tokenizer-empty"),
         pytest.param(cut("model.safetensors", 4), CorruptModelError, "model.safetensors", id="weights-4-bytes"),
         pytest.param(cut("model.safetensors", 5000), CorruptModelError, "model.safetensors", id="weights-cut"),
-        pytest.param(write("model.safetensors", b"\xff" * 64), CorruptModelError, "model.safetensors", id="weights-noise"),
+        pytest.param(
+            write("model.safetensors", b"\xff" * 64), CorruptModelError, "model.safetensors", id="weights-noise"
+        ),
         pytest.param(duplicate_tensor, CorruptModelError, "model.norm.weight", id="duplicate-tensor"),
         pytest.param(
             change("config.json", architectures=["BertModel"]), UnsupportedModelError, "BertModel", id="architecture"
         ),
-        pytest.param(
-            change("config.json", hidden_act="relu6"), UnsupportedModelError, "relu6", id="activation"
-        ),
+        pytest.param(change("config.json", hidden_act="relu6"), UnsupportedModelError, "relu6", id="activation"),
         pytest.param(
             change("config.json", rope_parameters={"rope_type": "spiral"}), UnsupportedModelError, "spiral", id="rope"
         ),
         pytest.param(
-            change("config.json", quantization_config={"bits": 4}), UnsupportedModelError, "quantization_config",
+            change("config.json", quantization_config={"bits": 4}),
+            UnsupportedModelError,
+            "quantization_config",
             id="quantised",
         ),
         pytest.param(change("config.json", hidden_size=-5), CorruptModelError, "hidden_size", id="negative-size"),
@@ -186,9 +189,7 @@ def duplicate_tensor(folder: Path) -> None:
         pytest.param(change("config.json", num_hidden_layers=99), CorruptModelError, "layers", id="missing-layers"),
     ],
 )
-def test_damaged_folders(
-    damage: Callable[[Path], None], error: type[Exception], words: str, folder: Path
-) -> None:
+def test_damaged_folders(damage: Callable[[Path], None], error: type[Exception], words: str, folder: Path) -> None:
     damage(folder)
     with pytest.raises(error, match=words):
         LLM(folder)

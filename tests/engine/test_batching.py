@@ -8,10 +8,26 @@ import time
 from typing import Any
 
 import pytest
-
 from octavo import LLM, RequestOutput, SamplingParams
 
-WORDS = "once upon a time there was a small girl who liked to play with her red ball in the park".split()
+WORDS = [
+    "once",
+    "upon",
+    "a",
+    "time",
+    "there",
+    "was",
+    "small",
+    "girl",
+    "who",
+    "liked",
+    "to",
+    "play",
+    "with",
+    "her",
+    "red",
+    "ball",
+]
 
 
 def mixed_prompts(count: int, seed: int, longest: int = 160) -> list[str | list[int]]:

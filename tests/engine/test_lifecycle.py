@@ -11,7 +11,6 @@ import threading
 import time
 
 import pytest
-
 from octavo import LLM, SamplingParams
 from octavo.errors import EngineDeadError, OctavoError, QueueFullError, RequestTimeoutError
 

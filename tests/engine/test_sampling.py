@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import pytest
-
 from octavo import LLM, RequestOutput, SamplingParams
 
 PROMPT = "Once upon a time, there was a little girl"

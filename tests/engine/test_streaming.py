@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from octavo import LLM, RequestOutput, SamplingParams
 
 PROMPT = "One day, a boy went to the"

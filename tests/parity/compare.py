@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from transformers import PreTrainedModel
-
 from octavo.outputs import Logprob, RequestOutput
+from transformers import PreTrainedModel
 
 
 def reference_logprobs(model: PreTrainedModel, token_ids: Sequence[int]) -> torch.Tensor:

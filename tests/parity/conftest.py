@@ -17,7 +17,6 @@ pytest.importorskip("transformers", reason="parity tests need pip install 'octav
 
 import torch
 import transformers
-
 from octavo import LLM
 from octavo.hub import embedded_model
 

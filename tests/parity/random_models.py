@@ -50,13 +50,27 @@ CASES = [
         "llama",
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
     ),
-    Case("llama-head-30", "llama", {"head_dim": 30, "hidden_size": 90, "num_attention_heads": 3, "num_key_value_heads": 3}),
-    Case("llama-head-48-group-7", "llama", {"hidden_size": 70, "head_dim": 48, "num_attention_heads": 7, "num_key_value_heads": 1}),
+    Case(
+        "llama-head-30",
+        "llama",
+        {"head_dim": 30, "hidden_size": 90, "num_attention_heads": 3, "num_key_value_heads": 3},
+    ),
+    Case(
+        "llama-head-48-group-7",
+        "llama",
+        {"hidden_size": 70, "head_dim": 48, "num_attention_heads": 7, "num_key_value_heads": 1},
+    ),
     Case(
         "llama-odd-sizes",
         "llama",
-        {"hidden_size": 105, "head_dim": 22, "intermediate_size": 157, "vocab_size": 263, "num_attention_heads": 5,
-         "num_key_value_heads": 5},
+        {
+            "hidden_size": 105,
+            "head_dim": 22,
+            "intermediate_size": 157,
+            "vocab_size": 263,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+        },
     ),
     Case("llama-one-layer-head-96", "llama", {"num_hidden_layers": 1, "head_dim": 96, "num_key_value_heads": 1}),
     Case("llama-tied", "llama", {"tie_word_embeddings": True}),
@@ -78,8 +92,17 @@ CASES = [
     ),
     Case("qwen3", "qwen3", {"head_dim": 40}),
     Case("qwen3-tied-old-config", "qwen3", {"head_dim": 16, "tie_word_embeddings": True}, True),
-    Case("qwen3-bias-window", "qwen3", {"head_dim": 32, "attention_bias": True, "use_sliding_window": True,
-                                        "sliding_window": 21, "max_window_layers": 0}),
+    Case(
+        "qwen3-bias-window",
+        "qwen3",
+        {
+            "head_dim": 32,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 21,
+            "max_window_layers": 0,
+        },
+    ),
 ]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
-
 from octavo import LLM
 from octavo.errors import InvalidRequestError
+from transformers import PreTrainedTokenizerFast
 
 TURNS = [
-    {"role": "user", "content": "Hi <b>there</b> & \"you\""},
+    {"role": "user", "content": 'Hi <b>there</b> & "you"'},
     {"role": "assistant", "content": "  Hello!\n"},
     {"role": "user", "content": "Größe 東京 🙂\n"},
 ]
@@ -21,7 +20,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "weather",
-            "description": "Says what it's like <outside> & \"when\"",
+            "description": 'Says what it\'s like <outside> & "when"',
             "parameters": {
                 "type": "object",
                 "properties": {"place": {"type": "string"}, "days": {"type": "integer", "default": 1.5}},
@@ -115,9 +114,7 @@ PAIRS = [(t, c) for t in TEMPLATES for c in CONVERSATIONS if c != "parts" or t i
 
 @pytest.mark.parametrize(("name", "conversation"), PAIRS)
 @pytest.mark.parametrize("start", [True, False], ids=["start", "plain"])
-def test_template(
-    name: str, conversation: str, start: bool, embedded_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_template(name: str, conversation: str, start: bool, embedded_tokenizer: PreTrainedTokenizerFast) -> None:
     messages = CONVERSATIONS[conversation]
     want, got = both(TEMPLATES[name], embedded_tokenizer, messages, add_generation_prompt=start)
     assert got == want

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 from compare import all_rows, assert_greedy, assert_same_logprobs, mean_kl, reference_logprobs
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
 from octavo import LLM, SamplingParams
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TEXTS = [
     "Once upon a time, there was a little",
@@ -52,7 +51,9 @@ def test_float32_matches_transformers(text: str, embedded_float32: LLM, embedded
         pytest.param({}, 5e-3, id="as-shipped"),
     ],
 )
-def test_rounding_moves_little(options: dict[str, str | None], limit: float, embedded_reference: PreTrainedModel) -> None:
+def test_rounding_moves_little(
+    options: dict[str, str | None], limit: float, embedded_reference: PreTrainedModel
+) -> None:
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1)
     with LLM(**options) as llm:
         for text in TEXTS:

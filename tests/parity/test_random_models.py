@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from compare import all_rows, assert_greedy, assert_same_logprobs, mean_kl, reference_logprobs
-from random_models import CASES, Case, write_model
-
 from octavo import LLM, SamplingParams
+from random_models import CASES, Case, write_model
 
 PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
 STEPS = 64

@@ -1,27 +1,47 @@
-"""The command line: `octavo generate | chat | info | doctor`. A file a command."""
+"""The command line: `octavo generate`, `chat`, `info`, `doctor`. A file is a command."""
 
 from __future__ import annotations
 
-import os
-import sys
+from typing import Annotated
 
-from octavo.errors import InvalidRequestError, OctavoError
+import typer
 
-__all__ = ["main"]
+from octavo import __version__
+from octavo.cli.chat import chat
+from octavo.cli.command import command
+from octavo.cli.doctor import doctor
+from octavo.cli.generate import generate
+from octavo.cli.info import info
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="octavo",
+    help="LLM inference that installs with one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for _function in (generate, chat, info, doctor):
+    app.command()(command(_function))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"octavo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
-    """Runs the command line. Faults of the input end with 2, others with 1, one line on stderr each."""
-    from octavo.cli.app import app
-
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader left (as `head` does): say nothing, and keep Python from flushing into the broken pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except OctavoError as error:
-        print(f"octavo: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InvalidRequestError) else 1)
+    """Entry point of the `octavo` script."""
+    app()

@@ -1,87 +1,96 @@
-"""`octavo chat`: a conversation on the terminal, or one line of standard input after another."""
+"""`octavo chat`: a conversation in the terminal, or one line of a pipe after the other."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from octavo import LLM, SamplingParams
-from octavo.cli import options
-from octavo.cli.generate import summary
-from octavo.errors import ContextLengthError, OctavoError
+from octavo.cli.options import EngineOptions, SamplingOptions
+from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.llm import LLM
+from octavo.params import SamplingParams
 
-_HELP = "/reset starts over, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
+Turn = dict[str, str]
+
+_HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it; Ctrl-C stops an answer."
 
 
 def chat(
-    model: options.Model = None,
-    system: Annotated[str | None, typer.Option(help="The system turn.")] = None,
-    max_tokens: options.MaxTokens = 512,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    seed: options.Seed = None,
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = "auto",
-    threads: options.Threads = None,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    system: Annotated[str | None, Option("--system", "-s", help="System message.", show_default=False)] = None,
+    as_json: Annotated[bool, Option("--json", help="Write each answer as a JSON object.")] = False,
 ) -> None:
-    """Talk with a model."""
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
-    interactive = sys.stdin.isatty()
-    quantize = None if quantization == "none" else quantization
-    with LLM(model, dtype=dtype, quantization=quantize, threads=threads) as llm:
-        if interactive:
-            print(f"\033[2m{llm!r}\n{_HELP}\033[0m")
-        _converse(llm, params, [{"role": "system", "content": system}] if system else [], interactive)
+    """Talk to the model. Reads lines from a pipe too, and answers each."""
+    start: list[Turn] = [{"role": "system", "content": system}] if system else []
+    params = sampling.params()
+    with engine.load() as llm:
+        if not llm.info()["model"]["chat_template"]:
+            raise InvalidRequestError("this model has no chat template; use `octavo generate`")
+        terminal = sys.stdin.isatty() and not as_json
+        if terminal:
+            print(f"{llm!r}\n{_HELP}")
+        history = list(start)
+        for text in _typed() if terminal else _piped():
+            if text in ("/exit", "/quit"):
+                return
+            if text == "/help":
+                print(_HELP)
+            elif text == "/reset":
+                history = list(start)
+            elif text.strip():
+                history.append({"role": "user", "content": text})
+                try:
+                    answer = _answer(llm, history, params, as_json)
+                except ContextLengthError as error:
+                    history.pop()
+                    if not terminal:
+                        raise
+                    print(f"The conversation has filled the context ({error}). /reset starts a new one.")
+                    continue
+                history.append({"role": "assistant", "content": answer})
 
 
-def _converse(llm: LLM, params: SamplingParams, opening: list[dict[str, str]], interactive: bool) -> None:
-    messages = list(opening)
+def _typed() -> Iterator[str]:
+    """Lines from the keyboard, with editing and history where the platform has them."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401
     while True:
         try:
-            line = input("\033[1m> \033[0m" if interactive else "").strip()
+            yield input("> ")
         except EOFError:
+            print()
             return
-        if line == "/exit":
-            return
-        if line == "/reset":
-            messages = list(opening)
-            continue
-        if not line:
-            continue
-        messages.append({"role": "user", "content": line})
-        answer = _answer(llm, messages, params, interactive)
-        if answer is None:
-            messages.pop()
-        else:
-            messages.append({"role": "assistant", "content": answer})
 
 
-def _answer(llm: LLM, messages: list[dict[str, str]], params: SamplingParams, interactive: bool) -> str | None:
-    """Streams one answer; None if it failed and the turn should not count."""
-    text, metrics = "", None
+def _piped() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.rstrip("\n")
+
+
+def _answer(llm: LLM, history: list[Turn], params: SamplingParams, as_json: bool) -> str:
+    """Streams the answer; returns its text. Ctrl-C in a terminal keeps what was said so far."""
+    text = ""
+    reason = None
+    stream = llm.stream_chat(history, params)
     try:
-        for delta in llm.stream_chat(messages, params):
+        for delta in stream:
             text += delta.text
-            sys.stdout.write(delta.text)
-            sys.stdout.flush()
-            metrics = delta.metrics or metrics
+            reason = delta.outputs[0].finish_reason if delta.outputs else reason
+            if not as_json:
+                print(delta.text, end="", flush=True)
     except KeyboardInterrupt:
-        if not interactive:
+        if not sys.stdin.isatty():
             raise
-    except ContextLengthError as error:
-        print(f"octavo: {error}\nThe conversation is too long for this model: /reset starts over.", file=sys.stderr)
-        if not interactive:
-            raise
-        return None
-    except OctavoError as error:
-        if not interactive:
-            raise
-        print(f"octavo: {error}", file=sys.stderr)
-        return None
-    print()
-    if interactive and metrics is not None:
-        print(f"\033[2m{summary(metrics)}\033[0m")
+    if as_json:
+        print(
+            json.dumps({"role": "assistant", "content": text, "finish_reason": reason}, ensure_ascii=False), flush=True
+        )
+    else:
+        print(flush=True)
     return text

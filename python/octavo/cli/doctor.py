@@ -1,96 +1,125 @@
-"""`octavo doctor`: is everything in place, and what can be added."""
+"""`octavo doctor`: is everything there, and does it work?"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import platform
+import struct
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
+from typer import Option
 
-from octavo import LLM, SamplingParams, build_info
-from octavo.cli import options
+from octavo import _core
+from octavo.cli.info import size
 from octavo.errors import OctavoError
 from octavo.hub import embedded_model
+from octavo.llm import LLM
+from octavo.params import SamplingParams
 
-_EXTRAS = {"hub": ["huggingface_hub"], "gpu": ["torch", "triton"]}
-_LITTLE_MEMORY = 2 * 2**30
+# What the embedded model with a short context needs, with room to spare.
+_LEAST_MEMORY_BYTES = 256 << 20
+_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+_EXTRAS = {"hub": ("huggingface_hub",), "gpu": ("torch", "triton"), "train": ("torch", "safetensors", "tokenizers")}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. "note" is worth knowing; "bad" means that octavo will not work as it should."""
+    """One finding. `remedy` says what to do where `state` is not "ok"."""
 
     name: str
-    state: Literal["ok", "note", "bad"]
-    detail: str
+    state: Literal["ok", "note", "broken"]
+    found: str
+    remedy: str = ""
 
 
-def doctor(json_output: options.Json = False) -> None:
-    """Check the installation. Ends with 1 if something is broken."""
-    checks = run_checks()
-    if json_output:
-        json.dump([asdict(c) for c in checks], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+def doctor(as_json: Annotated[bool, Option("--json", help="Write a JSON array.")] = False) -> None:
+    """Check the installation. Exit code 1 if something is broken."""
+    checks = list(run_checks())
+    if as_json:
+        print(json.dumps([asdict(c) for c in checks], ensure_ascii=False, indent=2))
     else:
-        marks = {"ok": "ok  ", "note": "note", "bad": "BAD "}
-        for check in checks:
-            print(f"{marks[check.state]}  {check.name}: {check.detail}")
-    if any(c.state == "bad" for c in checks):
+        _show(checks)
+    if any(c.state == "broken" for c in checks):
         raise typer.Exit(1)
 
 
-def run_checks() -> list[Check]:
-    """All checks, in order."""
-    single: list[Callable[[], Check]] = [_python, _instructions, _memory, _embedded]
-    return [check() for check in single] + [_extra(name, modules) for name, modules in _EXTRAS.items()]
+def run_checks() -> Iterator[Check]:
+    """All checks, the engine's own run last but for the extras."""
+    version = platform.python_version()
+    bits = struct.calcsize("P") * 8
+    if sys.version_info < (3, 11) or bits != 64:
+        yield Check("python", "broken", f"{version}, {bits} bits", "use a 64-bit Python from 3.11 on")
+    else:
+        yield Check("python", "ok", f"{version}, {platform.python_implementation()}, {platform.platform()}")
+    yield from _check_engine()
+    yield from _check_embedded()
+    for extra, modules in _EXTRAS.items():
+        missing = [m for m in modules if importlib.util.find_spec(m) is None]
+        if missing:
+            yield Check(
+                f"extra {extra}", "note", f"{', '.join(missing)} not installed", f"pip install 'octavo[{extra}]'"
+            )
+        else:
+            yield Check(f"extra {extra}", "ok", ", ".join(modules))
 
 
-def _python() -> Check:
-    return Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
-
-
-def _instructions() -> Check:
+def _check_engine() -> Iterator[Check]:
     try:
-        facts = build_info()
+        build = _core.build_info()
     except OctavoError as error:
-        return Check("instructions", "bad", str(error))
-    found = f"{facts['isa']} of {', '.join(facts['isa_available'])} on {facts['cpu']}, {facts['threads']} threads"
-    if facts["profile"] != "release":
-        return Check("instructions", "note", f"{found}; this is a debug build, which is slow")
-    slow = facts["isa"] == "portable"
-    return Check("instructions", "note" if slow else "ok", found + ("; no AVX2: this will be slow" if slow else ""))
+        yield Check("instruction set", "broken", str(error), "unset OCTAVO_ISA, or set it to one that this machine has")
+        return
+    if build["profile"] == "release":
+        yield Check("build", "ok", f"octavo {build['version']}, {build['profile']}")
+    else:
+        yield Check("build", "note", f"octavo {build['version']}, {build['profile']}: slow", "install a release build")
+    available = ", ".join(build["isa_available"])
+    found = f"{build['isa']} (this machine has {available}), {build['threads']} threads, {build['cpu']}"
+    if build["isa"] == build["isa_available"][-1] and build["isa"] != "portable":
+        yield Check("instruction set", "ok", found)
+    else:
+        yield Check("instruction set", "note", found, "fast kernels need AVX2 or AVX-512, and OCTAVO_ISA unset")
+    memory = build["memory_bytes"]
+    if memory < _LEAST_MEMORY_BYTES:
+        yield Check("memory", "broken", size(memory), f"at least {size(_LEAST_MEMORY_BYTES)} is needed")
+    else:
+        yield Check("memory", "ok", size(memory))
 
 
-def _memory() -> Check:
-    size = build_info()["memory_bytes"]
-    detail = f"{size / 2**30:.1f} GiB"
-    return Check("memory", "ok", detail) if size >= _LITTLE_MEMORY else Check("memory", "note", f"{detail} is little")
-
-
-def _embedded() -> Check:
+def _check_embedded() -> Iterator[Check]:
     folder = embedded_model()
-    if not (folder / "config.json").is_file():
-        return Check("embedded model", "bad", f"missing at {folder}: reinstall octavo")
+    missing = [name for name in _MODEL_FILES if not (folder / name).is_file()]
+    if missing:
+        yield Check("embedded model", "broken", f"{folder} lacks {', '.join(missing)}", "reinstall octavo")
+        return
+    yield Check("embedded model", "ok", str(folder))
     try:
-        begin = time.perf_counter()
-        with LLM() as llm:
+        with LLM(max_model_len=64, max_num_seqs=1) as llm:
             output = llm.generate("Once upon a time", SamplingParams(max_tokens=4, temperature=0, ignore_eos=True))[0]
     except OctavoError as error:
-        return Check("embedded model", "bad", str(error))
+        yield Check("generation", "broken", f"{type(error).__name__}: {error}", "reinstall octavo")
+        return
     count = len(output.outputs[0].token_ids)
-    took = time.perf_counter() - begin
-    state: Literal["ok", "bad"] = "ok" if count == 4 else "bad"
-    return Check("embedded model", state, f"{count} tokens in {1000 * took:.0f} ms, loading included")
+    if count == 4:
+        yield Check("generation", "ok", f"{count} tokens: {output.text!r}")
+    else:
+        yield Check("generation", "broken", f"{count} tokens came instead of 4", "reinstall octavo")
 
 
-def _extra(name: str, modules: list[str]) -> Check:
-    missing = [m for m in modules if importlib.util.find_spec(m) is None]
-    if missing:
-        return Check(f"extra [{name}]", "note", f"not installed; if you need it: pip install 'octavo[{name}]'")
-    return Check(f"extra [{name}]", "ok", ", ".join(modules))
+def _show(checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {"ok": "green", "note": "yellow", "broken": "bold red"}
+    table = Table.grid(padding=(0, 2))
+    for c in checks:
+        table.add_row(Text(c.state, styles[c.state]), Text(c.name), Text(c.found))
+        if c.remedy:
+            table.add_row("", "", Text(f"-> {c.remedy}"))
+    Console(highlight=False).print(table)

@@ -1,163 +1,145 @@
-"""`octavo generate`: one prompt, a file of prompts, or standard input."""
+"""`octavo generate`: completes one prompt, or every line of a file."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
+from typer import Argument, Option
 
-from octavo import LLM, SamplingParams
-from octavo.cli import options
+from octavo.cli.options import EngineOptions, SamplingOptions
 from octavo.errors import InvalidRequestError
-from octavo.outputs import RequestMetrics, RequestOutput
+from octavo.llm import LLM
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
+
+Conversation = list[dict[str, Any]]
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - or nothing: standard input.")] = None,
-    model: options.Model = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")] = False,
-    prompts_file: Annotated[
-        Path | None,
-        typer.Option(help='JSONL: each line a string, {"prompt": ...} or {"messages": [...]}; all run as one batch.'),
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    prompt: Annotated[
+        str | None, Argument(help="The prompt; '-', or none with a pipe: standard input.", show_default=False)
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSONL results here.")] = None,
-    max_tokens: options.MaxTokens = 256,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = "auto",
-    kv_cache_memory: options.KvCacheMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    threads: options.Threads = None,
-    json_output: options.Json = False,
+    prompts_file: Annotated[
+        str | None,
+        Option(
+            help='JSON lines: "text", {"prompt": "text"} or {"messages": [...]}; \'-\' is standard input. '
+            "Writes a JSON line per prompt, in order.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Where to write.", show_default="standard output")
+    ] = None,
+    chat: Annotated[bool, Option("--chat", help="Apply the model's chat template to prompts.")] = False,
+    samples: Annotated[int, Option(help="Outputs per prompt.")] = 1,
+    logprobs: Annotated[int | None, Option(help="Candidates per token, with --json.", show_default=False)] = None,
+    as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
-    """Continue a prompt, or complete a file of prompts in one batch."""
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=stop or None,
-    )
-    if prompts_file is not None and prompt is not None:
-        raise InvalidRequestError("give a prompt or --prompts-file, not both")
-    # Read before the model loads: a fault in the input should not cost that time.
-    jobs = list(read_prompts(prompts_file)) if prompts_file else [_single(prompt, chat)]
-    with LLM(
-        model,
-        dtype=dtype,
-        quantization=None if quantization == "none" else quantization,
-        kv_cache_memory=options.kv_cache_memory(kv_cache_memory),
-        max_model_len=max_model_len,
-        threads=threads,
-    ) as llm:
-        if prompts_file or json_output or output:
-            _batch(llm, jobs, params, output)
-        else:
-            _stream(llm, jobs[0], params)
+    """Complete a prompt, streaming, or a file of prompts, batched."""
+    if prompt is not None and prompts_file is not None:
+        raise InvalidRequestError("PROMPT and --prompts-file exclude each other: give one")
+    params = sampling.params(n=samples, logprobs=logprobs)
+    if prompts_file is not None:
+        rows = list(_read_rows(prompts_file))
+    elif prompt is None and sys.stdin.isatty():
+        raise InvalidRequestError("a prompt is missing: give it as an argument, by a pipe, or with --prompts-file")
+    else:
+        rows = [sys.stdin.read() if prompt in (None, "-") else str(prompt)]
+    if chat:
+        rows = [[{"role": "user", "content": r}] if isinstance(r, str) else r for r in rows]
+    with _open(output) as sink, engine.load() as llm:
+        if prompts_file is None and not as_json and samples == 1:
+            _stream(llm, rows[0], params, sink)
+            return
+        outputs = _run(llm, rows, params)
+        if prompts_file is None and not as_json:
+            for sample in outputs[0].outputs:
+                print(f"[{sample.index}] {sample.text}", file=sink)
+            return
+        for row, result in zip(rows, outputs, strict=True):
+            print(json.dumps(_as_json(row, result), ensure_ascii=False), file=sink)
+    if any(o.error is not None for o in outputs):
+        raise typer.Exit(1)
 
 
-def _single(prompt: str | None, chat: bool) -> str | list[Any]:
-    if prompt is None or prompt == "-":
-        if prompt is None and sys.stdin.isatty():
-            raise InvalidRequestError('nothing to continue: octavo generate "Once upon a time", or pipe a text in')
-        prompt = sys.stdin.read()
-        if prompt.endswith("\n"):
-            prompt = prompt[:-1]
-    return [{"role": "user", "content": prompt}] if chat else prompt
-
-
-def read_prompts(path: Path) -> Iterator[str | list[Any]]:
-    """The prompts of a JSONL file: texts, or lists of messages.
-
-    Raises:
-        InvalidRequestError: names the line.
-    """
+def _read_rows(name: str) -> Iterator[str | Conversation]:
+    """The prompts of a JSON-lines file: texts, or lists of messages. Empty lines are skipped."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
+        raise InvalidRequestError(f"--prompts-file {name}: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidRequestError(f"{path}, line {number}: not JSON: {error}") from error
-        if isinstance(item, dict):
-            item = item.get("messages", item.get("prompt"))
-        if not isinstance(item, (str, list)) or not item:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InvalidRequestError(f"{name}, line {number}: not JSON: {error}") from error
+        prompt = row.get("prompt") if isinstance(row, dict) else row
+        messages = row.get("messages") if isinstance(row, dict) else None
+        if isinstance(prompt, str):
+            yield prompt
+        elif isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
+            yield messages
+        else:
             raise InvalidRequestError(
-                f'{path}, line {number}: a string, {{"prompt": "..."}} or {{"messages": [...]}} is expected'
+                f'{name}, line {number}: a JSON text, {{"prompt": "text"}} or {{"messages": [...]}} is expected'
             )
-        yield item
 
 
-def _batch(llm: LLM, jobs: list[str | list[Any]], params: SamplingParams, path: Path | None) -> None:
-    # Chats become prompts here, so that all run in one batch; their template has written the special tokens.
+@contextlib.contextmanager
+def _open(output: Path | None) -> Iterator[TextIO]:
+    """The file to write, or standard output, which stays open."""
+    if output is None:
+        yield sys.stdout
+        return
+    try:
+        file = output.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequestError(f"--output {output}: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def _stream(llm: LLM, row: str | Conversation, params: SamplingParams, sink: TextIO) -> None:
+    """Writes text as it comes."""
+    pieces = llm.stream(row, params) if isinstance(row, str) else llm.stream_chat(row, params)
+    text = ""
+    for delta in pieces:
+        text = delta.text or text
+        print(delta.text, end="", file=sink, flush=True)
+    if not text.endswith("\n"):
+        print(file=sink)
+
+
+def _run(llm: LLM, rows: list[str | Conversation], params: SamplingParams) -> list[RequestOutput]:
+    """All rows in one batch. The chat template writes the special tokens of conversations itself."""
     prompts = [
-        job if isinstance(job, str) else llm.tokenize(llm.render_chat(job), add_special_tokens=False) for job in jobs
+        llm.tokenize(row) if isinstance(row, str) else llm.tokenize(llm.render_chat(row), add_special_tokens=False)
+        for row in rows
     ]
-    results = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
-    lines = "".join(json.dumps(_record(r), ensure_ascii=False) + "\n" for r in results)
-    if path is None:
-        sys.stdout.write(lines)
-    else:
-        path.write_text(lines, encoding="utf-8")
+    return llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
 
 
-def _record(result: RequestOutput) -> dict[str, Any]:
-    first = result.outputs[0] if result.outputs else None
-    return {
-        "prompt": result.prompt,
-        "text": result.text,
-        "token_ids": first.token_ids if first else [],
-        "finish_reason": first.finish_reason if first else "error",
-        "error": str(result.error) if result.error else None,
-        "metrics": asdict(result.metrics) if result.metrics else None,
-    }
-
-
-def _stream(llm: LLM, job: str | list[Any], params: SamplingParams) -> None:
-    on_terminal = sys.stdout.isatty()
-    if isinstance(job, str):
-        deltas = llm.stream(job, params)
-        if on_terminal:
-            # The prompt, dimmed, so that the text reads on from it.
-            sys.stdout.write(f"\033[2m{job}\033[0m")
-    else:
-        deltas = llm.stream_chat(job, params)
-    metrics = show(deltas)
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if on_terminal and metrics is not None:
-        print(f"\033[2m{summary(metrics)}\033[0m", file=sys.stderr)
-
-
-def show(deltas: Iterator[RequestOutput]) -> RequestMetrics | None:
-    """Writes a stream's text to standard output as it comes; returns its metrics."""
-    metrics = None
-    for delta in deltas:
-        sys.stdout.write(delta.text)
-        sys.stdout.flush()
-        metrics = delta.metrics or metrics
-    return metrics
-
-
-def summary(metrics: RequestMetrics) -> str:
-    """One line about a request's speed."""
-    speed = f", {1 / metrics.tpot_seconds:.0f} tokens/s" if metrics.tpot_seconds > 0 else ""
-    return f"[{metrics.generated_tokens} tokens{speed}, first after {1000 * metrics.ttft_seconds:.1f} ms]"
+def _as_json(row: str | Conversation, result: RequestOutput) -> dict[str, Any]:
+    out: dict[str, Any] = {"prompt": row} if isinstance(row, str) else {"messages": row}
+    if result.error is not None:
+        out["error"] = {"type": type(result.error).__name__, "message": str(result.error)}
+    out["text"] = result.text
+    out["outputs"] = []
+    for sample in result.outputs:
+        fields = asdict(sample)
+        if sample.logprobs is None:
+            del fields["logprobs"], fields["cumulative_logprob"]
+        out["outputs"].append(fields)
+    out["metrics"] = None if result.metrics is None else asdict(result.metrics)
+    return out

@@ -1,78 +1,82 @@
-"""`octavo info`: what a model is, what it will take, and what runs it."""
+"""`octavo info`: what a model is, what runs it and where the memory goes."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from octavo import LLM
-from octavo.cli import options
+from octavo.cli.options import EngineOptions
 
 
 def info(
-    model: Annotated[
-        str | None, typer.Argument(help="Local folder or hub id; default: the model that ships with octavo.")
-    ] = None,
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = "auto",
-    kv_cache_memory: options.KvCacheMemory = None,
-    max_model_len: options.MaxModelLen = None,
-    threads: options.Threads = None,
-    json_output: options.Json = False,
+    engine: EngineOptions,
+    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
+    as_json: Annotated[bool, Option("--json", help="Write a JSON object, with the full spec.")] = False,
 ) -> None:
-    """Show the model, the machine and kernels in use, the plan of memory, and the resolved defaults."""
-    with LLM(
-        model,
-        dtype=dtype,
-        quantization=None if quantization == "none" else quantization,
-        kv_cache_memory=options.kv_cache_memory(kv_cache_memory),
-        max_model_len=max_model_len,
-        threads=threads,
-    ) as llm:
+    """Show the model, the machine and kernels in use, the plan of memory, the defaults."""
+    if folder is not None:
+        from dataclasses import replace
+
+        engine = replace(engine, model=folder)
+    with engine.load() as llm:
         facts = llm.info()
-    if json_output:
-        json.dump(facts, sys.stdout, ensure_ascii=False, indent=2)
-        sys.stdout.write("\n")
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
         _show(facts)
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # Emphasis only: without a terminal this is plain text.
+    console = Console(highlight=False)
 
-    def pairs(title: str, items: dict[str, Any]) -> None:
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for key, value in items.items():
-            table.add_row(key, _text(value))
+    def section(title: str, rows: list[tuple[str, ...]]) -> None:
+        console.print(f"[bold]{title}[/bold]")
+        table = Table.grid(padding=(0, 2))
+        for row in rows:
+            table.add_row("", *row)
         console.print(table)
-        console.print()
 
-    pairs("Model", facts["model"])
-    pairs("Machine", facts["machine"])
-    pairs("Kernels in use", facts["kernels"])
-    pairs("Limits", facts["limits"])
-    defaults = facts["defaults"]
-    pairs("Defaults", {**defaults["sampling"], "max_new_tokens": defaults["max_new_tokens"], "eos": defaults["eos"]})
-    table = Table(title="Plan of memory", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    table.add_column("part")
-    table.add_column("bytes", justify="right")
-    table.add_column("why")
-    for part in facts["memory"]:
-        table.add_row(part["name"], f"{part['bytes']:,}", part["reason"])
-    total = sum(part["bytes"] for part in facts["memory"])
-    table.add_row("total", f"{total:,}", "at most")
-    console.print(table)
+    model = {**facts["model"], "load_seconds": f"{facts['model']['load_seconds']:.2f}"}
+    section("Model", _rows(model))
+    section("Machine", _rows(facts["machine"]))
+    section("Kernels", _rows(facts["kernels"]))
+    parts = [(p["name"], size(p["bytes"]), p["reason"]) for p in facts["memory"]]
+    section("Memory", [*parts, ("total", size(sum(p["bytes"] for p in facts["memory"])), "")])
+    section("Limits", _rows(facts["limits"]))
+    defaults = {**facts["defaults"], **facts["defaults"].get("sampling", {})}
+    defaults.pop("sampling", None)
+    section("Defaults", _rows(defaults))
 
 
-def _text(value: object) -> str:
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(name, _text(name, value)) for name, value in values.items()]
+
+
+def _text(name: str, value: Any) -> str:
+    if name.endswith("bytes"):
+        return size(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        # Stored in single precision: 0.7, not 0.699999988.
+        return f"{value:.6g}"
     if isinstance(value, list):
-        return ", ".join(str(v) for v in value)
-    return str(value)
+        return ", ".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, with the exact number."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit} ({count:,})"
+    return f"{count} bytes"

@@ -1,55 +1,71 @@
-"""Options that several commands share, under the names of `LLM` and `SamplingParams`."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-_MODEL = "The model"
-_SAMPLING = "Sampling (default: the model's own)"
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        help="Local folder or hub id; default: the model that ships with octavo.",
-        rich_help_panel=_MODEL,
-    ),
-]
-Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=_MODEL)]
-Quantization = Annotated[str, typer.Option(help="auto, int8 or none.", rich_help_panel=_MODEL)]
-KvCacheMemory = Annotated[
-    str | None,
-    typer.Option(help="Size of the KV cache: bytes, 4GiB, or a fraction such as 0.5.", rich_help_panel=_MODEL),
-]
-MaxModelLen = Annotated[
-    int | None, typer.Option(help="Longest sequence, prompt and output together, in tokens.", rich_help_panel=_MODEL)
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: one per core.", rich_help_panel=_MODEL)]
-
-MaxTokens = Annotated[int, typer.Option(help="Most tokens to generate.", rich_help_panel=_SAMPLING)]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy.", rich_help_panel=_SAMPLING)]
-TopP = Annotated[float | None, typer.Option(help="Nucleus mass, in (0, 1].", rich_help_panel=_SAMPLING)]
-TopK = Annotated[int | None, typer.Option(help="Number of candidates; 0: all.", rich_help_panel=_SAMPLING)]
-MinP = Annotated[float | None, typer.Option(help="Least share of the best candidate.", rich_help_panel=_SAMPLING)]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1: tokens seen before become less likely.", rich_help_panel=_SAMPLING)
-]
-Seed = Annotated[int | None, typer.Option(help="Equal seeds give equal outputs.", rich_help_panel=_SAMPLING)]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="End the output before this text; may be repeated.", rich_help_panel=_SAMPLING)
-]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON for programs.")]
+from octavo.llm import LLM
+from octavo.params import SamplingParams
 
 
-def kv_cache_memory(text: str | None) -> str | float | None:
-    """The option's text as `LLM` takes it: a fraction becomes a number."""
-    if text is None:
-        return None
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the model is loaded; see `octavo.LLM`."""
+
+    model: Annotated[
+        str | None, Option("--model", "-m", help="Folder or hub id.", show_default="the embedded model")
+    ] = None
+    dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto"
+    quantization: Annotated[str, Option(help="auto (int8), int8 or none.")] = "auto"
+    kv_cache_memory: Annotated[
+        str | None, Option(help="Size such as 4GiB, or a fraction of the memory such as 0.3.")
+    ] = None
+    max_model_len: Annotated[int | None, Option(help="Longest sequence in tokens.")] = None
+    max_num_seqs: Annotated[int | None, Option(help="Sequences that run at once.")] = None
+    max_num_batched_tokens: Annotated[int | None, Option(help="Tokens of one step.")] = None
+    threads: Annotated[int | None, Option(help="CPU threads.", show_default="one per core")] = None
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub id.")] = None
+
+    def load(self, **more: Any) -> LLM:
+        """The LLM of these options; `more` are further arguments of LLM."""
+        options = asdict(self)
+        options["quantization"] = None if self.quantization == "none" else self.quantization
+        options["kv_cache_memory"] = _size_or_fraction(self.kv_cache_memory)
+        return LLM(**options, **more)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen; see `octavo.SamplingParams`."""
+
+    max_tokens: Annotated[int, Option("--max-tokens", "-n", help="Most tokens to generate.")] = 256
+    min_tokens: Annotated[int, Option(help="No stop condition before this many tokens.")] = 0
+    temperature: Annotated[
+        float | None, Option("--temperature", "-t", help="0 is greedy.", show_default="the model's")
+    ] = None
+    top_p: Annotated[float | None, Option(show_default="the model's")] = None
+    top_k: Annotated[int | None, Option(show_default="the model's")] = None
+    min_p: Annotated[float | None, Option(show_default="the model's")] = None
+    repetition_penalty: Annotated[float | None, Option(show_default="the model's")] = None
+    presence_penalty: Annotated[float, Option()] = 0.0
+    frequency_penalty: Annotated[float, Option()] = 0.0
+    seed: Annotated[int | None, Option(help="Equal seeds draw equal outputs.")] = None
+    stop: Annotated[list[str] | None, Option(help="End before this text; may be repeated.")] = None
+    ignore_eos: Annotated[bool, Option("--ignore-eos", help="End-of-sequence does not end the output.")] = False
+    timeout: Annotated[float | None, Option(help="Seconds after which a request fails.")] = None
+
+    def params(self, **more: Any) -> SamplingParams:
+        """The SamplingParams of these options; `more` are further fields."""
+        return SamplingParams(**asdict(self), **more)
+
+
+def _size_or_fraction(text: str | None) -> str | float | None:
+    """A text such as "0.3" as a number; sizes with a unit, or whole numbers of bytes, stay texts."""
     try:
-        value = float(text)
+        number = float(text) if text else 0.0
     except ValueError:
         return text
-    return value if 0 < value < 1 else text
+    return number if 0.0 < number < 1.0 else text

@@ -48,7 +48,7 @@ impl Detokenizer {
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String, EngineError> {
         self.window.push(token);
         let undecided = self.window.len() - self.decided;
-        if undecided > PATIENCE && undecided % 8 != 0 {
+        if undecided > PATIENCE && !undecided.is_multiple_of(8) {
             return Ok(String::new());
         }
         self.emit(tokenizer, false)

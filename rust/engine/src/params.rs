@@ -135,14 +135,9 @@ impl SamplingParams {
         if self.max_tokens == Some(0) {
             return refuse("max_tokens", 0, "at least 1 is expected (None: until the context is full)");
         }
-        if let Some(max) = self.max_tokens {
-            if self.min_tokens > max {
-                return refuse(
-                    "min_tokens",
-                    self.min_tokens,
-                    &format!("at most max_tokens ({max}) is expected"),
-                );
-            }
+        if let Some(max) = self.max_tokens.filter(|max| self.min_tokens > *max) {
+            let expected = format!("at most max_tokens ({max}) is expected");
+            return refuse("min_tokens", self.min_tokens, &expected);
         }
         in_range("temperature", self.temperature.unwrap_or(1.0), 0.0..=100.0)?;
         in_range("min_p", self.min_p.unwrap_or(0.0), 0.0..=1.0)?;
@@ -184,10 +179,8 @@ impl SamplingParams {
                 "a number from -100 to 100 is expected",
             );
         }
-        if let Some(timeout) = self.timeout {
-            if !(timeout > 0.0 && timeout <= 1e9) {
-                return refuse("timeout", timeout, "a number of seconds above 0 is expected");
-            }
+        if let Some(timeout) = self.timeout.filter(|t| !(*t > 0.0 && *t <= 1e9)) {
+            return refuse("timeout", timeout, "a number of seconds above 0 is expected");
         }
         Ok(())
     }

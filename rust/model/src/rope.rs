@@ -114,7 +114,7 @@ pub fn rope_spec(config: &Config<'_>, head_dim: usize, default_theta: f64) -> Re
         None => partial_of(config)?.unwrap_or(1.0),
     };
     let rotary_dim = (head_dim as f64 * partial) as usize;
-    if rotary_dim == 0 || rotary_dim % 2 != 0 {
+    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
         return Err(ModelError::Unsupported(format!(
             "rotary embedding over {rotary_dim} channels of a head of {head_dim}: an even number above 0 is needed"
         )));

@@ -26,6 +26,17 @@ pub fn cpu_name() -> String {
     name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
 }
 
+/// A list of token ids.
+fn token_ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    ids.extract().map_err(|_| {
+        raise(
+            ids.py(),
+            "InvalidRequestError",
+            "token ids: a list of integers from 0 to 4294967295 is expected",
+        )
+    })
+}
+
 /// The text, if it is one that UTF-8 can hold.
 fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
     text.to_str().map_err(|_| {
@@ -95,21 +106,19 @@ impl Engine {
         let prompt = if let Ok(text) = prompt.cast::<PyString>() {
             Prompt::Text(utf8(text)?.to_string(), add_special_tokens)
         } else {
-            let ids = prompt.extract::<Vec<u32>>();
-            Prompt::Tokens(ids.map_err(|_| {
-                raise(
-                    py,
-                    "InvalidRequestError",
-                    "prompt: a string, or a list of token ids from 0 on, is expected",
-                )
-            })?)
+            Prompt::Tokens(token_ids_of(prompt)?)
         };
         py.detach(|| self.0.submit(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
     }
 
-    fn check(&self, py: Python<'_>, prompt_token_ids: Vec<u32>, params: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn check(
+        &self,
+        py: Python<'_>,
+        prompt_token_ids: &Bound<'_, PyAny>,
+        params: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let params = params::read(params)?;
-        self.0.check(&prompt_token_ids, &params).map(|_| ()).map_err(|e| to_python(py, &e))
+        self.0.check(&token_ids_of(prompt_token_ids)?, &params).map(|_| ()).map_err(|e| to_python(py, &e))
     }
 
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {
@@ -139,8 +148,14 @@ impl Engine {
     }
 
     #[pyo3(signature = (token_ids, *, skip_special_tokens=true))]
-    fn detokenize(&self, py: Python<'_>, token_ids: Vec<u32>, skip_special_tokens: bool) -> PyResult<String> {
-        py.detach(|| self.0.detokenize(&token_ids, skip_special_tokens)).map_err(|e| to_python(py, &e))
+    fn detokenize(
+        &self,
+        py: Python<'_>,
+        token_ids: &Bound<'_, PyAny>,
+        skip_special_tokens: bool,
+    ) -> PyResult<String> {
+        let ids = token_ids_of(token_ids)?;
+        py.detach(|| self.0.detokenize(&ids, skip_special_tokens)).map_err(|e| to_python(py, &e))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
