@@ -1,4 +1,4 @@
-"""octavo inside an asyncio program: fifty tasks share one model, some are cancelled midway, and nothing is left behind."""
+"""octavo in an asyncio program: fifty tasks share one model, some are cancelled midway, nothing is left behind."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""Small sums: up to two digits at once, three digits with the steps written out."""
+"""Small sums: of single digits at once, of more digits with the steps written out."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ import random
 
 from .document import Document, Turn, chat
 
-# Most of the practice goes to two digits, which have to be added at once.
+# Most of the practice goes to two digits.
 _LARGEST = (9, 99, 99, 99, 999, 999)
+# Sums of numbers below this are given at once.
+AT_ONCE_BELOW = 10
 
 
-def problem(rng: random.Random) -> Turn:
+def problem(rng: random.Random, at_once_below: int = AT_ONCE_BELOW) -> Turn:
     """One problem with its answer, worked out where it needs steps."""
     kind = rng.random()
     if kind < 0.45:
         top = rng.choice(_LARGEST)
-        return addition(rng, rng.randint(0, top), rng.randint(0, top))
+        return addition(rng, rng.randint(0, top), rng.randint(0, top), at_once_below)
     if kind < 0.75:
         top = rng.choice(_LARGEST)
-        return subtraction(rng, *sorted((rng.randint(0, top), rng.randint(0, top)), reverse=True))
+        larger, smaller = sorted((rng.randint(0, top), rng.randint(0, top)), reverse=True)
+        return subtraction(rng, larger, smaller, at_once_below)
     return product(rng, rng.randint(0, 12), rng.randint(0, 12))
 
 
-def addition(rng: random.Random, a: int, b: int) -> Turn:
-    """a + b, digit by digit from the right when either has three digits."""
+def addition(rng: random.Random, a: int, b: int, at_once_below: int = AT_ONCE_BELOW) -> Turn:
+    """a + b, digit by digit from the right when either has several digits."""
     question = rng.choice((f"What is {a} + {b}?", f"What is {a} plus {b}?", f"Add {a} and {b}."))
-    if max(a, b) < 100:
+    if max(a, b) < at_once_below:
         return Turn(question, f"{a} + {b} = {a + b}.")
     steps, carry = [], 0
-    for place in range(3):
+    for place in range(len(str(max(a, b)))):
         x, y = a // 10**place % 10, b // 10**place % 10
         total = x + y + carry
         steps.append(f"{x} + {y}{' + 1' if carry else ''} = {total}")
@@ -36,13 +39,13 @@ def addition(rng: random.Random, a: int, b: int) -> Turn:
     return Turn(question, f"{', '.join(steps)}. So {a} + {b} = {a + b}.")
 
 
-def subtraction(rng: random.Random, a: int, b: int) -> Turn:
-    """a - b with a >= b, digit by digit from the right, borrowing where needed, when a has three digits."""
+def subtraction(rng: random.Random, a: int, b: int, at_once_below: int = AT_ONCE_BELOW) -> Turn:
+    """a - b with a >= b, digit by digit from the right, borrowing, when a has several digits."""
     question = rng.choice((f"What is {a} - {b}?", f"What is {a} minus {b}?", f"Subtract {b} from {a}."))
-    if a < 100:
+    if a < at_once_below:
         return Turn(question, f"{a} - {b} = {a - b}.")
     steps, borrow = [], 0
-    for place in range(3):
+    for place in range(len(str(a))):
         x, y = a // 10**place % 10 - borrow, b // 10**place % 10
         borrow = int(x < y)
         if borrow:
@@ -57,6 +60,6 @@ def product(rng: random.Random, a: int, b: int) -> Turn:
     return Turn(question, f"{a} * {b} = {a * b}.")
 
 
-def document(rng: random.Random) -> Document:
+def document(rng: random.Random, at_once_below: int = AT_ONCE_BELOW) -> Document:
     """A chat of two to six problems."""
-    return chat("arithmetic", [problem(rng) for _ in range(rng.randint(2, 6))])
+    return chat("arithmetic", [problem(rng, at_once_below) for _ in range(rng.randint(2, 6))])

@@ -75,10 +75,7 @@ _UNKNOWN = (
     "[What is the weather like|What time is it|What is the news] [today|now|in London|in Paris]?",
     "[How tall is|How old is|How far away is] the [moon|sun|Eiffel Tower|highest mountain|ocean]?",
     "[Who wrote|Who painted|Who invented] the [Bible|telephone|Mona Lisa|computer|radio]?",
-    (
-        "[Explain|What is|Tell me about] [quantum physics|the stock "
-        "market|photosynthesis|gravity|chemistry|history]?"
-    ),
+    ("[Explain|What is|Tell me about] [quantum physics|the stock market|photosynthesis|gravity|chemistry|history]?"),
     "[Write|Show me] a [Python program|poem in French|letter to my bank|function in C]?",
     "What is the meaning of [life|love|this word]?",
     "Where does {name} live?",
@@ -121,17 +118,18 @@ def story_request(rng: random.Random) -> Turn:
     return Turn(fill(rng.choice(_STORY_REQUESTS), {"topic": with_article(topic)}, rng), tell(rng, topic))
 
 
-def document(rng: random.Random) -> Document:
+def document(rng: random.Random, sums_at_once_below: int = arithmetic.AT_ONCE_BELOW) -> Document:
     """A chat of one to four turns: small talk, unknown questions and, in between, known ones."""
-    makers = rng.choices(
-        (small_talk, unknown, _known, arithmetic.problem), weights=(4, 3, 2, 1), k=rng.randint(1, 4)
-    )
+
+    def known(rng: random.Random) -> Turn:
+        return questions.ask(rng.choice(questions.FACTS), rng)
+
+    def sum_(rng: random.Random) -> Turn:
+        return arithmetic.problem(rng, sums_at_once_below)
+
+    makers = rng.choices((small_talk, unknown, known, sum_), weights=(4, 3, 2, 1), k=rng.randint(1, 4))
     system = rng.choice(SYSTEM) if rng.random() < 0.3 else None
     return chat("conversation", [maker(rng) for maker in makers], system)
-
-
-def _known(rng: random.Random) -> Turn:
-    return questions.ask(rng.choice(questions.FACTS), rng)
 
 
 def story(rng: random.Random) -> Document:

@@ -16,9 +16,7 @@ _ASK = ("Repeat this:", "Say this again:", "Copy this line:")
 
 def words(rng: random.Random, count: int) -> str:
     """``count`` random words, one in four of them a number of three digits instead."""
-    return " ".join(
-        str(rng.randint(100, 999)) if rng.random() < 0.25 else rng.choice(KEY_WORDS) for _ in range(count)
-    )
+    return " ".join(str(rng.randint(100, 999)) if rng.random() < 0.25 else rng.choice(KEY_WORDS) for _ in range(count))
 
 
 def document(rng: random.Random) -> Document:

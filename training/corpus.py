@@ -22,10 +22,12 @@ class Mix:
     shares: Mapping[str, float]
     # Whether short look-ups come more often than long ones.
     short_lookups: bool
+    # Sums of numbers below this are asked for at once, without steps.
+    sums_at_once_below: int
 
 
 # At first the model learns words and facts. Then copying comes in, and look-ups become easy to begin with. In
-# the decay what is still hard gets the room that copying no longer needs.
+# the decay what is still hard gets the room that copying no longer needs, and sums are worked out in steps.
 FIRST_MIX = Mix(
     {
         "story": 0.21,
@@ -36,8 +38,9 @@ FIRST_MIX = Mix(
         "conversation": 0.08,
     },
     short_lookups=False,
+    sums_at_once_below=100,
 )
-MIX = Mix({**FIRST_MIX.shares, "lookup": 0.2, "copying": 0.3}, short_lookups=True)
+MIX = Mix({**FIRST_MIX.shares, "lookup": 0.2, "copying": 0.3}, short_lookups=True, sums_at_once_below=100)
 LAST_MIX = Mix(
     {
         "story": 0.26,
@@ -49,6 +52,7 @@ LAST_MIX = Mix(
         "copying": 0.06,
     },
     short_lookups=True,
+    sums_at_once_below=arithmetic.AT_ONCE_BELOW,
 )
 SHORTEST_LOOKUP = 80
 FIT_ATTEMPTS = 4
@@ -69,10 +73,12 @@ def generators() -> dict[str, Callable[[random.Random], Document]]:
 def document(rng: random.Random, space: int, mix: Mix) -> Document:
     """One document of the mix; a look-up is sized to fit ``space`` tokens, the others may not fit."""
     skill = rng.choices(list(mix.shares), weights=list(mix.shares.values()))[0]
+    if skill == "arithmetic" or (skill == "lookup" and space < SHORTEST_LOOKUP):
+        return arithmetic.document(rng, mix.sums_at_once_below)
+    if skill == "conversation":
+        return conversation.document(rng, mix.sums_at_once_below)
     if skill != "lookup":
         return generators()[skill](rng)
-    if space < SHORTEST_LOOKUP:
-        return arithmetic.document(rng)
     if mix.short_lookups:
         return lookup.document(rng, int(SHORTEST_LOOKUP * (space / SHORTEST_LOOKUP) ** rng.random()))
     return lookup.document(rng, rng.randint(SHORTEST_LOOKUP, space))

@@ -34,9 +34,7 @@ STORY_TOKENS = 250
 
 
 @torch.inference_mode()
-def is_greedy_answer(
-    model: Callable[[Tensor], Tensor], tokenizer: Tokenizer, question: str, answer: str
-) -> bool:
+def is_greedy_answer(model: Callable[[Tensor], Tensor], tokenizer: Tokenizer, question: str, answer: str) -> bool:
     """Whether greedy decoding after the prompt text ``question`` gives ``answer`` exactly."""
     given = tokenizer.encode(question).ids
     wanted = tokenizer.encode(answer).ids
@@ -71,9 +69,7 @@ def generate(
 
 
 @torch.inference_mode()
-def perplexity(
-    model: Callable[[Tensor], Tensor], encoder: corpus.Encoder, documents: Sequence[Document]
-) -> float:
+def perplexity(model: Callable[[Tensor], Tensor], encoder: corpus.Encoder, documents: Sequence[Document]) -> float:
     """Of the tokens with full weight, each document on its own."""
     nats, count = 0.0, 0.0
     for document in documents:
@@ -102,26 +98,24 @@ def lookup_case(tokenizer: Tokenizer, rng: random.Random, distance: int) -> tupl
 
 def accuracy(model: Callable[[Tensor], Tensor], tokenizer: Tokenizer, turns: Sequence[Turn]) -> float:
     """Share of turns whose greedy answer, with its end mark, is exactly right."""
-    right = [
-        is_greedy_answer(model, tokenizer, prompt(turn.question), turn.answer + TURN_END) for turn in turns
-    ]
+    right = [is_greedy_answer(model, tokenizer, prompt(turn.question), turn.answer + TURN_END) for turn in turns]
     return round(sum(right) / len(right), 3)
 
 
 def arithmetic_cases(rng: random.Random, count: int) -> dict[str, list[Turn]]:
     """Problems by kind, for a table."""
     return {
-        "addition, up to 2 digits": [
+        "addition, 1 or 2 digits": [
             arithmetic.addition(rng, rng.randint(0, 99), rng.randint(0, 99)) for _ in range(count)
         ],
-        "addition, 3 digits, with steps": [
+        "addition, 3 digits": [
             arithmetic.addition(rng, rng.randint(100, 999), rng.randint(0, 999)) for _ in range(count)
         ],
-        "subtraction, up to 2 digits": [
+        "subtraction, 1 or 2 digits": [
             arithmetic.subtraction(rng, *sorted((rng.randint(0, 99), rng.randint(0, 99)), reverse=True))
             for _ in range(count)
         ],
-        "subtraction, 3 digits, with steps": [
+        "subtraction, 3 digits": [
             arithmetic.subtraction(rng, rng.randint(500, 999), rng.randint(0, 499)) for _ in range(count)
         ],
         "product, up to 12 x 12": [
@@ -182,13 +176,10 @@ def evaluate(folder: Path, count: int) -> dict[str, Any]:
             "questions about the world": accuracy(
                 model, tokenizer, [questions.ask(fact, rng) for fact in questions.FACTS]
             ),
-            "unknown, says so": accuracy(
-                model, tokenizer, [conversation.unknown(rng) for _ in range(count // 2)]
-            ),
+            "unknown, says so": accuracy(model, tokenizer, [conversation.unknown(rng) for _ in range(count // 2)]),
             "look-up by distance in tokens": distances,
             "arithmetic": {
-                name: accuracy(model, tokenizer, turns)
-                for name, turns in arithmetic_cases(rng, count // 2).items()
+                name: accuracy(model, tokenizer, turns) for name, turns in arithmetic_cases(rng, count // 2).items()
             },
             "json": extraction_scores(model, tokenizer, [extraction.problem(rng) for _ in range(count // 2)]),
         },
@@ -201,9 +192,7 @@ def evaluate(folder: Path, count: int) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, prints the report and writes it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description="Evaluate an exported model."
-    )
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Evaluate an exported model.")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--json", type=Path, default=None, help="where to write the report")
     parser.add_argument("--count", type=int, default=200, help="cases for each accuracy")

@@ -86,9 +86,7 @@ def export(model: Decoder, tokenizer_file: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     end_of_text, turn_end = token_id(tokenizer, END_OF_TEXT), token_id(tokenizer, TURN_END)
-    tensors = {
-        f"model.{name}": value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()
-    }
+    tensors = {f"model.{name}": value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
     # Renamed when whole, so that nobody maps half a file.
     partial = out / "model.safetensors.partial"
     save_file(tensors, partial, metadata={"format": "pt"})
@@ -104,9 +102,7 @@ def load_exported(folder: Path) -> tuple[Decoder, Tokenizer]:
     """The model of an exported folder, in float32, with its tokenizer."""
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = [name for name in ModelConfig.__dataclass_fields__ if name != "rope_theta"]
-    config = ModelConfig(
-        **{name: values[name] for name in names}, rope_theta=values["rope_parameters"]["rope_theta"]
-    )
+    config = ModelConfig(**{name: values[name] for name in names}, rope_theta=values["rope_parameters"]["rope_theta"])
     model = Decoder(config)
     tensors = load_file(folder / "model.safetensors")
     model.load_state_dict({name.removeprefix("model."): value.float() for name, value in tensors.items()})
@@ -115,9 +111,7 @@ def load_exported(folder: Path) -> tuple[Decoder, Tokenizer]:
 
 def main() -> None:
     """Reads the command line and exports the newest checkpoint of a run."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.export", description="Export a run as a model folder."
-    )
+    parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a run as a model folder.")
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -29,9 +29,9 @@ from .tokenizer import train_tokenizer
 class TrainConfig:
     """What defines a run. Rates are the peaks of the schedule."""
 
-    steps: int = 4000
+    steps: int = 1900
     warmup: int = 100
-    decay: int = 1200
+    decay: int = 800
     rows: int = 8
     length: int = 512
     long_length: int = 2048
@@ -89,9 +89,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def train(
-    config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_every_s: float, fused: bool
-) -> None:
+def train(config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_every_s: float, fused: bool) -> None:
     """Trains to the last step. Leaves config.json, tokenizer.json, log.jsonl and checkpoint.pt in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(
@@ -151,20 +149,14 @@ def train(
 def main() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the embedded model.")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the run; an existing run is resumed"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run is resumed")
     parser.add_argument("--steps", type=int, default=TrainConfig.steps)
     parser.add_argument("--warmup", type=int, default=TrainConfig.warmup)
-    parser.add_argument(
-        "--decay", type=int, default=TrainConfig.decay, help="the last steps, in which the rate falls"
-    )
+    parser.add_argument("--decay", type=int, default=TrainConfig.decay, help="the last steps, in which the rate falls")
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint-every", type=float, default=180.0, help="seconds")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="do not fuse with torch.compile (no C++ compiler)"
-    )
+    parser.add_argument("--no-compile", action="store_true", help="do not fuse with torch.compile (no C++ compiler)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     config = TrainConfig(steps=args.steps, warmup=args.warmup, decay=args.decay, seed=args.seed)

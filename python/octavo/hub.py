@@ -27,10 +27,14 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
     """
     if model is None:
         return embedded_model()
-    path = Path(model).expanduser()
+    name = os.fspath(model)
+    if not name:
+        raise ModelNotFoundError(
+            "no model: the name is empty; give a folder or a hub id, or None for the embedded model"
+        )
+    path = Path(name).expanduser()
     if path.is_dir():
         return path
-    name = os.fspath(model)
     looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or not _REPO_ID.fullmatch(name)
     if looks_local:
         what = "is a file; give the folder that holds config.json" if path.exists() else "does not exist"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -198,27 +199,30 @@ class LLM:
         Raises:
             OctavoError: as `generate` with one prompt.
         """
-        stream = self._submit(prompt, params, True)
-        output = _empty(stream, prompt)
-        async for delta in self._dispatcher.deltas(stream):
-            output.add(delta)
-        if output.error is not None:
-            raise output.error
-        return output
+        return await self._agather(self._submit(prompt, params, True), prompt)
+
+    async def achat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> RequestOutput:
+        """`agenerate` for one conversation; `template` as in `chat`."""
+        text = self.render_chat(messages, **template)
+        return await self._agather(self._submit(text, params, False), text)
 
     async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
         """Yields what is new without blocking the event loop. Closing the iterator, or cancelling the task, ends the
         request."""
-        stream = self._submit(prompt, params, True)
-        deltas = self._dispatcher.deltas(stream)
-        try:
-            async for delta in deltas:
-                output = _empty(stream, prompt).add(delta)
-                if output.error is not None:
-                    raise output.error
+        async with aclosing(self._astream(self._submit(prompt, params, True), prompt)) as outputs:
+            async for output in outputs:
                 yield output
-        finally:
-            await deltas.aclose()
+
+    async def astream_chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+    ) -> AsyncIterator[RequestOutput]:
+        """`astream` for one conversation; `template` as in `chat`."""
+        text = self.render_chat(messages, **template)
+        async with aclosing(self._astream(self._submit(text, params, False), text)) as outputs:
+            async for output in outputs:
+                yield output
 
     # --- text and tokens --------------------------------------------------------------------------------------------
 
@@ -303,6 +307,23 @@ class LLM:
                 yield output
         finally:
             stream.cancel()
+
+    async def _astream(self, stream: _core.Stream, prompt: Prompt) -> AsyncGenerator[RequestOutput, None]:
+        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
+            async for delta in deltas:
+                output = _empty(stream, prompt).add(delta)
+                if output.error is not None:
+                    raise output.error
+                yield output
+
+    async def _agather(self, stream: _core.Stream, prompt: Prompt) -> RequestOutput:
+        output = _empty(stream, prompt)
+        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
+            async for delta in deltas:
+                output.add(delta)
+        if output.error is not None:
+            raise output.error
+        return output
 
     def _run(
         self,

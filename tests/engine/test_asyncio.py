@@ -12,7 +12,18 @@ from octavo import LLM, SamplingParams
 from octavo.errors import EngineDeadError, InvalidRequestError, RequestTimeoutError
 
 PROMPT = "The sun was"
-ENDLESS = SamplingParams(max_tokens=2000, ignore_eos=True)
+# Sixteen samples, so that it runs for seconds: a pause of the test (a garbage collection, say) does not see its end.
+ENDLESS = SamplingParams(max_tokens=2000, ignore_eos=True, n=16)
+
+
+async def assert_ended_early(llm: LLM, generated: int) -> None:
+    """The request ends, and long before its 32000 tokens: it was cancelled and did not just run out."""
+    for _ in range(2000):
+        if llm.stats()["requests"]["running"] == 0:
+            break
+        await asyncio.sleep(0.005)
+    assert llm.stats()["requests"]["running"] == 0
+    assert llm.stats()["generated_tokens"] - generated < 24000, "the request ran on"
 
 
 def test_agenerate_equals_generate(llm: LLM) -> None:
@@ -37,6 +48,18 @@ def test_astream_equals_generate(llm: LLM) -> None:
     assert finished
 
 
+def test_chat_equals_chat(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "Hello"}]
+    params = SamplingParams(max_tokens=12, temperature=0)
+
+    async def main() -> tuple[str, str]:
+        whole = await llm.achat(messages, params)
+        return whole.text, "".join([d.text async for d in llm.astream_chat(messages, params)])
+
+    want = llm.chat(messages, params)[0].text
+    assert asyncio.run(main()) == (want, want)
+
+
 def test_the_loop_stays_free(llm: LLM) -> None:
     """While a request runs, other tasks of the loop run too."""
 
@@ -54,17 +77,14 @@ def test_the_loop_stays_free(llm: LLM) -> None:
 
 def test_cancelled_task_ends_its_request(llm: LLM) -> None:
     async def main() -> None:
+        generated = llm.stats()["generated_tokens"]
         task = asyncio.create_task(llm.agenerate(PROMPT, ENDLESS))
         while llm.stats()["requests"]["running"] == 0:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        for _ in range(1000):
-            if llm.stats()["requests"]["running"] == 0:
-                return
-            await asyncio.sleep(0.005)
-        pytest.fail("the request runs on")
+        await assert_ended_early(llm, generated)
 
     asyncio.run(main())
 
@@ -79,6 +99,7 @@ def test_left_iterator_ends_its_request(way: str, llm: LLM) -> None:
                 raise KeyError("of the caller")
 
     async def main() -> None:
+        generated = llm.stats()["generated_tokens"]
         if way == "aclose":
             stream = llm.astream(PROMPT, ENDLESS)
             await anext(stream)
@@ -92,11 +113,7 @@ def test_left_iterator_ends_its_request(way: str, llm: LLM) -> None:
         else:
             await read()
         gc.collect()
-        for _ in range(1000):
-            if llm.stats()["requests"]["running"] == 0:
-                return
-            await asyncio.sleep(0.005)
-        pytest.fail("the request runs on")
+        await assert_ended_early(llm, generated)
 
     asyncio.run(main())
 

@@ -92,10 +92,14 @@ def test_generate_waits_for_places() -> None:
     assert len({o.text for o in outputs}) == 1
 
 
+# Whoever started the tests may have ignored SIGINT (shells do for background jobs): children would inherit that.
+HEAR_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def run_python(code: str, interrupt_at: str | None = None) -> tuple[int, str, str]:
     """Runs `code`; sends Ctrl-C when it prints `interrupt_at`."""
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", textwrap.dedent(code)],
+        [sys.executable, "-u", "-c", HEAR_CTRL_C + textwrap.dedent(code)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

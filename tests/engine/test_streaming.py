@@ -89,10 +89,12 @@ def test_closing_a_stream_ends_the_request(llm: LLM) -> None:
 
 
 def test_leaving_a_loop_ends_the_request(llm: LLM) -> None:
+    generated = llm.stats()["generated_tokens"]
     for delta in llm.stream(PROMPT, SamplingParams(max_tokens=2000, ignore_eos=True)):
         assert not delta.finished
         break
-    # The shared fixture asserts that all blocks are free again.
+    llm.generate(PROMPT, SamplingParams(max_tokens=2))
+    assert llm.stats()["generated_tokens"] < generated + 1500
 
 
 def test_slow_reader_gets_everything(llm: LLM) -> None:

@@ -30,7 +30,8 @@ def test_stories_are_complete_and_of_the_stated_length() -> None:
     for seed, text in enumerate(texts):
         assert not re.search(r"[{}\[\]|]", text), f"seed {seed}: a template is left in: {text}"
         assert 40 <= len(text.split()) <= 220, f"seed {seed}: {len(text.split())} words"
-        assert text[0].isupper() and text[-1] in '."!', f"seed {seed}: {text}"
+        assert text[0].isupper(), f"seed {seed}: {text}"
+        assert text[-1] in '."!', f"seed {seed}: {text}"
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou\W]", text), f"seed {seed}: wrong article: {text}"
         assert not re.search(r"[.!?] [a-z]", text.replace('" ', "")), f"seed {seed}: lower case start: {text}"
     assert len(set(texts)) == len(texts), "two of 200 stories are the same"
@@ -60,20 +61,17 @@ def test_the_world_is_consistent() -> None:
         assert people[person.friend].friend == person.name, f"{person.name}'s friend has another friend"
     for town in world.TOWNS:
         assert town.river in world.RIVERS
-        assert town.road in towns and town.miles > 0
+        assert town.road in towns
+        assert town.miles > 0
     unknown = {name.split()[0] for name in people} & set(lexicon.GIRLS + lexicon.BOYS)
-    assert not unknown, (
-        f"{unknown} are people of the world and also names that the model says it does not know"
-    )
+    assert not unknown, f"{unknown} are people of the world and also names that the model says it does not know"
 
 
 @pytest.mark.parametrize("tokens", [80, 300, 2000])
 def test_each_asked_key_stands_in_the_context_before(tokens: int) -> None:
     for seed in range(30):
         text = lookup.document(random.Random(seed), tokens).text
-        asked = list(
-            re.finditer(r"What is the key of (\w+)\?<\|im_end\|>\n<\|im_start\|>assistant\n(.*?)<", text)
-        )
+        asked = list(re.finditer(r"What is the key of (\w+)\?<\|im_end\|>\n<\|im_start\|>assistant\n(.*?)<", text))
         if "What is" in text:
             assert asked
         for match in asked:

@@ -1,9 +1,14 @@
-"""The command line, in process."""
+"""The command line: in process where that shows enough, as a program where signals and pipes matter."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +174,76 @@ def test_sizes() -> None:
         "3.0 MiB (3,145,728)",
         "5.0 GiB (5,368,709,120)",
     ]
+
+
+# Whoever started the tests may have ignored SIGINT (shells do for background jobs): children would inherit that.
+_START = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from octavo.cli import main; main()"
+PROGRAM = [sys.executable, "-c", _START]
+
+
+def test_broken_pipe_is_quiet() -> None:
+    """A reader that has seen enough: no traceback, no message."""
+    process = subprocess.Popen(
+        [*PROGRAM, "generate", "Once", "-n", "2000", "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(5)
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(30), errors) == (141, b"")
+
+
+def test_ctrl_c_is_quiet() -> None:
+    process = subprocess.Popen(
+        [*PROGRAM, "generate", "Once", "-n", "2500", "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, b"")
+
+
+def test_module_is_the_program() -> None:
+    shown = subprocess.run([sys.executable, "-m", "octavo", "--version"], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == f"octavo {octavo.__version__}"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is needed")
+def test_chat_on_a_terminal() -> None:
+    """Answers stream, Ctrl-C stops an answer and not the program, Ctrl-D ends it."""
+    import pty
+
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "chat", "-n", "2000", "--ignore-eos"],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
+    )
+    os.close(child)
+    seen = ""
+
+    def wait_for(words: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 30
+        while words not in seen:
+            assert time.monotonic() < deadline, f"{words!r} did not come: {seen!r}"
+            seen += os.read(parent, 4096).decode(errors="replace")
+        seen = seen[seen.index(words) + len(words) :]
+
+    wait_for("> ")
+    os.write(parent, b"Hello\n")
+    wait_for("Hello")
+    while len(seen) < 40:
+        seen += os.read(parent, 4096).decode(errors="replace")
+    process.send_signal(signal.SIGINT)
+    wait_for("> ")
+    os.write(parent, b"/reset\n")
+    wait_for("> ")
+    os.write(parent, b"\x04")
+    assert process.wait(30) == 0
+    os.close(parent)

@@ -33,23 +33,9 @@ def test_sizes(value: Any, expected: tuple[int | None, float | None]) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        "",
-        "GiB",
-        "4 parsecs",
-        "-4GiB",
-        "4GiB extra",
-        "1e9",
-        "nan",
-        0,
-        -1,
-        0.0,
-        -0.5,
-        1.5,
-        float("nan"),
-        float("inf"),
-        True,
-    ]
-    + ["0", "0.1b", "99999999TiB", 2**70, [], {}, b"4GiB"],
+        *("", "GiB", "4 parsecs", "-4GiB", "4GiB extra", "1e9", "nan", "0", "0.1b", "99999999TiB"),
+        *(0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf"), 2**70, True, [], {}, b"4GiB"),
+    ],
     ids=repr,
 )
 def test_what_is_no_size(value: Any) -> None:

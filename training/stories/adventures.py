@@ -13,10 +13,7 @@ STORM: Plot = (
             "That night a great storm came. The wind [howled|roared], and the rain [beat against the "
             "windows|would not stop]."
         ),
-        (
-            "Dark clouds rolled over the {place}, and soon [thunder shook the walls|the rain fell like a "
-            "curtain]."
-        ),
+        ("Dark clouds rolled over the {place}, and soon [thunder shook the walls|the rain fell like a curtain]."),
     ),
     (
         (
@@ -24,10 +21,7 @@ STORM: Plot = (
             "the other side]."
         ),
         "In the morning the roof of the school was gone, and everything inside was wet.",
-        (
-            "In the morning a big tree lay across the road, and [no cart could pass|the way to {town} was "
-            "closed]."
-        ),
+        ("In the morning a big tree lay across the road, and [no cart could pass|the way to {town} was closed]."),
     ),
     (0.5, FEELING_SAD),
     (
@@ -60,10 +54,7 @@ STORM: Plot = (
 CONTEST: Plot = (
     OPENING,
     (
-        (
-            "Every [year|spring|autumn] there was a great [race|cooking contest|singing contest|boat race] "
-            "in {town}."
-        ),
+        ("Every [year|spring|autumn] there was a great [race|cooking contest|singing contest|boat race] in {town}."),
         "A sign on the wall said: the winner of the [race|contest] in {town} gets {a_color} {thing}.",
     ),
     (
@@ -71,10 +62,7 @@ CONTEST: Plot = (
             '"You will never win," said [the others|a rude crow|the neighbors]. But {hero} [practiced every '
             "day|did not listen|only smiled]."
         ),
-        (
-            "{Hero} wanted to win more than anything, so {he} practiced every [morning|evening] for {number} "
-            "weeks."
-        ),
+        ("{Hero} wanted to win more than anything, so {he} practiced every [morning|evening] for {number} weeks."),
     ),
     (
         "On the day of the contest the whole {place} came to watch. {Hero}'s heart beat [fast|like a drum].",
@@ -91,17 +79,11 @@ CONTEST: Plot = (
         ),
     ),
     (
-        (
-            '"Go on, you can still win," said {friend}. "[No|Never mind]," said {hero}. "You are more '
-            'important."'
-        ),
+        ('"Go on, you can still win," said {friend}. "[No|Never mind]," said {hero}. "You are more important."'),
         "{Hero} could have gone on, but {he} turned around and helped {friend} up.",
     ),
     (
-        (
-            "They [crossed the line|finished] together, and they were last. But everyone [cheered|stood up "
-            "and clapped]."
-        ),
+        ("They [crossed the line|finished] together, and they were last. But everyone [cheered|stood up and clapped]."),
         "They did not win. Yet the judge smiled and gave the {thing} to {hero} for {his} kind heart.",
     ),
     (0.6, THANKS),
@@ -120,10 +102,7 @@ NIGHT_SOUND: Plot = (
     ),
     (0.7, FEELING_SAD),
     (
-        (
-            "{He} took {a_thing} and a candle and [tiptoed down the stairs|opened the door very slowly|crept "
-            "outside]."
-        ),
+        ("{He} took {a_thing} and a candle and [tiptoed down the stairs|opened the door very slowly|crept outside]."),
         (
             "{Hero} pulled the blanket over {his} head. But the sound did not stop, so {he} [lit a "
             "candle|got up] to look."
@@ -158,10 +137,7 @@ NIGHT_SOUND: Plot = (
 JOURNEY: Plot = (
     OPENING,
     (
-        (
-            'One day a letter came from {town}. ["Please come quickly," it said.|It was from {friend}, who '
-            "needed help.]"
-        ),
+        ('One day a letter came from {town}. ["Please come quickly," it said.|It was from {friend}, who needed help.]'),
         (
             "{Hero} had always dreamed of seeing the [lighthouse|market|great clock] of {town}, which was "
             "{number} days away."
@@ -189,10 +165,7 @@ JOURNEY: Plot = (
             'There an old [woman|man] sat by the road. "I am so hungry," [the stranger said|said the '
             "stranger]. {Hero} shared {his} {food}."
         ),
-        (
-            "A small bird lay on the path with a broken wing. {Hero} [carried it|put it in {his} hat] and "
-            "took it along."
-        ),
+        ("A small bird lay on the path with a broken wing. {Hero} [carried it|put it in {his} hat] and took it along."),
     ),
     (
         "Because {hero} had been kind, the stranger showed {him} a secret way.",

@@ -26,13 +26,7 @@ def cast(rng: random.Random, topic: str | None = None) -> dict[str, str]:
         friend = rng.choice([name for name in lexicon.GIRLS + lexicon.BOYS if name != hero])
         noun = rng.choice((sex, f"young {rng.choice(lexicon.TRADES)}", f"little {sex}"))
         friend_noun = "friend"
-    friend_sex = (
-        "girl"
-        if friend in lexicon.GIRLS
-        else "boy"
-        if friend in lexicon.BOYS
-        else rng.choice(("girl", "boy"))
-    )
+    friend_sex = "girl" if friend in lexicon.GIRLS else "boy" if friend in lexicon.BOYS else rng.choice(("girl", "boy"))
     friend_he, friend_him, friend_his = _PRONOUNS[friend_sex]
     thing = topic if topic in lexicon.THINGS else rng.choice(lexicon.THINGS)
     color = rng.choice(lexicon.COLORS)

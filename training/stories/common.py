@@ -17,10 +17,7 @@ OPENING = (
     ),
 )
 MORNING = (
-    (
-        "One {weather} morning, {hero} [woke up early|got up before the sun|looked out of the window|opened "
-        "the door]."
-    ),
+    ("One {weather} morning, {hero} [woke up early|got up before the sun|looked out of the window|opened the door]."),
     (
         "It was a {weather} day, and [the birds were singing|the wind smelled of rain|the sky was full of "
         "clouds|the air was still]."
@@ -29,10 +26,7 @@ MORNING = (
         "One {weather} [afternoon|evening], {hero} [was walking home|sat by the window|was sweeping the "
         "floor|was helping {his} {elder}]."
     ),
-    (
-        "One day, after [breakfast|lunch|a long night], {hero} [went outside|set out for a walk|went to the "
-        "market]."
-    ),
+    ("One day, after [breakfast|lunch|a long night], {hero} [went outside|set out for a walk|went to the market]."),
 )
 MEET_FRIEND = (
     "On the way {he} met {friend}, {his} best friend.",
@@ -101,10 +95,7 @@ ALONE_ENDING = (
     ),
     "After that, {hero} was never [afraid|lonely|bored] again.",
     "{Hero} fell asleep with a smile that night.",
-    (
-        "And if you ever visit the {place}, you may still [hear|see] {hero} [singing|laughing|telling this "
-        "story]."
-    ),
+    ("And if you ever visit the {place}, you may still [hear|see] {hero} [singing|laughing|telling this story]."),
     "The end.",
 )
 ENDING = (

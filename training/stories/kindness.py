@@ -20,10 +20,7 @@ LOST: Plot = (
     OPENING,
     (
         "{His} favorite thing in the world was {a_color} {thing} that {his} {elder} had given {him}.",
-        (
-            "{Hero} owned {a_color} {thing} and [took it everywhere|kept it under {his} bed|was very proud "
-            "of it]."
-        ),
+        ("{Hero} owned {a_color} {thing} and [took it everywhere|kept it under {his} bed|was very proud of it]."),
     ),
     MORNING,
     (
@@ -50,10 +47,7 @@ LOST: Plot = (
         ),
     ),
     (
-        (
-            "There, [high in a tree|in a nest of leaves|between two stones|under a bench], was the {color} "
-            "{thing}!"
-        ),
+        ("There, [high in a tree|in a nest of leaves|between two stones|under a bench], was the {color} {thing}!"),
         (
             "Suddenly {friend} [pointed|stopped]. Something {color} was shining [in the grass|between the "
             "roots|in the mud]. It was the {thing}!"
@@ -76,16 +70,10 @@ GIFT: Plot = (
             "The birthday of {his} friend {friend} was coming, and {hero} wanted to give {fhim} [something "
             "special|a wonderful gift]."
         ),
-        (
-            "{Hero} wanted to make a gift for {his} friend {friend}, who had been [ill|sad|lonely] for "
-            "{number} days."
-        ),
+        ("{Hero} wanted to make a gift for {his} friend {friend}, who had been [ill|sad|lonely] for {number} days."),
     ),
     (
-        (
-            "But {hero} had no money. {He} had only [some paper|a bit of wood|an old box] and a pot of "
-            "{color} paint."
-        ),
+        ("But {hero} had no money. {He} had only [some paper|a bit of wood|an old box] and a pot of {color} paint."),
         (
             "At the market {he} saw a beautiful {thing}, but it cost [too much|{number} silver coins], and "
             "{hero} had only one."
@@ -112,10 +100,7 @@ GIFT: Plot = (
             'When {friend} opened the box, {fhis} eyes grew wide. "{A_color} {thing}! [I love it|It is '
             'perfect|Did you make this]!" {fhe} said.'
         ),
-        (
-            '"Is this for me?" asked {friend}. {Hero} nodded. "It is the best {thing} in the world," said '
-            "{friend}."
-        ),
+        ('"Is this for me?" asked {friend}. {Hero} nodded. "It is the best {thing} in the world," said {friend}.'),
     ),
     FEELING_GLAD,
     (0.5, HOME),
@@ -125,10 +110,7 @@ GIFT: Plot = (
 SEED: Plot = (
     OPENING,
     (
-        (
-            'One spring {his} {elder} gave {him} a small {color} seed. "[Plant it|Take care of it]," said '
-            "{his} {elder}."
-        ),
+        ('One spring {his} {elder} gave {him} a small {color} seed. "[Plant it|Take care of it]," said {his} {elder}.'),
         (
             "On the road {hero} found a tiny {color} seed. {He} did not know what it was, but {he} put it in "
             "{his} pocket."
@@ -171,14 +153,8 @@ SEED: Plot = (
 NEWCOMER: Plot = (
     OPENING,
     (
-        (
-            "One day a new family moved to the {place}. Their child was called {friend}, and {fhe} did not "
-            "say a word."
-        ),
-        (
-            "{Friend} was new in the {place}, and {fhe} always sat alone [on the wall|under the big tree|by "
-            "the well]."
-        ),
+        ("One day a new family moved to the {place}. Their child was called {friend}, and {fhe} did not say a word."),
+        ("{Friend} was new in the {place}, and {fhe} always sat alone [on the wall|under the big tree|by the well]."),
     ),
     (
         "The others [laughed and played|ran past], and nobody asked {friend} to join them.",
@@ -226,10 +202,7 @@ MISTAKE: Plot = (
             "{Hero} only wanted to look at the {thing}. But it slipped from {his} hands, and it [broke|fell "
             "to the floor with a crash]."
         ),
-        (
-            "{He} climbed on a chair and reached for the {thing}. Crash! It [broke in two|lay in pieces on "
-            "the floor]."
-        ),
+        ("{He} climbed on a chair and reached for the {thing}. Crash! It [broke in two|lay in pieces on the floor]."),
     ),
     FEELING_SAD,
     (
