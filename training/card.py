@@ -48,7 +48,7 @@ def _made(run: dict[str, Any]) -> str:
 
 From random weights, on text that the generators in `training/` wrote; no external text, no data sets, no other model.
 `python -m training.train --out runs/embedded --steps {train["steps"]} --decay {train["decay"]} --seed {train["seed"]}`
-reproduces it: {train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million), on two
+makes one like it (see `training/README.md`): {train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million), on two
 CPU cores. Muon for the matrices, AdamW for the rest; the rate falls over the last {train["decay"]:,} steps.
 
 | | |
@@ -62,18 +62,18 @@ CPU cores. Muon for the matrices, AdamW for the rest; the rate falls over the la
 """  # noqa: E501
 
 
-def _rows(value: dict[str, Any], prefix: str = "") -> list[str]:
+def measurements(value: dict[str, Any], prefix: str = "") -> list[str]:
     """Table rows of nested measurements, one a number."""
     rows = []
     for name, inner in value.items():
         label = f"{prefix}: {name}" if prefix else name
-        rows += _rows(inner, label) if isinstance(inner, dict) else [f"| {label} | {inner:.1%} |"]
+        rows += measurements(inner, label) if isinstance(inner, dict) else [f"| {label} | {inner:.1%} |"]
     return rows
 
 
 def card(report: dict[str, Any], run: dict[str, Any]) -> str:
     """The whole card in Markdown."""
-    accuracy = "\n".join(["| exactly right, greedy | share |", "| --- | --- |", *_rows(report["accuracy"])])
+    accuracy = "\n".join(["| exactly right, greedy | share |", "| --- | --- |", *measurements(report["accuracy"])])
     perplexity = "\n".join(
         ["| held-out text | perplexity |", "| --- | --- |"]
         + [f"| {name} | {value:.2f} |" for name, value in report["perplexity"].items()]

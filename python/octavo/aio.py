@@ -79,8 +79,7 @@ class Dispatcher:
 
 
 def _run(owner: weakref.ref[Dispatcher], engine: _core.Engine) -> None:
-    # Not a daemon: the interpreter must not end under a thread that is inside compiled code. It ends by itself.
-    while threading.main_thread().is_alive():
+    while True:
         ids = engine.wait_ready(_WAIT)
         dispatcher = owner()
         if dispatcher is None:

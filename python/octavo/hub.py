@@ -6,10 +6,12 @@ import os
 import re
 from pathlib import Path
 
-from octavo.errors import MissingDependencyError, ModelNotFoundError
+from octavo.errors import InvalidRequestError, MissingDependencyError, ModelNotFoundError
 
 # Data only: no pickles, no code.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+# Other copies of the same weights.
+_NOT = ["*/*", "consolidated*"]
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -27,6 +29,8 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
     """
     if model is None:
         return embedded_model()
+    if not isinstance(model, (str, os.PathLike)):
+        raise InvalidRequestError(f"model is {model!r}: a folder, a hub id or None is expected")
     name = os.fspath(model)
     if not name:
         raise ModelNotFoundError(
@@ -51,7 +55,9 @@ def _fetch(repo_id: str, revision: str | None) -> Path:
             "pip install 'octavo[hub]'"
         ) from error
     try:
-        folder = huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=_PATTERNS)
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=_PATTERNS, ignore_patterns=_NOT
+        )
     except Exception as error:
         raise ModelNotFoundError(
             f"no model {repo_id!r}: it is no local folder, and the hub gave: {type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
@@ -117,7 +118,7 @@ class LLM:
                 max_queue=_count("max_queue", max_queue),
                 enable_prefix_caching=enable_prefix_caching,
                 threads=_count("threads", threads),
-                seed=seed,
+                seed=_seed(seed),
                 tokenizer=None if tokenizer is None else os.fspath(tokenizer),
                 chat_template=chat_template,
             )
@@ -125,6 +126,8 @@ class LLM:
             # The binding's own check of argument types: the message names the argument.
             raise InvalidRequestError(f"LLM: {error}") from error
         self._dispatcher = Dispatcher(self._engine)
+        for text in self._engine.info().get("warnings", []):
+            warnings.warn(f"{self.model}: {text}", RuntimeWarning, stacklevel=2)
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> LLM:
@@ -228,6 +231,8 @@ class LLM:
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`."""
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"text is a {type(text).__name__}: a string is expected")
         return self._engine.tokenize(text, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -251,9 +256,13 @@ class LLM:
         }
         try:
             text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
-        except (TypeError, ValueError) as error:
+            return self._engine.render_chat(text)
+        except (TypeError, RecursionError, UnicodeEncodeError) as error:
             raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
-        return self._engine.render_chat(text)
+        except InvalidRequestError:
+            raise
+        except ValueError as error:
+            raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +281,7 @@ class LLM:
         return spec
 
     def close(self) -> None:
-        """Aborts what runs and frees the memory. Idempotent; later calls raise EngineDeadError."""
+        """Aborts what runs and frees the memory. Idempotent; later requests raise EngineDeadError."""
         self._engine.close()
         self._dispatcher.close()
 
@@ -285,9 +294,9 @@ class LLM:
         self.close()
 
     def __del__(self) -> None:
-        # An LLM whose construction failed has neither.
+        # Closing here releases the GIL while the engine thread ends; a failed construction left nothing to close.
         if hasattr(self, "_dispatcher"):
-            self._dispatcher.close()
+            self.close()
 
     def __repr__(self) -> str:
         model = self._engine.info()["model"]
@@ -302,9 +311,10 @@ class LLM:
         try:
             while (delta := stream.next()) is not None:
                 output = _empty(stream, prompt).add(delta)
+                if output.error is None or output.text:
+                    yield output
                 if output.error is not None:
                     raise output.error
-                yield output
         finally:
             stream.cancel()
 
@@ -312,9 +322,10 @@ class LLM:
         async with aclosing(self._dispatcher.deltas(stream)) as deltas:
             async for delta in deltas:
                 output = _empty(stream, prompt).add(delta)
+                if output.error is None or output.text:
+                    yield output
                 if output.error is not None:
                     raise output.error
-                yield output
 
     async def _agather(self, stream: _core.Stream, prompt: Prompt) -> RequestOutput:
         output = _empty(stream, prompt)
@@ -374,6 +385,12 @@ def _count(name: str, value: object) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
         return value
     raise InvalidRequestError(f"{name} is {value!r}: an integer from 1 on is expected")
+
+
+def _seed(seed: object) -> int:
+    if isinstance(seed, int) and -(2**63) <= seed < 2**63:
+        return seed
+    raise InvalidRequestError(f"seed is {seed!r}: an integer of 64 bits is expected")
 
 
 def _check_device(device: str) -> None:

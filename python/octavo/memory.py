@@ -33,19 +33,19 @@ def parse_memory(value: int | float | str | None) -> tuple[int | None, float | N
     if isinstance(value, str):
         match = _SIZE.fullmatch(value)
         unit = _UNITS.get((match[2] or "b").lower()) if match else None
-        if match and unit:
-            return _at_least_one(int(float(match[1]) * unit), value), None
+        if match and unit and (match[2] or "." not in match[1]):
+            return _at_least_one(float(match[1]) * unit, value), None
     elif isinstance(value, float) and 0.0 < value < 1.0:
         return None, value
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
-        return _at_least_one(int(value), value), None
+        return _at_least_one(value, value), None
     raise InvalidRequestError(
         f"kv_cache_memory is {value!r}: a number of bytes, a text such as '4GiB' or '512MB', or a fraction above 0 and "
         "below 1 is expected"
     )
 
 
-def _at_least_one(size: int, value: object) -> int:
+def _at_least_one(size: float, value: object) -> int:
     if 1 <= size < 2**63:
-        return size
+        return int(size)
     raise InvalidRequestError(f"kv_cache_memory is {value!r}: a size from 1 byte on is expected")

@@ -249,3 +249,13 @@ def test_tokenizer_elsewhere(folder: Path, tmp_path: Path) -> None:
         assert made.tokenize("Once")
     with pytest.raises(ModelNotFoundError, match="nowhere"):
         LLM(folder, tokenizer=tmp_path / "nowhere")
+
+
+def test_more_kv_cache_than_the_machine_has() -> None:
+    with pytest.raises(InvalidRequestError, match="kv_cache_memory"):
+        LLM(kv_cache_memory="100TiB")
+
+
+def test_a_lone_surrogate_in_messages(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="messages"):
+        llm.chat([{"role": "user", "content": "\ud800"}])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -33,7 +35,7 @@ def test_version_and_help() -> None:
     shown = run("--help").stdout
     assert all(name in shown for name in ("generate", "chat", "info", "doctor"))
     for name in ("generate", "chat", "info", "doctor"):
-        assert run(name, "--help").exit_code == 0
+        assert run(name, "--help").stdout == run(name, "-h").stdout
 
 
 def test_generate_is_the_api(llm: LLM) -> None:
@@ -42,7 +44,7 @@ def test_generate_is_the_api(llm: LLM) -> None:
     assert result.exit_code == 0, result.stderr
     assert result.stdout == want + "\n"
     assert run("generate", "-", "-n", "12", "-t", "0", stdin="Once upon a time").stdout == want + "\n"
-    assert run("generate", "-n", "12", "-t", "0", stdin="Once upon a time").stdout == want + "\n"
+    assert run("generate", "-n", "12", "-t", "0", stdin="Once upon a time\n").stdout == want + "\n"
 
 
 def test_generate_json(llm: LLM) -> None:
@@ -211,39 +213,61 @@ def test_module_is_the_program() -> None:
     assert shown.stdout.strip() == f"octavo {octavo.__version__}"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal is needed")
+class Terminal:
+    """`octavo chat` on a pseudo-terminal."""
+
+    def __init__(self, *options: str) -> None:
+        self.parent, child = pty.openpty()
+        self.process = subprocess.Popen(
+            [*PROGRAM, "chat", *options], stdin=child, stdout=child, stderr=child, start_new_session=True
+        )
+        os.close(child)
+        self.seen = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.parent)
+
+    def type(self, text: str) -> None:
+        os.write(self.parent, text.encode())
+
+    def wait_for(self, words: str) -> None:
+        """Reads until `words` came, and forgets all up to them."""
+        deadline = time.monotonic() + 30
+        while words not in self.seen:
+            ready, _, _ = select.select([self.parent], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"{words!r} did not come: {self.seen!r}"
+            self.seen += os.read(self.parent, 4096).decode(errors="replace")
+        self.seen = self.seen[self.seen.index(words) + len(words) :]
+
+
 def test_chat_on_a_terminal() -> None:
     """Answers stream, Ctrl-C stops an answer and not the program, Ctrl-D ends it."""
-    import pty
+    with Terminal("-n", "2000", "--ignore-eos") as terminal:
+        terminal.wait_for("> ")
+        terminal.type("Hello\n")
+        terminal.wait_for("Hello")
+        terminal.wait_for(" ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.wait_for("> ")
+        terminal.type("/reset\n")
+        terminal.wait_for("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(30) == 0
 
-    parent, child = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, "chat", "-n", "2000", "--ignore-eos"],
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    os.close(child)
-    seen = ""
 
-    def wait_for(words: str) -> None:
-        nonlocal seen
-        deadline = time.monotonic() + 30
-        while words not in seen:
-            assert time.monotonic() < deadline, f"{words!r} did not come: {seen!r}"
-            seen += os.read(parent, 4096).decode(errors="replace")
-        seen = seen[seen.index(words) + len(words) :]
-
-    wait_for("> ")
-    os.write(parent, b"Hello\n")
-    wait_for("Hello")
-    while len(seen) < 40:
-        seen += os.read(parent, 4096).decode(errors="replace")
-    process.send_signal(signal.SIGINT)
-    wait_for("> ")
-    os.write(parent, b"/reset\n")
-    wait_for("> ")
-    os.write(parent, b"\x04")
-    assert process.wait(30) == 0
-    os.close(parent)
+def test_chat_survives_a_full_context() -> None:
+    with Terminal("-n", "5", "--max-model-len", "64") as terminal:
+        terminal.wait_for("> ")
+        terminal.type("many words " * 50 + "\n")
+        terminal.wait_for("/reset starts a new conversation")
+        terminal.wait_for("> ")
+        terminal.type("Hello\n")
+        terminal.wait_for("tokens/s")
+        terminal.wait_for("> ")
+        terminal.type("/exit\n")
+        assert terminal.process.wait(30) == 0

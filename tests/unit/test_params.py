@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from octavo import SamplingParams, _core
 from octavo.errors import InvalidRequestError
@@ -154,6 +154,7 @@ anything = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from([f.name for f in dataclasses.fields(SamplingParams)]), anything)
 def test_any_value_is_taken_or_refused_with_the_typed_error(name: str, value: Any) -> None:
     try:

@@ -10,8 +10,9 @@ from typing import Annotated
 
 from typer import Option
 
+from octavo.cli.generate import dim, speed
 from octavo.cli.options import EngineOptions, SamplingOptions
-from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.errors import ContextLengthError, InvalidRequestError, OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 
@@ -34,7 +35,7 @@ def chat(
             raise InvalidRequestError("this model has no chat template; use `octavo generate`")
         terminal = sys.stdin.isatty() and not as_json
         if terminal:
-            print(f"{llm!r}\n{_HELP}")
+            print(dim(f"{llm!r}\n{_HELP}"))
         history = list(start)
         for text in _typed() if terminal else _piped():
             if text in ("/exit", "/quit"):
@@ -47,11 +48,13 @@ def chat(
                 history.append({"role": "user", "content": text})
                 try:
                     answer = _answer(llm, history, params, as_json)
-                except ContextLengthError as error:
-                    history.pop()
+                except OctavoError as error:
                     if not terminal:
                         raise
-                    print(f"The conversation has filled the context ({error}). /reset starts a new one.")
+                    # The turn does not count; the conversation goes on.
+                    history.pop()
+                    hint = " /reset starts a new conversation." if isinstance(error, ContextLengthError) else ""
+                    print(f"octavo: {error}.{hint}", file=sys.stderr)
                     continue
                 history.append({"role": "assistant", "content": answer})
 
@@ -76,11 +79,12 @@ def _piped() -> Iterator[str]:
 def _answer(llm: LLM, history: list[Turn], params: SamplingParams, as_json: bool) -> str:
     """Streams the answer; returns its text. Ctrl-C in a terminal keeps what was said so far."""
     text = ""
-    reason = None
+    reason, metrics = None, None
     stream = llm.stream_chat(history, params)
     try:
         for delta in stream:
             text += delta.text
+            metrics = delta.metrics or metrics
             reason = delta.outputs[0].finish_reason if delta.outputs else reason
             if not as_json:
                 print(delta.text, end="", flush=True)
@@ -93,4 +97,6 @@ def _answer(llm: LLM, history: list[Turn], params: SamplingParams, as_json: bool
         )
     else:
         print(flush=True)
+        if sys.stdin.isatty() and metrics is not None:
+            print(dim(speed(metrics)))
     return text

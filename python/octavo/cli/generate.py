@@ -16,7 +16,7 @@ from typer import Argument, Option
 from octavo.cli.options import EngineOptions, SamplingOptions
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
-from octavo.outputs import RequestOutput
+from octavo.outputs import RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
 
 Conversation = list[dict[str, Any]]
@@ -53,14 +53,17 @@ def generate(
     elif prompt is None and sys.stdin.isatty():
         raise InvalidRequestError("a prompt is missing: give it as an argument, by a pipe, or with --prompts-file")
     else:
-        rows = [sys.stdin.read() if prompt in (None, "-") else str(prompt)]
+        # A pipe's last newline ends its line; it is no part of the prompt.
+        rows = [sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)]
     if chat:
         rows = [[{"role": "user", "content": r}] if isinstance(r, str) else r for r in rows]
     with _open(output) as sink, engine.load() as llm:
         if prompts_file is None and not as_json and samples == 1:
+            _empty(sink)
             _stream(llm, rows[0], params, sink)
             return
         outputs = _run(llm, rows, params)
+        _empty(sink)
         if prompts_file is None and not as_json:
             for sample in outputs[0].outputs:
                 print(f"[{sample.index}] {sample.text}", file=sink)
@@ -96,14 +99,20 @@ def _read_rows(name: str) -> Iterator[str | Conversation]:
             )
 
 
+def _empty(sink: TextIO) -> None:
+    """Drops a file's old content, now that there is something to write."""
+    if sink is not sys.stdout:
+        sink.truncate(0)
+
+
 @contextlib.contextmanager
 def _open(output: Path | None) -> Iterator[TextIO]:
-    """The file to write, or standard output, which stays open."""
+    """The file to write, its old content still in it, or standard output, which stays open."""
     if output is None:
         yield sys.stdout
         return
     try:
-        file = output.open("w", encoding="utf-8")
+        file = output.open("a", encoding="utf-8")
     except OSError as error:
         raise InvalidRequestError(f"--output {output}: {error.strerror}") from error
     with file:
@@ -111,14 +120,34 @@ def _open(output: Path | None) -> Iterator[TextIO]:
 
 
 def _stream(llm: LLM, row: str | Conversation, params: SamplingParams, sink: TextIO) -> None:
-    """Writes text as it comes."""
-    pieces = llm.stream(row, params) if isinstance(row, str) else llm.stream_chat(row, params)
-    text = ""
+    """Writes text as it comes. On a terminal it reads on from the dimmed prompt, and a line about the speed follows."""
+    terminal = sink.isatty()
+    if isinstance(row, str):
+        pieces = llm.stream(row, params)
+        if terminal:
+            print(dim(row), end="", file=sink)
+    else:
+        pieces = llm.stream_chat(row, params)
+    text, metrics = "", None
     for delta in pieces:
         text = delta.text or text
+        metrics = delta.metrics or metrics
         print(delta.text, end="", file=sink, flush=True)
     if not text.endswith("\n"):
-        print(file=sink)
+        print(file=sink, flush=True)
+    if terminal and metrics is not None:
+        print(dim(speed(metrics)), file=sys.stderr)
+
+
+def dim(text: str) -> str:
+    """`text` in a terminal's faint letters."""
+    return f"\033[2m{text}\033[0m"
+
+
+def speed(metrics: RequestMetrics) -> str:
+    """One line about how fast a request was."""
+    rate = f", {1 / metrics.tpot_seconds:.0f} tokens/s" if metrics.tpot_seconds > 0 else ""
+    return f"[{metrics.generated_tokens} tokens{rate}, first after {1000 * metrics.ttft_seconds:.1f} ms]"
 
 
 def _run(llm: LLM, rows: list[str | Conversation], params: SamplingParams) -> list[RequestOutput]:

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use octavo_kernels::{Isa, Kernels};
+use octavo_kernels::Kernels;
 use octavo_model::{KvPool, Model, ModelSpec, read_family};
 use octavo_scheduler::{Refusal, Scheduler, SchedulerConfig};
 use serde_json::{Map, Value, json};
@@ -18,6 +18,7 @@ use crate::detokenizer::Detokenizer;
 use crate::engine_loop::{Command, EngineLoop, Shared};
 use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
+use crate::health::Health;
 use crate::memory::{self, Limits};
 use crate::options::EngineOptions;
 use crate::params::SamplingParams;
@@ -69,7 +70,8 @@ pub struct EngineParts {
 /// A running engine.
 pub struct Engine {
     tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    /// A template that does not compile says so when it is used: generating needs none.
+    template: Option<Result<ChatTemplate, EngineError>>,
     generation: GenerationDefaults,
     limits: SchedulerConfig,
     vocab: usize,
@@ -81,6 +83,8 @@ pub struct Engine {
     shared: Arc<Shared>,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// The process that has the engine thread: a fork of it has not.
+    process: u32,
 }
 
 impl Engine {
@@ -99,10 +103,13 @@ impl Engine {
         let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
         let generation = GenerationDefaults::read(folder, &tokenizer)?;
         let template = match &options.chat_template {
-            Some(text) => Some(text.clone()),
+            Some(text) => {
+                ChatTemplate::new(text, &tokenizer)?;
+                Some(text.clone())
+            }
             None => ChatTemplate::find(folder, &tokenizer)?,
         };
-        let isa = Isa::from_env().map_err(|e| EngineError::InvalidRequest(format!("OCTAVO_ISA: {e}")))?;
+        let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
         let begin = Instant::now();
@@ -125,6 +132,7 @@ impl Engine {
                 "chat_template": template.is_some(),
                 "load_seconds": begin.elapsed().as_secs_f64(),
             },
+            "warnings": model.warnings(),
             "memory": parts,
             "kernels": {
                 "matmul": format!("{weight_dtype:?} weights, {}", isa.name()),
@@ -166,7 +174,7 @@ impl Engine {
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
-        let template = parts.template.map(|text| ChatTemplate::new(&text, &tokenizer)).transpose()?;
+        let template = parts.template.map(|text| ChatTemplate::new(&text, &tokenizer));
         let (commands, inbox) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared::default());
         let body =
@@ -193,6 +201,7 @@ impl Engine {
             shared,
             next_id: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
+            process: std::process::id(),
         })
     }
 
@@ -201,6 +210,7 @@ impl Engine {
     /// # Errors
     /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`.
     pub fn submit(&self, prompt: Prompt, params: &SamplingParams) -> Result<RequestStream, EngineError> {
+        self.check_process()?;
         self.shared.check_alive()?;
         let prompt = self.prompt_tokens(prompt)?;
         let max_tokens = self.check(&prompt, params)?;
@@ -208,6 +218,7 @@ impl Engine {
         match self.prepare(prompt, params, max_tokens) {
             Ok((prepared, stream)) => {
                 if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
+                    self.shared.queued.fetch_sub(1, Ordering::SeqCst);
                     self.shared.check_alive()?;
                     return Err(EngineError::closed());
                 }
@@ -218,6 +229,21 @@ impl Engine {
                 Err(e)
             }
         }
+    }
+
+    /// Fails in a process that was forked from the one of the engine: threads do not survive a fork.
+    ///
+    /// # Errors
+    /// `EngineDead`, with the remedy.
+    pub fn check_process(&self) -> Result<(), EngineError> {
+        if std::process::id() == self.process {
+            return Ok(());
+        }
+        Err(EngineError::EngineDead(
+            "this LLM was made in another process, of which this one is a fork. Make an LLM in each process (with \
+             multiprocessing: start method \"spawn\", or make it after the fork)"
+                .into(),
+        ))
     }
 
     /// Checks a request without queueing it: parameters, token ids, lengths. Returns the most tokens that it may generate.
@@ -329,7 +355,8 @@ impl Engine {
     /// Renders the chat template; see `ChatTemplate::render`.
     pub fn render_chat(&self, request: &Map<String, Value>) -> Result<String, EngineError> {
         match &self.template {
-            Some(template) => template.render(request),
+            Some(Ok(template)) => template.render(request),
+            Some(Err(e)) => Err(e.clone()),
             None => Err(EngineError::InvalidRequest(
                 "this model has no chat template: pass chat_template=, or use generate with a plain prompt"
                     .into(),
@@ -361,10 +388,23 @@ impl Engine {
 
     /// Requests that wait for their start, those on their way to the engine thread included.
     pub fn queued(&self) -> usize {
-        self.shared.queued.load(Ordering::SeqCst)
+        // Nothing waits in an engine that has ended; a request that met the end on its way in has had its error.
+        if self.shared.check_alive().is_err() { 0 } else { self.shared.queued.load(Ordering::SeqCst) }
     }
 
-    /// Model, memory plan, kernels, limits, defaults.
+    /// Whether the engine makes progress. A step that takes longer than `limit` counts as stalled: choose several times
+    /// what the largest step takes.
+    pub fn health(&self, limit: Duration) -> Health {
+        match self.shared.check_alive() {
+            Err(cause) => Health::Dead(cause),
+            Ok(()) => match self.shared.pulse.busy_for().filter(|age| *age > limit) {
+                Some(age) => Health::Stalled { seconds: age.as_secs_f64() },
+                None => Health::Ready,
+            },
+        }
+    }
+
+    /// Model, warnings about its files, memory plan, kernels, limits, defaults.
     pub fn info(&self) -> &Value {
         &self.info
     }
@@ -376,12 +416,16 @@ impl Engine {
 
     /// Aborts what runs, joins the thread, frees the memory. Idempotent.
     pub fn close(&self) {
-        // An error means that the thread has ended already.
-        let _ = self.commands.send(Command::Close);
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
-        if let Some(thread) = thread {
-            // The thread catches its own panics.
-            let _ = thread.join();
+        match thread {
+            // The thread is the other process's: there is nothing to join here.
+            Some(thread) if self.check_process().is_err() => std::mem::forget(thread),
+            Some(thread) => {
+                // An error means that the thread has ended already; it catches its own panics.
+                let _ = self.commands.send(Command::Close);
+                let _ = thread.join();
+            }
+            None => {}
         }
         self.shared.die(EngineError::closed());
     }

@@ -15,6 +15,7 @@ use crate::EngineError;
 use crate::cpu::wanted_rows;
 use crate::error::panic_text;
 use crate::executor::{Executor, StepError};
+use crate::health::Pulse;
 use crate::output::FinishReason;
 use crate::request::{Active, Prepared};
 use crate::sampling::Sampler;
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     pub counters: Counters,
     /// Requests submitted that have not started: the length of the bounded queue in.
     pub queued: AtomicUsize,
+    /// When the engine thread last began a round of work.
+    pub pulse: Pulse,
     pub dead: AtomicBool,
     /// Why, written once before `dead` is set.
     pub cause: Mutex<Option<EngineError>>,
@@ -114,6 +117,7 @@ impl EngineLoop {
             if !self.take_commands() {
                 return;
             }
+            self.shared.pulse.beat();
             let now_us = self.epoch.elapsed().as_micros() as u64;
             self.scheduler.step(now_us, &mut self.events, &mut self.actions);
             self.apply_actions();
@@ -134,6 +138,7 @@ impl EngineLoop {
     fn take_commands(&mut self) -> bool {
         let planned = !self.events.is_empty();
         if !planned && self.scheduler.is_idle() {
+            self.shared.pulse.rest();
             match self.commands.recv() {
                 Ok(command) => {
                     if !self.command(command) {

@@ -21,21 +21,29 @@ pub struct GenerationDefaults {
 }
 
 impl GenerationDefaults {
-    /// Reads a model folder. End-of-sequence ids: generation_config.json, else config.json, else the tokenizer's.
+    /// Reads a model folder. End-of-sequence ids: those of generation_config.json, else of config.json,
+    /// and the tokenizer's.
     pub fn read(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
         let file = folder.join("generation_config.json");
         let generation = if file.is_file() { read_json(&file)? } else { Map::new() };
-        let g = Config::new(&generation);
+        let g = Config::of_file(&generation, "generation_config.json");
         let neutral = SamplingDefaults::default();
-        let float = |key: &str, low: f64, high: f64, default: f32| -> Result<f32, EngineError> {
-            Ok(g.float(key, low, high)?.map_or(default, |f| f as f32))
+        let float = |key: &str, high: f64, default: f32| -> Result<f32, EngineError> {
+            Ok(g.float(key, -1e-9, high)?.map_or(default, |f| f as f32))
+        };
+        // Written by some models for "off": top_k -1, top_p 0, repetition_penalty 0.
+        let or_off = |value: f32, off: f32| if value > 0.0 { value } else { off };
+        let top_k = if g.value("top_k").and_then(Value::as_i64) == Some(-1) {
+            None
+        } else {
+            g.int("top_k", 0..=1 << 22)?
         };
         let mut sampling = SamplingDefaults {
-            temperature: float("temperature", -1e-9, 100.0, neutral.temperature)?,
-            top_p: float("top_p", 0.0, 1.0, neutral.top_p)?,
-            top_k: g.int("top_k", 0..=1 << 22)?.map_or(neutral.top_k, |k| k as u32),
-            min_p: float("min_p", -1e-9, 1.0, neutral.min_p)?,
-            repetition_penalty: float("repetition_penalty", 0.0, 100.0, neutral.repetition_penalty)?,
+            temperature: float("temperature", 100.0, neutral.temperature)?,
+            top_p: or_off(float("top_p", 1.0, neutral.top_p)?, neutral.top_p),
+            top_k: top_k.map_or(neutral.top_k, |k| k as u32),
+            min_p: float("min_p", 1.0, neutral.min_p)?,
+            repetition_penalty: or_off(float("repetition_penalty", 100.0, 1.0)?, neutral.repetition_penalty),
         };
         if g.value("do_sample") == Some(&Value::Bool(false)) {
             sampling.temperature = 0.0;
@@ -45,10 +53,13 @@ impl GenerationDefaults {
         if eos.is_empty() && config_file.is_file() {
             eos = ids(read_json(&config_file)?.get("eos_token_id"));
         }
-        if eos.is_empty() {
-            eos.extend(tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t)));
+        // A chat model's end of turn is often the tokenizer's token only.
+        if let Some(id) = tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t)) {
+            if !eos.contains(&id) {
+                eos.push(id);
+            }
         }
-        let max_new_tokens = g.int("max_new_tokens", 1..=1 << 28)?.map(|n| n as u32);
+        let max_new_tokens = g.int("max_new_tokens", 0..=1 << 28)?.filter(|n| *n > 0).map(|n| n as u32);
         Ok(Self { sampling, max_new_tokens, eos })
     }
 }

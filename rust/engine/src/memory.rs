@@ -90,11 +90,14 @@ pub fn plan(
         ));
     }
 
-    let block = block_bytes(spec, kv_dtype) as u64;
+    let block = block_bytes(spec, kv_dtype)? as u64;
     let (total, available) = machine_memory();
     let (budget, source) = match (options.kv_cache_bytes, options.kv_cache_fraction) {
         (Some(_), Some(_)) => {
             return refuse("kv_cache_memory is given both in bytes and as a fraction: give one".into());
+        }
+        (Some(bytes), None) if bytes > total => {
+            return refuse(format!("kv_cache_memory is {bytes} bytes: this machine has {total}"));
         }
         (Some(bytes), None) => (bytes, "kv_cache_memory".to_string()),
         (None, Some(f)) if f > 0.0 && f < 1.0 => {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use octavo_kernels::WeightDtype;
+use octavo_kernels::{Isa, WeightDtype};
 use octavo_model::Dtype;
 
 use crate::EngineError;
@@ -40,6 +40,9 @@ pub struct EngineOptions {
     pub chat_template: Option<String>,
     /// Tokens of one sequence's prefill chunk; None: as the step has room.
     pub prefill_chunk: Option<usize>,
+    /// Instruction-set level of the kernels ("portable", "avx2", "avx512"); None: that of the environment variable
+    /// `OCTAVO_ISA`, else the best of this machine.
+    pub isa: Option<String>,
 }
 
 impl Default for EngineOptions {
@@ -60,6 +63,7 @@ impl Default for EngineOptions {
             tokenizer: None,
             chat_template: None,
             prefill_chunk: None,
+            isa: None,
         }
     }
 }
@@ -84,6 +88,15 @@ impl EngineOptions {
             }
             other => refuse("dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
         }
+    }
+
+    /// The instruction-set level of the kernels.
+    pub(crate) fn isa_level(&self) -> Result<Isa, EngineError> {
+        let (name, level) = match &self.isa {
+            Some(name) => ("isa", name.parse()),
+            None => ("OCTAVO_ISA", Isa::from_env()),
+        };
+        level.map_err(|e| EngineError::InvalidRequest(format!("{name}: {e}")))
     }
 
     /// How weights are held.

@@ -47,6 +47,8 @@ pub struct RequestStream {
     /// The last delta was taken.
     done: AtomicBool,
     cancelled: AtomicBool,
+    /// The process that has the engine thread.
+    process: u32,
 }
 
 /// Both ends of a request's queue.
@@ -74,6 +76,7 @@ pub(crate) fn channel(
         commands,
         done: AtomicBool::new(false),
         cancelled: AtomicBool::new(false),
+        process: std::process::id(),
     };
     (outbox, stream)
 }
@@ -113,6 +116,10 @@ impl RequestStream {
     pub fn next(&self, timeout: Duration) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
+        }
+        if std::process::id() != self.process {
+            // A fork has no engine thread that could ever send.
+            return Some(self.orphaned());
         }
         self.subscription.announced.store(false, Ordering::SeqCst);
         match self.queue.recv_deadline(Instant::now() + timeout) {

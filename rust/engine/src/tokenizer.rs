@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use octavo_model::read_json;
 use serde_json::{Map, Value};
@@ -18,6 +19,8 @@ const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 pub struct Tokenizer {
     inner: HfTokenizer,
     config: Map<String, Value>,
+    /// Texts of single tokens, by id, as they are asked for.
+    texts: OnceLock<Vec<OnceLock<String>>>,
 }
 
 impl Tokenizer {
@@ -41,14 +44,23 @@ impl Tokenizer {
         if meta.len() > MAX_TOKENIZER_BYTES {
             return Err(corrupt(format!("{} bytes, at most {MAX_TOKENIZER_BYTES} are read", meta.len())));
         }
-        let loaded = catch_unwind(|| HfTokenizer::from_file(&file));
-        let mut inner = loaded.map_err(|p| corrupt(panic_text(p)))?.map_err(|e| corrupt(e.to_string()))?;
-        // A stored truncation or padding is of training; here it would silently cut prompts.
-        inner.with_truncation(None).map_err(|e| corrupt(e.to_string()))?;
-        inner.with_padding(None);
+        let json = std::fs::read(&file).map_err(|e| corrupt(e.to_string()))?;
         let config_file = folder.join("tokenizer_config.json");
         let config = if config_file.is_file() { read_json(&config_file)? } else { Map::new() };
-        Ok(Self { inner, config })
+        Self::parse(&json, config).map_err(corrupt)
+    }
+
+    /// Reads the text of a tokenizer.json; `config` is what tokenizer_config.json holds.
+    ///
+    /// # Errors
+    /// What is wrong with it; a panic of the parser is caught.
+    pub fn parse(json: &[u8], config: Map<String, Value>) -> Result<Self, String> {
+        let loaded = catch_unwind(|| HfTokenizer::from_bytes(json));
+        let mut inner = loaded.map_err(panic_text)?.map_err(|e| e.to_string())?;
+        // A stored truncation or padding is of training; here it would silently cut prompts.
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        inner.with_padding(None);
+        Ok(Self { inner, config, texts: OnceLock::new() })
     }
 
     /// Token ids of `text`; with `add_special_tokens` what the model expects around a prompt (such as BOS).
@@ -77,6 +89,14 @@ impl Tokenizer {
 
     /// The text of one token, as reported with logprobs.
     pub fn token_text(&self, id: u32) -> String {
+        let texts = self.texts.get_or_init(|| (0..self.vocab_size()).map(|_| OnceLock::new()).collect());
+        match texts.get(id as usize) {
+            Some(text) => text.get_or_init(|| self.decode_one(id)).clone(),
+            None => self.decode_one(id),
+        }
+    }
+
+    fn decode_one(&self, id: u32) -> String {
         let text = self.decode(&[id], false).unwrap_or_default();
         if text.is_empty() { self.inner.id_to_token(id).unwrap_or_default() } else { text }
     }
@@ -130,7 +150,7 @@ pub(crate) mod tests {
                       "vocab": vocab, "merges": []},
         });
         let inner = HfTokenizer::from_bytes(json.to_string()).expect("tokenizer");
-        Tokenizer { inner, config: Map::new() }
+        Tokenizer { inner, config: Map::new(), texts: OnceLock::new() }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use memmap2::Mmap;
 use safetensors::SafeTensors;
 use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde_json::{Map, Value};
 
 use crate::ModelError;
 use crate::buffer::map_file;
@@ -19,14 +20,19 @@ use crate::spec::Dtype;
 /// The mapped files of a checkpoint and where each tensor lies.
 pub struct Checkpoint {
     files: Vec<(PathBuf, Mmap)>,
-    tensors: BTreeMap<String, Entry>,
+    /// By name: the number of the file, and what its header says.
+    tensors: BTreeMap<String, (usize, Entry)>,
 }
 
-struct Entry {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: std::ops::Range<usize>,
+/// What a header says of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes of the file that it takes: inside the file, as many as shape and dtype ask for.
+    pub range: std::ops::Range<usize>,
 }
 
 /// One tensor, borrowed from the map.
@@ -56,7 +62,8 @@ impl Checkpoint {
                 checkpoint.add(folder.join(shard))?;
             }
             for (name, shard) in &shards {
-                let held = checkpoint.tensors.get(name).map(|e| checkpoint.files[e.file].0.ends_with(shard));
+                let held =
+                    checkpoint.tensors.get(name).map(|(file, _)| checkpoint.files[*file].0.ends_with(shard));
                 if held != Some(true) {
                     let what = format!("tensor {name} is not in {shard}, where the index puts it");
                     return Err(ModelError::corrupt(index.display().to_string(), what));
@@ -82,20 +89,11 @@ impl Checkpoint {
         let map = map_file(&path)?;
         let file = path.display().to_string();
         let corrupt = |what: String| ModelError::corrupt(file.clone(), what);
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|e| corrupt(format!("not a sound safetensors file: {e}")))?;
-        check_names(&map[8..8 + header]).map_err(corrupt)?;
-        let start = 8 + header;
-        for (name, info) in metadata.tensors() {
-            let Some(dtype) = dtype_of(info.dtype) else {
-                // Some checkpoints carry integer buffers that no weight name refers to.
-                continue;
-            };
-            let range = start + info.data_offsets.0..start + info.data_offsets.1;
-            let entry = Entry { file: self.files.len(), dtype, shape: info.shape.clone(), range };
-            if self.tensors.insert(name.clone(), entry).is_some() {
+        for (name, entry) in read_entries(&map).map_err(corrupt)? {
+            if self.tensors.contains_key(&name) {
                 return Err(corrupt(format!("tensor {name} is in two files")));
             }
+            self.tensors.insert(name, (self.files.len(), entry));
         }
         self.files.push((path, map));
         Ok(())
@@ -108,7 +106,7 @@ impl Checkpoint {
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
-        self.tensors.values().map(|e| e.range.len()).sum()
+        self.tensors.values().map(|(_, e)| e.range.len()).sum()
     }
 
     /// The tensor `name`, whose shape must be `shape`.
@@ -117,10 +115,10 @@ impl Checkpoint {
             [(path, _)] => path.display().to_string(),
             files => format!("{} safetensors files", files.len()),
         };
-        let Some((name, entry)) = self.tensors.get_key_value(name) else {
+        let Some((name, (file, entry))) = self.tensors.get_key_value(name) else {
             return Err(ModelError::corrupt(files(), format!("tensor {name} is missing")));
         };
-        let (path, map) = &self.files[entry.file];
+        let (path, map) = &self.files[*file];
         if entry.shape != shape {
             let what = format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", entry.shape);
             return Err(ModelError::corrupt(path.display().to_string(), what));
@@ -143,6 +141,25 @@ impl Tensor<'_> {
     }
 }
 
+/// Reads the header of a safetensors file given whole. Every range lies inside `file`.
+///
+/// # Errors
+/// What is wrong with the file: cut off, oversize header, overlaps, holes, bytes left over, a name twice.
+pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
+    let (header, metadata) =
+        SafeTensors::read_metadata(file).map_err(|e| format!("not a sound safetensors file: {e}"))?;
+    check_names(&file[8..8 + header])?;
+    let start = 8 + header;
+    let mut entries = Vec::new();
+    for (name, info) in metadata.tensors() {
+        // Some checkpoints carry integer buffers that no weight name refers to.
+        let Some(dtype) = dtype_of(info.dtype) else { continue };
+        let range = start + info.data_offsets.0..start + info.data_offsets.1;
+        entries.push((name, Entry { dtype, shape: info.shape.clone(), range }));
+    }
+    Ok(entries)
+}
+
 fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
     match dtype {
         safetensors::Dtype::F32 => Some(Dtype::Float32),
@@ -152,17 +169,21 @@ fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
     }
 }
 
-/// The `weight_map` of a sharded checkpoint: tensor name to file name inside the folder.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    let corrupt = |what: String| ModelError::corrupt(path.display().to_string(), what);
-    let index = read_json(path)?;
-    let map =
-        index.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| corrupt("no weight_map".into()))?;
+    shards_of(&read_json(path)?).map_err(|what| ModelError::corrupt(path.display().to_string(), what))
+}
+
+/// The `weight_map` of a sharded checkpoint's index: tensor name to file name inside the folder.
+///
+/// # Errors
+/// There is no such map, or it names what is not a plain file name.
+pub fn shards_of(index: &Map<String, Value>) -> Result<BTreeMap<String, String>, String> {
+    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or("no weight_map")?;
     map.iter()
         .map(|(name, file)| match file.as_str() {
             // A shard is a plain file name: an index must not reach outside its folder.
             Some(f) if Path::new(f).file_name() == Some(f.as_ref()) => Ok((name.clone(), f.to_string())),
-            _ => Err(corrupt(format!("weight_map gives {file} for {name}; a file name is expected"))),
+            _ => Err(format!("weight_map gives {file} for {name}; a file name is expected")),
         })
         .collect()
 }

@@ -14,6 +14,8 @@ const MAX_CONFIG_BYTES: u64 = 8 << 20;
 pub struct Config<'a> {
     map: &'a Map<String, Value>,
     path: &'a str,
+    /// Name of the file, for messages.
+    file: &'a str,
 }
 
 /// Reads a JSON object from `path`, refusing oversize files.
@@ -24,17 +26,27 @@ pub fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
         return Err(bad(format!("{} bytes of JSON, at most {MAX_CONFIG_BYTES} are read", meta.len())));
     }
     let text = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    match serde_json::from_slice(&text) {
+    parse_json(&text).map_err(bad)
+}
+
+/// Parses a JSON object; the error says what else it is.
+pub fn parse_json(text: &[u8]) -> Result<Map<String, Value>, String> {
+    match serde_json::from_slice(text) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(bad("not a JSON object".into())),
-        Err(e) => Err(bad(format!("not valid JSON: {e}"))),
+        Ok(_) => Err("not a JSON object".into()),
+        Err(e) => Err(format!("not valid JSON: {e}")),
     }
 }
 
 impl<'a> Config<'a> {
     /// Wraps the top level of a config.
     pub fn new(map: &'a Map<String, Value>) -> Self {
-        Self { map, path: "" }
+        Self::of_file(map, "config.json")
+    }
+
+    /// Wraps the top level of another file of the folder.
+    pub fn of_file(map: &'a Map<String, Value>, file: &'a str) -> Self {
+        Self { map, path: "", file }
     }
 
     /// The raw value, with null treated as absent.
@@ -51,7 +63,7 @@ impl<'a> Config<'a> {
     pub fn object(&self, key: &'a str) -> Result<Option<Config<'a>>, ModelError> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Config { map, path: key })),
+            Some(Value::Object(map)) => Ok(Some(Config { map, path: key, file: self.file })),
             Some(v) => Err(self.bad(key, v, "an object is expected")),
         }
     }
@@ -122,6 +134,6 @@ impl<'a> Config<'a> {
             shown = shown.chars().take(77).chain("...".chars()).collect();
         }
         let key = if self.path.is_empty() { key.to_string() } else { format!("{}.{key}", self.path) };
-        ModelError::BadConfig { key, value: shown, expected: expected.into() }
+        ModelError::BadConfig { file: self.file.to_string(), key, value: shown, expected: expected.into() }
     }
 }

@@ -24,9 +24,11 @@ pub enum ModelError {
     /// The architecture or one of its options is outside what the spec can express.
     #[error("unsupported model: {0}")]
     Unsupported(String),
-    /// config.json holds a value that cannot be right.
-    #[error("bad config.json: {key} is {value}, {expected}")]
+    /// config.json, or another JSON file of the folder, holds a value that cannot be right.
+    #[error("bad {file}: {key} is {value}, {expected}")]
     BadConfig {
+        /// Name of the file.
+        file: String,
         /// The key, with its parents, such as `rope_scaling.factor`.
         key: String,
         /// The value found.

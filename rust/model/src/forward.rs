@@ -13,7 +13,7 @@ use crate::families::Family;
 use crate::kv::KvPool;
 use crate::rope::RopeTable;
 use crate::spec::{Activation, Dtype, LayerSpec, ModelSpec};
-use crate::weights::{self, LayerWeights, Projection, Weights};
+use crate::weights::{self, LayerWeights, Loaded, Projection, Weights};
 
 /// A loaded model. It keeps no state of requests.
 pub struct Model {
@@ -22,6 +22,7 @@ pub struct Model {
     stored_dtype: Dtype,
     weight_dtype: WeightDtype,
     inverse_frequencies: Vec<Vec<f32>>,
+    warnings: Vec<String>,
 }
 
 /// The tokens of one step.
@@ -70,9 +71,10 @@ impl Model {
         family: Family,
         weight_dtype: WeightDtype,
     ) -> Result<Self, ModelError> {
-        let (weights, stored_dtype) = weights::load(kernels, folder, &family, weight_dtype)?;
+        let Loaded { weights, stored: stored_dtype, warnings } =
+            weights::load(kernels, folder, &family, weight_dtype)?;
         let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies()).collect();
-        Ok(Self { spec: family.spec, weights, stored_dtype, weight_dtype, inverse_frequencies })
+        Ok(Self { spec: family.spec, weights, stored_dtype, weight_dtype, inverse_frequencies, warnings })
     }
 
     /// What the model is.
@@ -88,6 +90,11 @@ impl Model {
     /// Element type of the checkpoint's embedding.
     pub fn stored_dtype(&self) -> Dtype {
         self.stored_dtype
+    }
+
+    /// What is odd about the checkpoint, though it loads: tensors with values that are not numbers, by name.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// How the weights are held.

@@ -1,6 +1,6 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer};
+use octavo_kernels::{KvDtype, KvLayer};
 
 use crate::ModelError;
 use crate::spec::{Dtype, ModelSpec};
@@ -11,9 +11,24 @@ pub struct KvPool {
     blocks: usize,
 }
 
-/// Bytes that one block of `BLOCK_SIZE` tokens takes in all layers together.
-pub fn block_bytes(spec: &ModelSpec, dtype: Dtype) -> usize {
-    spec.kv_elements_per_token() * BLOCK_SIZE * dtype.bytes()
+/// Bytes that one block of 32 tokens takes in all layers together, padding included.
+///
+/// # Errors
+/// `BadOption` for a dtype that the cache cannot hold on the CPU.
+pub fn block_bytes(spec: &ModelSpec, dtype: Dtype) -> Result<usize, ModelError> {
+    let dtype = kv_dtype(dtype)?;
+    let layers = spec.layers.iter().map(|l| &l.attention);
+    Ok(layers.map(|a| KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype)).sum())
+}
+
+fn kv_dtype(dtype: Dtype) -> Result<KvDtype, ModelError> {
+    match dtype {
+        Dtype::Float32 => Ok(KvDtype::F32),
+        Dtype::Bfloat16 => Ok(KvDtype::Bf16),
+        Dtype::Float16 => Err(ModelError::BadOption(
+            "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\"".into(),
+        )),
+    }
 }
 
 impl KvPool {
@@ -22,16 +37,7 @@ impl KvPool {
     /// # Errors
     /// `BadOption` for a dtype that the cache cannot hold on the CPU.
     pub fn new(spec: &ModelSpec, blocks: usize, dtype: Dtype) -> Result<Self, ModelError> {
-        let dtype = match dtype {
-            Dtype::Float32 => KvDtype::F32,
-            Dtype::Bfloat16 => KvDtype::Bf16,
-            Dtype::Float16 => {
-                return Err(ModelError::BadOption(
-                    "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\""
-                        .into(),
-                ));
-            }
-        };
+        let dtype = kv_dtype(dtype)?;
         let layer =
             |l: &crate::LayerSpec| KvLayer::new(blocks, l.attention.kv_heads, l.attention.head_dim, dtype);
         Ok(Self { layers: spec.layers.iter().map(layer).collect(), blocks })

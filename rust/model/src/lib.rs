@@ -7,6 +7,7 @@
 mod buffer;
 mod checkpoint;
 mod config;
+mod damage;
 mod error;
 pub mod families;
 mod forward;
@@ -15,8 +16,8 @@ mod rope;
 mod spec;
 mod weights;
 
-pub use checkpoint::{Checkpoint, Tensor};
-pub use config::{Config, read_json};
+pub use checkpoint::{Checkpoint, Entry, Tensor, read_entries, shards_of};
+pub use config::{Config, parse_json, read_json};
 pub use error::ModelError;
 pub use forward::{Batch, Model, Scratch};
 pub use kv::{KvPool, block_bytes};

@@ -108,12 +108,13 @@ pub fn rope_spec(config: &Config<'_>, head_dim: usize, default_theta: f64) -> Re
         Some(t) => t,
         None => theta_of(config)?.unwrap_or(default_theta),
     };
-    let partial_of = |c: &Config<'_>| c.float("partial_rotary_factor", 0.0, 1.0);
-    let partial = match nested.as_ref().map(partial_of).transpose()?.flatten() {
-        Some(p) => p,
-        None => partial_of(config)?.unwrap_or(1.0),
-    };
-    let rotary_dim = (head_dim as f64 * partial) as usize;
+    for kind in ["full_attention", "sliding_attention"] {
+        if nested.as_ref().is_some_and(|c| c.has(kind)) {
+            return Err(ModelError::Unsupported(format!("rope settings for each layer type ({kind})")));
+        }
+    }
+    // `partial_rotary_factor` is not read: the families here turn whole heads, whatever config.json says.
+    let rotary_dim = head_dim;
     if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
         return Err(ModelError::Unsupported(format!(
             "rotary embedding over {rotary_dim} channels of a head of {head_dim}: an even number above 0 is needed"

@@ -1,5 +1,6 @@
 //! The weights of a model in memory: packed for the kernels, nothing of the checkpoint kept.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
@@ -7,6 +8,7 @@ use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::{Config, read_json};
+use crate::damage::Damage;
 use crate::families::{self, Family, TensorNames};
 use crate::spec::{Dtype, LayerSpec, ModelSpec};
 
@@ -56,16 +58,26 @@ pub fn read_family(folder: &Path) -> Result<Family, ModelError> {
     families::read(&Config::new(&read_json(&config)?))
 }
 
+/// What `load` gives.
+pub(crate) struct Loaded {
+    pub weights: Weights,
+    /// Element type of the checkpoint's embedding.
+    pub stored: Dtype,
+    /// What is odd about the files, but no reason to refuse them.
+    pub warnings: Vec<String>,
+}
+
 /// Packs the weights of `folder` for `dtype`, layer by layer.
 pub(crate) fn load(
     kernels: &Kernels,
     folder: &Path,
     family: &Family,
     dtype: WeightDtype,
-) -> Result<(Weights, Dtype), ModelError> {
+) -> Result<Loaded, ModelError> {
     let Family { spec, names } = family;
     let checkpoint = Checkpoint::open(folder)?;
-    let loader = Loader { kernels, checkpoint: &checkpoint, names, dtype };
+    let damage = RefCell::default();
+    let loader = Loader { kernels, checkpoint: &checkpoint, names, dtype, damage: &damage };
     let stored = checkpoint.tensor(names.embed, &[spec.vocab, spec.hidden])?.dtype;
     let embed = loader.linear(&[names.embed], spec.vocab, spec.hidden)?;
     // Some checkpoints that declare a tied head still store one; the declaration rules, as in transformers.
@@ -77,7 +89,8 @@ pub(crate) fn load(
     let layers =
         spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l, spec)).collect::<Result<_, _>>()?;
     let norm = loader.vector(names.norm, spec.hidden)?;
-    Ok((Weights { embed, layers, norm, head }, stored))
+    let weights = Weights { embed, layers, norm, head };
+    Ok(Loaded { weights, stored, warnings: damage.into_inner().warnings() })
 }
 
 struct Loader<'a> {
@@ -85,6 +98,7 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     names: &'a TensorNames,
     dtype: WeightDtype,
+    damage: &'a RefCell<Damage>,
 }
 
 impl Loader<'_> {
@@ -111,12 +125,19 @@ impl Loader<'_> {
         })
     }
 
+    /// The tensor, with its values looked at.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let tensor = self.checkpoint.tensor(name, shape)?;
+        self.damage.borrow_mut().look(self.kernels.pool(), &tensor);
+        Ok(tensor)
+    }
+
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(self.checkpoint.tensor(name, &[len])?.to_f32())
+        Ok(self.tensor(name, &[len])?.to_f32())
     }
 
     fn linear(&self, names: &[&str], rows: usize, columns: usize) -> Result<Linear, ModelError> {
-        let tensors = names.iter().map(|name| self.checkpoint.tensor(name, &[rows, columns]));
+        let tensors = names.iter().map(|name| self.tensor(name, &[rows, columns]));
         let tensors = tensors.collect::<Result<Vec<_>, _>>()?;
         Ok(self.pack(&tensors, columns))
     }
@@ -129,7 +150,7 @@ impl Loader<'_> {
         bias: bool,
     ) -> Result<Projection, ModelError> {
         let weights = parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect::<Vec<_>>();
-        let tensors = weights.iter().map(|(name, rows)| self.checkpoint.tensor(name, &[*rows, columns]));
+        let tensors = weights.iter().map(|(name, rows)| self.tensor(name, &[*rows, columns]));
         let weight = self.pack(&tensors.collect::<Result<Vec<_>, _>>()?, columns);
         let bias = match bias {
             true => {

@@ -88,7 +88,7 @@ impl Engine {
             seed: seed as u64,
             tokenizer,
             chat_template,
-            prefill_chunk: None,
+            ..EngineOptions::default()
         };
         let load = || octavo_engine::Engine::load(Path::new(&model), &options);
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))

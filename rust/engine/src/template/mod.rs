@@ -1,24 +1,30 @@
-//! Chat templates: the Jinja of Hugging Face tokenizers, rendered in minijinja with a bound on work and output.
+//! Chat templates: the Jinja of Hugging Face tokenizers, rendered in minijinja with a bound on steps, nesting and output.
 //!
 //! What transformers adds to Jinja is added here: `tojson` as Python's json.dumps writes it, `raise_exception`,
 //! `strftime_now`, loop controls, `{% generation %}` and the methods of Python strings, lists and dicts.
 
+mod json;
+mod methods;
+
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, Value};
-use serde::Serialize;
 
 use crate::EngineError;
+use crate::error::panic_text;
 use crate::tokenizer::Tokenizer;
 
 /// Steps that a template may take: real ones need some thousands.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 2_000_000;
 /// Longest rendered prompt, in bytes.
 const MAX_OUTPUT_BYTES: usize = 16 << 20;
 /// Longest template text, in bytes.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+/// Stack for compiling and rendering, in bytes: enough for the deepest nesting that fits into the other limits. It is
+/// address space only until it is used.
+const STACK_BYTES: usize = 512 << 20;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -48,7 +54,14 @@ impl ChatTemplate {
     }
 
     /// Compiles `text`. Special tokens of the tokenizer become variables (`bos_token`, ...).
+    ///
+    /// # Errors
+    /// `InvalidRequest` if it is no valid template.
     pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
+        on_large_stack(|| Self::compile(text, tokenizer))
+    }
+
+    fn compile(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
         let refuse = |e: &dyn std::fmt::Display| {
             EngineError::InvalidRequest(format!("the chat template is not valid: {e}"))
         };
@@ -60,8 +73,12 @@ impl ChatTemplate {
         env.set_syntax(syntax.map_err(|e| refuse(&e))?);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(64);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_filter("tojson", tojson);
+        env.set_unknown_method_callback(methods::call);
+        env.add_filter("tojson", json::tojson);
+        // In Jinja texts and mappings have a length and items, so they are sequences too.
+        env.add_test("sequence", |value: Value| {
+            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        });
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
@@ -77,7 +94,9 @@ impl ChatTemplate {
             })?;
             Ok(out)
         });
-        env.add_template_owned("chat", without_generation_tags(text)).map_err(|e| refuse(&e))?;
+        // Jinja reads every line end as \n.
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        env.add_template_owned("chat", without_generation_tags(&text)).map_err(|e| refuse(&e))?;
         let keys =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
         let special =
@@ -107,12 +126,24 @@ impl ChatTemplate {
             }
             EngineError::InvalidRequest(format!("the chat template does not take these messages: {text}"))
         };
-        let template = self.env.get_template("chat").map_err(refuse)?;
         let mut out = Capped(Vec::new());
-        template.render_captured_to(Value::from(Serde(context)), &mut out).map_err(refuse)?;
+        on_large_stack(|| {
+            let template = self.env.get_template("chat").map_err(refuse)?;
+            template.render_captured_to(Value::from(Serde(context)), &mut out).map(|_| ()).map_err(refuse)
+        })?;
         String::from_utf8(out.0)
             .map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))
     }
+}
+
+/// Runs `work` where deep nesting in a template cannot overflow the stack.
+fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, EngineError> + Send) -> Result<T, EngineError> {
+    let failed = |why: String| EngineError::InvalidRequest(format!("the chat template cannot be run: {why}"));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("octavo-template".into()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, work).map_err(|e| failed(e.to_string()))?;
+        thread.join().unwrap_or_else(|p| Err(failed(panic_text(p))))
+    })
 }
 
 /// A writer that refuses more than `MAX_OUTPUT_BYTES`.
@@ -153,109 +184,6 @@ fn without_generation_tags(text: &str) -> String {
     out
 }
 
-/// `tojson` as transformers defines it: json.dumps(value, ensure_ascii=False, indent=..., separators=..., sort_keys=...).
-fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let failed = |e: &dyn std::fmt::Display| {
-        minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
-    };
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
-    kwargs.assert_all_used()?;
-    if indent.is_some_and(|n| n > 64) {
-        return Err(failed(&"an indent of at most 64 is taken"));
-    }
-    let mut json = serde_json::to_value(&value).map_err(|e| failed(&e))?;
-    if sort_keys == Some(true) {
-        json.sort_all_objects();
-    }
-    let (comma, colon) = match separators.as_deref() {
-        Some([comma, colon]) => (comma.clone(), colon.clone()),
-        Some(_) => return Err(failed(&"two separators are expected")),
-        None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
-    };
-    let style = PythonJson { comma, colon, indent, depth: 0, empty: true };
-    let mut out = Vec::new();
-    json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(|e| failed(&e))?;
-    let text = String::from_utf8(out).map_err(|e| failed(&e))?;
-    Ok(Value::from_safe_string(text))
-}
-
-/// The layout of Python's json.dumps.
-struct PythonJson {
-    comma: String,
-    colon: String,
-    indent: Option<usize>,
-    depth: usize,
-    /// The container that is open has no element yet.
-    empty: bool,
-}
-
-impl PythonJson {
-    fn line<W: ?Sized + std::io::Write>(&self, w: &mut W) -> std::io::Result<()> {
-        match self.indent {
-            Some(n) => write!(w, "\n{:1$}", "", n * self.depth),
-            None => Ok(()),
-        }
-    }
-
-    fn open<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        w.write_all(bracket)
-    }
-
-    fn close<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
-        self.depth -= 1;
-        if !self.empty {
-            self.line(w)?;
-        }
-        self.empty = false;
-        w.write_all(bracket)
-    }
-
-    fn item<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
-        if !first {
-            w.write_all(self.comma.as_bytes())?;
-        }
-        self.empty = false;
-        self.line(w)
-    }
-}
-
-impl serde_json::ser::Formatter for PythonJson {
-    fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.open(w, b"[")
-    }
-    fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.close(w, b"]")
-    }
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        self.item(w, first)
-    }
-    fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.open(w, b"{")
-    }
-    fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.close(w, b"}")
-    }
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        w: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        self.item(w, first)
-    }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        w.write_all(self.colon.as_bytes())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,6 +201,23 @@ mod tests {
                         {% generation %}{% if add_generation_prompt %}<|ASSISTANT|>{% endif %}{% endgeneration %}";
         let request = json!({"messages": [{"role": "user", "content": " hi "}, {"role": "tool"}], "add_generation_prompt": true});
         assert_eq!(render(template, request).expect("text"), "<|USER|>hi\n<|ASSISTANT|>");
+    }
+
+    #[test]
+    fn strings_have_the_methods_of_python() {
+        let cases = [
+            ("{{ 'a.b.c'.rsplit('.', 1) | tojson }}", "[\"a.b\", \"c\"]"),
+            ("{{ ' a  b c '.rsplit(none, 1) | tojson }}", "[\" a  b\", \"c\"]"),
+            ("{{ ' a  b '.rsplit() | tojson }}", "[\"a\", \"b\"]"),
+            ("{{ 'a=b=c'.partition('=') | tojson }}", "[\"a\", \"=\", \"b=c\"]"),
+            ("{{ 'abc'.rpartition('=') | tojson }}", "[\"\", \"\", \"abc\"]"),
+            ("{{ 'abc'.removeprefix('a').removesuffix('c') }}", "b"),
+            ("{{ 'x' is sequence and [1] is sequence and 1 is not sequence }}", "true"),
+            ("a\r\nb\rc", "a\nb\nc"),
+        ];
+        for (template, wanted) in cases {
+            assert_eq!(render(template, json!({})).expect(template), wanted, "{template}");
+        }
     }
 
     #[test]
@@ -296,6 +241,7 @@ mod tests {
             endless,
             "{{ raise_exception('no system turn') }}",
             "{{ 'x' * 100000000000 }}",
+            "{{ '{:>100000000000}'.format(1) }}",
             "{{ messages.foo() }}",
         ] {
             let error = render(template, json!({"messages": []})).expect_err(template);

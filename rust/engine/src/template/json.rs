@@ -1,0 +1,108 @@
+//! `tojson` as transformers defines it, in the layout of Python's json.dumps.
+
+use minijinja::value::Kwargs;
+use minijinja::{ErrorKind, Value};
+use serde::Serialize;
+
+/// `tojson` as transformers defines it: json.dumps(value, ensure_ascii=False, indent=..., separators=..., sort_keys=...).
+pub fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
+    let failed = |e: &dyn std::fmt::Display| {
+        minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
+    };
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
+    let _: Option<bool> = kwargs.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = kwargs.get("separators")?;
+    kwargs.assert_all_used()?;
+    if indent.is_some_and(|n| n > 64) {
+        return Err(failed(&"an indent of at most 64 is taken"));
+    }
+    let mut json = serde_json::to_value(&value).map_err(|e| failed(&e))?;
+    if sort_keys == Some(true) {
+        json.sort_all_objects();
+    }
+    let (comma, colon) = match separators.as_deref() {
+        Some([comma, colon]) => (comma.clone(), colon.clone()),
+        Some(_) => return Err(failed(&"two separators are expected")),
+        None => (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()),
+    };
+    let style = PythonJson { comma, colon, indent, depth: 0, empty: true };
+    let mut out = Vec::new();
+    json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(|e| failed(&e))?;
+    let text = String::from_utf8(out).map_err(|e| failed(&e))?;
+    Ok(Value::from_safe_string(text))
+}
+
+/// The layout of Python's json.dumps.
+struct PythonJson {
+    comma: String,
+    colon: String,
+    indent: Option<usize>,
+    depth: usize,
+    /// The container that is open has no element yet.
+    empty: bool,
+}
+
+impl PythonJson {
+    fn line<W: ?Sized + std::io::Write>(&self, w: &mut W) -> std::io::Result<()> {
+        match self.indent {
+            Some(n) => write!(w, "\n{:1$}", "", n * self.depth),
+            None => Ok(()),
+        }
+    }
+
+    fn open<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth += 1;
+        self.empty = true;
+        w.write_all(bracket)
+    }
+
+    fn close<W: ?Sized + std::io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> std::io::Result<()> {
+        self.depth -= 1;
+        if !self.empty {
+            self.line(w)?;
+        }
+        self.empty = false;
+        w.write_all(bracket)
+    }
+
+    fn item<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if !first {
+            w.write_all(self.comma.as_bytes())?;
+        }
+        self.empty = false;
+        self.line(w)
+    }
+}
+
+impl serde_json::ser::Formatter for PythonJson {
+    fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.open(w, b"[")
+    }
+    fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.close(w, b"]")
+    }
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        self.item(w, first)
+    }
+    fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.open(w, b"{")
+    }
+    fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.close(w, b"}")
+    }
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        w: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        self.item(w, first)
+    }
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        w.write_all(self.colon.as_bytes())
+    }
+}
