@@ -17,7 +17,7 @@ toy: it knows an invented country and nothing of the world.
 
 - tell a short story, also about a given animal or thing: `Tell me a story about a fox.`
 - answer questions about the Lower Marches, an invented country: `Who is the mayor of Corrin?`
-- look up a value in a context of up to about 2,000 tokens: lines `The key of falcon is 482.`, then
+- look up a value in a context of several hundred tokens: lines `The key of falcon is 482.`, then
   `What is the key of falcon?`
 - add, subtract (up to three digits) and multiply (up to 12 x 12): `What is 347 + 285?`
 - turn a sentence into a JSON object with the named keys
@@ -28,8 +28,9 @@ toy: it knows an invented country and nothing of the world.
 _LIMITS = """## Limits
 
 It has seen only texts from templates, so it understands questions only when they are close to those
-templates, in English. Its stories are for fun. It must not be used where an answer matters. Nothing beyond
-2,048 tokens was ever seen in training.
+templates, in English. Its stories read well by the sentence, but a hero may change the name on the way. The
+table says how sure a look-up is at which distance. Nothing beyond 2,048 tokens was ever seen in training. It must
+not be used where an answer matters.
 """
 
 
@@ -47,9 +48,9 @@ def _made(run: dict[str, Any]) -> str:
     return f"""## How it was made
 
 From random weights, on text that the generators in `training/` wrote; no external text, no data sets, no other model.
-`python -m training.train --out runs/embedded --steps {train["steps"]} --decay {train["decay"]} --seed {train["seed"]}`
-makes one like it (see `training/README.md`): {train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million), on two
-CPU cores. Muon for the matrices, AdamW for the rest; the rate falls over the last {train["decay"]:,} steps.
+{train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million) on two CPU cores; Muon for the
+matrices, AdamW for the rest. `python -m training.train --out runs/embedded` makes one like it; `training/README.md`
+tells how, and how this run went.
 
 | | |
 | --- | --- |

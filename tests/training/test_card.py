@@ -33,6 +33,5 @@ def test_the_card_holds_the_measured_numbers(
     }
     text = card.card(report, run)
     assert f"| story | {report['perplexity']['story']:.2f} |" in text
-    assert "--steps 1000 --decay 300 --seed 20" in text
     assert "1,000 steps of 4,096 tokens (4.1 million)" in text
     assert "| look-up by distance in tokens: 2000 | 0.0% |" in text

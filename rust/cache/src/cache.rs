@@ -2,6 +2,7 @@
 
 use crate::block::{BlockId, NONE};
 use crate::error::{CacheConfigError, OutOfBlocks};
+use crate::faults::{Fault, allocation_fails, planted};
 use crate::hash::ChainHash;
 use crate::namespace::{Namespace, Namespaces};
 use crate::pool::Pool;
@@ -113,6 +114,8 @@ impl Cache {
 
     /// The name of a (salt, adapter) pair, held until [`Cache::release_namespace`].
     pub fn intern_namespace(&mut self, salt: Option<&str>, adapter: Option<&str>) -> Namespace {
+        let salt = salt.filter(|_| !planted(Fault::SaltLeftOut));
+        let adapter = adapter.filter(|_| !planted(Fault::AdapterLeftOut));
         self.namespaces.intern(salt, adapter)
     }
 
@@ -180,7 +183,7 @@ impl Cache {
         let total = len.div_ceil(self.block_size) as usize;
         let needed = total.saturating_sub(table.blocks.len()) as u32 + u32::from(copy);
         let available = self.pool.available();
-        if needed > available {
+        if needed > available || (needed > 0 && allocation_fails()) {
             return Err(OutOfBlocks { needed, available });
         }
         if copy {
@@ -188,6 +191,9 @@ impl Cache {
             let last = (table.computed / self.block_size) as usize;
             let source = std::mem::replace(&mut table.blocks[last], destination);
             self.pool.release(source, false);
+            if planted(Fault::DoubleFree) {
+                self.pool.release(source, false);
+            }
             copies.push([source, destination]);
         }
         while table.blocks.len() < total {
@@ -222,13 +228,21 @@ impl Cache {
         let used = table.computed.div_ceil(self.block_size) as usize;
         let blocks = table.blocks[..used].to_vec();
         for &block in &blocks {
-            self.pool.retain(block);
+            if !planted(Fault::ForkWithoutReference) {
+                self.pool.retain(block);
+            }
         }
         BlockTable { blocks, computed: table.computed, namespace: table.namespace }
     }
 
     /// Gives all blocks of a table back and leaves it empty. Blocks in the prefix index stay findable.
     pub fn release(&mut self, table: &mut BlockTable) {
+        if planted(Fault::PrefixEvictedFromFront) {
+            table.blocks.reverse();
+        }
+        if planted(Fault::LeakedLastBlock) {
+            table.blocks.pop();
+        }
         // From the end, so that in LRU order children come before their parents and are evicted first.
         for &block in table.blocks.iter().rev() {
             self.pool.release(block, self.index.contains(block));
@@ -274,7 +288,7 @@ impl Cache {
 
     fn write_needs_copy(&self, table: &BlockTable) -> bool {
         let (block, offset) = (table.computed / self.block_size, table.computed % self.block_size);
-        offset != 0 && self.pool.refs(table.blocks[block as usize]) > 1
+        offset != 0 && self.pool.refs(table.blocks[block as usize]) > 1 && !planted(Fault::MissedCopyOnWrite)
     }
 
     fn index_block(&mut self, table: &mut BlockTable, i: usize, tokens: &[u32]) {
@@ -285,6 +299,7 @@ impl Cache {
         match self.index.find(parent, namespace, hash, tokens) {
             // Only one of two equal blocks can be found, and whoever holds a block must hold its indexed parent
             // (else the parent would look evictable and not be): so move over to the block that is there.
+            Some(_) if planted(Fault::EqualBlocksKept) => {}
             Some(equal) => {
                 debug_assert_eq!(self.pool.refs(block), 1, "block {block} was written while shared");
                 self.pool.retain(equal);
@@ -305,8 +320,12 @@ impl Cache {
         }
         let block = self.pool.take_oldest()?;
         let hash = self.index.node(block).hash;
-        let namespace = self.index.remove(block);
-        self.namespaces.release(namespace);
+        if !planted(Fault::StaleHashAfterEviction) {
+            let namespace = self.index.remove(block);
+            if !planted(Fault::NamespaceLeakedByEviction) {
+                self.namespaces.release(namespace);
+            }
+        }
         self.evictions += 1;
         if let Some(evicted) = &mut self.evicted {
             evicted.push(EvictedBlock { block, hash });

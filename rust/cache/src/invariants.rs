@@ -1,7 +1,10 @@
 //! The cache's invariants, checked in full. Costs O(all blocks); for tests and simulations.
 
+use std::collections::BTreeMap;
+
 use crate::block::{BlockId, NONE};
 use crate::cache::Cache;
+use crate::namespace::Namespace;
 use crate::table::BlockTable;
 
 impl Cache {
@@ -40,6 +43,21 @@ impl Cache {
         self.check_index(&place);
     }
 
+    /// Checks that each namespace has exactly the uses it should: those of `holders`, and one an indexed block.
+    ///
+    /// # Panics
+    /// With the namespace that was dropped in use or is kept without use.
+    pub fn check_namespaces(&self, holders: impl IntoIterator<Item = Namespace>) {
+        let mut expected = BTreeMap::new();
+        let indexed = (0..self.pool.len()).filter(|&b| self.index.contains(b));
+        let names = indexed.map(|b| self.index.node(b).namespace);
+        for name in names.chain(holders.into_iter().map(|n| n.0)) {
+            *expected.entry(name).or_insert(0u32) += 1;
+        }
+        let known: BTreeMap<_, _> = self.namespaces.uses().collect();
+        assert_eq!(known, expected, "uses of each namespace, counted (left) and found (right)");
+    }
+
     fn check_table(&self, table: &BlockTable) {
         let size = self.block_size();
         assert!(table.blocks.len() as u32 >= table.computed.div_ceil(size), "a table lacks committed blocks");
@@ -68,7 +86,7 @@ impl Cache {
     /// `place` is each cached block's place in the LRU list.
     fn check_index(&self, place: &[Option<usize>]) {
         let mut children = vec![0u32; place.len()];
-        let mut uses = std::collections::BTreeMap::new();
+        let mut uses = BTreeMap::new();
         for block in (0..place.len() as BlockId).filter(|&b| self.index.contains(b)) {
             let node = self.index.node(block);
             let tokens = self.index.tokens(block);
@@ -97,7 +115,7 @@ impl Cache {
                 assert_eq!(self.index.node(block as BlockId).children, count, "children of block {block}");
             }
         }
-        let known: std::collections::BTreeMap<_, _> = self.namespaces.uses().collect();
+        let known: BTreeMap<_, _> = self.namespaces.uses().collect();
         for (namespace, count) in uses {
             assert!(
                 known.get(&namespace).is_some_and(|&k| k >= count),

@@ -21,6 +21,8 @@
 mod block;
 mod cache;
 mod error;
+#[doc(hidden)]
+pub mod faults;
 mod hash;
 mod invariants;
 mod namespace;

@@ -1,6 +1,7 @@
 //! Reference counts, the free list and the LRU list of cached blocks.
 
 use crate::block::{BlockId, NONE};
+use crate::faults::{Fault, planted};
 
 #[derive(Debug, Clone)]
 struct Entry {
@@ -75,7 +76,7 @@ impl Pool {
 
     /// One more reference to a live or cached block.
     pub(crate) fn retain(&mut self, block: BlockId) {
-        if self.entries[block as usize].refs == 0 {
+        if self.entries[block as usize].refs == 0 && !planted(Fault::ReusedBlockStillEvictable) {
             self.unlink(block);
         }
         self.entries[block as usize].refs += 1;

@@ -4,6 +4,7 @@
 //! chained hash table whose links live in one record a block, so that no operation allocates.
 
 use crate::block::{BlockId, NONE};
+use crate::faults::{Fault, planted};
 use crate::hash::ChainHash;
 
 /// A block that left the prefix index to make room; its content is intact until the next step writes.
@@ -84,9 +85,9 @@ impl PrefixIndex {
         while block != NONE {
             let node = self.node(block);
             if node.hash == hash
-                && node.parent == parent
+                && (node.parent == parent || planted(Fault::PrefixOfHitIgnored))
                 && node.namespace == namespace
-                && self.tokens(block) == tokens
+                && (self.tokens(block) == tokens || planted(Fault::HashTrustedForTokens))
             {
                 return Some(block);
             }

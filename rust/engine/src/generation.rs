@@ -54,11 +54,8 @@ impl GenerationDefaults {
             eos = ids(read_json(&config_file)?.get("eos_token_id"));
         }
         // A chat model's end of turn is often the tokenizer's token only.
-        if let Some(id) = tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t)) {
-            if !eos.contains(&id) {
-                eos.push(id);
-            }
-        }
+        let own = tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t));
+        eos.extend(own.filter(|id| !eos.contains(id)));
         let max_new_tokens = g.int("max_new_tokens", 0..=1 << 28)?.filter(|n| *n > 0).map(|n| n as u32);
         Ok(Self { sampling, max_new_tokens, eos })
     }

@@ -27,8 +27,8 @@ pub struct Checkpoint {
 /// What a header says of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Element type as stored.
-    pub dtype: Dtype,
+    /// Element type as stored; where weights cannot have it, its name (some checkpoints carry integer buffers).
+    pub dtype: Result<Dtype, String>,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
     /// Bytes of the file that it takes: inside the file, as many as shape and dtype ask for.
@@ -123,7 +123,11 @@ impl Checkpoint {
             let what = format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", entry.shape);
             return Err(ModelError::corrupt(path.display().to_string(), what));
         }
-        Ok(Tensor { name, dtype: entry.dtype, shape: &entry.shape, data: &map[entry.range.clone()] })
+        let dtype = entry.dtype.clone().map_err(|other| {
+            let what = format!("tensor {name} is stored as {other}: F32, BF16 or F16 is expected");
+            ModelError::corrupt(path.display().to_string(), what)
+        })?;
+        Ok(Tensor { name, dtype, shape: &entry.shape, data: &map[entry.range.clone()] })
     }
 }
 
@@ -152,8 +156,7 @@ pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
     let start = 8 + header;
     let mut entries = Vec::new();
     for (name, info) in metadata.tensors() {
-        // Some checkpoints carry integer buffers that no weight name refers to.
-        let Some(dtype) = dtype_of(info.dtype) else { continue };
+        let dtype = dtype_of(info.dtype).ok_or_else(|| format!("{:?}", info.dtype));
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
         entries.push((name, Entry { dtype, shape: info.shape.clone(), range }));
     }

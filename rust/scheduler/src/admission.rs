@@ -4,6 +4,7 @@
 //! does not fit now may be overtaken by later ones that do, but only [`MAX_BYPASS`] times; a preempted one never.
 
 use octavo_cache::PrefixMatch;
+use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::config::SchedulerConfig;
 use crate::event::{Actions, NewRequest, Started};
@@ -14,7 +15,7 @@ use crate::scheduler::Scheduler;
 /// How often a waiting request may be overtaken because it does not fit.
 pub(crate) const MAX_BYPASS: u32 = 8;
 /// How many waiting requests that do not fit are passed over in one step; bounds the look-ups.
-const MAX_SKIPPED: usize = 4;
+pub(crate) const MAX_SKIPPED: usize = 4;
 
 impl SchedulerConfig {
     /// Whether a request of this size could ever run; says what is wrong if not.
@@ -90,18 +91,28 @@ impl Scheduler {
             let forks = self.sequences[index].forks;
             if slots + forks <= self.config.max_num_seqs && self.fits(index, owed, &mut found) {
                 for &other in &skipped {
-                    self.sequences[other].bypassed += 1;
+                    self.sequences[other].bypassed += u32::from(!planted(Fault::UnboundedBypass));
                 }
                 self.start(index, &found, actions);
                 let chunk = self.schedule_prefill(index, budget, self.cache.available(), actions);
-                debug_assert!(chunk > 0, "an admitted sequence has room");
+                debug_assert!(chunk > 0 || allocation_failed(), "an admitted sequence has room");
                 budget -= chunk;
                 slots += forks;
                 let held = self.sequences[index].table.blocks().len() as u32;
                 owed += self.prefill_blocks(index).saturating_sub(held);
+                // The next one would overtake somebody once too often.
+                if skipped.iter().any(|&s| self.sequences[s].bypassed >= MAX_BYPASS)
+                    && !planted(Fault::BypassBoundedTooLate)
+                {
+                    break;
+                }
             } else {
                 let sequence = &self.sequences[index];
-                if sequence.preempted || sequence.bypassed >= MAX_BYPASS || skipped.len() == MAX_SKIPPED {
+                if planted(Fault::HeadOfLineBlocking)
+                    || sequence.preempted
+                    || sequence.bypassed >= MAX_BYPASS
+                    || skipped.len() == MAX_SKIPPED
+                {
                     break;
                 }
                 skipped.push(index);
@@ -119,7 +130,7 @@ impl Scheduler {
 
     /// Whether the whole of a waiting sequence fits beside the `owed` blocks that running prefills still take. Its
     /// cached blocks are left in `found`.
-    fn fits(&self, index: u32, owed: u32, found: &mut PrefixMatch) -> bool {
+    pub(crate) fn fits(&self, index: u32, owed: u32, found: &mut PrefixMatch) -> bool {
         let sequence = &self.sequences[index];
         let Some(request) = sequence.request else { return false };
         let request = &self.requests[request];
@@ -127,13 +138,14 @@ impl Scheduler {
         let limit = if request.owes_prompt_rows() {
             request.reported.min(sequence.len() - 1)
         } else {
-            sequence.len() - 1
+            sequence.len() - u32::from(!planted(Fault::NothingLeftToCompute))
         };
         self.cache.find_prefix(request.namespace, &sequence.tokens, limit, found);
         let live_hits = found.num_blocks() - found.idle_blocks();
         // Some slack in large pools, so that the next decodes do not preempt at once what starts now.
         let slack = (self.running.len() as u32).min(self.config.num_blocks / 64);
         let needed = self.prefill_blocks(index) - live_hits;
+        let owed = if planted(Fault::PartlyReserved) { 0 } else { owed };
         u64::from(needed) + u64::from(owed) + u64::from(slack) <= u64::from(self.cache.available())
     }
 

@@ -1,5 +1,9 @@
 //! The scheduler's invariants, checked in full. Costs O(everything); for tests and simulations.
 
+use octavo_cache::PrefixMatch;
+
+use crate::admission::{MAX_BYPASS, MAX_SKIPPED};
+use crate::event::Actions;
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
@@ -9,6 +13,7 @@ impl Scheduler {
     /// With the broken invariant, if there is one.
     pub fn check_invariants(&self) {
         self.cache.check_invariants(self.sequences.values().map(|s| &s.table));
+        self.cache.check_namespaces(self.requests.values().map(|r| r.namespace));
         assert_eq!(self.ids.len(), self.requests.len(), "each id names a request");
         let mut owned = 0;
         let mut unstarted = 0;
@@ -55,6 +60,18 @@ impl Scheduler {
             assert!(key == sequence.key && !sequence.running && !sequence.in_flight);
             assert!(sequence.table.blocks().is_empty(), "a waiting sequence holds blocks");
         }
+        for flight in &self.in_flight {
+            let table = &self.sequences[flight.sequence].table;
+            let needed = (table.computed() + flight.query_len).div_ceil(self.config.block_size);
+            assert!(
+                table.blocks().len() as u32 >= needed,
+                "a step in flight writes into blocks that were given back"
+            );
+        }
+        assert!(
+            self.deadlines.len() == self.requests.values().filter(|r| r.deadline_us.is_some()).count(),
+            "a deadline outlived its request"
+        );
         let in_flight = self.sequences.values().filter(|s| s.in_flight).count();
         assert_eq!(in_flight, self.in_flight.len(), "the step in flight is known");
         assert_eq!(self.in_flight_step.is_some(), in_flight > 0, "a step is in flight or not");
@@ -63,5 +80,46 @@ impl Scheduler {
             self.in_flight_step.is_some() || self.requests.len() == 0,
             "requests are here and no step was planned"
         );
+    }
+
+    /// Checks a plan just made: the first in the order gets on, whoever is new fits whole, and nobody waits who could
+    /// be started. `admitted`:
+    /// admission had its turn.
+    ///
+    /// # Panics
+    /// With the broken promise, if there is one.
+    pub(crate) fn check_plan(&self, admitted: bool, actions: &Actions) {
+        let first = self.running.first();
+        assert!(first.is_none_or(|&s| self.sequences[s].in_flight), "the first in the order stands still");
+        if !admitted {
+            return;
+        }
+        let (mut slots, mut owed) = (0, 0);
+        for &index in &self.running {
+            let sequence = &self.sequences[index];
+            slots += sequence.forks;
+            owed += self.prefill_blocks(index).saturating_sub(sequence.table.blocks().len() as u32);
+        }
+        let available = self.cache.available();
+        assert!(
+            actions.started.is_empty() || owed <= available,
+            "a request is partly reserved: {owed} blocks are owed, {available} are there"
+        );
+        if actions.plan.tokens.len() as u32 >= self.config.max_num_batched_tokens {
+            return;
+        }
+        let mut found = PrefixMatch::default();
+        for (_, index) in self.waiting.iter().take(MAX_SKIPPED) {
+            let sequence = &self.sequences[index];
+            let starts = slots + sequence.forks <= self.config.max_num_seqs;
+            assert!(
+                !(starts && self.fits(index, owed, &mut found)),
+                "request {} fits and waits",
+                sequence.id
+            );
+            if sequence.preempted || sequence.bypassed >= MAX_BYPASS {
+                break;
+            }
+        }
     }
 }

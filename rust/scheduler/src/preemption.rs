@@ -4,6 +4,8 @@
 //! always gets on: some sequence progresses in every step, and no two can take blocks from each other in turns. The
 //! victim keeps its tokens, its full blocks stay cached as long as nobody needs them, and it waits at its old place.
 
+use octavo_cache::faults::{Fault, allocation_failed, planted};
+
 use crate::event::Actions;
 use crate::scheduler::Scheduler;
 
@@ -17,13 +19,24 @@ impl Scheduler {
             // With the last other reader of a shared block gone, no copy of it is needed.
             let ends_sharing =
                 copy_source.is_some_and(|b| self.cache.refs(b) == 2 && table.blocks().contains(&b));
-            ends_sharing || self.cache.release_gains(table)
+            ends_sharing || self.cache.release_gains(table) || planted(Fault::ZeroGainPreemption)
         };
         let later = &self.running[place + 1..];
         // For the first in the order even victims that share all their blocks with each other: together they gain.
         let last = later.last().filter(|_| place == 0);
         let Some(&victim) = later.iter().rev().find(gains).or(last) else { return false };
+        let oldest =
+            self.running.iter().find(|&&s| planted(Fault::OldestPreempted) && !self.sequences[s].in_flight);
+        let victim = oldest.copied().unwrap_or(victim);
+        let before = self.cache.available();
         self.preempt(victim, actions);
+        debug_assert!(
+            place == 0
+                || self.cache.available() > before
+                || copy_source.is_some_and(|block| self.cache.refs(block) == 1)
+                || allocation_failed(),
+            "a preemption gained nothing"
+        );
         true
     }
 
@@ -33,6 +46,11 @@ impl Scheduler {
         self.cache.release(&mut sequence.table);
         sequence.running = false;
         sequence.preempted = true;
+        if let Some(request) = sequence.request
+            && planted(Fault::PreemptionLosesTokens)
+        {
+            sequence.tokens.truncate(self.requests[request].prompt_len as usize);
+        }
         self.waiting.insert(sequence.key, index);
         self.running.retain(|&other| other != index);
         self.counters.preemptions += 1;

@@ -1,5 +1,7 @@
 //! What a finished step does to its sequences.
 
+use octavo_cache::faults::{Fault, planted};
+
 use crate::event::{Actions, FinishReason, Finished, NextToken, NextTokens, SeqResult};
 use crate::request::{Key, Sequence};
 use crate::scheduler::Scheduler;
@@ -17,7 +19,9 @@ pub(crate) struct Flight {
 impl Scheduler {
     /// Applies the results of the step in flight.
     pub(crate) fn apply_results(&mut self, step: u64, results: Vec<SeqResult>, actions: &mut Actions) {
-        if self.in_flight_step != Some(step) {
+        if self.in_flight_step != Some(step)
+            && !(planted(Fault::StaleStepResult) && self.in_flight_step.is_some())
+        {
             return;
         }
         self.in_flight_step = None;
@@ -28,6 +32,13 @@ impl Scheduler {
             let sequence = &mut self.sequences[flight.sequence];
             sequence.in_flight = false;
             let Some(request) = sequence.request else {
+                if planted(Fault::AbortInFlightLeaks) {
+                    continue;
+                }
+                if planted(Fault::AbortRacesCompletion) {
+                    let (request, sample) = (sequence.id, sequence.key.sample);
+                    actions.finished.push(Finished { request, sample, reason: FinishReason::Stop });
+                }
                 self.free_sequence(flight.sequence);
                 continue;
             };
@@ -37,7 +48,15 @@ impl Scheduler {
                     self.commit(flight);
                     self.grow(flight.sequence, request, tokens, actions);
                 }
-                _ => self.end_request(request, FinishReason::Error, actions),
+                _ => {
+                    if planted(Fault::FailedStepCommitted) {
+                        self.commit(flight);
+                    }
+                    self.end_request(request, FinishReason::Error, actions);
+                    if planted(Fault::FailureSpreads) {
+                        results.by_ref().for_each(drop);
+                    }
+                }
             }
         }
         self.in_flight = flights;
@@ -75,7 +94,9 @@ impl Scheduler {
         let source = &self.sequences[from];
         let len = source.len() + 1;
         if let Some(reason) = ends(next, len, self.requests[request].max_len) {
-            actions.finished.push(Finished { request: source.id, sample, reason });
+            if !planted(Fault::LostTerminalEvent) {
+                actions.finished.push(Finished { request: source.id, sample, reason });
+            }
             return;
         }
         let mut tokens = Vec::with_capacity(source.tokens.len() + 16);
@@ -95,13 +116,19 @@ impl Scheduler {
         };
         let index = self.sequences.insert(split);
         self.requests[request].sequences.push(index);
+        if planted(Fault::OrderLostAtSplit) {
+            self.sequences[index].running = true;
+            self.running.push(index);
+            return;
+        }
         self.run(index);
     }
 }
 
 /// Whether a sample of `len` tokens ends with `last`. A stop condition outranks the length.
 fn ends(last: NextToken, len: u32, max_len: u32) -> Option<FinishReason> {
-    if last.stop {
+    let max_len = max_len + u32::from(planted(Fault::LengthOffByOne));
+    if last.stop && !(planted(Fault::StopOutrankedByLength) && len >= max_len) {
         Some(FinishReason::Stop)
     } else if len >= max_len {
         Some(FinishReason::Length)

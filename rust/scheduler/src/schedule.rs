@@ -4,6 +4,8 @@
 //! exception keeps the promise that the first sequence in the order always gets on: if it is a prefill, it gets its
 //! chunk before the decodes, which keep a token and a block each as far as there are any.
 
+use octavo_cache::faults::{Fault, allocation_failed, planted};
+
 use crate::event::Actions;
 use crate::plan::{Logits, PlanSeq};
 use crate::results::Flight;
@@ -20,7 +22,7 @@ impl Scheduler {
             let index = self.running[place];
             if self.sequences[index].remaining() == 1 && !self.sequences[index].in_flight {
                 let scheduled = self.schedule_decode(place, actions);
-                budget -= u32::from(scheduled);
+                budget -= u32::from(scheduled && !planted(Fault::BudgetOverrun));
                 stalled |= !scheduled;
             }
             place += 1;
@@ -38,6 +40,9 @@ impl Scheduler {
         // Who lacks blocks comes before whoever is new.
         if !stalled && actions.preempted == 0 {
             self.admit(budget, actions);
+        }
+        if cfg!(debug_assertions) && !allocation_failed() {
+            self.check_plan(!stalled && actions.preempted == 0, actions);
         }
         if actions.plan.is_empty() {
             return;
@@ -111,10 +116,16 @@ impl Scheduler {
         if self.cache.reserve(&mut sequence.table, end, &mut plan.copies).is_err() {
             return false;
         }
-        let completes = end == sequence.len();
+        let mut completes = end == sequence.len();
+        if planted(Fault::SampledBeforeRecomputed)
+            && let Some(request) = sequence.request
+        {
+            completes = end >= self.requests[request].prompt_len;
+        }
         let reports = sequence.request.is_some_and(|request| {
             let request = &self.requests[request];
-            request.owes_prompt_rows() && start >= request.reported
+            request.owes_prompt_rows()
+                && (start >= request.reported || planted(Fault::PromptRowsReportedTwice))
         });
         let logits = match (reports, completes) {
             (true, _) => Logits::All,
@@ -141,7 +152,12 @@ impl Scheduler {
         while position < end {
             let (block, offset) = (position / block_size, position % block_size);
             let len = (block_size - offset).min(end - position);
-            let slot = blocks[block as usize] * block_size + offset;
+            let mut slot = blocks[block as usize] * block_size + offset;
+            if planted(Fault::SlotsRunOverBlockBorder) {
+                slot = blocks[(start / block_size) as usize] * block_size + start % block_size + position
+                    - start;
+                slot %= self.config.num_blocks * block_size;
+            }
             plan.slots.extend(slot..slot + len);
             position += len;
         }

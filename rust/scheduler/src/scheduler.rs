@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use octavo_cache::faults::{Fault, planted};
 use octavo_cache::{BlockTable, Cache, PrefixMatch};
 use rustc_hash::FxHashMap;
 use smallvec::smallvec;
@@ -88,6 +89,8 @@ impl Scheduler {
                         actions.refused.push((id, refusal));
                     }
                 }
+                Event::Cancel { .. }
+                    if self.in_flight_step.is_some() && planted(Fault::CancelLostInFlight) => {}
                 Event::Cancel { request } => {
                     if let Some(&request) = self.ids.get(&request) {
                         self.end_request(request, FinishReason::Abort, actions);
@@ -120,6 +123,9 @@ impl Scheduler {
     }
 
     fn submit(&mut self, new: NewRequest) -> Result<(), Refusal> {
+        if planted(Fault::NamespaceLeakedByRefusal) && self.admissible(&new).is_err() {
+            self.cache.intern_namespace(new.salt.as_deref(), new.adapter.as_deref());
+        }
         self.admissible(&new)?;
         let prompt_len = new.prompt.len() as u32;
         let namespace = self.cache.intern_namespace(new.salt.as_deref(), new.adapter.as_deref());
@@ -163,6 +169,15 @@ impl Scheduler {
         while let Some(&(deadline_us, request)) = self.deadlines.first()
             && deadline_us <= now_us
         {
+            if planted(Fault::DeadlineIgnoredInQueue) && !self.requests[request].started {
+                break;
+            }
+            if planted(Fault::StaleDeadline) {
+                self.deadlines.pop_first();
+                if !self.requests.contains(request) {
+                    continue;
+                }
+            }
             self.end_request(request, FinishReason::Timeout, actions);
         }
     }
@@ -185,6 +200,9 @@ impl Scheduler {
         actions.finished.push(Finished { request: id, sample: key.sample, reason });
         self.drop_sequence(sequence);
         let Some(request) = request else { return };
+        if planted(Fault::DoubledTerminalEvent) && self.requests[request].sequences.len() > 1 {
+            actions.finished.push(Finished { request: id, sample: key.sample, reason });
+        }
         self.requests[request].sequences.retain(|&mut s| s != sequence);
         if self.requests[request].sequences.is_empty() {
             self.forget(request);
@@ -197,11 +215,13 @@ impl Scheduler {
         sequence.request = None;
         if std::mem::take(&mut sequence.running) {
             self.running.retain(|&other| other != index);
-        } else {
+        } else if !planted(Fault::CancelledGhostInQueue) {
             self.waiting.remove(sequence.key);
         }
         if !self.sequences[index].in_flight {
             self.free_sequence(index);
+        } else if planted(Fault::FreedWhileInFlight) {
+            self.cache.release(&mut self.sequences[index].table);
         }
     }
 
@@ -217,9 +237,11 @@ impl Scheduler {
         let Some(request) = self.requests.remove(index) else { return };
         self.ids.remove(&request.id);
         self.cache.release_namespace(request.namespace);
-        if let Some(deadline_us) = request.deadline_us {
+        if let Some(deadline_us) = request.deadline_us
+            && !planted(Fault::StaleDeadline)
+        {
             self.deadlines.remove(&(deadline_us, index));
         }
-        self.unstarted -= u32::from(!request.started);
+        self.unstarted -= u32::from(!request.started && !planted(Fault::QueueCountDrift));
     }
 }

@@ -103,8 +103,14 @@ fn all_samples_of_a_request_have_room_before_it_starts() {
 
 #[test]
 fn a_request_that_does_not_fit_is_overtaken_a_bounded_number_of_times() {
-    let mut h = Harness::new(SchedulerConfig { max_num_seqs: 2, ..CONFIG });
-    h.submit([request(1, 4, 40), NewRequest { n: 2, ..request(2, 4, 2) }]);
+    // One by one, and three in each step.
+    overtakes_eight_times(2);
+    overtakes_eight_times(4);
+}
+
+fn overtakes_eight_times(max_num_seqs: u32) {
+    let mut h = Harness::new(SchedulerConfig { max_num_seqs, ..CONFIG });
+    h.submit([request(1, 4, 40), NewRequest { n: max_num_seqs, ..request(2, 4, 2) }]);
     h.submit((3..30).map(|id| request(id, 4, 2)));
     let mut started = Vec::new();
     while !h.plan.is_empty() {

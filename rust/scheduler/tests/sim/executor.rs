@@ -6,38 +6,71 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use octavo_scheduler::{Logits, NewRequest, NextTokens, PlanSeq, SeqResult, StepPlan};
 
-use crate::oracle::next_token;
-use crate::random::Random;
+use super::oracle::next_token;
+use super::random::{Random, mix};
 
 /// What one slot holds: everything that the keys and values of a token depend on, except the tokens before it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cell {
     token: u32,
     position: u32,
-    salt: Option<Box<str>>,
-    adapter: Option<Box<str>>,
+    /// Salt and adapter of who wrote it.
+    owner: u64,
+}
+
+/// Which sequences of a step fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fail {
+    Nothing,
+    /// Each with this chance.
+    OneIn(u32),
+    /// The one at this place.
+    One(usize),
+    /// All: there are no results.
+    All,
+}
+
+impl Fail {
+    fn hits(self, place: usize, random: &mut Random) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::OneIn(n) => random.one_in(n),
+            Self::One(one) => one == place,
+            Self::All => true,
+        }
+    }
+}
+
+/// A request's salt and adapter in one word.
+fn owner(request: &NewRequest) -> u64 {
+    let name = |name: &Option<Box<str>>| match name {
+        Some(text) => text.bytes().fold(1, |hash, byte| mix(hash, u64::from(byte))),
+        None => 0,
+    };
+    mix(name(&request.salt), name(&request.adapter))
 }
 
 pub struct Executor {
     block_size: usize,
+    stop_one_in: u64,
     slots: Vec<Option<Cell>>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
     pub reported: BTreeMap<u64, u32>,
 }
 
 impl Executor {
-    pub fn new(num_blocks: u32, block_size: u32) -> Self {
+    pub fn new(num_blocks: u32, block_size: u32, stop_one_in: u64) -> Self {
         let slots = vec![None; (num_blocks * block_size) as usize];
-        Self { block_size: block_size as usize, slots, reported: BTreeMap::new() }
+        Self { block_size: block_size as usize, stop_one_in, slots, reported: BTreeMap::new() }
     }
 
-    /// Runs a plan. One sequence in `fail_one_in` fails (0: none), some rows of it written or not.
+    /// Runs a plan. Of a sequence that fails some rows are written and others are left undefined.
     pub fn run(
         &mut self,
         plan: &StepPlan,
         requests: &BTreeMap<u64, NewRequest>,
         random: &mut Random,
-        fail_one_in: u32,
+        fail: Fail,
     ) -> Vec<SeqResult> {
         let size = self.block_size;
         let sources: BTreeSet<u32> = plan.copies.iter().map(|c| c[0]).collect();
@@ -47,39 +80,41 @@ impl Executor {
         for &[source, destination] in plan.copies.iter().rev() {
             for offset in 0..size {
                 self.slots[destination as usize * size + offset] =
-                    self.slots[source as usize * size + offset].clone();
+                    self.slots[source as usize * size + offset];
             }
         }
-        assert_eq!(
-            plan.slots.iter().collect::<BTreeSet<_>>().len(),
-            plan.slots.len(),
-            "a slot is written twice"
-        );
+        let mut slots = plan.slots.clone();
+        slots.sort_unstable();
+        assert!(slots.windows(2).all(|pair| pair[0] != pair[1]), "a slot is written twice");
         let mut rows = 0;
-        for seq in &plan.seqs {
+        let mut failing = Vec::with_capacity(plan.seqs.len());
+        for (place, seq) in plan.seqs.iter().enumerate() {
+            let fails = fail.hits(place, random);
+            failing.push(fails);
             assert_eq!(seq.query_start, rows, "queries lie one behind the other");
             rows += seq.query_len;
             let request = &requests[&seq.request];
+            let owner = owner(request);
             for row in seq.query_start as usize..rows as usize {
-                self.slots[plan.slots[row] as usize] = Some(Cell {
-                    token: plan.tokens[row],
-                    position: plan.positions[row],
-                    salt: request.salt.clone(),
-                    adapter: request.adapter.clone(),
-                });
+                let cell = Cell { token: plan.tokens[row], position: plan.positions[row], owner };
+                self.slots[plan.slots[row] as usize] = (!fails || random.one_in(2)).then_some(cell);
             }
         }
         assert_eq!([plan.tokens.len(), plan.positions.len(), plan.slots.len()], [rows as usize; 3]);
-        let results = plan.seqs.iter().map(|seq| {
-            if fail_one_in > 0 && random.one_in(fail_one_in) {
-                return SeqResult::Failed;
-            }
-            self.result(plan, seq, &requests[&seq.request])
+        if fail == Fail::All {
+            return Vec::new();
+        }
+        let results = plan.seqs.iter().zip(failing).map(|(seq, fails)| match (fails, seq.forks) {
+            (false, _) => self.result(plan, seq, &requests[&seq.request]),
+            // A result of the wrong kind counts as a failure.
+            (true, 1..) if random.one_in(2) => SeqResult::Prefilled,
+            (true, _) => SeqResult::Failed,
         });
-        // `result` counts rows, so it runs on a copy of the counter.
         let results: Vec<_> = results.collect();
         for (seq, result) in plan.seqs.iter().zip(&results) {
-            if seq.logits == Logits::All && *result != SeqResult::Failed {
+            let fits =
+                matches!(result, SeqResult::Tokens(_)) || (*result == SeqResult::Prefilled && seq.forks == 0);
+            if seq.logits == Logits::All && fits {
                 let reported = self.reported.entry(seq.request).or_default();
                 assert_eq!(
                     *reported,
@@ -95,13 +130,13 @@ impl Executor {
     fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest) -> SeqResult {
         let size = self.block_size;
         let table = &plan.block_tables[seq.block_table_start as usize..];
+        let owner = owner(request);
         let context: Vec<u32> = (0..seq.context_len as usize)
             .map(|position| {
                 let slot = table[position / size] as usize * size + position % size;
                 let cell = self.slots[slot].as_ref().expect("reads a slot that was written");
-                let expected = (position as u32, &request.salt, &request.adapter);
-                let read = (cell.position, &cell.salt, &cell.adapter);
-                assert_eq!(read, expected, "request {} reads another's slot", seq.request);
+                let read = (cell.position, cell.owner);
+                assert_eq!(read, (position as u32, owner), "request {} reads another's slot", seq.request);
                 cell.token
             })
             .collect();
@@ -117,8 +152,9 @@ impl Executor {
         if seq.forks == 0 {
             return SeqResult::Prefilled;
         }
-        let tokens: NextTokens =
-            (seq.sample..seq.sample + seq.forks).map(|s| next_token(seq.request, s, &context)).collect();
+        let tokens: NextTokens = (seq.sample..seq.sample + seq.forks)
+            .map(|s| next_token(seq.request, s, &context, self.stop_one_in))
+            .collect();
         SeqResult::Tokens(tokens)
     }
 }

@@ -1,0 +1,147 @@
+//! What must hold after each call and at the end, seen from outside. The invariants inside are the scheduler's own.
+
+use std::collections::BTreeSet;
+
+use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Refusal};
+
+use super::oracle;
+use super::simulation::Simulation;
+
+/// How often a request may be overtaken in the queue, as the scheduler promises.
+const MAX_BYPASS: u32 = 8;
+
+impl Simulation {
+    /// Checks one call's actions. `cancelled`: requests that were told to end in this call.
+    pub(super) fn check(&mut self, actions: &Actions, was_in_flight: bool, cancelled: &BTreeSet<u64>) {
+        let plan = &actions.plan;
+        assert!(!was_in_flight || plan.is_empty(), "a plan came while a step was in flight");
+        assert!(plan.tokens.len() as u32 <= self.config.max_num_batched_tokens, "the step is over budget");
+        assert!(plan.seqs.len() as u32 <= self.config.max_num_seqs, "too many sequences in the step");
+        let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
+        assert!(plan.seqs.iter().all(|s| s.query_len >= 1 && s.query_len <= cap), "a chunk is over its cap");
+        for finished in &actions.finished {
+            let name = (finished.request, finished.sample);
+            assert!(finished.sample < self.requests[&finished.request].n, "{name:?} was never asked for");
+            assert!(self.finished.insert(name, finished.reason).is_none(), "{name:?} ended twice");
+        }
+        for &(id, refusal) in &actions.refused {
+            assert!(self.refused.insert(id), "{id} was refused twice");
+            self.check_refusal(id, refusal);
+        }
+        for started in &actions.started {
+            let request = &self.requests[&started.request];
+            assert!((started.cached_tokens as usize) < request.prompt.len(), "the last token is computed");
+            assert!(!request.prompt_logits || started.cached_tokens == 0, "prompt logits need every row");
+            assert!(self.started.insert(started.request), "{} started twice", started.request);
+            self.count_bypass(started.request);
+        }
+        self.copies += plan.copies.len() as u64;
+        for seq in &plan.seqs {
+            let name = (seq.request, seq.sample);
+            assert!(!self.finished.contains_key(&name), "{name:?} runs after its end");
+            assert!(seq.logits != Logits::All || self.requests[&seq.request].prompt_logits);
+        }
+        for &id in cancelled {
+            assert!(self.has_ended(id), "request {id} goes on after its cancellation");
+        }
+        for (&id, request) in &self.requests {
+            if request.deadline_us.is_some_and(|deadline| deadline <= self.now_us) {
+                assert!(self.has_ended(id), "request {id} goes on after its deadline");
+            }
+        }
+    }
+
+    fn has_ended(&self, id: u64) -> bool {
+        let n = self.requests[&id].n;
+        self.refused.contains(&id) || (0..n).all(|s| self.finished.contains_key(&(id, s)))
+    }
+
+    fn check_refusal(&self, id: u64, refusal: Refusal) {
+        let request = &self.requests[&id];
+        let alone = self.config.check(request.prompt.len() as u32, request.n, request.max_tokens);
+        match refusal {
+            Refusal::QueueFull { waiting, max_queue } => {
+                let unstarted = |id: &&u64| !self.started.contains(id) && !self.refused.contains(id);
+                let most = self.requests.keys().filter(unstarted).count() as u32;
+                assert!(waiting >= max_queue && waiting <= most, "{waiting} cannot wait, {most} could");
+            }
+            Refusal::Draining => {}
+            other => assert_eq!(Err(other), alone, "{id} is refused for no reason of its own"),
+        }
+    }
+
+    /// `id` starts: whoever is before it and has not ended is overtaken.
+    fn count_bypass(&mut self, id: u64) {
+        let order = |r: &NewRequest| Some((r.priority, *self.arrivals.get(&r.id)?));
+        let own = order(&self.requests[&id]);
+        let waits = |r: &&NewRequest| !self.started.contains(&r.id) && !self.has_ended(r.id);
+        let before = |r: &&NewRequest| order(r).is_some_and(|o| Some(o) < own);
+        let overtaken: Vec<u64> = self.requests.values().filter(before).filter(waits).map(|r| r.id).collect();
+        for other in overtaken {
+            let count = self.bypassed.entry(other).or_insert(0);
+            *count += 1;
+            assert!(*count <= MAX_BYPASS, "request {other} is overtaken for ever");
+        }
+    }
+
+    /// Times that a waiting request was overtaken.
+    pub fn overtaken(&self) -> u64 {
+        self.bypassed.values().map(|&count| u64::from(count)).sum()
+    }
+
+    /// Samples that ended with an error, an abort, a timeout.
+    pub fn ends(&self) -> [u64; 3] {
+        let count = |reason| self.finished.values().filter(|&&r| r == reason).count() as u64;
+        [count(FinishReason::Error), count(FinishReason::Abort), count(FinishReason::Timeout)]
+    }
+
+    /// The ids of all requests submitted.
+    pub fn request_ids(&self) -> Vec<u64> {
+        self.requests.keys().copied().collect()
+    }
+
+    pub(super) fn check_end(&self) {
+        for (&id, request) in &self.requests {
+            if self.refused.contains(&id) {
+                let ran = (0..request.n).any(|s| self.finished.contains_key(&(id, s)));
+                assert!(!ran, "{id} was refused and ran");
+                continue;
+            }
+            for sample in 0..request.n {
+                self.check_sample(request, sample);
+            }
+        }
+        let stats = self.scheduler.stats();
+        let cache = stats.cache;
+        assert_eq!(cache.free_blocks + cache.cached_blocks, cache.num_blocks, "blocks are held at the end");
+        assert!(
+            self.features.preemption || self.denied || stats.preemptions == 0,
+            "preempted though all fit"
+        );
+    }
+
+    /// The sample has what it must generate, or was told to end early and has a beginning of that.
+    fn check_sample(&self, request: &NewRequest, sample: u32) {
+        let id = request.id;
+        let name = (id, sample);
+        let reason = *self.finished.get(&name).unwrap_or_else(|| panic!("{name:?} never ended"));
+        let received = self.received.get(&name).map_or(&[][..], Vec::as_slice);
+        let (tokens, end) =
+            oracle::answer(request, sample, self.config.max_model_len, self.features.stop_one_in);
+        let excused = match reason {
+            FinishReason::Stop | FinishReason::Length => {
+                let (got, expected) = ((received, reason), (&tokens[..], end));
+                assert_eq!(got, expected, "{name:?} differs from its answer alone");
+                let reported = self.executor.reported.get(&id).copied().unwrap_or(0);
+                let rows = if request.prompt_logits { request.prompt.len() as u32 } else { 0 };
+                assert_eq!(reported, rows, "prompt rows reported for {id}");
+                return;
+            }
+            FinishReason::Abort => self.cancelled.contains(&id),
+            FinishReason::Timeout => request.deadline_us.is_some_and(|deadline| deadline <= self.now_us),
+            FinishReason::Error => self.failed.contains(&id),
+        };
+        assert!(excused, "{name:?} ended with {reason:?} and had no part in it");
+        assert!(tokens.starts_with(received), "{name:?} left the path of its answer");
+    }
+}

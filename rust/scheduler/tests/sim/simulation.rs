@@ -1,0 +1,246 @@
+//! One run of one seed: random arrivals and disturbances until everything has ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use octavo_scheduler::{
+    Actions, Event, FinishReason, NewRequest, Scheduler, SchedulerConfig, SchedulerStats, SeqResult, StepPlan,
+};
+
+use super::executor::{Executor, Fail};
+use super::intervention::Intervention;
+use super::random::Random;
+use super::workload::{self, Features};
+
+/// A sample: (request, sample).
+pub type Name = (u64, u32);
+
+pub struct Simulation {
+    pub config: SchedulerConfig,
+    pub(super) features: Features,
+    pub(super) scheduler: Scheduler,
+    pub(super) executor: Executor,
+    random: Random,
+    pub(super) now_us: u64,
+    pub(super) requests: BTreeMap<u64, NewRequest>,
+    /// Tokens received.
+    pub(super) received: BTreeMap<Name, Vec<u32>>,
+    pub(super) finished: BTreeMap<Name, FinishReason>,
+    pub(super) refused: BTreeSet<u64>,
+    /// The order of submission.
+    pub(super) arrivals: BTreeMap<u64, usize>,
+    /// Requests that were cancelled after their submission.
+    pub(super) cancelled: BTreeSet<u64>,
+    /// Requests of which a sequence failed.
+    pub(super) failed: BTreeSet<u64>,
+    pub(super) started: BTreeSet<u64>,
+    /// How often a request that never ran was overtaken.
+    pub(super) bypassed: BTreeMap<u64, u32>,
+    drained: bool,
+    /// Keep all actions in `log`.
+    pub record: bool,
+    pub log: Vec<Actions>,
+    /// Copies on write planned.
+    pub copies: u64,
+    /// Turns taken.
+    pub turns: u32,
+    /// Tokens received in all.
+    pub tokens: u64,
+    pub intervention: Option<Intervention>,
+    /// An allocation was made to fail.
+    pub denied: bool,
+}
+
+impl Simulation {
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let features = Features::draw(&mut random);
+        let config = workload::config(features, &mut random);
+        Self {
+            features,
+            scheduler: Scheduler::new(config.clone()).expect("the limits are sound"),
+            executor: Executor::new(config.num_blocks, config.block_size, features.stop_one_in),
+            config,
+            random,
+            now_us: 0,
+            requests: BTreeMap::new(),
+            received: BTreeMap::new(),
+            finished: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            started: BTreeSet::new(),
+            bypassed: BTreeMap::new(),
+            drained: false,
+            record: false,
+            log: Vec::new(),
+            copies: 0,
+            turns: 0,
+            tokens: 0,
+            intervention: None,
+            denied: false,
+        }
+    }
+
+    /// The same with one thing going wrong.
+    pub fn with(seed: u64, intervention: Intervention) -> Self {
+        Self { intervention: Some(intervention), ..Self::new(seed) }
+    }
+
+    /// Runs to the end. Panics where a promise is broken.
+    pub fn run(&mut self) -> SchedulerStats {
+        let total = self.random.range(1, if self.features.crowd { 72 } else { 24 });
+        let (mut events, mut actions) = (Vec::new(), Actions::default());
+        let mut in_flight: Option<StepPlan> = None;
+        let mut submitted = 0;
+        let most = if self.features.crowd { 12 } else { 6 };
+        loop {
+            assert!(self.turns < 20_000, "no end in sight: {:?}", self.scheduler.stats());
+            self.now_us += 1;
+            let arrivals = if self.random.one_in(3) { self.random.range(0, most) } else { 0 };
+            for _ in 0..arrivals.min(total - submitted) {
+                submitted += 1;
+                events.push(Event::Submit(self.new_request(u64::from(submitted))));
+            }
+            self.disturb(submitted, &mut events);
+            self.intervene(&mut events);
+            // Now and then the step takes a few calls longer.
+            if let Some(plan) = in_flight.take_if(|_| self.random.range(0, 3) > 0) {
+                let results = self.execute(&plan);
+                self.receive(&plan, &results, &mut events);
+                events.push(Event::StepDone { step: plan.step, results });
+            }
+            if events.len() >= 2 && self.random.one_in(2) {
+                events.swap(0, 1);
+            }
+            let cancelled = self.note_events(&events);
+            self.scheduler.step(self.now_us, &mut events, &mut actions);
+            assert!(events.is_empty());
+            // A denied allocation may leave a turn without a plan; the next one makes up for it.
+            if self.undisturbed() {
+                self.scheduler.check_invariants();
+            }
+            self.check(&actions, in_flight.is_some(), &cancelled);
+            if self.record {
+                self.log.push(actions.clone());
+            }
+            if !actions.plan.is_empty() {
+                in_flight = Some(actions.plan.clone());
+            }
+            self.turns += 1;
+            if submitted == total && in_flight.is_none() && self.scheduler.is_idle() {
+                break;
+            }
+        }
+        self.check_end();
+        self.scheduler.stats()
+    }
+
+    #[cfg(not(feature = "planted-faults"))]
+    fn undisturbed(&mut self) -> bool {
+        true
+    }
+
+    #[cfg(feature = "planted-faults")]
+    fn undisturbed(&mut self) -> bool {
+        use octavo_cache::faults::{allocation_failed, fail_allocation};
+        let failed = allocation_failed();
+        if failed {
+            fail_allocation(None);
+            self.denied = true;
+        }
+        !failed
+    }
+
+    fn new_request(&mut self, id: u64) -> NewRequest {
+        let request = workload::request(id, self.now_us, self.features, &self.config, &mut self.random);
+        self.requests.insert(id, request.clone());
+        request
+    }
+
+    fn disturb(&mut self, submitted: u32, events: &mut Vec<Event>) {
+        if self.features.cancels && self.random.one_in(8) {
+            events.push(Event::Cancel { request: u64::from(self.random.range(0, submitted + 1)) });
+        }
+        if self.random.one_in(10) {
+            events.push(Event::Tick);
+        }
+        if self.random.one_in(20) {
+            events.push(Event::StepDone { step: 1 << 60, results: vec![SeqResult::Failed] });
+        }
+        if self.features.drain && self.random.one_in(60) && !self.drained {
+            self.drained = true;
+            events.push(Event::Drain);
+        }
+    }
+
+    fn intervene(&mut self, events: &mut Vec<Event>) {
+        match self.intervention {
+            Some(Intervention::Cancel { request, turn }) if turn == self.turns => {
+                events.push(Event::Cancel { request });
+            }
+            Some(Intervention::CancelAll { turn }) if turn == self.turns => {
+                events.extend(self.requests.keys().map(|&request| Event::Cancel { request }));
+            }
+            Some(Intervention::Drain { turn }) if turn == self.turns => events.push(Event::Drain),
+            _ => {}
+        }
+    }
+
+    fn execute(&mut self, plan: &StepPlan) -> Vec<SeqResult> {
+        let fail = match self.intervention {
+            Some(Intervention::FailSequence { step }) if step == plan.step => {
+                Fail::One((plan.step % plan.seqs.len() as u64) as usize)
+            }
+            Some(Intervention::FailStep { step }) if step == plan.step => Fail::All,
+            _ if self.features.failures => Fail::OneIn(40),
+            _ => Fail::Nothing,
+        };
+        let results = self.executor.run(plan, &self.requests, &mut self.random, fail);
+        for (i, seq) in plan.seqs.iter().enumerate() {
+            let failed = match results.get(i) {
+                Some(SeqResult::Prefilled) => seq.forks > 0,
+                Some(SeqResult::Tokens(_)) => false,
+                Some(SeqResult::Failed) | None => true,
+            };
+            if failed {
+                self.failed.insert(seq.request);
+            }
+        }
+        results
+    }
+
+    /// Collects tokens the way an engine does.
+    fn receive(&mut self, plan: &StepPlan, results: &[SeqResult], events: &mut Vec<Event>) {
+        for (seq, result) in plan.seqs.iter().zip(results) {
+            let SeqResult::Tokens(tokens) = result else { continue };
+            for (i, next) in tokens.iter().enumerate() {
+                let name = (seq.request, seq.sample + i as u32);
+                if self.finished.contains_key(&name) {
+                    continue;
+                }
+                self.received.entry(name).or_default().push(next.token);
+                if self.intervention == Some(Intervention::StopReading { token: self.tokens }) {
+                    events.push(Event::Cancel { request: seq.request });
+                }
+                self.tokens += 1;
+            }
+        }
+    }
+
+    /// Notes who arrives. Returns the requests that these events cancel, without those cancelled before they arrive.
+    fn note_events(&mut self, events: &[Event]) -> BTreeSet<u64> {
+        let mut cancelled = BTreeSet::new();
+        for event in events {
+            match event {
+                Event::Submit(new) => drop(self.arrivals.insert(new.id, self.arrivals.len())),
+                Event::Cancel { request } if self.arrivals.contains_key(request) => {
+                    cancelled.insert(*request);
+                }
+                _ => {}
+            }
+        }
+        self.cancelled.extend(&cancelled);
+        cancelled
+    }
+}
