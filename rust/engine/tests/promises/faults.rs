@@ -144,7 +144,8 @@ fn a_stalled_step_turns_health_red_and_back() {
     let out = gather(&stream, 1);
     assert!(rest.ends_with(&out.tokens[0]) && out.error.is_none());
     settled(&engine);
-    assert_eq!(engine.health(limit), Health::Ready);
+    std::thread::sleep(2 * limit);
+    assert_eq!(engine.health(limit), Health::Ready, "idle again is not stalled");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The scheduler and the cache under random workloads on tiny pools, against a content oracle.
 //!
 //! A failure prints the command that replays its seed. `OCTAVO_SIM_SEEDS=<count>` runs more seeds, from
-//! `OCTAVO_SIM_FIRST=<seed>` on, `OCTAVO_SIM_THREADS=<count>` on so many threads, `OCTAVO_SIM_MINUTES=<count>` at most so
-//! long; `OCTAVO_SIM_RESULT=<file>` writes what was reached.
+//! `OCTAVO_SIM_FIRST=<seed>` on, on `OCTAVO_SIM_THREADS=<count>` threads, for `OCTAVO_SIM_MINUTES=<count>` at most;
+//! `OCTAVO_SIM_RESULT=<file>` writes what was reached.
 #![allow(missing_docs)]
 
 #[path = "../sim/mod.rs"]
@@ -72,23 +72,26 @@ fn seeds_that_found_a_bug_stay_green() {
 /// Writes what a long run reached, as JSON. The date is the caller's matter: `OCTAVO_SIM_DATE`.
 fn write_result(path: &str, first: u64, seconds: f64, threads: usize, sum: &Sum) {
     let date = std::env::var("OCTAVO_SIM_DATE").unwrap_or_default();
-    let text = format!(
-        "{{\n  \"date\": \"{date}\",\n  \"command\": \"OCTAVO_SIM_SEEDS=<count> cargo test -p octavo-scheduler --test \
-         simulation random\",\n  \"result\": \"every promise kept\",\n  \"first_seed\": {first},\n  \"seeds\": {},\n  \
-         \"seconds\": {seconds:.0},\n  \"threads\": {threads},\n  \"steps\": {},\n  \"tokens\": {},\n  \"preemptions\": {},\n  \
-         \"copies_on_write\": {},\n  \"prefix_hit_tokens\": {},\n  \"evictions\": {},\n  \"overtaken\": {},\n  \
-         \"failed\": {},\n  \"cancelled\": {},\n  \"timed_out\": {}\n}}\n",
-        sum.seeds,
-        sum.steps,
-        sum.tokens,
-        sum.preemptions,
-        sum.copies,
-        sum.hit_tokens,
-        sum.evictions,
-        sum.overtaken,
-        sum.failed,
-        sum.cancelled,
-        sum.timed_out,
-    );
+    let command = "OCTAVO_SIM_SEEDS=<count> cargo test -p octavo-scheduler --test simulation random";
+    let numbers = [
+        ("first_seed", first),
+        ("seeds", sum.seeds),
+        ("seconds", seconds as u64),
+        ("threads", threads as u64),
+        ("steps", sum.steps),
+        ("tokens", sum.tokens),
+        ("preemptions", sum.preemptions),
+        ("copies_on_write", sum.copies),
+        ("prefix_hit_tokens", sum.hit_tokens),
+        ("evictions", sum.evictions),
+        ("overtaken", sum.overtaken),
+        ("failed", sum.failed),
+        ("cancelled", sum.cancelled),
+        ("timed_out", sum.timed_out),
+    ];
+    let texts = [("date", date.as_str()), ("command", command), ("result", "every promise kept")];
+    let rows = texts.map(|(name, text)| format!("  \"{name}\": \"{text}\"")).into_iter();
+    let rows: Vec<_> = rows.chain(numbers.map(|(name, value)| format!("  \"{name}\": {value}"))).collect();
+    let text = format!("{{\n{}\n}}\n", rows.join(",\n"));
     std::fs::write(path, text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
 }
