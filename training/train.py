@@ -29,9 +29,9 @@ from .tokenizer import train_tokenizer
 class TrainConfig:
     """What defines a run. Rates are the peaks of the schedule."""
 
-    steps: int = 1860
+    steps: int = 1720
     warmup: int = 100
-    decay: int = 760
+    decay: int = 620
     rows: int = 8
     length: int = 512
     long_length: int = 2048

@@ -1,26 +1,22 @@
 //! The handle that callers hold: loads a model, takes requests, answers questions. Cheap to share between threads.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use octavo_kernels::Kernels;
-use octavo_model::{KvPool, Model, ModelSpec, read_family};
+use octavo_model::ModelSpec;
 use octavo_scheduler::{Refusal, Scheduler, SchedulerConfig};
 use serde_json::{Map, Value, json};
 
 use crate::EngineError;
-use crate::cpu::CpuExecutor;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::{Command, EngineLoop, Shared};
 use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
-use crate::memory::{self, Limits};
-use crate::options::EngineOptions;
+use crate::memory::Limits;
 use crate::params::SamplingParams;
 use crate::request::Prepared;
 use crate::sampling::SamplingRules;
@@ -88,74 +84,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads the model of `folder` on the CPU and starts the engine thread.
-    ///
-    /// # Errors
-    /// `ModelNotFound`, `UnsupportedModel`, `CorruptModel`, or `InvalidRequest` for options that do not fit.
-    pub fn load(folder: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
-        let family = read_family(folder)?;
-        let float = options.float_dtype(family.spec.checkpoint_dtype)?;
-        let weight_dtype = options.weight_dtype(float)?;
-        let kv_dtype = options.kv_dtype(float)?;
-        if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
-            return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
-        }
-        let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
-        let generation = GenerationDefaults::read(folder, &tokenizer)?;
-        let template = match &options.chat_template {
-            Some(text) => {
-                ChatTemplate::new(text, &tokenizer)?;
-                Some(text.clone())
-            }
-            None => ChatTemplate::find(folder, &tokenizer)?,
-        };
-        let isa = options.isa_level()?;
-        let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
-            .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
-        let begin = Instant::now();
-        let model = Model::load(&kernels, folder, family, weight_dtype)?;
-        let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
-        let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;
-        let spec = model.spec().clone();
-        let info = json!({
-            "model": {
-                "path": folder.display().to_string(),
-                "architecture": spec.architecture,
-                "parameters": spec.parameters(),
-                "layers": spec.layers.len(),
-                "hidden": spec.hidden,
-                "vocab": spec.vocab,
-                "checkpoint_dtype": model.stored_dtype().name(),
-                "dtype": float.name(),
-                "quantization": if weight_dtype == octavo_kernels::WeightDtype::Int8 { "int8" } else { "none" },
-                "kv_cache_dtype": kv_dtype.name(),
-                "chat_template": template.is_some(),
-                "load_seconds": begin.elapsed().as_secs_f64(),
-            },
-            "warnings": model.warnings(),
-            "memory": parts,
-            "kernels": {
-                "matmul": format!("{weight_dtype:?} weights, {}", isa.name()),
-                "attention": format!("paged, {} KV, {}", kv_dtype.name(), isa.name()),
-                "norm, rope, activation": format!("float32, {}", isa.name()),
-                "threads": kernels.threads(),
-            },
-        });
-        Self::start(EngineParts {
-            vocab: spec.vocab,
-            spec: Some(spec),
-            executor: Box::new(CpuExecutor::new(kernels, model, kv)),
-            tokenizer,
-            template,
-            generation,
-            limits,
-            prefix_caching: options.enable_prefix_caching,
-            prefill_chunk: options.prefill_chunk.map(|n| n as u32),
-            seed: options.seed,
-            info,
-        })
-    }
-
     /// Starts the engine thread over any executor.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let l = parts.limits;

@@ -14,6 +14,7 @@ mod error;
 mod executor;
 mod generation;
 mod health;
+mod load;
 mod memory;
 mod options;
 mod output;
