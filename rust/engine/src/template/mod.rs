@@ -212,7 +212,7 @@ mod tests {
             ("{{ 'a=b=c'.partition('=') | tojson }}", "[\"a\", \"=\", \"b=c\"]"),
             ("{{ 'abc'.rpartition('=') | tojson }}", "[\"\", \"\", \"abc\"]"),
             ("{{ 'abc'.removeprefix('a').removesuffix('c') }}", "b"),
-            ("{{ 'x' is sequence and [1] is sequence and 1 is not sequence }}", "true"),
+            ("{{ 'x' is sequence and [1] is sequence and 1 is not sequence }}", "True"),
             ("a\r\nb\rc", "a\nb\nc"),
         ];
         for (template, wanted) in cases {
