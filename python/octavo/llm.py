@@ -257,11 +257,9 @@ class LLM:
         try:
             text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
             return self._engine.render_chat(text)
-        except (TypeError, RecursionError, UnicodeEncodeError) as error:
-            raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
         except InvalidRequestError:
             raise
-        except ValueError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
 
     # --- the engine ---------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def parse_memory(value: int | float | str | None) -> tuple[int | None, float | N
             return _at_least_one(float(match[1]) * unit, value), None
     elif isinstance(value, float) and 0.0 < value < 1.0:
         return None, value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer():
+    elif (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer()):
         return _at_least_one(value, value), None
     raise InvalidRequestError(
         f"kv_cache_memory is {value!r}: a number of bytes, a text such as '4GiB' or '512MB', or a fraction above 0 and "

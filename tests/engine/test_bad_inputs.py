@@ -259,3 +259,13 @@ def test_more_kv_cache_than_the_machine_has() -> None:
 def test_a_lone_surrogate_in_messages(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="messages"):
         llm.chat([{"role": "user", "content": "\ud800"}])
+
+
+def test_a_broken_template_of_the_model_is_told_when_it_is_used(llm: LLM, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}", encoding="utf-8")
+    params = SamplingParams(max_tokens=3, temperature=0)
+    with LLM(folder) as broken:
+        assert broken.generate("One day", params)[0].text == llm.generate("One day", params)[0].text
+        assert broken.info()["model"]["chat_template"] is False
+        with pytest.raises(InvalidRequestError, match="template"):
+            broken.chat([{"role": "user", "content": "Hello"}], params)

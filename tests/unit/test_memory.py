@@ -34,7 +34,7 @@ def test_sizes(value: Any, expected: tuple[int | None, float | None]) -> None:
     "value",
     [
         *("", "GiB", "4 parsecs", "-4GiB", "4GiB extra", "1e9", "nan", "0", "0.1b", "99999999TiB"),
-        *(0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf"), 2**70, True, [], {}, b"4GiB"),
+        *(0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf"), 2**70, 10**400, True, [], {}, b"4GiB"),
     ],
     ids=repr,
 )

@@ -43,8 +43,8 @@ pub struct EngineParts {
     pub executor: Box<dyn Executor>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
-    /// Text of the chat template.
-    pub template: Option<String>,
+    /// The chat template, if there is one; one that does not compile says so when it is used.
+    pub template: Option<Result<ChatTemplate, EngineError>>,
     /// Size of a row of logits.
     pub vocab: usize,
     /// What the model is, where there is one.
@@ -66,7 +66,6 @@ pub struct EngineParts {
 /// A running engine.
 pub struct Engine {
     tokenizer: Arc<Tokenizer>,
-    /// A template that does not compile says so when it is used: generating needs none.
     template: Option<Result<ChatTemplate, EngineError>>,
     generation: GenerationDefaults,
     limits: SchedulerConfig,
@@ -102,7 +101,6 @@ impl Engine {
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
-        let template = parts.template.map(|text| ChatTemplate::new(&text, &tokenizer));
         let (commands, inbox) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared::default());
         let body =
@@ -117,7 +115,7 @@ impl Engine {
         }
         Ok(Self {
             tokenizer,
-            template,
+            template: parts.template,
             generation: parts.generation,
             limits,
             vocab: parts.vocab,

@@ -31,12 +31,10 @@ impl Engine {
         }
         let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
         let generation = GenerationDefaults::read(folder, &tokenizer)?;
+        // A given template must compile. The model's own need not: generating needs none.
         let template = match &options.chat_template {
-            Some(text) => {
-                ChatTemplate::new(text, &tokenizer)?;
-                Some(text.clone())
-            }
-            None => ChatTemplate::find(folder, &tokenizer)?,
+            Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
+            None => ChatTemplate::find(folder, &tokenizer)?.map(|text| ChatTemplate::new(&text, &tokenizer)),
         };
         let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
@@ -58,7 +56,7 @@ impl Engine {
                 "dtype": float.name(),
                 "quantization": if weight_dtype == WeightDtype::Int8 { "int8" } else { "none" },
                 "kv_cache_dtype": kv_dtype.name(),
-                "chat_template": template.is_some(),
+                "chat_template": template.as_ref().is_some_and(Result::is_ok),
                 "load_seconds": begin.elapsed().as_secs_f64(),
             },
             "warnings": model.warnings(),
