@@ -1,14 +1,15 @@
 //! Speed of the kernels: one row per op, instruction set and thread count.
 //!
-//! `cargo bench -p octavo-kernels` prints p20/p50/p80 of each rate. Weights of the int8 GEMV cover many layers, so that
-//! they come from memory, and a plain read of as many bytes stands beside it as the limit.
+//! `cargo bench -p octavo-kernels` prints p20/p50/p80 of each rate; `-- int8 avx512` only the rows whose label holds each
+//! word. Weights cover many layers, so that they come from memory as in a model, and a plain read of as many bytes
+//! stands beside the products with one row as the limit.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use octavo_kernels::{
     AttentionParams, BLOCK_SIZE, Isa, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, Rows, SeqView,
-    WeightDtype, paged_attention,
+    WeightDtype, paged_attention, write_kv,
 };
 
 const ROUNDS: usize = 9;
@@ -26,7 +27,7 @@ fn report(name: &str, kernels: &Kernels, unit: &str, work: f64, mut f: impl FnMu
     rates.sort_by(f64::total_cmp);
     let at = |part: usize| rates[(ROUNDS - 1) * part / 10];
     let (isa, threads) = (kernels.isa().name(), kernels.threads());
-    println!("{name:<28} {isa:<9} {threads:>2} threads  {:8.2} {:8.2} {:8.2} {unit}", at(2), at(5), at(8));
+    println!("{name:<32} {isa:<9} {threads:>2} threads  {:8.2} {:8.2} {:8.2} {unit}", at(2), at(5), at(8));
 }
 
 /// Numbers that are neither equal nor all positive.
@@ -59,28 +60,48 @@ fn gemv(kernels: &Kernels, dtype: WeightDtype, layers: usize) {
     });
 }
 
-fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize) {
-    let (n, k) = (8192, 2048);
-    let linear = Linear::pack(kernels, &[Rows::F32(&numbers(n * k))], k, dtype);
+fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
+    let weights = numbers(n * k);
+    let layers = if dtype == WeightDtype::Int8 { (1 << 28) / (n * k) } else { 1 };
+    let layers: Vec<Linear> =
+        (0..layers).map(|_| Linear::pack(kernels, &[Rows::F32(&weights)], k, dtype)).collect();
     let (x, mut y) = (numbers(m * k), vec![0.0; m * n]);
     let mut scratch = QuantizedRows::new();
-    report(&format!("{dtype:?} m={m} k={k} n={n}"), kernels, "GOPS", 2.0 * (m * n * k) as f64, || {
-        linear.forward(kernels, black_box(&x), m, None, &mut y, &mut scratch);
+    let work = 2.0 * (layers.len() * m * n * k) as f64;
+    report(&format!("{dtype:?} m={m} k={k} n={n}"), kernels, "GOPS", work, || {
+        for layer in &layers {
+            layer.forward(kernels, black_box(&x), m, None, &mut y, &mut scratch);
+        }
     });
 }
 
-fn attention(kernels: &Kernels, query_len: usize) {
-    let (heads, kv_heads, head_dim, context_len) = (16, 4, 64, 2048);
-    let layer = KvLayer::new(context_len / BLOCK_SIZE, kv_heads, head_dim, KvDtype::Bf16);
-    let block_table: Vec<u32> = (0..(context_len / BLOCK_SIZE) as u32).collect();
+/// Layers of keys and values enough to come from memory.
+fn attention(kernels: &Kernels, query_len: usize, context_len: usize, (heads, kv_heads): (usize, usize)) {
+    let head_dim = 64;
+    let blocks = context_len / BLOCK_SIZE;
+    let count = if query_len == 1 { ((1 << 27) / (context_len * kv_heads * head_dim * 4)).max(1) } else { 1 };
+    let layers: Vec<KvLayer> = (0..count)
+        .map(|_| {
+            let mut layer = KvLayer::new(blocks, kv_heads, head_dim, KvDtype::Bf16);
+            let slots: Vec<u32> = (0..context_len as u32).collect();
+            let rows = numbers(context_len * kv_heads * head_dim);
+            let width = kv_heads * head_dim;
+            write_kv(kernels, &mut layer, &rows, width, &rows, width, &slots);
+            layer
+        })
+        .collect();
+    let block_table: Vec<u32> = (0..blocks as u32).collect();
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
     let width = heads * head_dim;
     let (q, mut out) = (numbers(query_len * width), vec![0.0; query_len * width]);
     let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table };
     let keys = (0..query_len).map(|i| context_len - i).sum::<usize>();
-    let name = format!("attention q={query_len} ctx={context_len}");
-    report(&name, kernels, "GFLOPS", 4.0 * (keys * width) as f64, || {
-        paged_attention(kernels, &layer, black_box(&q), width, &[seq], &params, &mut out);
+    let name = format!("attention q={query_len} ctx={context_len} {heads}/{kv_heads}");
+    let work = 4.0 * (count * keys * width) as f64;
+    report(&name, kernels, "GFLOPS", work, || {
+        for layer in &layers {
+            paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, &mut out);
+        }
     });
 }
 
@@ -89,20 +110,49 @@ fn main() {
     if !std::env::args().any(|flag| flag == "--bench") {
         return;
     }
-    println!("{:<28} {:<9} {:>10}  {:>8} {:>8} {:>8}", "op", "isa", "threads", "p20", "p50", "p80");
+    println!("{:<32} {:<9} {:>10}  {:>8} {:>8} {:>8}", "op", "isa", "threads", "p20", "p50", "p80");
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
         for threads in [1, 2] {
-            let kernels = &Kernels::new(threads, Some(isa)).expect("the level is available");
-            plain_read(kernels, 1 << 29);
-            gemv(kernels, WeightDtype::Int8, 32);
-            gemv(kernels, WeightDtype::Bf16, 16);
-            for m in [2, 4, 5, 16, 256] {
-                gemm(kernels, WeightDtype::Int8, m);
+            if !wanted(&format!("{} t{threads}", isa.name()), true) {
+                continue;
             }
-            gemm(kernels, WeightDtype::F32, 256);
-            gemm(kernels, WeightDtype::Bf16, 256);
-            attention(kernels, 1);
-            attention(kernels, 512);
+            let kernels = &Kernels::new(threads, Some(isa)).expect("the level is available");
+            if wanted("read", false) {
+                plain_read(kernels, 1 << 29);
+            }
+            if wanted("gemv", false) {
+                gemv(kernels, WeightDtype::Int8, 32);
+                gemv(kernels, WeightDtype::Bf16, 16);
+            }
+            if wanted("gemm", false) {
+                for m in [2, 4, 6, 8, 12, 16, 32, 64, 256] {
+                    gemm(kernels, WeightDtype::Int8, m, 2048, 8192);
+                }
+                for m in [8, 32, 512] {
+                    gemm(kernels, WeightDtype::Int8, m, 896, 9728);
+                    gemm(kernels, WeightDtype::Int8, m, 4864, 896);
+                }
+                gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
+                gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
+            }
+            if wanted("attention", false) {
+                for heads in [(14, 2), (32, 8)] {
+                    attention(kernels, 1, 2048, heads);
+                    attention(kernels, 512, 512, heads);
+                    attention(kernels, 512, 2048, heads);
+                }
+            }
         }
     }
+}
+
+/// Whether the words on the command line ask for `label`; without words everything is.
+fn wanted(label: &str, level: bool) -> bool {
+    let levels = ["avx2", "avx512", "t1", "t2"];
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let mut words = words.iter().filter(|word| levels.contains(&word.as_str()) == level).peekable();
+    if level {
+        return words.all(|word| label.split(' ').any(|part| part == word));
+    }
+    words.peek().is_none() || words.any(|word| label.contains(word.as_str()))
 }

@@ -3,13 +3,11 @@
 use half::bf16;
 
 use super::driver::TileKernel;
+use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
-
-/// Prefetch distance in steps of 64 bytes.
-const AHEAD: usize = 48;
 
 /// A packed bf16 matrix.
 #[derive(Debug, Clone)]
@@ -75,36 +73,46 @@ impl TileKernel for Product<'_> {
         self.weights.columns * size_of::<f32>()
     }
 
+    fn panel(&self, panel: usize) -> *const u8 {
+        self.weights.panels.as_ptr().wrapping_add(panel * self.weights.pairs()).cast()
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
         &self,
         s: S,
         row: usize,
         panel: usize,
+        mut fetch: Fetch,
     ) -> [[S::F; NP]; MR] {
         let (k, pairs) = (self.weights.columns, self.weights.pairs());
         let x = self.x.as_ptr().wrapping_add(row * k);
         let w = self.weights.panels.as_ptr().wrapping_add(panel * pairs);
         let mut acc = [[s.zero(); NP]; MR];
-        for pair in 0..k / 2 {
-            let mut vectors = [(s.zero(), s.zero()); NP];
-            for p in 0..NP {
-                let at = w.wrapping_add(p * pairs + pair);
-                if MR == 1 {
-                    s.prefetch(at.wrapping_add(AHEAD));
-                }
-                // SAFETY: panel + p exists (the caller's promise), pair < pairs.
-                vectors[p] = s.load_bf16_pairs(unsafe { &*at });
+        for start in (0..k / 2).step_by(STEP) {
+            if !NEAR {
+                fetch.share(s);
             }
-            for r in 0..MR {
-                let at = x.wrapping_add(r * k + 2 * pair);
-                // SAFETY: row + r exists (the caller's promise), 2 * pair + 1 < k.
-                let (even, odd) = unsafe { (s.splat(*at), s.splat(*at.wrapping_add(1))) };
-                for p in 0..NP {
-                    acc[r][p] = s.fma(even, vectors[p].0, acc[r][p]);
+            for pair in start..(k / 2).min(start + STEP) {
+                if NEAR {
+                    fetch.near::<S, NP>(s, pair);
                 }
+                let mut vectors = [(s.zero(), s.zero()); NP];
                 for p in 0..NP {
-                    acc[r][p] = s.fma(odd, vectors[p].1, acc[r][p]);
+                    let at = w.wrapping_add(p * pairs + pair);
+                    // SAFETY: panel + p exists (the caller's promise), pair < pairs.
+                    vectors[p] = s.load_bf16_pairs(unsafe { &*at });
+                }
+                for r in 0..MR {
+                    let at = x.wrapping_add(r * k + 2 * pair);
+                    // SAFETY: row + r exists (the caller's promise), 2 * pair + 1 < k.
+                    let (even, odd) = unsafe { (s.splat(*at), s.splat(*at.wrapping_add(1))) };
+                    for p in 0..NP {
+                        acc[r][p] = s.fma(even, vectors[p].0, acc[r][p]);
+                    }
+                    for p in 0..NP {
+                        acc[r][p] = s.fma(odd, vectors[p].1, acc[r][p]);
+                    }
                 }
             }
         }

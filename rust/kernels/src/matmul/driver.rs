@@ -1,14 +1,19 @@
-//! The loops around a tile: which task computes which tiles, and where results go.
+//! The loops around a tile: which thread computes which tiles, what it fetches meanwhile, and where results go.
 //!
 //! Weights lie in panels of 16 rows; a tile is MR rows of x times NP panels. Every output element is one chain over
-//! K in a tile of whatever size, so tiles, blocks and tasks change nothing in the result.
+//! K in a tile of whatever size, so tiles, blocks and threads change nothing in the result.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::fetch::Fetch;
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Panels that are computed together.
 const PANELS: usize = 4;
+/// Rows of a tile at most.
+const ROWS: usize = 4;
 /// Rows of x that stay in the second-level cache while panels pass by.
 const BLOCK_BYTES: usize = 256 << 10;
 
@@ -17,15 +22,19 @@ pub(super) trait TileKernel: Sync {
     /// Bytes of one row of x.
     fn row_bytes(&self) -> usize;
 
-    /// x[row .. row + MR] times panels panel .. panel + NP.
+    /// Where the weights of `panel` begin. Panels follow each other without gaps.
+    fn panel(&self, panel: usize) -> *const u8;
+
+    /// x[row .. row + MR] times panels panel .. panel + NP. On the way it calls `fetch.near` (NEAR) or `fetch.share`.
     ///
     /// # Safety
     /// Those rows and panels exist.
-    unsafe fn tile<S: Simd, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
         &self,
         s: S,
         row: usize,
         panel: usize,
+        fetch: Fetch,
     ) -> [[S::F; NP]; MR];
 }
 
@@ -38,7 +47,8 @@ pub(super) struct Output<'a> {
     pub(super) stride: usize,
 }
 
-/// Computes the whole output in parallel over panels.
+/// Computes the whole output. Threads take jobs (a run of panels for a block of rows) from a counter, one ahead of the
+/// job that they compute, so that the weights of the next come from memory meanwhile.
 pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: Output<'_>) {
     let Output { m, n, bias, y, stride } = output;
     if m == 0 {
@@ -51,15 +61,34 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: Output<'
         assert_eq!(bias.len(), n, "bias length");
     }
     let y = Shared::new(y);
-    let groups = n.div_ceil(LANES).div_ceil(PANELS);
-    let run = groups.div_ceil(4 * kernels.threads());
-    kernels.pool().run(groups.div_ceil(run), &|task| {
-        let groups = (task * run, groups.min((task + 1) * run));
-        dispatch(kernels, Share { kernel, m, n, bias, y: &y, stride, groups });
+    let panels = n.div_ceil(LANES);
+    // Small groups where large ones would leave threads without work.
+    let group =
+        [PANELS, PANELS / 2].into_iter().find(|group| panels / group >= 4 * kernels.threads()).unwrap_or(1);
+    let group = if kernels.threads() == 1 { PANELS } else { group };
+    let block = (BLOCK_BYTES / kernel.row_bytes()).clamp(ROWS, 256) / ROWS * ROWS;
+    let run = (panels.div_ceil(group) / (4 * kernels.threads())).max(1) * group;
+    let runs = panels.div_ceil(run);
+    let jobs = Jobs { count: runs * m.div_ceil(block), next: AtomicUsize::new(0) };
+    kernels.pool().run(kernels.threads(), &|_| {
+        let jobs = &jobs;
+        dispatch(kernels, Share { kernel, m, n, bias, y: &y, stride, panels, group, run, runs, block, jobs });
     });
 }
 
-/// One task: some groups of panels for all rows.
+/// The jobs of a matmul; block of rows first, so that the rows stay in the cache.
+struct Jobs {
+    count: usize,
+    next: AtomicUsize,
+}
+
+impl Jobs {
+    fn take(&self) -> Option<usize> {
+        Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|&job| job < self.count)
+    }
+}
+
+/// One thread's share: the jobs that it takes.
 struct Share<'a, K> {
     kernel: &'a K,
     m: usize,
@@ -67,7 +96,15 @@ struct Share<'a, K> {
     bias: Option<&'a [f32]>,
     y: &'a Shared<'a, f32>,
     stride: usize,
-    groups: (usize, usize),
+    panels: usize,
+    /// Panels that are computed together.
+    group: usize,
+    /// Panels of a job.
+    run: usize,
+    runs: usize,
+    /// Rows of a job.
+    block: usize,
+    jobs: &'a Jobs,
 }
 
 impl<K: TileKernel> Op for Share<'_, K> {
@@ -75,39 +112,87 @@ impl<K: TileKernel> Op for Share<'_, K> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let panels = self.n.div_ceil(LANES);
-        let block = (BLOCK_BYTES / self.kernel.row_bytes()).clamp(4, 256) / 4 * 4;
-        let mut start = 0;
-        while start < self.m {
-            let end = self.m.min(start + block);
-            for group in self.groups.0..self.groups.1 {
-                let mut panel = group * PANELS;
-                let last = panels.min(panel + PANELS);
-                while panel < last {
-                    match last - panel {
-                        4.. => panel += self.panels::<S, 4>(s, start, end, panel),
-                        2 | 3 => panel += self.panels::<S, 2>(s, start, end, panel),
-                        _ => panel += self.panels::<S, 1>(s, start, end, panel),
-                    }
+        let mut job = self.jobs.take();
+        while let Some(now) = job {
+            job = self.jobs.take();
+            let mut panel = now % self.runs * self.run;
+            let last = self.panels.min(panel + self.run);
+            let next = job.map(|next| next % self.runs * self.run);
+            let start = now / self.runs * self.block;
+            let end = self.m.min(start + self.block);
+            while panel < last {
+                // The panels that this thread reads after these.
+                let after = |count: usize| if panel + count < last { Some(panel + count) } else { next };
+                if S::WIDE && (ROWS + 1..=2 * ROWS).contains(&(end - start)) {
+                    panel += match last - panel {
+                        2.. => self.tall::<S, 2>(s, start, end, panel, after(2)),
+                        _ => self.tall::<S, 1>(s, start, end, panel, after(1)),
+                    };
+                    continue;
+                }
+                match self.group.min(last - panel) {
+                    4.. => panel += self.panels::<S, 4>(s, start, end, panel, after(4)),
+                    2 | 3 => panel += self.panels::<S, 2>(s, start, end, panel, after(2)),
+                    _ => panel += self.panels::<S, 1>(s, start, end, panel, after(1)),
                 }
             }
-            start = end;
         }
     }
 }
 
 impl<K: TileKernel> Share<'_, K> {
-    /// Rows `row .. end` times NP panels; gives NP.
+    /// Five to eight rows in one tile, since these are still so few that memory is the limit; gives NP.
     #[inline(always)]
-    fn panels<S: Simd, const NP: usize>(&self, s: S, mut row: usize, end: usize, panel: usize) -> usize {
+    fn tall<S: Simd, const NP: usize>(
+        &self,
+        s: S,
+        row: usize,
+        end: usize,
+        panel: usize,
+        next: Option<usize>,
+    ) -> usize {
+        let at = |panel| self.kernel.panel(panel);
+        let fetch = Fetch::new(at(panel), at(panel + 1), next.map(at), NP, 1);
+        match end - row {
+            5 => self.tile::<S, 5, NP, true>(s, row, panel, fetch),
+            6 => self.tile::<S, 6, NP, true>(s, row, panel, fetch),
+            7 => self.tile::<S, 7, NP, true>(s, row, panel, fetch),
+            _ => self.tile::<S, 8, NP, true>(s, row, panel, fetch),
+        };
+        NP
+    }
+
+    /// Rows `row .. end` times NP panels, fetching the panels from `next` on; gives NP.
+    #[inline(always)]
+    fn panels<S: Simd, const NP: usize>(
+        &self,
+        s: S,
+        mut row: usize,
+        end: usize,
+        panel: usize,
+        next: Option<usize>,
+    ) -> usize {
+        let tiles = (end - row).div_ceil(ROWS);
+        let at = |panel| self.kernel.panel(panel);
+        let mut fetch = Fetch::new(at(panel), at(panel + 1), next.map(at), NP, tiles);
         if S::WIDE || NP == 1 {
+            if tiles == 1 {
+                match end - row {
+                    4 => self.tile::<S, 4, NP, true>(s, row, panel, fetch),
+                    3 => self.tile::<S, 3, NP, true>(s, row, panel, fetch),
+                    2 => self.tile::<S, 2, NP, true>(s, row, panel, fetch),
+                    _ => self.tile::<S, 1, NP, true>(s, row, panel, fetch),
+                };
+                return NP;
+            }
             while row < end {
                 row += match end - row {
-                    4.. => self.tile::<S, 4, NP>(s, row, panel),
-                    3 => self.tile::<S, 3, NP>(s, row, panel),
-                    2 => self.tile::<S, 2, NP>(s, row, panel),
-                    _ => self.tile::<S, 1, NP>(s, row, panel),
+                    4.. => self.tile::<S, 4, NP, false>(s, row, panel, fetch),
+                    3 => self.tile::<S, 3, NP, false>(s, row, panel, fetch),
+                    2 => self.tile::<S, 2, NP, false>(s, row, panel, fetch),
+                    _ => self.tile::<S, 1, NP, false>(s, row, panel, fetch),
                 };
+                fetch.next_tile();
             }
             return NP;
         }
@@ -117,18 +202,18 @@ impl<K: TileKernel> Share<'_, K> {
             let mut row = row;
             while row < end - tail {
                 row += match end - tail - row {
-                    4.. => self.tile::<S, 4, 1>(s, row, panel),
-                    _ => self.tile::<S, 3, 1>(s, row, panel),
+                    4.. => self.tile::<S, 4, 1, false>(s, row, panel, Fetch::nothing()),
+                    _ => self.tile::<S, 3, 1, false>(s, row, panel, Fetch::nothing()),
                 };
             }
         }
         row = end - tail;
         match tail {
             0 => {}
-            1 => _ = self.tile::<S, 1, NP>(s, row, panel),
+            1 => _ = self.tile::<S, 1, NP, true>(s, row, panel, fetch),
             _ => {
                 for pair in 0..NP / 2 {
-                    self.tile::<S, 2, 2>(s, row, panel + 2 * pair);
+                    self.tile::<S, 2, 2, false>(s, row, panel + 2 * pair, Fetch::nothing());
                 }
             }
         }
@@ -137,9 +222,15 @@ impl<K: TileKernel> Share<'_, K> {
 
     /// Computes and writes one tile; gives MR.
     #[inline(always)]
-    fn tile<S: Simd, const MR: usize, const NP: usize>(&self, s: S, row: usize, panel: usize) -> usize {
+    fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
+        &self,
+        s: S,
+        row: usize,
+        panel: usize,
+        fetch: Fetch,
+    ) -> usize {
         // SAFETY: rows are below m and panels below ceil(n / 16), which the packed weights and the input have.
-        let tile = unsafe { self.kernel.tile::<S, MR, NP>(s, row, panel) };
+        let tile = unsafe { self.kernel.tile::<S, MR, NP, NEAR>(s, row, panel, fetch) };
         for (r, vectors) in tile.iter().enumerate() {
             for (p, &vector) in vectors.iter().enumerate() {
                 let column = (panel + p) * LANES;

@@ -1,13 +1,11 @@
 //! Weights in f32: panels `[K][16]`.
 
 use super::driver::TileKernel;
+use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
-
-/// Prefetch distance in steps of 64 bytes.
-const AHEAD: usize = 48;
 
 /// A packed f32 matrix.
 #[derive(Debug, Clone)]
@@ -64,32 +62,42 @@ impl TileKernel for Product<'_> {
         self.weights.columns * size_of::<f32>()
     }
 
+    fn panel(&self, panel: usize) -> *const u8 {
+        self.weights.panels.as_ptr().wrapping_add(panel * self.weights.columns).cast()
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
         &self,
         s: S,
         row: usize,
         panel: usize,
+        mut fetch: Fetch,
     ) -> [[S::F; NP]; MR] {
         let k = self.weights.columns;
         let x = self.x.as_ptr().wrapping_add(row * k);
         let w = self.weights.panels.as_ptr().wrapping_add(panel * k);
         let mut acc = [[s.zero(); NP]; MR];
-        for column in 0..k {
-            let mut vectors = [s.zero(); NP];
-            for p in 0..NP {
-                let at = w.wrapping_add(p * k + column);
-                if MR == 1 {
-                    s.prefetch(at.wrapping_add(AHEAD));
-                }
-                // SAFETY: panel + p exists (the caller's promise), column < k.
-                vectors[p] = s.load(unsafe { &*at });
+        for start in (0..k).step_by(STEP) {
+            if !NEAR {
+                fetch.share(s);
             }
-            for r in 0..MR {
-                // SAFETY: row + r exists (the caller's promise), column < k.
-                let value = s.splat(unsafe { *x.wrapping_add(r * k + column) });
+            for column in start..k.min(start + STEP) {
+                if NEAR {
+                    fetch.near::<S, NP>(s, column);
+                }
+                let mut vectors = [s.zero(); NP];
                 for p in 0..NP {
-                    acc[r][p] = s.fma(value, vectors[p], acc[r][p]);
+                    let at = w.wrapping_add(p * k + column);
+                    // SAFETY: panel + p exists (the caller's promise), column < k.
+                    vectors[p] = s.load(unsafe { &*at });
+                }
+                for r in 0..MR {
+                    // SAFETY: row + r exists (the caller's promise), column < k.
+                    let value = s.splat(unsafe { *x.wrapping_add(r * k + column) });
+                    for p in 0..NP {
+                        acc[r][p] = s.fma(value, vectors[p], acc[r][p]);
+                    }
                 }
             }
         }

@@ -5,6 +5,7 @@
 use half::bf16;
 
 use super::driver::TileKernel;
+use super::fetch::Fetch;
 use super::rows::Stack;
 use crate::context::Kernels;
 use crate::parallel::Shared;
@@ -13,9 +14,6 @@ use crate::simd::{LANES, Simd};
 
 /// Steps of four columns in a group.
 const QUADS: usize = GROUP / 4;
-/// Prefetch distance in steps of 64 bytes.
-const AHEAD: usize = 48;
-
 /// Codes of 16 rows x 4 columns, each as code + 128: one cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
@@ -124,12 +122,17 @@ impl TileKernel for Product<'_> {
         self.weights.groups() * GROUP
     }
 
+    fn panel(&self, panel: usize) -> *const u8 {
+        self.weights.codes.as_ptr().wrapping_add(panel * self.weights.groups() * QUADS).cast()
+    }
+
     #[inline(always)]
-    unsafe fn tile<S: Simd, const MR: usize, const NP: usize>(
+    unsafe fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
         &self,
         s: S,
         row: usize,
         panel: usize,
+        mut fetch: Fetch,
     ) -> [[S::F; NP]; MR] {
         let groups = self.weights.groups();
         let first = row * groups;
@@ -145,13 +148,16 @@ impl TileKernel for Product<'_> {
                 // SAFETY: row + r exists (the caller's promise), group < groups.
                 acc[r] = [s.dot_start(unsafe { *sums.wrapping_add(r * groups + group) }); NP];
             }
+            if !NEAR {
+                fetch.share(s);
+            }
             for quad in 0..QUADS {
+                if NEAR {
+                    fetch.near::<S, NP>(s, group * QUADS + quad);
+                }
                 let mut vectors = [s.weights(&[0; 4 * LANES]); NP];
                 for p in 0..NP {
                     let at = codes.wrapping_add((p * groups + group) * QUADS + quad);
-                    if MR == 1 {
-                        s.prefetch(at.wrapping_add(AHEAD));
-                    }
                     // SAFETY: panel + p exists (the caller's promise), group < groups, quad < 32.
                     vectors[p] = s.weights(unsafe { &(*at).0 });
                 }

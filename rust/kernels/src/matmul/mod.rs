@@ -5,6 +5,7 @@
 
 mod bfloat;
 mod driver;
+mod fetch;
 mod float;
 mod int8;
 mod rows;

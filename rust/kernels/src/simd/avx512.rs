@@ -161,4 +161,8 @@ impl Simd for Avx512 {
     fn prefetch<T>(self, p: *const T) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_l2<T>(self, p: *const T) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
 }

@@ -86,6 +86,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Hints that the line at `p` will be read soon. Any address is allowed.
     fn prefetch<T>(self, p: *const T);
+    /// As `prefetch`, into the second-level cache.
+    fn prefetch_l2<T>(self, p: *const T);
 
     #[inline(always)]
     fn zero(self) -> Self::F {
