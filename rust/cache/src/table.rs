@@ -25,6 +25,11 @@ impl BlockTable {
         self.computed
     }
 
+    /// Takes memory for `blocks` blocks in total now, so that the table never allocates as it grows up to there.
+    pub fn reserve(&mut self, blocks: u32) {
+        self.blocks.reserve_exact((blocks as usize).saturating_sub(self.blocks.len()));
+    }
+
     /// The namespace whose prefix index this table reads and feeds.
     pub fn namespace(&self) -> Namespace {
         self.namespace

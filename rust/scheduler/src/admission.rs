@@ -73,6 +73,10 @@ impl Scheduler {
 
     /// Starts waiting sequences with what is left of the step's `budget` of tokens.
     pub(crate) fn admit(&mut self, mut budget: u32, actions: &mut Actions) {
+        // The usual step: nobody waits, or nobody can start. Spare it the walk over what runs.
+        if self.waiting.len() == 0 || self.running.len() >= self.config.max_num_seqs as usize {
+            return;
+        }
         let mut owed = 0;
         let mut slots = 0;
         for &index in &self.running {
@@ -155,6 +159,7 @@ impl Scheduler {
         let Some(owner) = sequence.request else { return };
         let request = &mut self.requests[owner];
         sequence.table = self.cache.open(request.namespace, found);
+        sequence.table.reserve(request.max_len.div_ceil(self.config.block_size));
         if !request.started {
             request.started = true;
             self.unstarted -= 1;
@@ -170,5 +175,12 @@ impl Scheduler {
         let place = self.running.partition_point(|&other| self.sequences[other].key < key);
         self.running.insert(place, index);
         self.sequences[index].running = true;
+    }
+
+    /// Takes a sequence out of the running list.
+    pub(crate) fn stop_running(&mut self, index: u32) {
+        if let Some(place) = self.running.iter().position(|&other| other == index) {
+            self.running.remove(place);
+        }
     }
 }

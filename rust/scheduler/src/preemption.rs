@@ -52,7 +52,7 @@ impl Scheduler {
             sequence.tokens.truncate(self.requests[request].prompt_len as usize);
         }
         self.waiting.insert(sequence.key, index);
-        self.running.retain(|&other| other != index);
+        self.stop_running(index);
         self.counters.preemptions += 1;
         actions.preempted += 1;
     }

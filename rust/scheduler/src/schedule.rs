@@ -16,11 +16,14 @@ impl Scheduler {
     pub(crate) fn plan_step(&mut self, actions: &mut Actions) {
         let mut budget = self.config.max_num_batched_tokens;
         budget -= self.schedule_first_prefill(budget, actions);
-        let mut stalled = false;
+        let (mut stalled, mut prefills) = (false, false);
         let mut place = 0;
         while place < self.running.len() && budget > 0 {
             let index = self.running[place];
-            if self.sequences[index].remaining() == 1 && !self.sequences[index].in_flight {
+            let sequence = &self.sequences[index];
+            if sequence.remaining() > 1 {
+                prefills |= !sequence.in_flight;
+            } else if !sequence.in_flight {
                 let scheduled = self.schedule_decode(place, actions);
                 budget -= u32::from(scheduled && !planted(Fault::BudgetOverrun));
                 stalled |= !scheduled;
@@ -28,7 +31,7 @@ impl Scheduler {
             place += 1;
         }
         place = 0;
-        while place < self.running.len() && budget > 0 {
+        while prefills && place < self.running.len() && budget > 0 {
             let index = self.running[place];
             if self.sequences[index].remaining() > 1 && !self.sequences[index].in_flight {
                 let chunk = self.schedule_prefill(index, budget, self.cache.available(), actions);

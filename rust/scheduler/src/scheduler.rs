@@ -214,7 +214,7 @@ impl Scheduler {
         let sequence = &mut self.sequences[index];
         sequence.request = None;
         if std::mem::take(&mut sequence.running) {
-            self.running.retain(|&other| other != index);
+            self.stop_running(index);
         } else if !planted(Fault::CancelledGhostInQueue) {
             self.waiting.remove(sequence.key);
         }
