@@ -85,17 +85,17 @@ fn wrong_requests_are_refused_at_once_while_another_runs() {
 
 #[test]
 fn samples_that_the_pool_cannot_hold_are_refused() {
-    // Each of the four samples needs 15 blocks of its own at the end, and there are 40.
+    // Each of the four samples needs 16 blocks of its own at the end, and there are 40.
     let engine = engine(Arc::default(), LIMITS, true);
     let params = SamplingParams { n: 4, max_tokens: Some(60), ..params() };
-    match engine.submit(Prompt::Tokens(vec![1, 2, 3]), &params) {
-        Err(e) => assert_eq!(e.class_name(), "InvalidRequestError"),
-        // Or it is taken, and then it must end whole, by samples taking turns.
-        Ok(stream) => {
-            let wanted = continuation(&[1, 2, 3], 60);
-            assert!(gather(&stream, 4).tokens.iter().all(|t| *t == wanted));
-        }
-    }
+    let error = engine.submit(Prompt::Tokens(vec![1, 2, 3]), &params).err().expect("refused");
+    assert_eq!(error.class_name(), "InvalidRequestError");
+    assert!(error.to_string().contains("64 KV blocks"), "what it needs is named: {error}");
+    // Two of them fit, and run as asked.
+    let two = SamplingParams { n: 2, ..params };
+    let stream = engine.submit(Prompt::Tokens(vec![1, 2, 3]), &two).expect("submitted");
+    let wanted = continuation(&[1, 2, 3], 60);
+    assert!(gather(&stream, 2).tokens.iter().all(|tokens| *tokens == wanted));
     settled(&engine);
 }
 

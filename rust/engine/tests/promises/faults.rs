@@ -148,6 +148,38 @@ fn a_stalled_step_turns_health_red_and_back() {
     assert_eq!(engine.health(limit), Health::Ready, "idle again is not stalled");
 }
 
+/// A step that hangs for a while, at each moment of the workload: who cancels meanwhile is out, all others are whole.
+#[test]
+fn a_stall_at_any_step_changes_no_answer() {
+    let mut stalled = 0;
+    for step in 1..=24 {
+        let script = Script::at(step, Fault::Stall);
+        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0);
+        let streams: Vec<_> = (0..12).map(|i| submit(&engine, i)).collect();
+        let begin = Instant::now();
+        let done = || engine.stats().requests_finished == 12;
+        while script.happened.lock().expect("lock").is_empty() && !done() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "step {step} does not come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stalled += u32::from(!done());
+        let cancelled = step as usize % 12;
+        streams[cancelled].cancel();
+        script.release();
+        for (i, stream) in streams.iter().enumerate() {
+            let out = gather(stream, params(i).n as usize);
+            if i == cancelled && out.reason() == FinishReason::Abort {
+                let wanted = continuation(&prompt(i), 40);
+                assert!(out.error.is_none() && out.tokens.iter().all(|t| wanted.starts_with(t)));
+            } else {
+                assert_whole(&out, i);
+            }
+        }
+        assert_eq!(settled(&engine).requests_finished, 12, "one end for each request");
+    }
+    assert!(stalled >= 20, "{stalled} of 24 runs stalled");
+}
+
 #[test]
 fn a_dead_executor_ends_every_request_and_health_says_so() {
     for step in 1..12 {
