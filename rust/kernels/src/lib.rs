@@ -18,6 +18,7 @@ mod isa;
 mod logits;
 mod matmul;
 mod norm;
+mod pages;
 mod parallel;
 mod quantize;
 mod rope;

@@ -4,6 +4,7 @@ use half::bf16;
 
 use super::BLOCK_SIZE;
 use crate::context::Kernels;
+use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;
 use crate::simd::LANES;
 
@@ -51,11 +52,15 @@ pub(super) enum Store {
 /// Keys and values of one element type.
 #[derive(Debug)]
 pub(super) struct Pair<T> {
-    pub(super) keys: Vec<T>,
-    pub(super) values: Vec<T>,
+    pub(super) keys: Pages<T>,
+    pub(super) values: Pages<T>,
 }
 
-impl<T: Copy> Pair<T> {
+impl<T: Plain> Pair<T> {
+    fn new(keys: usize, values: usize) -> Pair<T> {
+        Pair { keys: Pages::zeroed(keys), values: Pages::zeroed(values) }
+    }
+
     fn copy_block(&mut self, from: usize, to: usize, key_size: usize, value_size: usize) {
         self.keys.copy_within(from * key_size..(from + 1) * key_size, to * key_size);
         self.values.copy_within(from * value_size..(from + 1) * value_size, to * value_size);
@@ -69,8 +74,8 @@ impl KvLayer {
         let keys = num_blocks * kv_heads * key_block(head_dim);
         let values = num_blocks * kv_heads * value_block(head_dim);
         let store = match dtype {
-            KvDtype::F32 => Store::F32(Pair { keys: vec![0.0; keys], values: vec![0.0; values] }),
-            KvDtype::Bf16 => Store::Bf16(Pair { keys: vec![0; keys], values: vec![0; values] }),
+            KvDtype::F32 => Store::F32(Pair::new(keys, values)),
+            KvDtype::Bf16 => Store::Bf16(Pair::new(keys, values)),
         };
         KvLayer { num_blocks, kv_heads, head_dim, store }
     }
@@ -185,12 +190,7 @@ struct NewRows<'a> {
 
 impl NewRows<'_> {
     /// A task is a KV head, so that no two tasks write the same block of a head.
-    fn write<T: Copy + Send>(
-        &self,
-        kernels: &Kernels,
-        pair: &mut Pair<T>,
-        convert: impl Fn(f32) -> T + Sync,
-    ) {
+    fn write<T: Plain>(&self, kernels: &Kernels, pair: &mut Pair<T>, convert: impl Fn(f32) -> T + Sync) {
         let (head_dim, kv_heads) = (self.head_dim, self.kv_heads);
         let (keys, values) = (Shared::new(&mut pair.keys), Shared::new(&mut pair.values));
         let heads_per_task = VALUES_PER_TASK.div_ceil(self.slots.len() * head_dim).min(kv_heads);

@@ -12,6 +12,8 @@ use crate::simd::{self, LANES, Op, Simd};
 
 /// Vectors of keys in a block.
 const HALVES: usize = BLOCK_SIZE / LANES;
+/// Blocks that are fetched ahead.
+const AHEAD: usize = 2;
 /// Rows that are computed together at most.
 const ROWS: usize = 4;
 /// Places of tokens in a block, as numbers to compare with.
@@ -87,7 +89,11 @@ impl<E: Element> Op for Tile<'_, E> {
         self.start(&mut state);
         let last_position = self.position(self.count - 1);
         let first_block = first_visible(self.position(0), self.params.window) / BLOCK_SIZE;
-        for block in first_block..last_position / BLOCK_SIZE + 1 {
+        let blocks = last_position / BLOCK_SIZE + 1;
+        for block in first_block..blocks {
+            if block + AHEAD < blocks {
+                self.fetch(s, block + AHEAD);
+            }
             self.block(s, &mut state, block);
         }
         self.finish(s, &state);
@@ -133,6 +139,20 @@ impl<E: Element> Tile<'_, E> {
         let start = block * BLOCK_SIZE;
         let low = first_visible(position, self.params.window).saturating_sub(start);
         (low, (position + 1).saturating_sub(start).min(BLOCK_SIZE))
+    }
+
+    /// Asks for a block's keys and values: blocks lie anywhere, so the machine cannot guess which comes next.
+    #[inline(always)]
+    fn fetch<S: Simd>(&self, s: S, block: usize) {
+        let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+        let (keys, values) = (key_block(self.params.head_dim), value_block(self.params.head_dim));
+        let line = 64 / size_of::<E>();
+        for i in (0..keys).step_by(line) {
+            s.prefetch_l2(self.keys.as_ptr().wrapping_add(place * keys + i));
+        }
+        for i in (0..values).step_by(line) {
+            s.prefetch_l2(self.values.as_ptr().wrapping_add(place * values + i));
+        }
     }
 
     /// One KV block for all rows, in runs of at most four that see the same places.

@@ -6,6 +6,7 @@ use super::driver::TileKernel;
 use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::pages::Pages;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
 
@@ -13,7 +14,7 @@ use crate::simd::{LANES, Simd};
 #[derive(Debug, Clone)]
 pub(super) struct MatmulBf16 {
     /// `[ceil(N / 16)][ceil(K / 2)]` of `[16 rows][2 columns]` bf16 bits, zero beyond N and K.
-    panels: Vec<[u16; 2 * LANES]>,
+    panels: Pages<[u16; 2 * LANES]>,
     columns: usize,
 }
 
@@ -22,7 +23,7 @@ impl MatmulBf16 {
         let columns = source.columns;
         let pairs = columns.div_ceil(2);
         let count = source.rows.div_ceil(LANES);
-        let mut panels = vec![[0; 2 * LANES]; count * pairs];
+        let mut panels: Pages<[u16; 2 * LANES]> = Pages::zeroed(count * pairs);
         for_row_runs(kernels.pool(), &mut panels, count, pairs, 1, |first, _, panels| {
             let mut row = vec![0.0; columns];
             for (index, panel) in panels.chunks_exact_mut(pairs).enumerate() {

@@ -4,6 +4,7 @@ use super::driver::TileKernel;
 use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::pages::Pages;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
 
@@ -11,7 +12,7 @@ use crate::simd::{LANES, Simd};
 #[derive(Debug, Clone)]
 pub(super) struct MatmulF32 {
     /// `[ceil(N / 16)][K]`, rows beyond N zero.
-    panels: Vec<[f32; LANES]>,
+    panels: Pages<[f32; LANES]>,
     columns: usize,
 }
 
@@ -19,7 +20,7 @@ impl MatmulF32 {
     pub(super) fn pack(kernels: &Kernels, source: &Stack<'_>) -> MatmulF32 {
         let columns = source.columns;
         let count = source.rows.div_ceil(LANES);
-        let mut panels = vec![[0.0; LANES]; count * columns];
+        let mut panels: Pages<[f32; LANES]> = Pages::zeroed(count * columns);
         for_row_runs(kernels.pool(), &mut panels, count, columns, 1, |first, _, panels| {
             let mut row = vec![0.0; columns];
             for (index, panel) in panels.chunks_exact_mut(columns).enumerate() {

@@ -8,6 +8,7 @@ use super::driver::TileKernel;
 use super::fetch::Fetch;
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, QuantizedRows};
 use crate::simd::{LANES, Simd};
@@ -19,11 +20,14 @@ const QUADS: usize = GROUP / 4;
 #[repr(C, align(64))]
 struct Quad([u8; 4 * LANES]);
 
+// SAFETY: 64 bytes, any of them a value, no padding.
+unsafe impl Plain for Quad {}
+
 /// A packed int8 matrix.
 #[derive(Debug, Clone)]
 pub(super) struct MatmulInt8 {
     /// `[ceil(N / 16)][groups][32]`, code 0 beyond N and K.
-    codes: Vec<Quad>,
+    codes: Pages<Quad>,
     /// `[ceil(N / 16)][groups]` of 16 bf16 scales.
     scales: Vec<[u16; LANES]>,
     columns: usize,
@@ -42,7 +46,7 @@ impl MatmulInt8 {
         let columns = source.columns;
         let groups = columns.div_ceil(GROUP);
         let count = source.rows.div_ceil(LANES);
-        let mut codes = vec![Quad([128; 4 * LANES]); count * groups * QUADS];
+        let mut codes = Pages::zeroed(count * groups * QUADS);
         let mut scales = vec![[0; LANES]; count * groups];
         let (code_parts, scale_parts) = (Shared::new(&mut codes), Shared::new(&mut scales));
         kernels.pool().run(count, &|panel| {
@@ -51,6 +55,7 @@ impl MatmulInt8 {
                 let codes = code_parts.part(panel * groups * QUADS..(panel + 1) * groups * QUADS);
                 (codes, scale_parts.part(panel * groups..(panel + 1) * groups))
             };
+            codes.fill(Quad([128; 4 * LANES]));
             let mut row = vec![0.0; columns];
             for lane in 0..LANES.min(source.rows - panel * LANES) {
                 source.read(panel * LANES + lane, &mut row);

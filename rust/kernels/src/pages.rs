@@ -1,0 +1,112 @@
+//! Large zeroed buffers, on huge pages where the system has them.
+//!
+//! Weights and caches are read once a step from end to end. On pages of 4 KiB every page costs a walk of the page tables,
+//! in a virtual machine of two tables, and the prefetcher stops at its end.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
+
+/// Buffers below this many bytes come from the allocator: they hold no whole huge page.
+const MAPPED_BYTES: usize = 2 << 20;
+
+/// Types of which any bytes, zeros among them, are a value, and that hold no padding.
+///
+/// # Safety
+/// As said.
+pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
+// SAFETY: numbers.
+unsafe impl Plain for f32 {}
+// SAFETY: numbers.
+unsafe impl Plain for u16 {}
+// SAFETY: an array has no padding beyond its elements'.
+unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
+
+/// A boxed slice of zeros at first. Memory is taken from the system as it is first written.
+pub(crate) struct Pages<T> {
+    memory: Memory<T>,
+    len: usize,
+}
+
+enum Memory<T> {
+    Small(Vec<T>),
+    Mapped(MmapMut, PhantomData<T>),
+}
+
+impl<T: Plain> Pages<T> {
+    /// `len` zeros.
+    pub(crate) fn zeroed(len: usize) -> Pages<T> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a size that fits the address space");
+        let mapped = if bytes < MAPPED_BYTES { None } else { MmapMut::map_anon(bytes).ok() };
+        let memory = match mapped {
+            Some(map) => {
+                // Refused where the kernel was built without huge pages: then it works as well, a little slower.
+                #[cfg(target_os = "linux")]
+                let _ = map.advise(memmap2::Advice::HugePage);
+                assert!(align_of::<T>() <= 4096, "mappings begin at pages");
+                Memory::Mapped(map, PhantomData)
+            }
+            None => {
+                // SAFETY: all zeros is a value of T (`Plain`).
+                Memory::Small(vec![unsafe { std::mem::zeroed() }; len])
+            }
+        };
+        Pages { memory, len }
+    }
+}
+
+impl<T: Plain> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &self.memory {
+            Memory::Small(values) => values,
+            // SAFETY: the map holds `len` values, begins at a page, lives as long as self, and any bytes are a T.
+            Memory::Mapped(map, _) => unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), self.len) },
+        }
+    }
+}
+
+impl<T: Plain> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        match &mut self.memory {
+            Memory::Small(values) => values,
+            // SAFETY: as above; self is borrowed exclusively.
+            Memory::Mapped(map, _) => unsafe {
+                std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), self.len)
+            },
+        }
+    }
+}
+
+impl<T: Plain> Clone for Pages<T> {
+    fn clone(&self) -> Pages<T> {
+        let mut copy = Pages::zeroed(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
+}
+
+impl<T> std::fmt::Debug for Pages<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pages({} x {} bytes)", self.len, size_of::<T>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_and_mapped_buffers_begin_as_zeros_and_keep_what_is_written() {
+        for len in [0, 1, 1000, MAPPED_BYTES / 4, MAPPED_BYTES / 4 + 7] {
+            let mut pages = Pages::<f32>::zeroed(len);
+            assert_eq!(pages.len(), len);
+            assert!(pages.iter().all(|&x| x == 0.0));
+            pages.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
+            let copy = pages.clone();
+            assert!(copy.iter().enumerate().all(|(i, &x)| x == i as f32));
+        }
+    }
+}
