@@ -12,7 +12,28 @@ from random_models import CASES, Case, write_model
 
 PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
 STEPS = 64
-ROUNDED = ("llama", "llama-odd-sizes", "mistral-window", "qwen2", "qwen3")
+ROUNDED = (
+    "llama",
+    "llama-odd-sizes",
+    "mistral-window",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "cohere2",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3-moe",
+    "deepseek-v2",
+    "deepseek-v3",
+)
 
 
 def prompt_of(case: Case, vocab: int) -> list[int]:
@@ -26,7 +47,7 @@ def test_float32_matches_transformers(case: Case, tmp_path: Path) -> None:
     vocab = reference.config.vocab_size
     prompt = prompt_of(case, vocab)
     params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=-1, prompt_logprobs=-1)
-    with LLM(tmp_path, dtype="float32", quantization=None) as llm:
+    with LLM(tmp_path, dtype="float32", quantization=None, **case.limits) as llm:
         output = llm.generate(prompt, params)[0]
     tokens = output.outputs[0].token_ids
     assert len(tokens) == STEPS
@@ -52,7 +73,7 @@ def test_rounded_weights_stay_close(case: Case, options: dict[str, str | None], 
     vocab = reference.config.vocab_size
     prompt = prompt_of(case, vocab)
     params = SamplingParams(temperature=0, max_tokens=1, logprobs=-1, prompt_logprobs=-1)
-    with LLM(tmp_path, **options) as llm:
+    with LLM(tmp_path, **options, **case.limits) as llm:
         output = llm.generate(prompt, params)[0]
         assert llm.info()["model"]["quantization"] == (options["quantization"] or "none")
     want = reference_logprobs(reference, prompt)

@@ -40,8 +40,9 @@ impl Engine {
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
         let begin = Instant::now();
-        let model = Model::load(&kernels, folder, family, weight_dtype)?;
+        let mut model = Model::load(&kernels, folder, family, weight_dtype)?;
         let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
+        model.set_context(limits.max_model_len as usize);
         let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;
         let spec = model.spec().clone();
         let info = json!({

@@ -83,10 +83,10 @@ pub fn plan(
         at_least("max_num_batched_tokens", options.max_num_batched_tokens, 1, batched_default)?;
     let max_queue = at_least("max_queue", options.max_queue, 1, DEFAULT_MAX_QUEUE)?;
     let wanted_len = at_least("max_model_len", options.max_model_len, 2, spec.max_position)?;
-    if wanted_len > spec.max_position {
+    let longest = spec.longest_context();
+    if wanted_len > longest {
         return refuse(format!(
-            "max_model_len is {wanted_len}: this model was made for at most {} tokens (max_position_embeddings)",
-            spec.max_position
+            "max_model_len is {wanted_len}: this model was made for at most {longest} tokens (max_position_embeddings)"
         ));
     }
 
@@ -177,11 +177,5 @@ pub fn plan(
 
 /// Bytes of the forward pass's buffers for a step of `rows` tokens.
 fn step_bytes(spec: &ModelSpec, rows: usize) -> usize {
-    let width = |l: &octavo_model::LayerSpec| {
-        let a = &l.attention;
-        let qkv = (a.heads + 2 * a.kv_heads) * a.head_dim;
-        (qkv.max(2 * l.mlp.intermediate), (a.heads * a.head_dim).max(l.mlp.intermediate))
-    };
-    let widest = spec.layers.iter().map(width).fold((0, 0), |m, w| (m.0.max(w.0), m.1.max(w.1)));
-    rows * 4 * (2 * spec.hidden + widest.0 + widest.1)
+    rows * 4 * spec.step_values_per_token()
 }

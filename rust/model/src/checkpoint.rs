@@ -111,6 +111,27 @@ impl Checkpoint {
 
     /// The tensor `name`, whose shape must be `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let (name, path, entry, data) = self.find(name, shape)?;
+        let dtype = entry.dtype.clone().map_err(|other| {
+            let what = format!("tensor {name} is stored as {other}: F32, BF16 or F16 is expected");
+            ModelError::corrupt(path.display().to_string(), what)
+        })?;
+        Ok(Tensor { name, dtype, shape: &entry.shape, data })
+    }
+
+    /// The codes of `name` if it is stored as int8; its shape must be `shape`.
+    pub fn int8(&self, name: &str, shape: &[usize]) -> Result<Option<&[u8]>, ModelError> {
+        let (_, _, entry, data) = self.find(name, shape)?;
+        Ok((entry.dtype.as_ref().err().map(String::as_str) == Some("I8")).then_some(data))
+    }
+
+    /// The sizes of `name`, if there is such a tensor.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|(_, entry)| entry.shape.as_slice())
+    }
+
+    /// Its name, file, header entry and bytes.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Path, &Entry, &[u8]), ModelError> {
         let files = || match self.files.as_slice() {
             [(path, _)] => path.display().to_string(),
             files => format!("{} safetensors files", files.len()),
@@ -123,11 +144,7 @@ impl Checkpoint {
             let what = format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", entry.shape);
             return Err(ModelError::corrupt(path.display().to_string(), what));
         }
-        let dtype = entry.dtype.clone().map_err(|other| {
-            let what = format!("tensor {name} is stored as {other}: F32, BF16 or F16 is expected");
-            ModelError::corrupt(path.display().to_string(), what)
-        })?;
-        Ok(Tensor { name, dtype, shape: &entry.shape, data: &map[entry.range.clone()] })
+        Ok((name, path, entry, &map[entry.range.clone()]))
     }
 }
 

@@ -54,6 +54,11 @@ impl<'a> Config<'a> {
         self.map.get(key).filter(|v| !v.is_null())
     }
 
+    /// True if the key is there, be it null.
+    pub fn names(&self, key: &str) -> bool {
+        self.map.contains_key(key)
+    }
+
     /// True if the key is there and not null.
     pub fn has(&self, key: &str) -> bool {
         self.value(key).is_some()

@@ -1,14 +1,22 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{KvDtype, KvLayer};
+use octavo_kernels::{KvDtype, KvLayer, LatentKv};
 
 use crate::ModelError;
-use crate::spec::{Dtype, ModelSpec};
+use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
 
 /// Keys and values of all layers. Block ids are those of the scheduler.
 pub struct KvPool {
-    pub(crate) layers: Vec<KvLayer>,
+    pub(crate) layers: Vec<LayerStore>,
     blocks: usize,
+}
+
+/// What one layer keeps of past tokens.
+pub(crate) enum LayerStore {
+    /// Keys and values of each KV head.
+    Heads(KvLayer),
+    /// One latent for all heads.
+    Latent(LatentKv),
 }
 
 /// Bytes that one block of 32 tokens takes in all layers together, padding included.
@@ -17,8 +25,11 @@ pub struct KvPool {
 /// `BadOption` for a dtype that the cache cannot hold on the CPU.
 pub fn block_bytes(spec: &ModelSpec, dtype: Dtype) -> Result<usize, ModelError> {
     let dtype = kv_dtype(dtype)?;
-    let layers = spec.layers.iter().map(|l| &l.attention);
-    Ok(layers.map(|a| KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype)).sum())
+    let bytes = |l: &LayerSpec| match &l.attention {
+        AttentionSpec::Heads(a) => KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype),
+        AttentionSpec::Latent(a) => LatentKv::bytes_per_block(a.kv_rank + a.rope_dim, dtype),
+    };
+    Ok(spec.layers.iter().map(bytes).sum())
 }
 
 fn kv_dtype(dtype: Dtype) -> Result<KvDtype, ModelError> {
@@ -38,8 +49,12 @@ impl KvPool {
     /// `BadOption` for a dtype that the cache cannot hold on the CPU.
     pub fn new(spec: &ModelSpec, blocks: usize, dtype: Dtype) -> Result<Self, ModelError> {
         let dtype = kv_dtype(dtype)?;
-        let layer =
-            |l: &crate::LayerSpec| KvLayer::new(blocks, l.attention.kv_heads, l.attention.head_dim, dtype);
+        let layer = |l: &LayerSpec| match &l.attention {
+            AttentionSpec::Heads(a) => LayerStore::Heads(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)),
+            AttentionSpec::Latent(a) => {
+                LayerStore::Latent(LatentKv::new(blocks, a.kv_rank + a.rope_dim, dtype))
+            }
+        };
         Ok(Self { layers: spec.layers.iter().map(layer).collect(), blocks })
     }
 
@@ -51,7 +66,10 @@ impl KvPool {
     /// Copies a block in every layer.
     pub fn copy_block(&mut self, from: u32, to: u32) {
         for layer in &mut self.layers {
-            layer.copy_block(from as usize, to as usize);
+            match layer {
+                LayerStore::Heads(layer) => layer.copy_block(from as usize, to as usize),
+                LayerStore::Latent(layer) => layer.copy_block(from as usize, to as usize),
+            }
         }
     }
 }

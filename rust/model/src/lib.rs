@@ -1,7 +1,7 @@
 //! octavo-model: from a Hugging Face folder to logits on the CPU.
 //!
 //! `families` turns config.json into a `ModelSpec` (a decoder as data) and names its tensors; `checkpoint` maps and
-//! checks safetensors; `weights` packs them; `forward` runs a flat batch of tokens over the paged KV pool.
+//! checks safetensors; `load` packs them as `weights`; `forward` runs a flat batch of tokens over the paged KV pool.
 #![deny(unsafe_code)]
 
 mod buffer;
@@ -12,7 +12,10 @@ mod error;
 pub mod families;
 mod forward;
 mod kv;
+mod load;
+mod quantized;
 mod rope;
+mod rope_config;
 mod spec;
 mod weights;
 
@@ -22,5 +25,8 @@ pub use error::ModelError;
 pub use forward::{Batch, Model, Scratch};
 pub use kv::{KvPool, block_bytes};
 pub use rope::{RopeScaling, RopeSpec, RopeTable};
-pub use spec::{Activation, AttentionSpec, Dtype, LayerSpec, MlpSpec, ModelSpec};
+pub use spec::{
+    Activation, AttentionSpec, Dtype, ExpertGroups, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec,
+    MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlacement, NormSpec, QkNorm, Scoring, SharedExpertSpec,
+};
 pub use weights::read_family;

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::rope::RopeSpec;
+use crate::rope::{RopeScaling, RopeSpec};
 
 /// Element type of a checkpoint or of computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -46,9 +46,56 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// What a norm does to a row before it multiplies by its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Divides by the root of the mean square.
+    Rms,
+    /// Subtracts the mean, then divides by the standard deviation. It has no bias.
+    Layer,
+}
+
+/// All norms of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct NormSpec {
+    /// The kind.
+    pub kind: NormKind,
+    /// Added under the root.
+    pub eps: f32,
+    /// Added to every weight: 1 where checkpoints store weight - 1.
+    pub offset: f32,
+}
+
+/// Where the norms of a layer stand; f is the attention or the feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlacement {
+    /// x += f(norm(x)).
+    Before,
+    /// x += norm(f(x)).
+    After,
+    /// x += norm(f(norm(x))).
+    Around,
+    /// y = norm(x); x += attention(y) + feed_forward(y).
+    Parallel,
+}
+
+/// Norms of queries and keys before rope.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// None.
+    Off,
+    /// Each head by itself, with the same weights `[head_dim]`.
+    Heads,
+    /// All heads of a token together, weights `[heads * head_dim]`.
+    Whole,
+}
+
 /// Multi-head attention of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct AttentionSpec {
+pub struct HeadsSpec {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
@@ -65,13 +112,49 @@ pub struct AttentionSpec {
     pub qkv_bias: bool,
     /// Bias on the output projection.
     pub out_bias: bool,
-    /// RMS norm of each query and key head before rope.
-    pub qk_norm: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
     /// Index into `ModelSpec::ropes`; None: no rotary embedding.
     pub rope: Option<usize>,
 }
 
-/// The gated feed-forward block of one layer.
+/// Multi-head latent attention of one layer (DeepSeek-V2, arXiv 2405.04434). Keys and values of all heads come from one
+/// latent per token, which is what the cache holds, beside a key part with rope that the heads share.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LatentSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Width of the latent that queries come from; None: they come from the residual stream at once.
+    pub q_rank: Option<usize>,
+    /// Width of the latent of keys and values.
+    pub kv_rank: usize,
+    /// Channels of a head that have no rope.
+    pub nope_dim: usize,
+    /// Channels of a head that have rope.
+    pub rope_dim: usize,
+    /// Channels of a head's values.
+    pub v_dim: usize,
+    /// Factor on q.k before the softmax.
+    pub scale: f32,
+    /// Bias on the projections from and to the residual stream, the direct query projection excepted.
+    pub bias: bool,
+    /// Epsilon of the norms of both latents.
+    pub norm_eps: f32,
+    /// Index into `ModelSpec::ropes`.
+    pub rope: usize,
+}
+
+/// The attention block of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum AttentionSpec {
+    /// Keys and values for each KV head.
+    Heads(HeadsSpec),
+    /// One latent for all heads.
+    Latent(LatentSpec),
+}
+
+/// A gated feed-forward block: down(act(gate(x)) * up(x)).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MlpSpec {
     /// Width between the projections.
@@ -82,13 +165,78 @@ pub struct MlpSpec {
     pub bias: bool,
 }
 
-/// One decoder layer: norm, attention, residual, norm, feed-forward, residual.
+/// How router logits become scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Over all experts.
+    Softmax,
+    /// Each expert by itself.
+    Sigmoid,
+}
+
+/// Experts in groups of equal size, of which a token uses only the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ExpertGroups {
+    /// Number of groups.
+    pub count: usize,
+    /// Groups that a token may use.
+    pub chosen: usize,
+    /// A group counts by the sum of its best scores, this many.
+    pub best: usize,
+}
+
+/// An expert that every token uses, added to the routed ones.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SharedExpertSpec {
+    /// Width between its projections.
+    pub intermediate: usize,
+    /// Its output is multiplied by sigmoid(w . x).
+    pub gated: bool,
+}
+
+/// A mixture of experts: each token goes to the `per_token` experts that its router scores highest.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MoeSpec {
+    /// Number of routed experts.
+    pub experts: usize,
+    /// Experts of one token.
+    pub per_token: usize,
+    /// Width between an expert's projections.
+    pub intermediate: usize,
+    /// Activation of the gates.
+    pub activation: Activation,
+    /// Logits to scores.
+    pub scoring: Scoring,
+    /// A bias per expert is added to scores for the choice, not for the weights.
+    pub choice_bias: bool,
+    /// Restriction to some groups.
+    pub groups: Option<ExpertGroups>,
+    /// Weights of a token's experts are divided by their sum.
+    pub normalize: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+    /// The shared expert.
+    pub shared: Option<SharedExpertSpec>,
+}
+
+/// The feed-forward block of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum FeedForwardSpec {
+    /// One block for all tokens.
+    Dense(MlpSpec),
+    /// A mixture of experts.
+    Experts(MoeSpec),
+}
+
+/// One decoder layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerSpec {
     /// The attention block.
     pub attention: AttentionSpec,
     /// The feed-forward block.
-    pub mlp: MlpSpec,
+    pub mlp: FeedForwardSpec,
 }
 
 /// A decoder-only transformer, described by data.
@@ -102,10 +250,20 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// Longest context that the model was made for, in tokens.
     pub max_position: usize,
-    /// Epsilon of every RMS norm.
-    pub norm_eps: f32,
+    /// Every norm but those of latents.
+    pub norm: NormSpec,
+    /// Where the norms of layers stand.
+    pub norm_placement: NormPlacement,
     /// The output head is the embedding.
     pub tied_embeddings: bool,
+    /// Factor on embeddings.
+    pub embedding_scale: f32,
+    /// Factor on what a block adds to the residual stream.
+    pub residual_scale: f32,
+    /// Factor on logits.
+    pub logit_scale: f32,
+    /// Logits become cap * tanh(logits / cap).
+    pub logit_softcap: Option<f32>,
     /// The layers, first to last.
     pub layers: Vec<LayerSpec>,
     /// Rotary embeddings that layers refer to.
@@ -114,24 +272,115 @@ pub struct ModelSpec {
     pub checkpoint_dtype: Option<Dtype>,
 }
 
+impl NormPlacement {
+    /// Norm weights of one layer, in rows of `hidden`.
+    fn count(self) -> usize {
+        match self {
+            NormPlacement::Before | NormPlacement::After => 2,
+            NormPlacement::Around => 4,
+            NormPlacement::Parallel => 1,
+        }
+    }
+}
+
+impl AttentionSpec {
+    fn parameters(&self, hidden: usize) -> usize {
+        match self {
+            AttentionSpec::Heads(a) => {
+                let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+                let bias = if a.qkv_bias { q + 2 * kv } else { 0 } + if a.out_bias { hidden } else { 0 };
+                let norms = match a.qk_norm {
+                    QkNorm::Off => 0,
+                    QkNorm::Heads => 2 * a.head_dim,
+                    QkNorm::Whole => q + kv,
+                };
+                (2 * q + 2 * kv) * hidden + bias + norms
+            }
+            AttentionSpec::Latent(a) => {
+                let q = a.heads * (a.nope_dim + a.rope_dim);
+                let q = a.q_rank.map_or(q * hidden, |rank| rank * (hidden + 1 + q));
+                let kv =
+                    (a.kv_rank + a.rope_dim) * hidden + a.kv_rank * (1 + a.heads * (a.nope_dim + a.v_dim));
+                let bias = if a.bias { a.q_rank.unwrap_or(0) + a.kv_rank + a.rope_dim + hidden } else { 0 };
+                q + kv + a.heads * a.v_dim * hidden + bias
+            }
+        }
+    }
+
+    /// Elements that one token leaves in the cache.
+    fn kv_elements(&self) -> usize {
+        match self {
+            AttentionSpec::Heads(a) => 2 * a.kv_heads * a.head_dim,
+            AttentionSpec::Latent(a) => a.kv_rank + a.rope_dim,
+        }
+    }
+
+    /// Values that the block holds for one token while it runs, beside the residual stream.
+    fn step_values(&self) -> usize {
+        match self {
+            AttentionSpec::Heads(a) => (2 * a.heads + 2 * a.kv_heads) * a.head_dim,
+            AttentionSpec::Latent(a) => {
+                let q = a.heads * (a.nope_dim + 2 * a.rope_dim) + a.q_rank.unwrap_or(0);
+                let latents = (a.kv_rank + a.rope_dim) + a.heads * (2 * a.kv_rank + a.rope_dim);
+                q + latents + a.heads * a.v_dim + a.nope_dim + a.kv_rank
+            }
+        }
+    }
+}
+
+impl FeedForwardSpec {
+    fn parameters(&self, hidden: usize) -> usize {
+        let gated = |inner: usize| 3 * hidden * inner;
+        match self {
+            FeedForwardSpec::Dense(m) => {
+                gated(m.intermediate) + if m.bias { 2 * m.intermediate + hidden } else { 0 }
+            }
+            FeedForwardSpec::Experts(m) => {
+                let router = m.experts * (hidden + usize::from(m.choice_bias));
+                let shared = m.shared.as_ref();
+                let shared = shared.map_or(0, |s| gated(s.intermediate) + if s.gated { hidden } else { 0 });
+                m.experts * gated(m.intermediate) + router + shared
+            }
+        }
+    }
+
+    fn step_values(&self, hidden: usize) -> usize {
+        match self {
+            FeedForwardSpec::Dense(m) => 3 * m.intermediate,
+            FeedForwardSpec::Experts(m) => {
+                let widest = m.shared.as_ref().map_or(0, |s| s.intermediate).max(m.intermediate);
+                3 * widest + m.experts + 2 * hidden
+            }
+        }
+    }
+}
+
 impl ModelSpec {
     /// Number of weights, the tied head counted once.
     pub fn parameters(&self) -> usize {
         let heads: usize = if self.tied_embeddings { 1 } else { 2 };
-        let mut n = heads * self.vocab * self.hidden + self.hidden;
-        for layer in &self.layers {
-            let a = &layer.attention;
-            let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
-            n += 2 * self.hidden + (2 * q + 2 * kv) * self.hidden + 3 * self.hidden * layer.mlp.intermediate;
-            n += if a.qkv_bias { q + 2 * kv } else { 0 } + if a.out_bias { self.hidden } else { 0 };
-            n += if a.qk_norm { 2 * a.head_dim } else { 0 };
-            n += if layer.mlp.bias { 2 * layer.mlp.intermediate + self.hidden } else { 0 };
-        }
-        n
+        let norms = (self.norm_placement.count() * self.layers.len() + 1) * self.hidden;
+        let layer = |l: &LayerSpec| l.attention.parameters(self.hidden) + l.mlp.parameters(self.hidden);
+        heads * self.vocab * self.hidden + norms + self.layers.iter().map(layer).sum::<usize>()
     }
 
-    /// Elements of K and V that one token leaves in the cache, all layers together.
+    /// Elements of the cache that one token takes, all layers together.
     pub fn kv_elements_per_token(&self) -> usize {
-        self.layers.iter().map(|l| 2 * l.attention.kv_heads * l.attention.head_dim).sum()
+        self.layers.iter().map(|l| l.attention.kv_elements()).sum()
+    }
+
+    /// Values that the forward pass holds for each token of a step.
+    pub fn step_values_per_token(&self) -> usize {
+        let layer = |l: &LayerSpec| l.attention.step_values().max(l.mlp.step_values(self.hidden));
+        3 * self.hidden + self.layers.iter().map(layer).max().unwrap_or(0)
+    }
+
+    /// Longest context that can be asked for, in tokens: beyond `max_position` where rope stretches to what is asked.
+    pub fn longest_context(&self) -> usize {
+        let stretched = self.ropes.iter().filter_map(|r| match r.scaling {
+            RopeScaling::Dynamic { factor, .. } => Some((self.max_position as f32 * factor) as usize),
+            _ => None,
+        });
+        stretched.max().unwrap_or(0).max(self.max_position)
     }
 }

@@ -1,6 +1,6 @@
 //! config.json to `ModelSpec`: what the families read, and what they refuse by name.
 
-use octavo_model::{Config, ModelError, ModelSpec, families};
+use octavo_model::{AttentionSpec, Config, FeedForwardSpec, HeadsSpec, ModelError, ModelSpec, families};
 use serde_json::{Value, json};
 
 fn read(config: &Value) -> Result<ModelSpec, ModelError> {
@@ -16,10 +16,18 @@ fn with(changes: &[(&str, Value)]) -> Value {
     config
 }
 
+fn heads(spec: &ModelSpec) -> Vec<HeadsSpec> {
+    let heads = |a: &AttentionSpec| match a {
+        AttentionSpec::Heads(heads) => heads.clone(),
+        AttentionSpec::Latent(_) => panic!("latent attention"),
+    };
+    spec.layers.iter().map(|l| heads(&l.attention)).collect()
+}
+
 #[test]
 fn windows_follow_each_family() {
     let windows = |config: &Value| -> Vec<Option<u32>> {
-        read(config).expect("spec").layers.iter().map(|l| l.attention.window).collect()
+        heads(&read(config).expect("spec")).iter().map(|a| a.window).collect()
     };
     let mistral = ("architectures", json!(["MistralForCausalLM"]));
     assert_eq!(windows(&with(&[mistral.clone(), ("sliding_window", json!(8))])), [Some(8); 3]);
@@ -45,7 +53,8 @@ fn parameters_count_as_the_tensors_do() {
 fn what_the_spec_cannot_express_is_refused_by_name() {
     let cases = [
         ("architectures", json!(["MambaForCausalLM"]), "MambaForCausalLM"),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0}), "yarn"),
+        ("rope_scaling", json!({"rope_type": "spiral", "factor": 4.0}), "spiral"),
+        ("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "full_attention"),
         ("hidden_act", json!("relu"), "relu"),
         ("quantization_config", json!({"quant_method": "gptq"}), "quantised"),
         ("dtype", json!("float8_e4m3fn"), "float8_e4m3fn"),
@@ -55,6 +64,138 @@ fn what_the_spec_cannot_express_is_refused_by_name() {
         assert!(matches!(error, ModelError::Unsupported(_)), "{key}: {error:?}");
         assert!(error.to_string().contains(named), "{key}: {error}");
     }
+}
+
+fn family(architecture: &str, changes: &[(&str, Value)]) -> Result<ModelSpec, ModelError> {
+    let mut config = with(changes);
+    config["architectures"] = json!([architecture]);
+    for (key, value) in [
+        ("kv_lora_rank", 32),
+        ("qk_nope_head_dim", 16),
+        ("qk_rope_head_dim", 8),
+        ("v_head_dim", 16),
+        ("moe_intermediate_size", 24),
+        ("n_routed_experts", 8),
+        ("num_experts", 8),
+        ("num_experts_per_tok", 2),
+        ("shared_expert_intermediate_size", 24),
+        ("n_group", 4),
+        ("topk_group", 2),
+    ] {
+        if config.get(key).is_none() {
+            config[key] = json!(value);
+        }
+    }
+    read(&config)
+}
+
+#[test]
+fn options_of_families_that_the_spec_cannot_express_are_refused_by_name() {
+    let cases = [
+        ("Gemma3ForCausalLM", "use_bidirectional_attention", json!(true), "use_bidirectional_attention"),
+        ("GemmaForCausalLM", "hidden_activation", json!("relu"), "relu"),
+        ("Gemma3ForCausalLM", "rope_parameters", json!({"rope_theta": 1e4}), "one rope for all layers"),
+        ("Cohere2ForCausalLM", "use_qk_norm", json!(true), "use_qk_norm"),
+        ("Cohere2ForCausalLM", "use_parallel_block", json!(false), "use_parallel_block"),
+        (
+            "Olmo3ForCausalLM",
+            "layer_types",
+            json!(["linear_attention", "full_attention", "full_attention"]),
+            "linear_attention",
+        ),
+        ("DeepseekV2ForCausalLM", "topk_method", json!("noaux_tc"), "noaux_tc"),
+        ("DeepseekV2ForCausalLM", "norm_topk_prob", json!(true), "norm_topk_prob"),
+        ("DeepseekV2ForCausalLM", "mlp_bias", json!(true), "mlp_bias"),
+        ("DeepseekV3ForCausalLM", "scoring_func", json!("softmax"), "softmax"),
+        ("DeepseekV3ForCausalLM", "moe_layer_freq", json!(2), "moe_layer_freq"),
+        ("Phi3ForCausalLM", "partial_rotary_factor", json!(0.2), "rotary embedding over 3 channels"),
+    ];
+    for (architecture, key, value, named) in cases {
+        let error = family(architecture, &[(key, value)]).expect_err(key);
+        assert!(matches!(error, ModelError::Unsupported(_)), "{architecture} {key}: {error:?}");
+        assert!(error.to_string().contains(named), "{architecture} {key}: {error}");
+    }
+}
+
+#[test]
+fn impossible_values_of_families_are_named_with_the_key() {
+    let longrope = json!({"type": "longrope", "short_factor": [1.0], "long_factor": [1.0, "x"]});
+    let cases = [
+        ("SmolLM3ForCausalLM", "no_rope_layers", json!([1, 0])),
+        ("SmolLM3ForCausalLM", "no_rope_layers", json!([1, 0, 7])),
+        ("Olmo3ForCausalLM", "layer_types", json!(["full_attention"])),
+        ("Phi3ForCausalLM", "rope_scaling", longrope),
+        ("MixtralForCausalLM", "num_experts_per_tok", json!(99)),
+        ("Qwen3MoeForCausalLM", "mlp_only_layers", json!(["one"])),
+        ("DeepseekV3ForCausalLM", "n_group", json!(3)),
+        ("DeepseekV3ForCausalLM", "topk_group", json!(5)),
+        ("DeepseekV3ForCausalLM", "kv_lora_rank", json!(0)),
+        ("GraniteForCausalLM", "logits_scaling", json!(0)),
+    ];
+    for (architecture, key, value) in cases {
+        let mut changes = vec![(key, value)];
+        if key == "rope_scaling" {
+            changes.push(("max_position_embeddings", json!(64)));
+        }
+        let error = family(architecture, &changes).expect_err(key);
+        assert!(matches!(error, ModelError::BadConfig { .. }), "{architecture} {key}: {error:?}");
+        let named = if key == "rope_scaling" { "long_factor" } else { key };
+        assert!(
+            error.to_string().contains(named) || error.to_string().contains("short_factor"),
+            "{key}: {error}"
+        );
+    }
+}
+
+/// What LLM Compressor writes for int8 weights and activations.
+fn w8a8() -> Value {
+    json!({"quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+        "kv_cache_scheme": null, "ignore": ["lm_head"], "sparsity_config": {}, "transform_config": {},
+        "config_groups": {"group_0": {"targets": ["Linear"], "output_activations": null,
+            "weights": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false,
+                        "group_size": null, "actorder": null},
+            "input_activations": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token",
+                                  "dynamic": true}}}})
+}
+
+#[test]
+fn other_quantised_checkpoints_are_refused_by_name() {
+    read(&with(&[("quantization_config", w8a8())])).expect("W8A8 is read");
+    let cases = [
+        ("/quant_method", json!("gptq"), "gptq"),
+        ("/format", json!("pack-quantized"), "pack-quantized"),
+        ("/format", json!("float-quantized"), "float-quantized"),
+        ("/kv_cache_scheme", json!({"num_bits": 8}), "kv_cache_scheme"),
+        ("/transform_config", json!({"config_groups": {}}), "transform_config"),
+        ("/sparsity_config", json!({"format": "sparse-24-bitmask"}), "sparse-24-bitmask"),
+        ("/config_groups", json!({}), "config_groups"),
+        ("/config_groups/group_0/weights", Value::Null, "no weights"),
+        ("/config_groups/group_0/weights/num_bits", json!(4), "num_bits 4"),
+        ("/config_groups/group_0/weights/strategy", json!("group"), "group"),
+        ("/config_groups/group_0/weights/symmetric", json!(false), "symmetric false"),
+        ("/config_groups/group_0/input_activations/dynamic", json!(false), "dynamic false"),
+        ("/config_groups/group_0/input_activations/num_bits", json!(4), "num_bits 4"),
+        ("/config_groups/group_0/output_activations", json!({"num_bits": 8}), "output_activations"),
+    ];
+    for (place, value, named) in cases {
+        let mut q = w8a8();
+        *q.pointer_mut(place).expect(place) = value;
+        let error = read(&with(&[("quantization_config", q)])).expect_err(place);
+        assert!(matches!(error, ModelError::Unsupported(_)), "{place}: {error:?}");
+        assert!(error.to_string().contains(named), "{place}: {error}");
+    }
+}
+
+#[test]
+fn latents_take_little_of_the_cache() {
+    let spec = family("DeepseekV3ForCausalLM", &[]).expect("spec");
+    assert_eq!(spec.kv_elements_per_token(), 3 * (32 + 8));
+    assert!(
+        matches!(spec.layers[0].mlp, FeedForwardSpec::Dense(_)),
+        "the first three layers are dense by default"
+    );
+    let moe = family("DeepseekV3ForCausalLM", &[("first_k_dense_replace", json!(1))]).expect("spec");
+    assert!(matches!(moe.layers[1].mlp, FeedForwardSpec::Experts(_)));
 }
 
 #[test]

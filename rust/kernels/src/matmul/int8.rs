@@ -58,6 +58,10 @@ impl MatmulInt8 {
             codes.fill(Quad([128; 4 * LANES]));
             let mut row = vec![0.0; columns];
             for lane in 0..LANES.min(source.rows - panel * LANES) {
+                if let Some((row, scale)) = source.codes(panel * LANES + lane) {
+                    keep_codes(row, scale, lane, codes, scales);
+                    continue;
+                }
                 source.read(panel * LANES + lane, &mut row);
                 for (group, values) in row.chunks(GROUP).enumerate() {
                     let quads = &mut codes[group * QUADS..(group + 1) * QUADS];
@@ -115,6 +119,17 @@ fn quantize_group(values: &[f32], lane: usize, quads: &mut [Quad]) -> bf16 {
         quads[column / 4].0[4 * lane + column % 4] = (code + 128) as u8;
     }
     scale
+}
+
+/// Takes over a row that is int8 already: its codes as they are, its scale in every group, rounded to bf16.
+///
+/// The code -128, which other quantisers use at times for a row's largest weight, becomes -127: kernels need codes that can
+/// change their sign. One weight moves by one step; quantising its group anew would move all of them.
+fn keep_codes(row: &[u8], scale: f32, lane: usize, codes: &mut [Quad], scales: &mut [[u16; LANES]]) {
+    for (column, &code) in row.iter().enumerate() {
+        codes[column / 4].0[4 * lane + column % 4] = (code ^ 0x80).max(1);
+    }
+    scales.iter_mut().for_each(|group| group[lane] = bf16::from_f32(scale).to_bits());
 }
 
 struct Product<'a> {

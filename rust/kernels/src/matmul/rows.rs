@@ -19,6 +19,13 @@ pub enum Rows<'a> {
     Bf16Bytes(&'a [u8]),
     /// f16 values as little-endian bytes.
     F16Bytes(&'a [u8]),
+    /// int8 codes, with a scale for each row: value = code * scale.
+    Int8 {
+        /// Codes in two's complement.
+        codes: &'a [u8],
+        /// One scale per row.
+        scales: &'a [f32],
+    },
 }
 
 impl Rows<'_> {
@@ -30,12 +37,13 @@ impl Rows<'_> {
             Rows::F16(x) => x.len(),
             Rows::F32Bytes(x) => x.len() / 4,
             Rows::Bf16Bytes(x) | Rows::F16Bytes(x) => x.len() / 2,
+            Rows::Int8 { codes, .. } => codes.len(),
         }
     }
 
-    /// Writes the `to.len()` values from place `start` on.
-    pub(super) fn read(&self, start: usize, to: &mut [f32]) {
-        let end = start + to.len();
+    /// Writes row `row`, `to.len()` values.
+    pub(super) fn read(&self, row: usize, to: &mut [f32]) {
+        let (start, end) = (row * to.len(), (row + 1) * to.len());
         match self {
             Rows::F32(x) => to.copy_from_slice(&x[start..end]),
             Rows::Bf16(x) => convert(&x[start..end], to, |v| v.to_f32()),
@@ -46,6 +54,9 @@ impl Rows<'_> {
             }
             Rows::F16Bytes(x) => {
                 convert(x[2 * start..2 * end].as_chunks().0, to, |v| f16::from_le_bytes(*v).to_f32())
+            }
+            Rows::Int8 { codes, scales } => {
+                convert(&codes[start..end], to, |v| f32::from(v.cast_signed()) * scales[row])
             }
         }
     }
@@ -70,6 +81,9 @@ impl<'a> Stack<'a> {
         for part in parts {
             let values = part.values();
             assert!(values.is_multiple_of(columns), "{values} weights are no whole rows of {columns}");
+            if let Rows::Int8 { scales, .. } = part {
+                assert_eq!(scales.len(), values / columns, "scales of int8 rows");
+            }
         }
         let rows = parts.iter().map(|part| part.values() / columns).sum();
         assert!(rows > 0, "a matrix of no rows");
@@ -81,10 +95,23 @@ impl<'a> Stack<'a> {
         for part in self.parts {
             let rows = part.values() / self.columns;
             if row < rows {
-                return part.read(row * self.columns, &mut to[..self.columns]);
+                return part.read(row, &mut to[..self.columns]);
             }
             row -= rows;
         }
         panic!("row beyond the {} of the stack", self.rows);
+    }
+
+    /// The codes and the scale of a row that is stored as int8.
+    pub(super) fn codes(&self, mut row: usize) -> Option<(&'a [u8], f32)> {
+        for part in self.parts {
+            let rows = part.values() / self.columns;
+            if row < rows {
+                let Rows::Int8 { codes, scales } = part else { return None };
+                return Some((&codes[row * self.columns..(row + 1) * self.columns], scales[row]));
+            }
+            row -= rows;
+        }
+        None
     }
 }

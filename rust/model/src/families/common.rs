@@ -1,29 +1,18 @@
-//! What the families share: sizes, activation, tensor names of the Llama layout.
+//! What the families share: sizes, activation, and the layers of the Llama layout. A family whose layers differ changes the
+//! spec that `llama_layout` gives.
 
 use serde_json::Value;
 
-use super::{Family, TensorNames};
+use super::Family;
+use super::layer_types::layer_count;
+use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
 use crate::config::Config;
-use crate::rope::rope_spec;
-use crate::spec::{Activation, AttentionSpec, Dtype, LayerSpec, MlpSpec, ModelSpec};
-
-/// Names of the Llama layout, which all families here use.
-const LLAMA_NAMES: TensorNames = TensorNames {
-    embed: "model.embed_tokens.weight",
-    norm: "model.norm.weight",
-    head: "lm_head.weight",
-    attention_norm: "model.layers.{i}.input_layernorm.weight",
-    q: "model.layers.{i}.self_attn.q_proj",
-    k: "model.layers.{i}.self_attn.k_proj",
-    v: "model.layers.{i}.self_attn.v_proj",
-    o: "model.layers.{i}.self_attn.o_proj",
-    q_norm: "model.layers.{i}.self_attn.q_norm.weight",
-    k_norm: "model.layers.{i}.self_attn.k_norm.weight",
-    mlp_norm: "model.layers.{i}.post_attention_layernorm.weight",
-    gate: "model.layers.{i}.mlp.gate_proj",
-    up: "model.layers.{i}.mlp.up_proj",
-    down: "model.layers.{i}.mlp.down_proj",
+use crate::rope::RopeSpec;
+use crate::rope_config::{RopeTraits, rope_spec};
+use crate::spec::{
+    Activation, AttentionSpec, Dtype, FeedForwardSpec, HeadsSpec, LayerSpec, MlpSpec, ModelSpec, NormKind,
+    NormPlacement, NormSpec, QkNorm,
 };
 
 /// What differs between families of the Llama layout.
@@ -36,62 +25,113 @@ pub struct Traits {
     pub out_bias: bool,
     /// Bias in the feed-forward block.
     pub mlp_bias: bool,
-    /// Norms on query and key heads.
-    pub qk_norm: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
     /// Sliding window of each layer; empty: none anywhere.
     pub windows: Vec<Option<u32>>,
     /// Head size where config.json gives none; None: hidden / heads.
     pub head_dim: Option<usize>,
     /// Default of `max_position_embeddings`.
     pub max_position: usize,
+    /// Default of `rms_norm_eps`.
+    pub norm_eps: f64,
+    /// Default of `rope_theta`.
+    pub theta: f64,
+    /// Default of `partial_rotary_factor`; None: the family does not read it.
+    pub partial_rotary: Option<f64>,
+    /// Neighbouring channels of a head turn together.
+    pub interleaved: bool,
+    /// Rotary embeddings where the family has read them itself; the first one serves all layers.
+    pub ropes: Option<Vec<RopeSpec>>,
+    /// Activation where the family has read it itself; None: as `hidden_act` says.
+    pub activation: Option<Activation>,
     /// Default of `tie_word_embeddings`.
     pub tied: bool,
+    /// Names of tensors.
+    pub names: TensorNames,
 }
 
-/// Number of layers.
-pub fn layer_count(config: &Config<'_>) -> Result<usize, ModelError> {
-    config.need_int("num_hidden_layers", 1..=1024)
-}
-
-/// The window of each layer for configs with `use_sliding_window`, `max_window_layers` and `layer_types`.
-pub fn qwen_windows(config: &Config<'_>) -> Result<Vec<Option<u32>>, ModelError> {
-    let layers = layer_count(config)?;
-    if !config.flag("use_sliding_window", false)? {
-        return Ok(vec![None; layers]);
-    }
-    let Some(window) = config.int("sliding_window", 0..=1 << 30)?.filter(|w| *w > 0) else {
-        return Ok(vec![None; layers]);
-    };
-    let window = Some(window as u32);
-    if let Some(types) = config.texts("layer_types")? {
-        if types.len() != layers {
-            let found = Value::from(types.len());
-            return Err(config.bad(
-                "layer_types",
-                &found,
-                format!("one entry for each of {layers} layers is expected"),
-            ));
+impl Traits {
+    /// Llama's own, under another name.
+    pub fn new(architecture: &'static str) -> Self {
+        Self {
+            architecture,
+            qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
+            qk_norm: QkNorm::Off,
+            windows: Vec::new(),
+            head_dim: None,
+            max_position: 2048,
+            norm_eps: 1e-6,
+            theta: 10_000.0,
+            partial_rotary: None,
+            interleaved: false,
+            ropes: None,
+            activation: None,
+            tied: false,
+            names: LLAMA_NAMES,
         }
-        return types
-            .iter()
-            .map(|t| match *t {
-                "full_attention" => Ok(None),
-                "sliding_attention" => Ok(window),
-                other => Err(ModelError::Unsupported(format!("layer type {other:?}"))),
-            })
-            .collect();
     }
-    let first = config.int("max_window_layers", 0..=1 << 20)?.unwrap_or(layers);
-    Ok((0..layers).map(|i| if i >= first { window } else { None }).collect())
 }
 
-fn activation(config: &Config<'_>) -> Result<Activation, ModelError> {
+/// The head sizes of multi-head attention.
+#[derive(Clone, Copy)]
+pub struct HeadSizes {
+    /// Query heads.
+    pub heads: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+}
+
+/// Reads `num_attention_heads`, `num_key_value_heads` and `head_dim`.
+pub fn head_sizes(config: &Config<'_>, default_head_dim: Option<usize>) -> Result<HeadSizes, ModelError> {
+    let hidden = hidden(config)?;
+    let heads = config.need_int("num_attention_heads", 1..=4096)?;
+    let kv_heads = config.int("num_key_value_heads", 1..=4096)?.unwrap_or(heads);
+    if heads % kv_heads != 0 {
+        let expected = format!("a divisor of {heads} heads is expected");
+        return Err(config.bad("num_key_value_heads", &Value::from(kv_heads), expected));
+    }
+    let head_dim = match config.int("head_dim", 1..=1024)?.or(default_head_dim) {
+        Some(d) => d,
+        None if hidden % heads == 0 && hidden / heads <= 1024 => hidden / heads,
+        None => {
+            let expected = format!("a divisor of hidden_size ({hidden}), or a head_dim, is expected");
+            return Err(config.bad("num_attention_heads", &Value::from(heads), expected));
+        }
+    };
+    Ok(HeadSizes { heads, kv_heads, head_dim })
+}
+
+/// Width of the residual stream.
+pub fn hidden(config: &Config<'_>) -> Result<usize, ModelError> {
+    config.need_int("hidden_size", 1..=1 << 17)
+}
+
+/// Width of a feed-forward block.
+pub fn intermediate(config: &Config<'_>, key: &str) -> Result<usize, ModelError> {
+    config.need_int(key, 1..=1 << 20)
+}
+
+/// The activation that `hidden_act` names.
+pub fn activation(config: &Config<'_>) -> Result<Activation, ModelError> {
     match config.text("hidden_act")?.unwrap_or("silu") {
         "silu" | "swish" => Ok(Activation::Silu),
         "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
         other => Err(ModelError::Unsupported(format!(
             "hidden_act {other:?}: known are \"silu\" and \"gelu_pytorch_tanh\""
         ))),
+    }
+}
+
+/// Refuses `key` where it is true.
+pub fn refuse_flag(config: &Config<'_>, key: &str) -> Result<(), ModelError> {
+    match config.flag(key, false)? {
+        true => Err(ModelError::Unsupported(format!("{key} in config.json"))),
+        false => Ok(()),
     }
 }
 
@@ -113,35 +153,22 @@ fn dtype(config: &Config<'_>) -> Result<Option<Dtype>, ModelError> {
 
 /// Builds a family of the Llama layout.
 pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, ModelError> {
-    let hidden = config.need_int("hidden_size", 1..=1 << 17)?;
-    let heads = config.need_int("num_attention_heads", 1..=4096)?;
-    let kv_heads = config.int("num_key_value_heads", 1..=4096)?.unwrap_or(heads);
-    if heads % kv_heads != 0 {
-        let found = Value::from(kv_heads);
-        return Err(config.bad(
-            "num_key_value_heads",
-            &found,
-            format!("a divisor of {heads} heads is expected"),
-        ));
-    }
-    let head_dim = match config.int("head_dim", 1..=1024)?.or(traits.head_dim) {
-        Some(d) => d,
-        None if hidden % heads == 0 && hidden / heads <= 1024 => hidden / heads,
+    let HeadSizes { heads, kv_heads, head_dim } = head_sizes(config, traits.head_dim)?;
+    let ropes = match traits.ropes {
+        Some(ropes) => ropes,
         None => {
-            let found = Value::from(heads);
-            let expected = format!("a divisor of hidden_size ({hidden}), or a head_dim, is expected");
-            return Err(config.bad("num_attention_heads", &found, expected));
+            let Traits { theta, partial_rotary: partial, interleaved, .. } = traits;
+            vec![rope_spec(config, RopeTraits { head_dim, theta, partial, interleaved })?]
         }
     };
-    let rope = rope_spec(config, head_dim, 10_000.0)?;
     let mlp = MlpSpec {
-        intermediate: config.need_int("intermediate_size", 1..=1 << 20)?,
-        activation: activation(config)?,
+        intermediate: intermediate(config, "intermediate_size")?,
+        activation: traits.activation.map_or_else(|| activation(config), Ok)?,
         bias: traits.mlp_bias,
     };
     let layers = (0..layer_count(config)?)
         .map(|i| LayerSpec {
-            attention: AttentionSpec {
+            attention: AttentionSpec::Heads(HeadsSpec {
                 heads,
                 kv_heads,
                 head_dim,
@@ -152,20 +179,34 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
                 out_bias: traits.out_bias,
                 qk_norm: traits.qk_norm,
                 rope: Some(0),
-            },
-            mlp: mlp.clone(),
+            }),
+            mlp: FeedForwardSpec::Dense(mlp.clone()),
         })
         .collect();
+    let eps = config.float("rms_norm_eps", 0.0, 1.0)?.unwrap_or(traits.norm_eps);
     let spec = ModelSpec {
         architecture: traits.architecture.to_string(),
-        hidden,
+        hidden: hidden(config)?,
         vocab: config.need_int("vocab_size", 1..=1 << 22)?,
         max_position: config.int("max_position_embeddings", 1..=1 << 28)?.unwrap_or(traits.max_position),
-        norm_eps: config.float("rms_norm_eps", 0.0, 1.0)?.unwrap_or(1e-6) as f32,
+        norm: NormSpec { kind: NormKind::Rms, eps: eps as f32, offset: 0.0 },
+        norm_placement: NormPlacement::Before,
         tied_embeddings: config.flag("tie_word_embeddings", traits.tied)?,
+        embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        logit_softcap: None,
         layers,
-        ropes: vec![rope],
+        ropes,
         checkpoint_dtype: dtype(config)?,
     };
-    Ok(Family { spec, names: LLAMA_NAMES })
+    Ok(Family { spec, names: traits.names })
+}
+
+/// The multi-head attention of every layer, to be changed.
+pub fn heads_mut(spec: &mut ModelSpec) -> impl Iterator<Item = &mut HeadsSpec> {
+    spec.layers.iter_mut().filter_map(|l| match &mut l.attention {
+        AttentionSpec::Heads(heads) => Some(heads),
+        AttentionSpec::Latent(_) => None,
+    })
 }

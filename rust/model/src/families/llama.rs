@@ -7,18 +7,9 @@ use crate::config::Config;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let bias = config.flag("attention_bias", false)?;
+    let mlp_bias = config.flag("mlp_bias", false)?;
     llama_layout(
         config,
-        Traits {
-            architecture: "LlamaForCausalLM",
-            qkv_bias: bias,
-            out_bias: bias,
-            mlp_bias: config.flag("mlp_bias", false)?,
-            qk_norm: false,
-            windows: Vec::new(),
-            head_dim: None,
-            max_position: 2048,
-            tied: false,
-        },
+        Traits { qkv_bias: bias, out_bias: bias, mlp_bias, ..Traits::new("LlamaForCausalLM") },
     )
 }

@@ -1,15 +1,30 @@
 //! Model families: each a small function from config.json to a `ModelSpec` and the names of its tensors.
 //!
-//! To add one: a file here with `pub fn family(&Config) -> Result<Family, ModelError>`, and its row in `FAMILIES`.
+//! To add one: a file here with `pub fn family(&Config) -> Result<Family, ModelError>`, its row in `FAMILIES`, its line in
+//! docs/models.md.
 
+mod cohere2;
 mod common;
+mod deepseek;
+mod gemma;
+mod glm4;
+mod granite;
+mod layer_types;
 mod llama;
 mod mistral;
+mod mixtral;
+mod names;
+mod olmo;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen_moe;
+mod smollm3;
+
+pub use names::{ExpertNames, LatentNames, TensorNames};
 
 use crate::config::Config;
-use crate::{ModelError, ModelSpec};
+use crate::{ModelError, ModelSpec, quantized};
 
 /// A spec with the names under which the checkpoint stores its tensors.
 pub struct Family {
@@ -19,46 +34,29 @@ pub struct Family {
     pub names: TensorNames,
 }
 
-/// Names of tensors; `{i}` stands for the index of the layer.
-pub struct TensorNames {
-    /// Embedding `[vocab, hidden]`.
-    pub embed: &'static str,
-    /// Last norm `[hidden]`.
-    pub norm: &'static str,
-    /// Output head `[vocab, hidden]`, where it is not tied.
-    pub head: &'static str,
-    /// Norm before attention `[hidden]`.
-    pub attention_norm: &'static str,
-    /// Query projection `[heads * head_dim, hidden]`, without `.weight`.
-    pub q: &'static str,
-    /// Key projection `[kv_heads * head_dim, hidden]`.
-    pub k: &'static str,
-    /// Value projection `[kv_heads * head_dim, hidden]`.
-    pub v: &'static str,
-    /// Output projection `[hidden, heads * head_dim]`.
-    pub o: &'static str,
-    /// Norm of query heads `[head_dim]`.
-    pub q_norm: &'static str,
-    /// Norm of key heads `[head_dim]`.
-    pub k_norm: &'static str,
-    /// Norm before the feed-forward block `[hidden]`.
-    pub mlp_norm: &'static str,
-    /// Gate projection `[intermediate, hidden]`.
-    pub gate: &'static str,
-    /// Up projection `[intermediate, hidden]`.
-    pub up: &'static str,
-    /// Down projection `[hidden, intermediate]`.
-    pub down: &'static str,
-}
-
 type FamilyFn = fn(&Config<'_>) -> Result<Family, ModelError>;
 
 /// Architectures by the name that config.json's `architectures` gives, with their `model_type`.
 const FAMILIES: &[(&str, &str, FamilyFn)] = &[
     ("LlamaForCausalLM", "llama", llama::family),
     ("MistralForCausalLM", "mistral", mistral::family),
+    ("MixtralForCausalLM", "mixtral", mixtral::family),
     ("Qwen2ForCausalLM", "qwen2", qwen2::family),
+    ("Qwen2MoeForCausalLM", "qwen2_moe", qwen_moe::qwen2),
     ("Qwen3ForCausalLM", "qwen3", qwen3::family),
+    ("Qwen3MoeForCausalLM", "qwen3_moe", qwen_moe::qwen3),
+    ("SmolLM3ForCausalLM", "smollm3", smollm3::family),
+    ("Olmo2ForCausalLM", "olmo2", olmo::olmo2),
+    ("Olmo3ForCausalLM", "olmo3", olmo::olmo3),
+    ("GraniteForCausalLM", "granite", granite::family),
+    ("Phi3ForCausalLM", "phi3", phi3::family),
+    ("GemmaForCausalLM", "gemma", gemma::gemma1),
+    ("Gemma2ForCausalLM", "gemma2", gemma::gemma2),
+    ("Gemma3ForCausalLM", "gemma3_text", gemma::gemma3),
+    ("Glm4ForCausalLM", "glm4", glm4::family),
+    ("Cohere2ForCausalLM", "cohere2", cohere2::family),
+    ("DeepseekV2ForCausalLM", "deepseek_v2", deepseek::v2),
+    ("DeepseekV3ForCausalLM", "deepseek_v3", deepseek::v3),
 ];
 
 /// Architectures that load, for messages and `octavo info`.
@@ -84,12 +82,6 @@ pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
             known().join(", ")
         )));
     };
-    if config.has("quantization_config") {
-        return Err(ModelError::Unsupported(
-            "the checkpoint is quantised (quantization_config). Give one in bfloat16, float16 or float32: \
-             octavo quantises it while it loads"
-                .into(),
-        ));
-    }
+    quantized::check(config)?;
     family(config)
 }

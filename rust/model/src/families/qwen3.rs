@@ -1,24 +1,24 @@
 //! Qwen3 (dense): RMS norm on every query and key head.
 
 use super::Family;
-use super::common::{Traits, llama_layout, qwen_windows};
+use super::common::{Traits, llama_layout};
+use super::layer_types::qwen_windows;
 use crate::ModelError;
 use crate::config::Config;
+use crate::spec::QkNorm;
 
 pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let bias = config.flag("attention_bias", false)?;
     llama_layout(
         config,
         Traits {
-            architecture: "Qwen3ForCausalLM",
             qkv_bias: bias,
             out_bias: bias,
-            mlp_bias: false,
-            qk_norm: true,
+            qk_norm: QkNorm::Heads,
             windows: qwen_windows(config)?,
             head_dim: Some(128),
             max_position: 32_768,
-            tied: false,
+            ..Traits::new("Qwen3ForCausalLM")
         },
     )
 }

@@ -4,19 +4,22 @@
 //! depends on its own sequence alone (see the kernels), so batching and chunking change no bit.
 
 mod attention;
+mod latent;
 mod mlp;
+mod moe;
 
 use std::path::Path;
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows, RmsNorm, SeqView, WeightDtype};
+use octavo_kernels::{Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView, WeightDtype};
 
 use crate::ModelError;
 use crate::families::Family;
-use crate::kv::KvPool;
+use crate::kv::{KvPool, LayerStore};
+use crate::load::{self, Loaded};
 use crate::rope::RopeTable;
-use crate::spec::{Dtype, ModelSpec};
-use crate::weights::{self, Loaded, Projection, Weights};
+use crate::spec::{AttentionSpec, Dtype, FeedForwardSpec, LayerSpec, ModelSpec, NormKind, NormPlacement};
+use crate::weights::{AttentionWeights, FeedForwardWeights, LayerWeights, Projection, Weights};
 
 /// A loaded model. It keeps no state of requests.
 pub struct Model {
@@ -45,7 +48,10 @@ pub struct Batch<'a> {
 pub struct Scratch {
     /// Residual stream `[T, hidden]`; after `forward` the output of the last layer.
     x: Vec<f32>,
+    /// Input of a block, normed.
     normed: Vec<f32>,
+    /// What a block adds to the residual stream `[T, hidden]`.
+    branch: Vec<f32>,
     /// `[T, (heads + 2 kv_heads) * head_dim]`, then gate and up.
     wide: Vec<f32>,
     /// Attention or activation output.
@@ -53,6 +59,8 @@ pub struct Scratch {
     rows: Vec<u32>,
     ropes: Vec<RopeTable>,
     quantized: QuantizedRows,
+    latent: latent::Buffers,
+    moe: moe::Buffers,
 }
 
 /// The first `len` elements of `buffer`, grown if needed. Their old content is not cleared.
@@ -75,9 +83,15 @@ impl Model {
         weight_dtype: WeightDtype,
     ) -> Result<Self, ModelError> {
         let Loaded { weights, stored: stored_dtype, warnings } =
-            weights::load(kernels, folder, &family, weight_dtype)?;
-        let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies()).collect();
+            load::load(kernels, folder, &family, weight_dtype)?;
+        let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies(0)).collect();
         Ok(Self { spec: family.spec, weights, stored_dtype, weight_dtype, inverse_frequencies, warnings })
+    }
+
+    /// Sets the longest context that will be served: the rope scalings that depend on a length take this one.
+    pub fn set_context(&mut self, tokens: usize) {
+        let ropes = self.spec.ropes.iter();
+        self.inverse_frequencies = ropes.map(|r| r.inverse_frequencies(tokens)).collect();
     }
 
     /// What the model is.
@@ -87,7 +101,7 @@ impl Model {
 
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+        self.weights.bytes
     }
 
     /// Element type of the checkpoint's embedding.
@@ -112,15 +126,48 @@ impl Model {
         for (row, &token) in take(&mut scratch.x, rows * hidden).chunks_exact_mut(hidden).zip(batch.tokens) {
             embed.row(token as usize, row);
         }
+        if self.spec.embedding_scale != 1.0 {
+            k::scale(kernels, &mut scratch.x[..rows * hidden], self.spec.embedding_scale);
+        }
         scratch.rows.clear();
         scratch.rows.extend(0..rows as u32);
         scratch.ropes.resize_with(self.inverse_frequencies.len(), RopeTable::default);
-        for (table, frequencies) in scratch.ropes.iter_mut().zip(&self.inverse_frequencies) {
-            table.fill(frequencies, batch.positions);
+        let ropes = self.spec.ropes.iter().zip(&self.inverse_frequencies);
+        for (table, (rope, frequencies)) in scratch.ropes.iter_mut().zip(ropes) {
+            table.fill(frequencies, rope.amplitude(), batch.positions);
         }
         for (i, (layer, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
-            self.attention(kernels, layer, weights, &mut kv.layers[i], batch, scratch);
-            self.mlp(kernels, layer, weights, rows, scratch);
+            self.layer(kernels, layer, weights, &mut kv.layers[i], batch, scratch);
+        }
+    }
+
+    fn layer(
+        &self,
+        kernels: &Kernels,
+        layer: &LayerSpec,
+        weights: &LayerWeights,
+        store: &mut LayerStore,
+        batch: &Batch<'_>,
+        s: &mut Scratch,
+    ) {
+        match (&layer.attention, &weights.attention, store) {
+            (AttentionSpec::Heads(a), AttentionWeights::Heads(w), LayerStore::Heads(cache)) => {
+                self.attention(kernels, a, weights, w, cache, batch, s);
+            }
+            (AttentionSpec::Latent(a), AttentionWeights::Latent(w), LayerStore::Latent(cache)) => {
+                self.latent_attention(kernels, a, weights, w, cache, batch, s);
+            }
+            _ => unreachable!("weights and cache are made from the spec"),
+        }
+        let rows = batch.tokens.len();
+        match (&layer.mlp, &weights.mlp) {
+            (FeedForwardSpec::Dense(m), FeedForwardWeights::Dense(w)) => {
+                self.mlp(kernels, m, weights, w, rows, s);
+            }
+            (FeedForwardSpec::Experts(m), FeedForwardWeights::Experts(w)) => {
+                self.experts(kernels, m, weights, w, rows, s);
+            }
+            _ => unreachable!("weights are made from the spec"),
         }
     }
 
@@ -132,12 +179,69 @@ impl Model {
             to.copy_from_slice(&scratch.x[row as usize * hidden..][..hidden]);
         }
         let normed = take(&mut scratch.normed, rows.len() * hidden);
-        k::rms_norm(kernels, gathered, self.norm(&self.weights.norm), normed);
+        self.normalize(kernels, &self.weights.norm, gathered, normed);
         self.weights.head.forward(kernels, normed, rows.len(), None, out, &mut scratch.quantized);
+        if self.spec.logit_scale != 1.0 {
+            k::scale(kernels, out, self.spec.logit_scale);
+        }
+        if let Some(cap) = self.spec.logit_softcap {
+            k::soft_cap(kernels, out, cap);
+        }
     }
 
     fn norm<'a>(&self, weight: &'a [f32]) -> RmsNorm<'a> {
-        RmsNorm { weight, eps: self.spec.norm_eps, offset: 0.0 }
+        RmsNorm { weight, eps: self.spec.norm.eps, offset: self.spec.norm.offset }
+    }
+
+    /// out = norm(x), row by row.
+    fn normalize(&self, kernels: &Kernels, weight: &[f32], x: &[f32], out: &mut [f32]) {
+        match self.spec.norm.kind {
+            NormKind::Rms => k::rms_norm(kernels, x, self.norm(weight), out),
+            NormKind::Layer => {
+                out.copy_from_slice(x);
+                k::layer_norm(kernels, out, self.norm(weight));
+            }
+        }
+    }
+
+    /// What the feed-forward block reads: the normed stream, the stream itself, or what attention has left in `normed`.
+    fn mlp_input<'a>(
+        &self,
+        kernels: &Kernels,
+        norm: Option<&[f32]>,
+        x: &'a [f32],
+        normed: &'a mut [f32],
+    ) -> &'a [f32] {
+        match norm {
+            Some(weight) => {
+                self.normalize(kernels, weight, x, normed);
+                normed
+            }
+            None if self.spec.norm_placement == NormPlacement::Parallel => normed,
+            None => x,
+        }
+    }
+
+    /// x += factor * norm(branch), where there is a norm; `branch` is left in any state.
+    fn add_branch(&self, kernels: &Kernels, norm: Option<&[f32]>, branch: &mut [f32], x: &mut [f32]) {
+        match (norm, self.spec.norm.kind) {
+            (None, _) => {}
+            (Some(weight), NormKind::Rms) => {
+                k::rms_norm_heads(kernels, branch, weight.len(), 1, self.norm(weight));
+            }
+            (Some(weight), NormKind::Layer) => k::layer_norm(kernels, branch, self.norm(weight)),
+        }
+        if self.spec.residual_scale != 1.0 {
+            k::scale(kernels, branch, self.spec.residual_scale);
+        }
+        k::add_assign(kernels, x, branch);
+    }
+
+    /// The table of a rope for the rows of this step.
+    fn rope_table<'a>(&self, ropes: &'a [RopeTable], rope: usize) -> k::RopeTable<'a> {
+        let spec = &self.spec.ropes[rope];
+        let style = if spec.interleaved { RopeStyle::Interleaved } else { RopeStyle::Half };
+        k::RopeTable { cos: &ropes[rope].cos, sin: &ropes[rope].sin, rotary_dim: spec.rotary_dim, style }
     }
 }
 

@@ -1,0 +1,304 @@
+//! From tensors of a checkpoint to packed weights, one layer after the other.
+
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+
+use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
+
+use crate::ModelError;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::damage::Damage;
+use crate::families::{Family, TensorNames};
+use crate::spec::{
+    AttentionSpec, Dtype, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
+    NormPlacement, QkNorm,
+};
+use crate::weights::{
+    AttentionWeights, FeedForwardWeights, HeadsWeights, LatentWeights, LayerWeights, MlpWeights, MoeWeights,
+    Projection, Weights,
+};
+
+/// What `load` gives.
+pub(crate) struct Loaded {
+    pub weights: Weights,
+    /// Element type of the checkpoint's embedding.
+    pub stored: Dtype,
+    /// What is odd about the files, but no reason to refuse them.
+    pub warnings: Vec<String>,
+}
+
+/// Packs the weights of `folder` for `dtype`, layer by layer.
+pub(crate) fn load(
+    kernels: &Kernels,
+    folder: &Path,
+    family: &Family,
+    dtype: WeightDtype,
+) -> Result<Loaded, ModelError> {
+    let Family { spec, names } = family;
+    let checkpoint = Checkpoint::open(folder)?;
+    let loader = Loader {
+        kernels,
+        checkpoint: &checkpoint,
+        spec,
+        names,
+        dtype,
+        damage: RefCell::default(),
+        bytes: Cell::default(),
+    };
+    let stored = checkpoint.tensor(names.embed, &[spec.vocab, spec.hidden])?.dtype;
+    let embed = loader.linear(names.embed, spec.vocab, spec.hidden, dtype)?;
+    // Some checkpoints that declare a tied head still store one; the declaration rules, as in transformers.
+    let (embed, head) = if spec.tied_embeddings {
+        (None, embed)
+    } else {
+        (Some(embed), loader.linear(names.head, spec.vocab, spec.hidden, dtype)?)
+    };
+    let layers = spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l)).collect::<Result<_, _>>()?;
+    let norm = loader.vector(names.norm, spec.hidden)?;
+    let weights = Weights { embed, layers, norm, head, bytes: loader.bytes.get() };
+    Ok(Loaded { weights, stored, warnings: loader.damage.into_inner().warnings() })
+}
+
+struct Loader<'a> {
+    kernels: &'a Kernels,
+    checkpoint: &'a Checkpoint,
+    spec: &'a ModelSpec,
+    names: &'a TensorNames,
+    dtype: WeightDtype,
+    damage: RefCell<Damage>,
+    /// Bytes packed so far.
+    bytes: Cell<usize>,
+}
+
+/// Where the rows of a matrix come from.
+enum Source<'a> {
+    Float(Tensor<'a>),
+    /// Codes with one scale per row.
+    Int8(&'a [u8], Vec<f32>),
+}
+
+impl Source<'_> {
+    fn rows(&self) -> Rows<'_> {
+        match self {
+            Source::Float(t) => match t.dtype {
+                Dtype::Float32 => Rows::F32Bytes(t.data),
+                Dtype::Bfloat16 => Rows::Bf16Bytes(t.data),
+                Dtype::Float16 => Rows::F16Bytes(t.data),
+            },
+            Source::Int8(codes, scales) => Rows::Int8 { codes, scales },
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Source::Float(tensor) => tensor.to_f32(),
+            Source::Int8(codes, scales) => {
+                let columns = codes.len() / scales.len();
+                let value = |(i, &code): (usize, &u8)| f32::from(code.cast_signed()) * scales[i / columns];
+                codes.iter().enumerate().map(value).collect()
+            }
+        }
+    }
+}
+
+impl Loader<'_> {
+    fn layer(&self, i: usize, layer: &LayerSpec) -> Result<LayerWeights, ModelError> {
+        let placement = self.spec.norm_placement;
+        let n = self.names;
+        let norm =
+            |there: bool, name: &str| there.then(|| self.vector(&at(name, i), self.spec.hidden)).transpose();
+        let before = matches!(placement, NormPlacement::Before | NormPlacement::Around);
+        let after = matches!(placement, NormPlacement::After | NormPlacement::Around);
+        Ok(LayerWeights {
+            attention_norm: norm(before || placement == NormPlacement::Parallel, n.attention_norm)?,
+            attention: match &layer.attention {
+                AttentionSpec::Heads(a) => AttentionWeights::Heads(Box::new(self.heads(i, a)?)),
+                AttentionSpec::Latent(a) => AttentionWeights::Latent(Box::new(self.latent(i, a)?)),
+            },
+            attention_post_norm: norm(after, n.attention_post_norm)?,
+            mlp_norm: norm(before, n.mlp_norm)?,
+            mlp: match &layer.mlp {
+                FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m)?),
+                FeedForwardSpec::Experts(m) => FeedForwardWeights::Experts(self.experts(i, m)?),
+            },
+            mlp_post_norm: norm(after, n.mlp_post_norm)?,
+        })
+    }
+
+    fn heads(&self, i: usize, a: &HeadsSpec) -> Result<HeadsWeights, ModelError> {
+        let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
+        let (hidden, n) = (self.spec.hidden, self.names);
+        let norms = match a.qk_norm {
+            QkNorm::Off => None,
+            QkNorm::Heads => Some((a.head_dim, a.head_dim)),
+            QkNorm::Whole => Some((q, kv)),
+        };
+        let qk_norm = match norms {
+            Some((q, k)) => Some((self.vector(&at(n.q_norm, i), q)?, self.vector(&at(n.k_norm, i), k)?)),
+            None => None,
+        };
+        Ok(HeadsWeights {
+            qkv: self.projection(&stacked(n.qkv, &[q, kv, kv], i), hidden, a.qkv_bias)?,
+            qk_norm,
+            o: self.projection(&[(at(n.o, i), hidden)], q, a.out_bias)?,
+        })
+    }
+
+    fn latent(&self, i: usize, a: &LatentSpec) -> Result<LatentWeights, ModelError> {
+        let (hidden, n) = (self.spec.hidden, &self.names.latent);
+        let q_rows = a.heads * (a.nope_dim + a.rope_dim);
+        let (q_a, q) = match a.q_rank {
+            Some(rank) => {
+                let down = self.projection(&[(at(n.q_a, i), rank)], hidden, a.bias)?;
+                let norm = self.vector(&at(n.q_a_norm, i), rank)?;
+                (Some((down, norm)), self.projection(&[(at(n.q_b, i), q_rows)], rank, false)?)
+            }
+            None => (None, self.projection(&[(at(n.q, i), q_rows)], hidden, false)?),
+        };
+        let rows = a.nope_dim + a.v_dim;
+        let kv_b = self.source(&format!("{}.weight", at(n.kv_b, i)), a.heads * rows, a.kv_rank)?.to_f32();
+        let (mut to_latent, mut to_value) = (Vec::new(), Vec::new());
+        for head in kv_b.chunks_exact(rows * a.kv_rank) {
+            let (keys, values) = head.split_at(a.nope_dim * a.kv_rank);
+            let turned = (0..a.kv_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_rank)).copied();
+            to_latent.push(self.pack(&[Rows::F32(&turned.collect::<Vec<_>>())], a.nope_dim, self.dtype));
+            to_value.push(self.pack(&[Rows::F32(values)], a.kv_rank, self.dtype));
+        }
+        Ok(LatentWeights {
+            q_a,
+            q,
+            kv_a: self.projection(&[(at(n.kv_a, i), a.kv_rank + a.rope_dim)], hidden, a.bias)?,
+            kv_a_norm: self.vector(&at(n.kv_a_norm, i), a.kv_rank)?,
+            to_latent,
+            to_value,
+            o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_dim, a.bias)?,
+        })
+    }
+
+    fn mlp(&self, i: usize, m: &MlpSpec) -> Result<MlpWeights, ModelError> {
+        let gate_up = stacked(self.names.gate_up, &[m.intermediate; 2], i);
+        self.gated(&gate_up, at(self.names.down, i), m.intermediate, m.bias)
+    }
+
+    fn gated(
+        &self,
+        gate_up: &[(String, usize)],
+        down: String,
+        inner: usize,
+        bias: bool,
+    ) -> Result<MlpWeights, ModelError> {
+        let hidden = self.spec.hidden;
+        Ok(MlpWeights {
+            gate_up: self.projection(gate_up, hidden, bias)?,
+            down: self.projection(&[(down, hidden)], inner, bias)?,
+        })
+    }
+
+    fn experts(&self, i: usize, m: &MoeSpec) -> Result<MoeWeights, ModelError> {
+        let (hidden, n) = (self.spec.hidden, &self.names.experts);
+        let expert = |e: usize| {
+            let of = |name: &str| name.replace("{e}", &e.to_string());
+            let gate_up = stacked(n.gate_up, &[m.intermediate; 2], i);
+            let gate_up = gate_up.iter().map(|(name, rows)| (of(name), *rows)).collect::<Vec<_>>();
+            self.gated(&gate_up, of(&at(n.down, i)), m.intermediate, false)
+        };
+        let router = format!("{}.weight", at(n.router, i));
+        let shared = match &m.shared {
+            Some(s) => {
+                let gate_up = stacked(n.shared_gate_up, &[s.intermediate; 2], i);
+                let block = self.gated(&gate_up, at(n.shared_down, i), s.intermediate, false)?;
+                let gate = format!("{}.weight", at(n.shared_gate, i));
+                let gate = s.gated.then(|| self.linear(&gate, 1, hidden, WeightDtype::F32)).transpose()?;
+                Some((block, gate))
+            }
+            None => None,
+        };
+        let bias = m.choice_bias.then(|| self.vector(&at(n.choice_bias, i), m.experts)).transpose()?;
+        Ok(MoeWeights {
+            router: self.linear(&router, m.experts, hidden, WeightDtype::F32)?,
+            choice_bias: bias,
+            experts: (0..m.experts).map(expert).collect::<Result<_, _>>()?,
+            shared,
+        })
+    }
+
+    /// The tensor, with its values looked at.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let tensor = self.checkpoint.tensor(name, shape)?;
+        self.damage.borrow_mut().look(self.kernels.pool(), &tensor);
+        Ok(tensor)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        self.bytes.set(self.bytes.get() + 4 * len);
+        Ok(self.tensor(name, &[len])?.to_f32())
+    }
+
+    /// A matrix in floats, or in int8 with `NAME_scale` beside it: `[rows, 1]`, `[rows]` or one for all.
+    fn source(&self, name: &str, rows: usize, columns: usize) -> Result<Source<'_>, ModelError> {
+        let scale = format!("{name}_scale");
+        let int8 =
+            if self.checkpoint.has(&scale) { self.checkpoint.int8(name, &[rows, columns])? } else { None };
+        let Some(codes) = int8 else { return Ok(Source::Float(self.tensor(name, &[rows, columns])?)) };
+        let shape = match self.checkpoint.shape(&scale) {
+            Some([1]) => vec![1],
+            Some([n]) if *n == rows => vec![rows],
+            _ => vec![rows, 1],
+        };
+        let mut scales = self.tensor(&scale, &shape)?.to_f32();
+        if shape == [1] {
+            scales = vec![scales[0]; rows];
+        }
+        Ok(Source::Int8(codes, scales))
+    }
+
+    fn linear(
+        &self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+        dtype: WeightDtype,
+    ) -> Result<Linear, ModelError> {
+        Ok(self.pack(&[self.source(name, rows, columns)?.rows()], columns, dtype))
+    }
+
+    /// Several projections `(name, rows)` of the same input, packed below each other.
+    fn projection(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        bias: bool,
+    ) -> Result<Projection, ModelError> {
+        let sources = parts.iter().map(|(name, rows)| self.source(&format!("{name}.weight"), *rows, columns));
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let rows = sources.iter().map(Source::rows).collect::<Vec<_>>();
+        let weight = self.pack(&rows, columns, self.dtype);
+        let bias = match bias {
+            true => {
+                let all = parts.iter().map(|(name, rows)| self.vector(&format!("{name}.bias"), *rows));
+                Some(all.collect::<Result<Vec<_>, _>>()?.concat())
+            }
+            false => None,
+        };
+        Ok(Projection { weight, bias })
+    }
+
+    fn pack(&self, rows: &[Rows<'_>], columns: usize, dtype: WeightDtype) -> Linear {
+        let packed = Linear::pack(self.kernels, rows, columns, dtype);
+        self.bytes.set(self.bytes.get() + packed.bytes());
+        packed
+    }
+}
+
+/// The name of layer `i`.
+fn at(name: &str, i: usize) -> String {
+    name.replace("{i}", &i.to_string())
+}
+
+/// Names with their rows; a single name holds all of them.
+fn stacked(names: &[&str], rows: &[usize], i: usize) -> Vec<(String, usize)> {
+    match names {
+        [one] => vec![(at(one, i), rows.iter().sum())],
+        _ => names.iter().zip(rows).map(|(name, rows)| (at(name, i), *rows)).collect(),
+    }
+}
