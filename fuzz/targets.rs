@@ -4,7 +4,7 @@
 //! bound or no end is a finding.
 
 use octavo_engine::{ChatTemplate, Tokenizer};
-use octavo_model::{Config, families, parse_json, read_entries, shards_of};
+use octavo_model::{AttentionSpec, Config, FeedForwardSpec, families, parse_json, read_entries, shards_of};
 use serde_json::{Map, json};
 
 /// The header of a safetensors file: every tensor that it names lies inside the file, and has the size of its shape.
@@ -35,8 +35,15 @@ pub fn config(text: &[u8]) {
     let spec = family.spec;
     assert!(!spec.layers.is_empty() && spec.hidden > 0 && spec.vocab > 0 && spec.max_position > 0);
     for layer in &spec.layers {
-        let a = &layer.attention;
-        assert!(a.kv_heads > 0 && a.heads.is_multiple_of(a.kv_heads) && a.head_dim > 0);
+        match &layer.attention {
+            AttentionSpec::Heads(a) => {
+                assert!(a.kv_heads > 0 && a.heads.is_multiple_of(a.kv_heads) && a.head_dim > 0);
+            }
+            AttentionSpec::Latent(a) => assert!(a.heads > 0 && a.kv_rank > 0 && a.rope_dim.is_multiple_of(2)),
+        }
+        if let FeedForwardSpec::Experts(m) = &layer.mlp {
+            assert!((1..=m.experts).contains(&m.per_token) && m.intermediate > 0);
+        }
     }
     assert!(spec.parameters() > 0 && spec.kv_elements_per_token() > 0);
 }

@@ -59,6 +59,11 @@ def assert_greedy(want: torch.Tensor, tokens: Sequence[int], gap: float = 1e-3) 
         assert behind < gap, f"step {i}: token {token} is {behind:.4f} behind {int(want[i].argmax())}"
 
 
+def kl_rows(want: torch.Tensor, got: torch.Tensor) -> torch.Tensor:
+    """KL(want || got) of each row in nats."""
+    return (want.exp() * (want - got)).sum(-1)
+
+
 def mean_kl(want: torch.Tensor, got: torch.Tensor) -> float:
     """KL(want || got) in nats, mean over rows."""
-    return float((want.exp() * (want - got)).sum(-1).mean())
+    return float(kl_rows(want, got).mean())
