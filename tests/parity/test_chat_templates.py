@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from octavo import LLM
 from octavo.errors import InvalidRequestError
-from transformers import PreTrainedTokenizerFast
+from octavo.hub import embedded_model
+from template_corpus import CONVERSATIONS as CORPUS_CONVERSATIONS
+from template_corpus import TEMPLATES as CORPUS
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 TURNS = [
     {"role": "user", "content": 'Hi <b>there</b> & "you"'},
@@ -160,3 +169,61 @@ def test_broken_template_is_refused() -> None:
 def render(template: str, messages: list[dict[str, Any]]) -> str:
     with LLM(chat_template=template, max_model_len=64, max_num_seqs=1, threads=1) as llm:
         return llm.render_chat(messages)
+
+
+def outcome(render: Callable[[], str]) -> str | None:
+    """The text, or None where the template refuses."""
+    try:
+        return render()
+    except (InvalidRequestError, TemplateError, ValueError, TypeError, KeyError):
+        return None
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_corpus(name: str, embedded_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Every conversation gives the same text, or is refused by both."""
+    template, rendered = CORPUS[name], 0
+    with LLM(chat_template=template, max_model_len=64, max_num_seqs=1, threads=1) as llm:
+        for conversation, (messages, options) in CORPUS_CONVERSATIONS.items():
+            # transformers wants to see the word "content" in a template before it continues a message.
+            if "continue_final_message" in options and "content" not in template:
+                continue
+
+            def reference(messages: Any = messages, options: Any = options) -> str:
+                chat = copy.deepcopy(messages)
+                return embedded_tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False, **options)
+
+            def ours(messages: Any = messages, options: Any = options) -> str:
+                return llm.render_chat(messages, **{"add_generation_prompt": False, **options})
+
+            want = outcome(reference)
+            assert outcome(ours) == want, conversation
+            rendered += want is not None
+    assert rendered >= 3, "hardly any conversation was rendered"
+
+
+def named_folder(folder: Path, files: bool) -> None:
+    """The embedded model with two named templates, in files or in tokenizer_config.json."""
+    shutil.copytree(embedded_model(), folder, dirs_exist_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    texts = {"default": "plain {{ messages[0].content }}", "tool_use": "{{ tools | length }} tools", "rag": "documents"}
+    if files:
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "chat_template.jinja").write_text(texts.pop("default"))
+        for name, text in texts.items():
+            (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    else:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("files", [True, False], ids=["files", "tokenizer_config"])
+def test_the_template_for_tools_is_taken_where_tools_are_given(files: bool, tmp_path: Path) -> None:
+    named_folder(tmp_path, files)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    with LLM(tmp_path, max_model_len=64, max_num_seqs=1, threads=1) as llm:
+        for tools in (None, TOOLS):
+            want = tokenizer.apply_chat_template(TURNS, tools=tools, tokenize=False)
+            assert llm.render_chat(TURNS, tools=tools, add_generation_prompt=False) == want

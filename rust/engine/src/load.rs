@@ -34,7 +34,7 @@ impl Engine {
         // A given template must compile. The model's own need not: generating needs none.
         let template = match &options.chat_template {
             Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
-            None => ChatTemplate::find(folder, &tokenizer)?.map(|text| ChatTemplate::new(&text, &tokenizer)),
+            None => ChatTemplate::named(&ChatTemplate::find(folder, &tokenizer)?, &tokenizer),
         };
         let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))

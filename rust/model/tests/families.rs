@@ -216,3 +216,19 @@ fn impossible_values_are_named_with_the_key() {
         assert!(error.to_string().contains(key), "{key}: {error}");
     }
 }
+
+#[test]
+fn the_document_names_every_architecture_with_its_tests() {
+    let text = |path: &str| {
+        std::fs::read_to_string(format!("{}/../../{path}", env!("CARGO_MANIFEST_DIR"))).expect(path)
+    };
+    let document = text("docs/models.md");
+    let cases = text("tests/parity/random_models.py");
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let rows: Vec<(&str, &str)> = rows.collect();
+    assert_eq!(rows.iter().map(|r| r.0).collect::<Vec<_>>(), families::known(), "docs/models.md");
+    for (architecture, rest) in rows {
+        let case = rest.rsplit('`').nth(1).expect("the name of a test");
+        assert!(cases.contains(&format!("\"{case}")), "{architecture}: no case {case:?} in random_models.py");
+    }
+}

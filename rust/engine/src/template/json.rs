@@ -1,24 +1,40 @@
 //! `tojson` as transformers defines it, in the layout of Python's json.dumps.
 
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, Rest};
 use minijinja::{ErrorKind, Value};
 use serde::Serialize;
 
-/// `tojson` as transformers defines it: json.dumps(value, ensure_ascii=False, indent=..., separators=..., sort_keys=...).
-pub fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
+use super::number::python_float;
+
+/// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`: json.dumps with these arguments, by place or
+/// by name.
+pub fn tojson(value: Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let failed = |e: &dyn std::fmt::Display| {
         minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {e}"))
     };
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let sort_keys: Option<bool> = kwargs.get("sort_keys")?;
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
+    if args.len() > 4 {
+        return Err(failed(&"at most four arguments are taken"));
+    }
+    let given = |place: usize, name: &str| -> Result<Option<Value>, minijinja::Error> {
+        let value = match args.get(place) {
+            Some(value) => Some(value.clone()),
+            None => kwargs.get(name)?,
+        };
+        Ok(value.filter(|v| !v.is_none() && !v.is_undefined()))
+    };
+    let ascii = given(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
+    let indent: Option<usize> = given(1, "indent")?.map(TryInto::try_into).transpose()?;
+    let separators = given(2, "separators")?;
+    let separators = separators
+        .map(|v| Ok::<_, minijinja::Error>(v.try_iter()?.map(|s| s.to_string()).collect::<Vec<_>>()));
+    let separators = separators.transpose()?;
+    let sort_keys = given(3, "sort_keys")?.is_some_and(|v| v.is_true());
     kwargs.assert_all_used()?;
     if indent.is_some_and(|n| n > 64) {
         return Err(failed(&"an indent of at most 64 is taken"));
     }
     let mut json = serde_json::to_value(&value).map_err(|e| failed(&e))?;
-    if sort_keys == Some(true) {
+    if sort_keys {
         json.sort_all_objects();
     }
     let (comma, colon) = match separators.as_deref() {
@@ -30,7 +46,19 @@ pub fn tojson(value: Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let mut out = Vec::new();
     json.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(|e| failed(&e))?;
     let text = String::from_utf8(out).map_err(|e| failed(&e))?;
-    Ok(Value::from_safe_string(text))
+    Ok(Value::from_safe_string(if ascii { escaped(&text) } else { text }))
+}
+
+/// Characters beyond ASCII as `\uXXXX`, in surrogate pairs where needed. Only strings hold any.
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            c if c.is_ascii() => out.push(c),
+            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out
 }
 
 /// The layout of Python's json.dumps.
@@ -76,6 +104,9 @@ impl PythonJson {
 }
 
 impl serde_json::ser::Formatter for PythonJson {
+    fn write_f64<W: ?Sized + std::io::Write>(&mut self, w: &mut W, value: f64) -> std::io::Result<()> {
+        w.write_all(python_float(value).as_bytes())
+    }
     fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
         self.open(w, b"[")
     }

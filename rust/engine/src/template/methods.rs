@@ -3,7 +3,7 @@
 use minijinja::value::from_args;
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// `partition`, `rpartition`, `rsplit`, `removeprefix`, `removesuffix`; the rest goes to minijinja-contrib.
+/// `ljust`, `rjust`, `center`, `title`, `zfill`, `partition`, `rpartition`, `rsplit`, `removeprefix`, `removesuffix`; the rest goes to minijinja-contrib.
 pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = value.as_str() else {
         return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
@@ -12,6 +12,30 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Valu
         // minijinja pads to any width, beyond all memory.
         "format" if longest_number(text) > 4 => {
             Err(Error::new(ErrorKind::InvalidOperation, "format: a width of more than four digits"))
+        }
+        "ljust" | "rjust" | "center" => {
+            let (width, fill): (usize, Option<&str>) = from_args(args)?;
+            justified(text, method, width, fill.unwrap_or(" "))
+        }
+        // A letter after anything but a letter is large, as in Python; minijinja looks at white space only.
+        "title" => {
+            let mut inside = false;
+            let mut out = String::with_capacity(text.len());
+            for c in text.chars() {
+                match inside {
+                    true => out.extend(c.to_lowercase()),
+                    false => out.extend(c.to_uppercase()),
+                }
+                inside = c.is_alphabetic();
+            }
+            Ok(out.into())
+        }
+        "zfill" => {
+            let (width,): (usize,) = from_args(args)?;
+            let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+            let sign = &text[..text.len() - digits.len()];
+            let inner = justified(digits, "rjust", width.saturating_sub(sign.len()), "0")?;
+            Ok(format!("{sign}{inner}").into())
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -45,6 +69,25 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Valu
         }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// `text` among copies of `fill` up to `width` characters.
+fn justified(text: &str, method: &str, width: usize, fill: &str) -> Result<Value, Error> {
+    let refuse = |what: &str| Err(Error::new(ErrorKind::InvalidOperation, format!("{method}: {what}")));
+    if width > 9999 {
+        return refuse("a width of more than four digits");
+    }
+    if fill.chars().count() != 1 {
+        return refuse("the fill must be one character");
+    }
+    let missing = width.saturating_sub(text.chars().count());
+    let left = match method {
+        "ljust" => 0,
+        "rjust" => missing,
+        // As CPython shares an odd rest.
+        _ => missing / 2 + (missing & width & 1),
+    };
+    Ok(format!("{}{text}{}", fill.repeat(left), fill.repeat(missing - left)).into())
 }
 
 /// Digits of the longest number in `text`.

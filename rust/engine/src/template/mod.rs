@@ -4,7 +4,10 @@
 //! `strftime_now`, loop controls, `{% generation %}` and the methods of Python strings, lists and dicts.
 
 mod json;
+mod messages;
 mod methods;
+mod number;
+mod percent;
 
 use std::path::Path;
 
@@ -26,31 +29,50 @@ const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 /// address space only until it is used.
 const STACK_BYTES: usize = 512 << 20;
 
-/// A compiled chat template.
+/// The template that is taken where no other is asked for.
+const DEFAULT: &str = "default";
+/// The template that is taken where tools are given.
+const TOOL_USE: &str = "tool_use";
+
+/// The compiled chat templates of a model.
 pub struct ChatTemplate {
     env: Environment<'static>,
     special: Vec<(String, String)>,
+    has_tool_use: bool,
 }
 
 impl ChatTemplate {
-    /// The template of a model folder: chat_template.jinja, or `chat_template` in tokenizer_config.json (a text, or a list
-    /// of named ones, of which `default` is taken).
-    pub fn find(folder: &Path, tokenizer: &Tokenizer) -> Result<Option<String>, EngineError> {
-        let file = folder.join("chat_template.jinja");
-        if file.is_file() {
-            let read = std::fs::read_to_string(&file);
-            return read
-                .map(Some)
-                .map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", file.display())));
+    /// The templates of a model folder by name: chat_template.jinja (`default`) with additional_chat_templates/NAME.jinja, or
+    /// `chat_template` in tokenizer_config.json (one text, or a list of named ones). Only `default` and `tool_use` are kept.
+    pub fn find(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<(String, String)>, EngineError> {
+        let read = |name: &str, path: &Path| match path.is_file() {
+            true => std::fs::read_to_string(path)
+                .map(|text| Some((name.to_string(), text)))
+                .map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", path.display()))),
+            false => Ok(None),
+        };
+        let tools = folder.join("additional_chat_templates").join(format!("{TOOL_USE}.jinja"));
+        let files = [read(DEFAULT, &folder.join("chat_template.jinja"))?, read(TOOL_USE, &tools)?];
+        if files.iter().any(Option::is_some) {
+            return Ok(files.into_iter().flatten().collect());
         }
-        let Some(value) = tokenizer.config().get("chat_template") else { return Ok(None) };
-        if let Some(list) = value.as_array() {
-            let named =
-                |name: &str| list.iter().find(|t| t.get("name").and_then(|n| n.as_str()) == Some(name));
-            let text = named("default").or(list.first()).and_then(|t| t.get("template")?.as_str());
-            return Ok(text.map(str::to_string));
-        }
-        Ok(value.as_str().map(str::to_string))
+        let Some(value) = tokenizer.config().get("chat_template") else { return Ok(Vec::new()) };
+        let named = |t: &serde_json::Value| {
+            let name = t.get("name")?.as_str().filter(|n| [DEFAULT, TOOL_USE].contains(n))?;
+            Some((name.to_string(), t.get("template")?.as_str()?.to_string()))
+        };
+        Ok(match value.as_array() {
+            Some(list) => list.iter().filter_map(named).collect(),
+            None => value.as_str().map(|text| (DEFAULT.to_string(), text.to_string())).into_iter().collect(),
+        })
+    }
+
+    /// Compiles what [`ChatTemplate::find`] found; None if it found nothing.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if one is no valid template.
+    pub fn named(found: &[(String, String)], tokenizer: &Tokenizer) -> Option<Result<Self, EngineError>> {
+        (!found.is_empty()).then(|| on_large_stack(|| Self::compile(found, tokenizer)))
     }
 
     /// Compiles `text`. Special tokens of the tokenizer become variables (`bos_token`, ...).
@@ -58,16 +80,13 @@ impl ChatTemplate {
     /// # Errors
     /// `InvalidRequest` if it is no valid template.
     pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        on_large_stack(|| Self::compile(text, tokenizer))
+        on_large_stack(|| Self::compile(&[(DEFAULT.into(), text.into())], tokenizer))
     }
 
-    fn compile(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
+    fn compile(texts: &[(String, String)], tokenizer: &Tokenizer) -> Result<Self, EngineError> {
         let refuse = |e: &dyn std::fmt::Display| {
             EngineError::InvalidRequest(format!("the chat template is not valid: {e}"))
         };
-        if text.len() > MAX_TEMPLATE_BYTES {
-            return Err(refuse(&format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
-        }
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| refuse(&e))?);
@@ -94,18 +113,31 @@ impl ChatTemplate {
             })?;
             Ok(out)
         });
-        // Jinja reads every line end as \n.
-        let text = text.replace("\r\n", "\n").replace('\r', "\n");
-        env.add_template_owned("chat", without_generation_tags(&text)).map_err(|e| refuse(&e))?;
+        env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+            Ok(float) if value.kind() == ValueKind::Number && !value.is_integer() => {
+                out.write_str(&number::python_float(float)).map_err(minijinja::Error::from)
+            }
+            _ => minijinja::escape_formatter(out, state, value),
+        });
+        for (name, text) in texts {
+            if text.len() > MAX_TEMPLATE_BYTES {
+                return Err(refuse(&format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
+            }
+            // Jinja reads every line end as \n.
+            let text = text.replace("\r\n", "\n").replace('\r', "\n");
+            let text = percent::with_format_filters(&without_generation_tags(&text));
+            env.add_template_owned(name.clone(), text).map_err(|e| refuse(&e))?;
+        }
         let keys =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
         let special =
             keys.iter().filter_map(|k| Some((k.to_string(), tokenizer.special_token(k)?.to_string())));
-        Ok(Self { env, special: special.collect() })
+        let has_tool_use = texts.iter().any(|(name, _)| name == TOOL_USE);
+        Ok(Self { env, special: special.collect(), has_tool_use })
     }
 
     /// Renders a request: a JSON object with `messages` and whatever else the template reads (`tools`,
-    /// `add_generation_prompt`, `documents`, ...).
+    /// `add_generation_prompt`, `documents`, ...). With `continue_final_message` the prompt ends where the last message does.
     ///
     /// # Errors
     /// `InvalidRequest` if the template refuses the messages, or runs too long.
@@ -119,6 +151,9 @@ impl ChatTemplate {
             context.insert(key.into(), serde_json::Value::Null);
         }
         context.extend(request.iter().map(|(k, v)| (k.clone(), v.clone())));
+        let unfinished = messages::prepare(&mut context)?;
+        let with_tools = self.has_tool_use && context.get("tools").is_some_and(|tools| !tools.is_null());
+        let name = if with_tools { TOOL_USE } else { DEFAULT };
         let refuse = |e: minijinja::Error| {
             let mut text = e.to_string();
             if e.kind() == ErrorKind::OutOfFuel {
@@ -128,11 +163,12 @@ impl ChatTemplate {
         };
         let mut out = Capped(Vec::new());
         on_large_stack(|| {
-            let template = self.env.get_template("chat").map_err(refuse)?;
+            let template = self.env.get_template(name).map_err(refuse)?;
             template.render_captured_to(Value::from(Serde(context)), &mut out).map(|_| ()).map_err(refuse)
         })?;
-        String::from_utf8(out.0)
-            .map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))
+        let text = String::from_utf8(out.0)
+            .map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))?;
+        if unfinished { messages::cut(text) } else { Ok(text) }
     }
 }
 
