@@ -185,8 +185,8 @@ def test_corpus(name: str, embedded_tokenizer: PreTrainedTokenizerFast) -> None:
     template, rendered = CORPUS[name], 0
     with LLM(chat_template=template, max_model_len=64, max_num_seqs=1, threads=1) as llm:
         for conversation, (messages, options) in CORPUS_CONVERSATIONS.items():
-            # transformers wants to see the word "content" in a template before it continues a message, and marks where the
-            # message ends by a text that this template changes.
+            # transformers wants to see the word "content" in a template before it continues a message, and marks where
+            # the message ends by a text, which "strings" changes.
             if "continue_final_message" in options and ("content" not in template or name == "strings"):
                 continue
 

@@ -86,6 +86,22 @@ def test_rounded_weights_stay_close(case: Case, options: dict[str, str | None], 
     assert 0 <= kl < limit, f"KL is {kl:.5f} nats, below {limit} is expected"
 
 
+@pytest.mark.parametrize("name", ["qwen2-moe", "deepseek-v3", "gemma3", "cohere2"])
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_same_bits_alone_and_among_others(name: str, quantization: str | None, tmp_path: Path) -> None:
+    """Experts, latents and norms of new kinds: a request's numbers do not depend on its batch or on prefill chunks."""
+    case = next(c for c in CASES if c.name == name)
+    vocab = write_model(case, tmp_path).config.vocab_size
+    draw = random.Random(name)
+    prompts = [[draw.randrange(vocab) for _ in range(n)] for n in (75, 3, 40, 33)]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=5)
+    with LLM(tmp_path, quantization=quantization, enable_prefix_caching=False, threads=1) as llm:
+        alone = [llm.generate(p, params)[0].outputs[0] for p in prompts]
+    with LLM(tmp_path, quantization=quantization, max_num_batched_tokens=16, max_num_seqs=4, threads=2) as llm:
+        together = [o.outputs[0] for o in llm.generate(prompts, params)]
+    assert together == alone
+
+
 def test_text_prompt_uses_the_models_tokenizer(tmp_path: Path) -> None:
     write_model(CASES[0], tmp_path)
     with LLM(tmp_path) as llm:
