@@ -16,7 +16,7 @@ pub fn check(config: &Config<'_>) -> Result<(), ModelError> {
     let Some(q) = config.object("quantization_config")? else { return Ok(()) };
     let refuse = |what: String| {
         Err(ModelError::Unsupported(format!(
-            "the checkpoint is quantised with {what}. Give one in bfloat16, float16 or float32 (octavo quantises it while it \
+            "the checkpoint is quantised with {what} (quantization_config). Give one in bfloat16, float16 or float32 (octavo quantises it while it \
              loads), or compressed-tensors with int8 weights, one scale per channel and dynamic int8 activations (W8A8)"
         )))
     };
