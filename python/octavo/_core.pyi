@@ -6,7 +6,7 @@ This module only converts: the logic lives in the Rust crates. Users reach it th
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Delta", "Engine", "Logprob", "SampleDelta", "Stream", "__version__", "build_info", "check_params"]
+__all__ = ["Delta", "Engine", "Logprob", "SampleDelta", "Stream", "__version__", "build_info", "check_params", "parse_json"]
 
 __version__: str
 
@@ -23,6 +23,10 @@ def check_params(params: Mapping[str, Any]) -> None:
 
     Raises `octavo.errors.InvalidRequestError`, naming the parameter, its value and what is allowed.
     """
+
+def parse_json(text: bytes, *, max_depth: int = 64, max_values: int = 1_000_000) -> Any:
+    """Reads JSON of strangers: duplicate keys, numbers that are not finite, lone surrogates, nesting beyond
+    `max_depth` and more than `max_values` values raise `InvalidRequestError`."""
 
 @final
 class Engine:
@@ -86,9 +90,16 @@ class Engine:
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def stats(self) -> dict[str, Any]:
         """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
-        `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
+        `finished` {stop, length, abort, error} (samples), `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
         `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`, ...
         """
+
+    def histograms(self) -> dict[str, Any]:
+        """Distributions since the start: name (with its unit) to `bounds`, `counts` (cumulative, one more than
+        bounds) and `sum`."""
+
+    def health(self, limit_seconds: float) -> tuple[Literal["ready", "stalled", "dead"], str]:
+        """Whether the engine makes progress, with the cause if not. A step longer than the limit is a stall."""
 
     def info(self) -> dict[str, Any]:
         """`model` (architecture, sizes, dtype, quantization, parameters), `spec` (the full model spec),
@@ -119,8 +130,9 @@ class Stream:
     def poll(self) -> Delta | None:
         """The next piece if one is there already."""
 
-    def subscribe(self) -> None:
-        """From now on `Engine.wait_ready` reports this request whenever it has news (at once if it has some now)."""
+    def subscribe(self, *, only_end: bool = False) -> None:
+        """From now on `Engine.wait_ready` reports this request whenever it has news (at once if it has some now).
+        With `only_end` all later news comes as one piece, the last."""
 
     def cancel(self) -> None:
         """Ends the request; its blocks are freed at the next step. The last piece then says "abort". Idempotent."""

@@ -17,6 +17,7 @@ use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
 use crate::memory::Limits;
+use crate::metrics::HistogramSnapshot;
 use crate::params::SamplingParams;
 use crate::request::Prepared;
 use crate::sampling::SamplingRules;
@@ -310,6 +311,11 @@ impl Engine {
     /// Counters since the start.
     pub fn stats(&self) -> EngineStats {
         self.shared.counters.snapshot()
+    }
+
+    /// Distributions of times and sizes since the start.
+    pub fn histograms(&self) -> Vec<HistogramSnapshot> {
+        self.shared.histograms.snapshot()
     }
 
     /// Requests that wait for their start, those on their way to the engine thread included.

@@ -16,6 +16,7 @@ use crate::cpu::wanted_rows;
 use crate::error::panic_text;
 use crate::executor::{Executor, StepError};
 use crate::health::Pulse;
+use crate::metrics::Histograms;
 use crate::output::FinishReason;
 use crate::request::{Active, Prepared};
 use crate::sampling::Sampler;
@@ -33,6 +34,7 @@ pub(crate) enum Command {
 #[derive(Default)]
 pub(crate) struct Shared {
     pub counters: Counters,
+    pub histograms: Histograms,
     /// Requests submitted that have not started: the length of the bounded queue in.
     pub queued: AtomicUsize,
     /// When the engine thread last began a round of work.
@@ -113,6 +115,8 @@ impl EngineLoop {
     }
 
     fn serve(&mut self) {
+        // So that the books are right before the first request.
+        self.update_counters();
         loop {
             if !self.take_commands() {
                 return;
@@ -210,6 +214,7 @@ impl EngineLoop {
         for (id, refusal) in &self.actions.refused {
             let Some(active) = self.requests.get_mut(id) else { continue };
             active.error = Some(EngineError::QueueFull(refusal.to_string()));
+            add(&counters.finished_error, u64::from(active.request.n));
             active.end_all(&self.tokenizer, FinishReason::Error, now);
             self.touched.push(*id);
         }
@@ -230,6 +235,13 @@ impl EngineLoop {
                     Some(EngineError::Execution("a step failed while this request was in it".into()));
             }
             active.end_sample(&self.tokenizer, finished.sample, reason, now);
+            let counter = match reason {
+                FinishReason::Stop => &counters.finished_stop,
+                FinishReason::Length => &counters.finished_length,
+                FinishReason::Abort => &counters.finished_abort,
+                FinishReason::Error => &counters.finished_error,
+            };
+            add(counter, 1);
             self.touched.push(finished.request);
         }
     }
@@ -263,6 +275,7 @@ impl EngineLoop {
     /// Runs a step and reports it to the scheduler. False: the executor cannot go on.
     fn execute(&mut self, plan: &StepPlan) -> bool {
         let begin = Instant::now();
+        self.shared.histograms.step(plan.tokens.len());
         let mut results: Vec<SeqResult> = plan
             .seqs
             .iter()
@@ -270,6 +283,7 @@ impl EngineLoop {
             .collect();
         let outcome = {
             let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
+            let histograms = &self.shared.histograms;
             let mut sink = |index: usize, row: u32, logits: &[f32]| {
                 let seq = &plan.seqs[index];
                 let Some(active) = requests.get_mut(&seq.request) else { return };
@@ -279,6 +293,9 @@ impl EngineLoop {
                     return;
                 }
                 let now = Instant::now();
+                if let Some(gap) = active.gap(seq.sample, now) {
+                    histograms.gap(gap);
+                }
                 results[index] = match draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now) {
                     Ok(tokens) => SeqResult::Tokens(tokens),
                     Err(e) => {

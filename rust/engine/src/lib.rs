@@ -16,6 +16,7 @@ mod generation;
 mod health;
 mod load;
 mod memory;
+mod metrics;
 mod options;
 mod output;
 mod params;
@@ -24,6 +25,7 @@ mod sampling;
 mod stats;
 mod stop;
 mod stream;
+mod strict_json;
 mod template;
 mod tokenizer;
 
@@ -34,6 +36,7 @@ pub use executor::{Executor, RowSink, StepError};
 pub use generation::GenerationDefaults;
 pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};
+pub use metrics::HistogramSnapshot;
 pub use options::EngineOptions;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
@@ -42,5 +45,6 @@ pub use params::{SamplingDefaults, SamplingParams};
 pub use sampling::Logprob;
 pub use stats::EngineStats;
 pub use stream::RequestStream;
+pub use strict_json::{JsonLimits, parse_strict};
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

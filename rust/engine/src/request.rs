@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
@@ -62,6 +62,7 @@ struct Sample {
     filter: StopFilter,
     history: History,
     cumulative: f64,
+    last_token: Option<Instant>,
     stopped: bool,
     stop_reason: Option<StopReason>,
     ended: bool,
@@ -77,6 +78,7 @@ impl Active {
             filter: request.filter.clone(),
             history,
             cumulative: 0.0,
+            last_token: None,
             stopped: false,
             stop_reason: None,
             ended: false,
@@ -112,6 +114,12 @@ impl Active {
         }
     }
 
+    /// Time since the last token of a sample, if it has one.
+    pub fn gap(&self, index: u32, now: Instant) -> Option<Duration> {
+        let last = self.samples.get(index as usize)?.last_token?;
+        Some(now.saturating_duration_since(last))
+    }
+
     /// Draws the next token of a sample from `logits`: (token, whether it stops the sample).
     pub fn sample(
         &mut self,
@@ -129,6 +137,7 @@ impl Active {
         };
         let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index);
         s.tokens.push(token);
+        s.last_token = Some(now);
         if r.rules.needs_history() {
             s.history.push(token);
         }
@@ -239,6 +248,9 @@ impl Active {
     pub fn flush_counted(&mut self, shared: &Shared) {
         if self.is_over() {
             add(&shared.counters.requests_finished, 1);
+            if let Some(metrics) = &self.request.outbox.pending.metrics {
+                shared.histograms.request(metrics);
+            }
             if self.started.is_none() {
                 shared.queued.fetch_sub(1, Ordering::SeqCst);
             }

@@ -28,6 +28,14 @@ counters! {
     requests_waiting,
     /// Requests that have ended, for whatever reason.
     requests_finished,
+    /// Samples that met a stop condition.
+    finished_stop,
+    /// Samples that reached their length.
+    finished_length,
+    /// Samples that were cancelled.
+    finished_abort,
+    /// Samples that failed.
+    finished_error,
     /// Blocks of the KV cache.
     blocks_total,
     /// Blocks that hold nothing.

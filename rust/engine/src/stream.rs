@@ -22,6 +22,8 @@ pub(crate) type ReadyQueue = (Sender<u64>, Receiver<u64>);
 #[derive(Default)]
 struct Subscription {
     wanted: AtomicBool,
+    /// The reader wants the whole answer at once: nothing is sent before the last delta.
+    only_end: AtomicBool,
     /// The id is in the ready queue and not yet read.
     announced: AtomicBool,
 }
@@ -84,7 +86,8 @@ pub(crate) fn channel(
 impl Outbox {
     /// Sends the pending news, unless the queue is full and the request goes on.
     pub fn flush(&mut self) {
-        if self.pending.is_empty() || (self.queue.len() >= CAPACITY && !self.pending.finished) {
+        let waits = self.queue.len() >= CAPACITY || self.subscription.only_end.load(Ordering::Relaxed);
+        if self.pending.is_empty() || (waits && !self.pending.finished) {
             return;
         }
         // One place beyond CAPACITY is kept for the last delta, so this fails only if the reader is gone.
@@ -148,8 +151,10 @@ impl RequestStream {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// From now on the engine's ready queue names this request when it has news.
-    pub fn subscribe(&self) {
+    /// From now on the engine's ready queue names this request when it has news; with `only_end`, all later news comes
+    /// as one delta, the last.
+    pub fn subscribe(&self, only_end: bool) {
+        self.subscription.only_end.store(only_end, Ordering::Relaxed);
         self.subscription.wanted.store(true, Ordering::SeqCst);
         if !self.queue.is_empty() || self.done.load(Ordering::SeqCst) {
             announce(self.id, &self.subscription, &self.ready);
@@ -200,7 +205,7 @@ mod tests {
         let (commands, _keep) = crossbeam_channel::unbounded();
         let (ready, announced) = crossbeam_channel::unbounded();
         let (mut outbox, stream) = channel(7, vec![1], commands, &ready);
-        stream.subscribe();
+        stream.subscribe(false);
         for _ in 0..500 {
             outbox.pending.add(word("x"));
             outbox.flush();
@@ -216,6 +221,24 @@ mod tests {
         }
         assert_eq!(text, format!("{}!", "x".repeat(500)));
         assert!(stream.is_done() && stream.poll().is_none());
+    }
+
+    #[test]
+    fn a_reader_of_the_end_gets_one_delta() {
+        let (commands, _keep) = crossbeam_channel::unbounded();
+        let (ready, announced) = crossbeam_channel::unbounded();
+        let (mut outbox, stream) = channel(3, vec![1], commands, &ready);
+        stream.subscribe(true);
+        for _ in 0..5 {
+            outbox.pending.add(word("x"));
+            outbox.flush();
+        }
+        assert!(stream.poll().is_none() && announced.is_empty());
+        outbox.pending.finished = true;
+        outbox.flush();
+        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [3]);
+        assert_eq!(stream.poll().expect("the whole").outputs[0].text, "xxxxx");
+        assert!(stream.is_done());
     }
 
     #[test]

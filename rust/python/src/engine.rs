@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use octavo_engine::{EngineOptions, Prompt, RequestStream};
+use octavo_engine::{EngineOptions, Health, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -172,11 +172,29 @@ impl Engine {
             "prompt_tokens": s.prompt_tokens,
             "cached_prompt_tokens": s.cached_prompt_tokens,
             "generated_tokens": s.generated_tokens,
+            "finished": {"stop": s.finished_stop, "length": s.finished_length, "abort": s.finished_abort,
+                         "error": s.finished_error},
             "preemptions": s.preemptions,
             "evictions": s.evictions,
             "step_seconds": s.step_us as f64 / 1e6,
         });
         json::to_python(py, &value)
+    }
+
+    fn histograms<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let of = |h: octavo_engine::HistogramSnapshot| {
+            (h.name.to_string(), json!({"bounds": h.bounds, "counts": h.counts, "sum": h.sum}))
+        };
+        let all: Map<String, Value> = self.0.histograms().into_iter().map(of).collect();
+        json::to_python(py, &Value::Object(all))
+    }
+
+    fn health(&self, limit_seconds: f64) -> (&'static str, String) {
+        match self.0.health(Duration::from_secs_f64(limit_seconds.clamp(0.0, MAX_WAIT))) {
+            Health::Ready => ("ready", String::new()),
+            Health::Stalled { seconds } => ("stalled", format!("a step has taken {seconds:.1} s so far")),
+            Health::Dead(cause) => ("dead", cause.to_string()),
+        }
     }
 
     fn info<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -228,8 +246,9 @@ impl Stream {
         self.0.poll().map(Delta)
     }
 
-    fn subscribe(&self) {
-        self.0.subscribe();
+    #[pyo3(signature = (*, only_end=false))]
+    fn subscribe(&self, only_end: bool) {
+        self.0.subscribe(only_end);
     }
 
     fn cancel(&self) {

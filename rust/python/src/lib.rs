@@ -44,6 +44,20 @@ mod _core {
         crate::params::read(params)?.check().map_err(|e| crate::errors::to_python(py, &e))
     }
 
+    /// Reads JSON of strangers.
+    #[pyfunction]
+    #[pyo3(signature = (text, *, max_depth=64, max_values=1_000_000))]
+    fn parse_json<'py>(
+        py: Python<'py>,
+        text: &[u8],
+        max_depth: usize,
+        max_values: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let limits = octavo_engine::JsonLimits { depth: max_depth, values: max_values };
+        let value = py.detach(|| octavo_engine::parse_strict(text, limits));
+        crate::json::to_python(py, &value.map_err(|e| crate::errors::to_python(py, &e))?)
+    }
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))
