@@ -6,7 +6,17 @@ This module only converts: the logic lives in the Rust crates. Users reach it th
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
-__all__ = ["Delta", "Engine", "Logprob", "SampleDelta", "Stream", "__version__", "build_info", "check_params", "parse_json"]
+__all__ = [
+    "Delta",
+    "Engine",
+    "Logprob",
+    "SampleDelta",
+    "Stream",
+    "__version__",
+    "build_info",
+    "check_params",
+    "parse_json",
+]
 
 __version__: str
 
@@ -90,7 +100,8 @@ class Engine:
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def stats(self) -> dict[str, Any]:
         """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
-        `finished` {stop, length, abort, error} (samples), `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
+        `finished` {stop, length, abort, error} (samples),
+        `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
         `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`, ...
         """
 

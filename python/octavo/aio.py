@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from octavo.errors import EngineDeadError
@@ -18,33 +18,58 @@ if TYPE_CHECKING:
 _WAIT = 0.2
 
 
+def wakes(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Callable[[], None]:
+    """A function for any thread that sets `news`."""
+
+    def wake() -> None:
+        # A loop that was closed with requests open has nobody left to wake.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(news.set)
+
+    return wake
+
+
 class Dispatcher:
-    """Wakes event loops. Its thread starts with the first asynchronous request and ends with the LLM."""
+    """Wakes whoever waits for news of requests. Its thread starts with the first of them and ends with the LLM."""
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[asyncio.AbstractEventLoop, asyncio.Event]] = {}
+        self._waiting: dict[int, Callable[[], None]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+
+    def watch(self, stream: _core.Stream, wake: Callable[[], None], *, only_end: bool = False) -> None:
+        """From now on calls `wake`, which must be quick, from a thread of its own, whenever `stream` has news; with
+        `only_end` when it has ended.
+
+        Raises:
+            EngineDeadError: the LLM is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineDeadError("the engine is closed. Make a new LLM")
+            self._waiting[stream.request_id] = wake
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_run,
+                    args=(weakref.ref(self), self._engine),
+                    name="octavo-asyncio",
+                    daemon=True,
+                )
+                self._thread.start()
+        stream.subscribe(only_end=only_end)
+
+    def forget(self, stream: _core.Stream) -> None:
+        """Ends `watch`."""
+        with self._lock:
+            self._waiting.pop(stream.request_id, None)
 
     async def deltas(self, stream: _core.Stream) -> AsyncGenerator[_core.Delta, None]:
         """The deltas of one request. Ending the generator early, for whatever reason, cancels the request."""
         news = asyncio.Event()
         try:
-            with self._lock:
-                if self._closed:
-                    raise EngineDeadError("the engine is closed. Make a new LLM")
-                self._waiting[stream.request_id] = (asyncio.get_running_loop(), news)
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=_run,
-                        args=(weakref.ref(self), self._engine),
-                        name="octavo-asyncio",
-                        daemon=True,
-                    )
-                    self._thread.start()
-            stream.subscribe()
+            self.watch(stream, wakes(asyncio.get_running_loop(), news))
             while True:
                 # Cleared before the look: news that comes after it sets the event again.
                 news.clear()
@@ -54,19 +79,16 @@ class Dispatcher:
                         return
                 await news.wait()
         finally:
-            with self._lock:
-                self._waiting.pop(stream.request_id, None)
+            self.forget(stream)
             stream.cancel()
 
     def wake(self, request_ids: list[int] | None) -> None:
-        """Wakes the loops of these requests; None: of all."""
+        """Wakes who waits for these requests; None: for any."""
         with self._lock:
             ids = list(self._waiting) if request_ids is None else request_ids
             found = [self._waiting[i] for i in ids if i in self._waiting]
-        for loop, news in found:
-            # A loop that was closed with requests open has nobody left to wake.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(news.set)
+        for wake in found:
+            wake()
 
     @property
     def closed(self) -> bool:

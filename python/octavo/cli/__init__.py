@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `info`, `doctor`. A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `info`, `doctor`. A file is a command."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from octavo.cli.command import command
 from octavo.cli.doctor import doctor
 from octavo.cli.generate import generate
 from octavo.cli.info import info
+from octavo.cli.serve import serve
 
 __all__ = ["app", "main"]
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for _function in (generate, chat, info, doctor):
     app.command()(command(_function))
+app.command(context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 
 
 def _print_version(wanted: bool) -> None:

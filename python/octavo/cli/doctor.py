@@ -24,7 +24,12 @@ from octavo.params import SamplingParams
 # What the embedded model with a short context needs, with room to spare.
 _LEAST_MEMORY_BYTES = 256 << 20
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
-_EXTRAS = {"hub": ("huggingface_hub",), "gpu": ("torch", "triton"), "train": ("torch", "safetensors", "tokenizers")}
+_EXTRAS = {
+    "server": ("fastapi", "uvicorn", "prometheus_client", "yaml"),
+    "hub": ("huggingface_hub",),
+    "gpu": ("torch", "triton"),
+    "train": ("torch", "safetensors", "tokenizers"),
+}
 
 
 @dataclass(frozen=True)

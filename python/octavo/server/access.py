@@ -1,0 +1,83 @@
+"""One line of log and one count per request. Never a prompt, never a key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Send
+
+    from octavo.server.service import Service
+
+log = logging.getLogger("octavo.access")
+
+
+class Access:
+    """A request from its first byte to the end of its answer."""
+
+    def __init__(self, service: Service, method: str, path: str, request_id: str) -> None:
+        self._service = service
+        self._method = method
+        self._path = path
+        self.request_id = request_id
+        self._begin = time.monotonic()
+        self.status = 0
+        self._first: float | None = None
+
+    def watching(self, send: Send) -> Send:
+        """`send` with the status seen and the request's id added."""
+
+        async def inner(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.started(message["status"])
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode("ascii"))]
+            await send(message)
+
+        return inner
+
+    def started(self, status: int) -> None:
+        self.status = status
+        self._first = time.monotonic()
+
+    def end(self) -> None:
+        """Counts and logs. A status of 499 is a client that left before its answer began."""
+        route = self._service.route_of(self._path)
+        status = self.status or 499
+        self._service.counted(self._method, route, status)
+        if not log.isEnabledFor(logging.INFO):
+            return
+        log.info(
+            "%s %s %d",
+            self._method,
+            route,
+            status,
+            extra={
+                "octavo": {
+                    "request_id": self.request_id,
+                    "method": self._method[:16],
+                    "path": self._path[:200],
+                    "status": status,
+                    "ms": round((time.monotonic() - self._begin) * 1000, 1),
+                    "ms_to_first_byte": None if self._first is None else round((self._first - self._begin) * 1000, 1),
+                }
+            },
+        )
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object per line: what a client sent cannot begin a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        row: dict[str, Any] = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "octavo", {}),
+        }
+        if record.exc_info:
+            row["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(row, ensure_ascii=True)

@@ -1,0 +1,229 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from octavo import _core
+from octavo.server.answer import Answer, finite, new_id, now, prompt_logprobs
+from octavo.server.faults import bad_request
+from octavo.server.generation import Generation, News
+from octavo.server.http import Call, Reply, event, json_reply
+from octavo.server.messages import render
+from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
+from octavo.server.requests import ChatRequest, refuse_unsupported
+from octavo.server.sampling import candidates, sampling_params
+from octavo.server.tools import Toolbox
+
+if TYPE_CHECKING:
+    from octavo.server.service import Service
+
+
+def chat(service: Service, call: Call) -> Answer:
+    request = service.read(ChatRequest, call)
+    refuse_unsupported(request)
+    limits = service.config.limits
+    if request.top_logprobs and not request.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
+    top = None
+    if request.logprobs:
+        top = candidates("top_logprobs", request.top_logprobs or 0, limits)
+    toolbox = Toolbox.of(service, request)
+    prompt = render(
+        service.llm,
+        toolbox.instruct(request.messages),
+        tools=toolbox.for_template(),
+        add_generation_prompt=request.add_generation_prompt is not False,
+        variables=request.chat_template_kwargs,
+    )
+    most = request.max_completion_tokens or request.max_tokens
+    if request.max_tokens == 0:
+        raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
+    more: dict[str, Any] = {"max_tokens": most, "logprobs": top, **service.structured(request, toolbox)}
+    if toolbox.needs_special_tokens and request.skip_special_tokens is None:
+        more["skip_special_tokens"] = False
+    params = sampling_params(request, limits, call.salt, **more)
+    # The template writes the special tokens itself.
+    stream = bool(request.stream)
+    generation = service.generate([(prompt, False, params)], stream=stream, names={"prompt": "messages"})
+    return Chat(service, request, generation, toolbox, stream=stream)
+
+
+class Chat(Answer):
+    """The answer: a choice per sample."""
+
+    def __init__(
+        self, service: Service, request: ChatRequest, generation: Generation, toolbox: Toolbox, *, stream: bool
+    ) -> None:
+        super().__init__(generation, stream=stream)
+        self._request = request
+        self._toolbox = toolbox
+        kind = "chat.completion.chunk" if stream else "chat.completion"
+        self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": service.name}
+        self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._choices: dict[int, Choice] = {}
+        self._prompt_logprobs: list[dict[str, Any] | None] | None = None
+
+    def feed(self, news: News) -> bytes:
+        out = b""
+        for index, delta in news:
+            prompt = self.generation.streams[index].prompt_token_ids
+            self.usage.take(index, delta, len(prompt))
+            if self._request.prompt_logprobs is not None:
+                self._prompt_logprobs = prompt_logprobs(delta.prompt_logprobs) or self._prompt_logprobs
+            for sample in delta.outputs:
+                choice = self._choices.get(sample.index)
+                if choice is None:
+                    choice = self._choices[sample.index] = Choice(sample.index, self._toolbox.parser())
+                    if self.stream:
+                        first = {"role": "assistant", "content": ""}
+                        out += self._chunk(choice, first, None, None, prompt)
+                pieces = choice.add(sample, self._request)
+                deltas = choice.deltas(pieces)
+                if self.stream:
+                    out += self._events(choice, deltas, sample)
+        return out
+
+    def _events(self, choice: Choice, deltas: list[dict[str, Any]], sample: _core.SampleDelta) -> bytes:
+        out = b""
+        logprobs = choice.take_logprobs(self._request)
+        for delta in deltas:
+            # The log-probabilities of all the tokens go with the first of their pieces.
+            out += self._chunk(choice, delta, logprobs, None)
+            logprobs = None
+        if sample.finish_reason is not None or logprobs is not None or choice.token_ids:
+            out += self._chunk(choice, {}, logprobs, choice.reason)
+        return out
+
+    def _chunk(
+        self,
+        choice: Choice,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        reason: str | None,
+        prompt: list[int] | None = None,
+    ) -> bytes:
+        body = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        if reason is not None:
+            body["stop_reason"] = choice.stop_reason
+        chunk: dict[str, Any] = {**self._head, "choices": [body]}
+        if self._request.return_token_ids:
+            if prompt is not None:
+                chunk["prompt_token_ids"] = prompt
+            body["token_ids"] = choice.take_token_ids()
+        else:
+            choice.token_ids.clear()
+        if self._include_usage:
+            chunk["usage"] = None
+        return event(chunk)
+
+    def end(self) -> bytes:
+        last = b""
+        if self._include_usage:
+            last = event({**self._head, "choices": [], "usage": self.usage.as_dict()})
+        return last + super().end()
+
+    def reply(self) -> Reply:
+        body: dict[str, Any] = {
+            **self._head,
+            "choices": [c.whole(self._request) for _, c in sorted(self._choices.items())],
+            "usage": self.usage.as_dict(),
+        }
+        if self._request.prompt_logprobs is not None:
+            body["prompt_logprobs"] = self._prompt_logprobs
+        if self._request.return_token_ids:
+            body["prompt_token_ids"] = self.generation.streams[0].prompt_token_ids
+        return json_reply(body)
+
+
+class Choice:
+    """One sample, as far as it has come."""
+
+    def __init__(self, index: int, parser: Parser) -> None:
+        self.index = index
+        self.stop_reason: int | str | None = None
+        self.token_ids: list[int] = []
+        self._parser = parser
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._reason: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """OpenAI's finish_reason."""
+        return "tool_calls" if self._reason == "stop" and self.calls else self._reason
+
+    def add(self, sample: _core.SampleDelta, request: ChatRequest) -> list[Piece]:
+        self.token_ids += sample.token_ids
+        if request.logprobs:
+            self._logprobs += [_candidate(row) for row in sample.logprobs or []]
+        pieces = self._parser.feed(sample.text)
+        if sample.finish_reason is not None:
+            pieces += self._parser.finish()
+            self._reason = sample.finish_reason
+            self.stop_reason = sample.stop_reason
+        return pieces
+
+    def deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
+        """The pieces as OpenAI's `delta` objects, remembered for the whole."""
+        out: list[dict[str, Any]] = []
+        for piece in pieces:
+            if isinstance(piece, Content):
+                self._content.append(piece.text)
+                out.append({"content": piece.text})
+            elif isinstance(piece, Reasoning):
+                self._reasoning.append(piece.text)
+                out.append({"reasoning_content": piece.text})
+            elif isinstance(piece, Arguments):
+                self.calls[-1]["function"]["arguments"] += piece.text
+                out.append({"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": piece.text}}]})
+            else:
+                # Two objects: the one that is kept grows with the arguments.
+                index, call_id = len(self.calls), new_id("call")
+                kept, sent = (
+                    {"id": call_id, "type": "function", "function": {"name": piece.name, "arguments": ""}} for _ in "12"
+                )
+                self.calls.append(kept)
+                out.append({"tool_calls": [{"index": index, **sent}]})
+        return out
+
+    def take_token_ids(self) -> list[int]:
+        ids, self.token_ids = self.token_ids, []
+        return ids
+
+    def take_logprobs(self, request: ChatRequest) -> dict[str, Any] | None:
+        if not request.logprobs or not self._logprobs:
+            return None
+        rows, self._logprobs = self._logprobs, []
+        return {"content": rows, "refusal": None}
+
+    def whole(self, request: ChatRequest) -> dict[str, Any]:
+        text = "".join(self._content)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or (None if self.calls else ""),
+            "refusal": None,
+        }
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        body = {
+            "index": self.index,
+            "message": message,
+            "logprobs": self.take_logprobs(request) or ({"content": [], "refusal": None} if request.logprobs else None),
+            "finish_reason": self.reason,
+            "stop_reason": self.stop_reason,
+        }
+        if request.return_token_ids:
+            body["token_ids"] = self.token_ids
+        return body
+
+
+def _candidate(row: list[_core.Logprob]) -> dict[str, Any]:
+    def one(c: _core.Logprob) -> dict[str, Any]:
+        return {"token": c.token, "logprob": finite(c.logprob), "bytes": list(c.token.encode())}
+
+    return {**one(row[0]), "top_logprobs": [one(c) for c in row[1:]]}

@@ -1,0 +1,82 @@
+"""How a server is set up. Every field has a default that is right for most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request may ask for. What exceeds a limit is answered with 400 (413 and 431 for sizes of HTTP).
+
+    Attributes:
+        body_bytes, headers, header_bytes, json_depth, json_values: of an HTTP request.
+        body_seconds: for the whole body to arrive.
+        bodies_bytes: of all bodies that are being read at once.
+        n: samples of one prompt. prompts: prompts of one call.
+        prompt_bytes_per_token: a text longer than this times the context cannot fit, and is not tokenised.
+        logprobs: candidates per token.
+        stop, stop_bytes: number and length of stop strings.
+        logit_bias: entries.
+        tools, tools_bytes: number of tools; all of them together as JSON.
+        stream_stall_seconds: a reader that takes nothing for so long is given up.
+    """
+
+    body_bytes: int = 8 << 20
+    headers: int = 100
+    header_bytes: int = 32 << 10
+    json_depth: int = 64
+    json_values: int = 1_000_000
+    body_seconds: float = 60.0
+    bodies_bytes: int = 64 << 20
+    n: int = 128
+    prompts: int = 256
+    prompt_bytes_per_token: int = 16
+    logprobs: int = 20
+    stop: int = 16
+    stop_bytes: int = 256
+    logit_bias: int = 1024
+    tools: int = 128
+    tools_bytes: int = 256 << 10
+    stream_stall_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Names, keys and habits of a server.
+
+    Attributes:
+        api_keys: with any, every route but /health and /version asks for one as a bearer token, and each key has its
+            own part of the prefix cache.
+        served_model_names: what clients call the model; the first is reported. Default: the model's folder or hub id.
+        allowed_hosts: values of the Host header that are served, without port; None: all. `octavo serve` sets it where
+            no key protects a server on this machine from web pages that rebind a name to it.
+        allowed_origins: web origins whose pages may call the server (CORS).
+        limits: see Limits.
+        stream_interval_ms: least time between two pieces of one stream; tokens in between travel together.
+        health_seconds: a step that takes longer counts as a stall.
+        metrics_compat: "vllm" repeats the metrics under vLLM's names.
+        tool_parser: format of tool calls in the model's text; "auto": from the chat template.
+        reasoning_parser: format of reasoning in the model's text, or None.
+    """
+
+    api_keys: tuple[str, ...] = ()
+    served_model_names: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] | None = None
+    allowed_origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    stream_interval_ms: float = 10.0
+    health_seconds: float = 60.0
+    metrics_compat: str | None = None
+    tool_parser: str = "auto"
+    reasoning_parser: str | None = None
+
+    def __post_init__(self) -> None:
+        if any(not key.strip() or not key.isascii() for key in self.api_keys):
+            raise InvalidRequestError("api_keys: a key is empty or not ASCII")
+        if self.metrics_compat not in (None, "vllm"):
+            raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
+        if not 0 <= self.stream_interval_ms <= 10_000:
+            raise InvalidRequestError(f"stream_interval_ms is {self.stream_interval_ms}: 0 to 10000 is expected")

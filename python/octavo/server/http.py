@@ -1,0 +1,86 @@
+"""Requests and answers of HTTP in a form that no framework owns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo import _core
+from octavo.errors import InvalidRequestError
+from octavo.server.config import Limits
+from octavo.server.faults import ApiError, bad_request
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request that has passed the gate.
+
+    Attributes:
+        path: below the application's root.
+        headers: names in lower case.
+        salt: part of the prefix cache that belongs to the caller's key; None without keys.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    request_id: str
+    salt: str | None = None
+
+    def json(self, limits: Limits) -> dict[str, Any]:
+        """The body as an object.
+
+        Raises:
+            ApiError: 415 for another type of content (a form of a foreign web page could send that), 400 for no JSON.
+        """
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            raise ApiError(415, f"the content type is {kind or 'not given'}: send application/json")
+        try:
+            value = _core.parse_json(self.body, max_depth=limits.json_depth, max_values=limits.json_values)
+        except InvalidRequestError as error:
+            raise bad_request(f"the body is {error}", code="invalid_json") from error
+        if not isinstance(value, dict):
+            raise bad_request("the body is no JSON object: send {...}", code="invalid_json")
+        return value
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A complete answer."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+
+
+def json_reply(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status, dumps(value), headers=headers or {})
+
+
+def error_reply(error: ApiError) -> Reply:
+    return json_reply(error.body(), error.status, error.headers)
+
+
+def event(value: object, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    data = b"data: " + dumps(value) + b"\n\n"
+    return data if name is None else b"event: " + name.encode() + b"\n" + data
+
+
+DONE = b"data: [DONE]\n\n"
+# A comment, which clients skip and proxies take as a sign of life.
+PING = b": ping\n\n"
+EVENT_STREAM = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}

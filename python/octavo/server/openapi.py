@@ -1,0 +1,82 @@
+"""The server's own OpenAPI document, made of the models that requests are read with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic.json_schema import models_json_schema
+
+from octavo import __version__
+
+if TYPE_CHECKING:
+    from octavo.server.service import Service
+
+_REF = "#/components/schemas/{model}"
+
+
+def document(service: Service) -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    from octavo.server.service import ROUTES
+
+    models = [(r.request, "validation") for r in ROUTES if r.request is not None]
+    _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
+    paths: dict[str, Any] = {}
+    for route in ROUTES:
+        operation: dict[str, Any] = {
+            "summary": route.summary,
+            "operationId": route.handler.__name__ + ("_by_name" if "{" in route.path else ""),
+            "responses": _responses(route.request is not None),
+        }
+        if route.request is not None:
+            body = {"schema": {"$ref": _REF.format(model=route.request.__name__)}}
+            operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+        if "{" in route.path:
+            name = route.path.partition("{")[2].rstrip("}")
+            operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
+        paths.setdefault(route.path, {})[route.method.lower()] = operation
+    schema: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "octavo", "version": __version__},
+        "paths": paths,
+        "components": {"schemas": {**definitions.get("$defs", {}), "Error": _ERROR}},
+    }
+    if service.config.api_keys:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+    return schema
+
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+def _responses(has_body: bool) -> dict[str, Any]:
+    fault = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
+    answers: dict[str, Any] = {"200": {"description": "The answer"}}
+    codes = {"401": "No valid API key", "404": "Not here", "503": "The engine is not available"}
+    if has_body:
+        codes |= {
+            "400": "A parameter that cannot be right, named in `param`",
+            "413": "The body is too long",
+            "415": "Not JSON",
+            "429": "The queue is full: try again after Retry-After",
+            "500": "A step failed",
+            "504": "The request's own timeout passed",
+        }
+    for code, text in sorted(codes.items()):
+        answers[code] = {"description": text, **fault}
+    return answers

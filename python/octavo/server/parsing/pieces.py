@@ -1,0 +1,60 @@
+"""The pieces that a parser makes of a model's text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True)
+class Content:
+    """Text for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Text that the model wrote for itself."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call begins."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """More of the JSON text of the arguments of the latest call."""
+
+    text: str
+
+
+Piece: TypeAlias = Content | Reasoning | Call | Arguments
+
+
+class Parser(ABC):
+    """Takes text in any portions and gives pieces, in linear time. How the text was cut makes no difference."""
+
+    @abstractmethod
+    def feed(self, text: str) -> list[Piece]:
+        """Pieces that have become certain."""
+
+    @abstractmethod
+    def finish(self) -> list[Piece]:
+        """What is left: a format that was begun and not ended is content as it stands."""
+
+
+class Plain(Parser):
+    """All is content."""
+
+    def feed(self, text: str) -> list[Piece]:
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        return []

@@ -1,0 +1,73 @@
+"""From the sampling fields of a request to SamplingParams, with the server's own limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.params import SamplingParams
+from octavo.server.config import Limits
+from octavo.server.faults import bad_request, from_octavo
+from octavo.server.requests import Sampling
+
+# Fields that mean the same here and there.
+_SAME = (
+    "temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+    "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "bad_words", "skip_special_tokens", "min_tokens",
+    "priority", "timeout",
+)  # fmt: skip
+
+
+def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more: Any) -> SamplingParams:
+    """The parameters of `request`; `more` are further fields, and win.
+
+    Raises:
+        ApiError: 400 with the parameter's name.
+    """
+    fields: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
+    fields["n"] = request.n or 1
+    fields["max_tokens"] = request.max_tokens
+    if request.top_p is not None:
+        # OpenAI's range begins with 0, where nothing but the best token is left.
+        fields["top_p"] = request.top_p or 1e-9
+    if request.stop:
+        stop = [request.stop] if isinstance(request.stop, str) else request.stop
+        if len(stop) > limits.stop:
+            raise bad_request(f"stop has {len(stop)} strings: at most {limits.stop} are taken", "stop")
+        if any(len(s.encode()) > limits.stop_bytes for s in stop):
+            raise bad_request(f"stop has a string of more than {limits.stop_bytes} bytes", "stop")
+        fields["stop"] = stop
+    if request.logit_bias:
+        fields["logit_bias"] = _bias(request.logit_bias, limits)
+    if request.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = candidates("prompt_logprobs", request.prompt_logprobs, limits)
+    fields["cache_salt"] = _salt(salt, request.cache_salt)
+    fields.update(more)
+    if fields["n"] > limits.n:
+        raise bad_request(f"n is {fields['n']}: at most {limits.n} is taken", "n")
+    try:
+        return SamplingParams(**fields)
+    except InvalidRequestError as error:
+        raise from_octavo(error) from error
+
+
+def candidates(name: str, value: int, limits: Limits) -> int:
+    if value > limits.logprobs:
+        raise bad_request(f"{name} is {value}: at most {limits.logprobs} is taken", name)
+    return limits.logprobs if value == -1 else value
+
+
+def _bias(given: dict[str, float], limits: Limits) -> dict[int, float]:
+    if len(given) > limits.logit_bias:
+        raise bad_request(f"logit_bias has {len(given)} entries: at most {limits.logit_bias} are taken", "logit_bias")
+    bad = next((key for key in given if not (key.isascii() and key.isdecimal() and len(key) <= 10)), None)
+    if bad is not None:
+        raise bad_request(f"logit_bias has the key {bad[:80]!r}: token ids are expected", "logit_bias")
+    return {int(key): value for key, value in given.items()}
+
+
+def _salt(key: str | None, own: str | None) -> str | None:
+    """Entries of the prefix cache never cross keys; a caller may narrow its own further."""
+    if key is None and own is None:
+        return None
+    return f"{key or ''}\n{own or ''}"

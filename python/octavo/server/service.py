@@ -1,0 +1,236 @@
+"""The service: requests of HTTP in, replies and answers out. The applications for ASGI and WSGI are coats over it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from octavo import __version__
+from octavo.errors import OctavoError
+from octavo.llm import LLM
+from octavo.params import SamplingParams
+from octavo.server import requests
+from octavo.server.answer import Answer
+from octavo.server.chat import chat
+from octavo.server.completions import completions
+from octavo.server.config import ServerConfig
+from octavo.server.engine import LazyEngine, model_name
+from octavo.server.faults import ApiError, from_octavo
+from octavo.server.gate import Gate
+from octavo.server.generation import Generation
+from octavo.server.http import Call, Reply, json_reply
+from octavo.server.models import list_models, one_model
+from octavo.server.text import detokenize, tokenize
+from octavo.server.tools import Toolbox
+
+log = logging.getLogger("octavo.server")
+
+# A request whose body is shorter is answered on the event loop: a thread would cost more than reading it.
+_QUICK_BYTES = 8 << 10
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+R = TypeVar("R", bound=requests.Strict)
+Handler: TypeAlias = "Callable[[Service, Call], Reply | Answer]"
+
+
+class Route(NamedTuple):
+    """An endpoint. `{name}` in the path takes the rest of it."""
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    request: type[requests.Strict] | None = None
+
+
+class Service:
+    """Everything that a server does, but for sockets.
+
+    Args:
+        source: an LLM, or what one is made of; see `octavo.server.create_app`.
+    """
+
+    def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
+        self.config = config
+        self.engine = LazyEngine(source)
+        self.gate = Gate(config)
+        self.created = int(time.time())
+        self._warned: set[str] = set()
+        # (method, route, status) -> requests
+        self.http_requests: Counter[tuple[str, str, int]] = Counter()
+        self._count_lock = threading.Lock()
+
+    # --- for handlers -------------------------------------------------------------------------------------------------
+
+    @property
+    def llm(self) -> LLM:
+        """The model; waits while it loads.
+
+        Raises:
+            ApiError: 503.
+        """
+        try:
+            return self.engine.get()
+        except OctavoError as error:
+            raise from_octavo(error) from error
+
+    @cached_property
+    def max_model_len(self) -> int:
+        """Longest sequence, in tokens."""
+        return int(self.llm.info()["limits"]["max_model_len"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.config.served_model_names or (model_name(self.llm),)
+
+    @property
+    def name(self) -> str:
+        """The model's name in answers."""
+        return self.names[0]
+
+    def read(self, kind: type[R], call: Call) -> R:
+        """The request in the body of `call`, for a model that is served.
+
+        Raises:
+            ApiError: 400, 404, 415.
+        """
+        request = requests.read(kind, call.json(self.config.limits))
+        for name in sorted(set(request.model_extra or ()) - requests.SILENT - self._warned)[:8]:
+            if len(self._warned) < 256:
+                self._warned.add(name)
+                log.warning("a field that is not known is ignored: %.64r (said once)", name)
+        self.check_model(getattr(request, "model", None))
+        return request
+
+    def check_model(self, name: str | None) -> None:
+        if name and name not in self.names:
+            served = ", ".join(self.names)
+            raise ApiError(
+                404, f"there is no model {name[:80]!r} here: {served} is served", param="model", code="model_not_found"
+            )
+
+    def generate(
+        self,
+        jobs: list[tuple[str | list[int], bool, SamplingParams]],
+        *,
+        stream: bool,
+        names: dict[str, str] | None = None,
+    ) -> Generation:
+        """Starts engine requests. `names`: what their parameters are called in the API.
+
+        Raises:
+            ApiError: 400 for what cannot run, 429 when the queue is full.
+        """
+        llm = self.llm
+        param = (names or {}).get("prompt", "prompt")
+        most = self.config.limits.prompt_bytes_per_token * self.max_model_len
+        for prompt, _, _ in jobs:
+            if isinstance(prompt, str) and len(prompt) > most:
+                message = f"the prompt has {len(prompt)} characters: no more than {most} are tokenised for this context"
+                raise ApiError(400, message, param=param, code="context_length_exceeded")
+        interval = self.config.stream_interval_ms / 1000 if stream else 0.0
+        try:
+            return Generation(llm, jobs, only_end=not stream, interval=interval)
+        except OctavoError as error:
+            raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
+
+    def structured(self, request: requests.Sampling, toolbox: Toolbox | None) -> dict[str, Any]:
+        """What the output is held to, as a field of SamplingParams."""
+        return {}
+
+    # --- for applications ---------------------------------------------------------------------------------------------
+
+    def is_quick(self, call: Call) -> bool:
+        """Whether `respond` comes back within a millisecond or so."""
+        return len(call.body) < _QUICK_BYTES and self.engine.settled
+
+    def respond(self, call: Call) -> Reply | Answer:
+        """What to send.
+
+        Raises:
+            ApiError: what to send instead.
+        """
+        handler = self._route(call)
+        try:
+            return handler(self, call)
+        except ApiError:
+            raise
+        except OctavoError as error:
+            raise from_octavo(error) from error
+        except Exception as error:
+            log.exception("an internal fault in %s %s (%s)", call.method, call.path, call.request_id)
+            raise from_octavo(error) from error
+
+    def _route(self, call: Call) -> Handler:
+        allowed = []
+        for route in ROUTES:
+            prefix, parameter, _ = route.path.partition("{")
+            if call.path == route.path or (parameter and call.path.startswith(prefix) and len(call.path) > len(prefix)):
+                if call.method == route.method or (call.method == "HEAD" and route.method == "GET"):
+                    return route.handler
+                allowed.append(route.method)
+        if allowed:
+            methods = ", ".join(sorted(set(allowed)))
+            raise ApiError(405, f"{call.method} is not possible here: use {methods}", headers={"allow": methods})
+        raise ApiError(404, f"there is nothing at {call.path[:200]!r}", code="not_found")
+
+    def route_of(self, path: str) -> str:
+        """The route that `path` belongs to, or "other": what strangers ask for makes no new series."""
+        for route in ROUTES:
+            prefix, parameter, _ = route.path.partition("{")
+            if path == route.path or (parameter and path.startswith(prefix)):
+                return route.path
+        return "other"
+
+    def counted(self, method: str, route: str, status: int) -> None:
+        """A request has been answered."""
+        with self._count_lock:
+            self.http_requests[method if method in _METHODS else "other", route, status] += 1
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def health(service: Service, _call: Call) -> Reply:
+    """Alive: the process answers and the engine, if it is there, makes progress."""
+    if service.engine.state in ("new", "loading"):
+        return json_reply({"status": service.engine.state})
+    state, cause = _state(service)
+    return json_reply({"status": state, **({"cause": cause} if cause else {})}, 200 if state == "ready" else 503)
+
+
+def ready(service: Service, _call: Call) -> Reply:
+    """Ready: the model is loaded and makes progress. Asking begins to load it."""
+    service.engine.start()
+    if service.engine.state in ("new", "loading"):
+        return json_reply({"status": "loading"}, 503, {"retry-after": "1"})
+    return health(service, _call)
+
+
+def _state(service: Service) -> tuple[str, str]:
+    try:
+        return service.llm._engine.health(service.config.health_seconds)
+    except ApiError as error:
+        return "dead", error.message
+
+
+def version(_service: Service, _call: Call) -> Reply:
+    return json_reply({"version": __version__})
+
+
+ROUTES = [
+    Route("POST", "/v1/chat/completions", chat, "Answer a conversation", requests.ChatRequest),
+    Route("POST", "/v1/completions", completions, "Continue prompts", requests.CompletionRequest),
+    Route("GET", "/v1/models", list_models, "The models served"),
+    Route("GET", "/v1/models/{model}", one_model, "One model"),
+    Route("POST", "/tokenize", tokenize, "Text to token ids", requests.TokenizeRequest),
+    Route("POST", "/detokenize", detokenize, "Token ids to text", requests.DetokenizeRequest),
+    Route("GET", "/health", health, "Whether the server lives"),
+    Route("GET", "/ready", ready, "Whether the server is ready for requests"),
+    Route("GET", "/version", version, "The version of octavo"),
+]

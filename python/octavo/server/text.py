@@ -1,0 +1,40 @@
+"""POST /tokenize and /detokenize"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from octavo.server.faults import bad_request
+from octavo.server.http import Call, Reply, json_reply
+from octavo.server.messages import render
+from octavo.server.requests import DetokenizeRequest, TokenizeRequest
+
+if TYPE_CHECKING:
+    from octavo.server.service import Service
+
+
+def tokenize(service: Service, call: Call) -> Reply:
+    request = service.read(TokenizeRequest, call)
+    llm = service.llm
+    if (request.prompt is None) == (request.messages is None):
+        raise bad_request("give either prompt or messages", "prompt")
+    if request.messages is not None:
+        text = render(
+            llm,
+            request.messages,
+            tools=[t.model_dump(exclude_none=True) for t in request.tools or []] or None,
+            add_generation_prompt=request.add_generation_prompt is not False,
+            variables=request.chat_template_kwargs,
+        )
+        special = bool(request.add_special_tokens)
+    else:
+        text = request.prompt or ""
+        special = request.add_special_tokens is not False
+    ids = llm.tokenize(text, add_special_tokens=special)
+    strings = [llm.detokenize([i], skip_special_tokens=False) for i in ids] if request.return_token_strs else None
+    return json_reply({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": strings})
+
+
+def detokenize(service: Service, call: Call) -> Reply:
+    request = service.read(DetokenizeRequest, call)
+    return json_reply({"prompt": service.llm.detokenize(request.tokens, skip_special_tokens=False)})

@@ -1,0 +1,177 @@
+"""The WSGI application: the service for Flask and other hosts of threads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import select
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any
+
+from octavo.llm import LLM
+from octavo.server.access import Access
+from octavo.server.answer import Answer
+from octavo.server.config import ServerConfig
+from octavo.server.faults import ApiError, from_octavo
+from octavo.server.generation import News
+from octavo.server.http import EVENT_STREAM, PING, Call, error_reply
+from octavo.server.service import Service
+
+log = logging.getLogger("octavo.server")
+
+_PATIENCE = 10.0
+# Where servers put the client's socket, by which one sees that it has left.
+_SOCKETS = ("werkzeug.socket", "gunicorn.socket")
+
+StartResponse = Callable[..., Any]
+
+
+class WsgiApp:
+    """The application; see `octavo.server.create_wsgi_app`. `close` ends what runs."""
+
+    def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
+        self.service = Service(source, config)
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        service = self.service
+        method = environ["REQUEST_METHOD"]
+        # WSGI carries bytes as Latin-1.
+        path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace") or "/"
+        access = Access(service, method, path, service.gate.request_id(environ.get("HTTP_X_REQUEST_ID")))
+
+        def start(status: int, headers: dict[str, str]) -> None:
+            access.started(status)
+            fields = [*headers.items(), ("x-request-id", access.request_id)]
+            start_response(f"{status} {_phrase(status)}", fields)
+
+        try:
+            passed = service.gate.check(method, path, _fields(environ))
+            body = self._body(environ, passed.headers)
+            outcome = service.respond(Call(method, path, passed.headers, body, access.request_id, passed.salt))
+            if isinstance(outcome, Answer):
+                lots = outcome.generation.news(_alive(environ), _PATIENCE)
+                if outcome.stream:
+                    return Body(_stream(outcome, lots, start), outcome, access)
+                try:
+                    for news in lots:
+                        outcome.feed(news)
+                    outcome = outcome.reply()
+                finally:
+                    lots.close()  # type: ignore[attr-defined]
+        except ApiError as error:
+            outcome = error_reply(error)
+        except Exception as error:
+            log.exception("an internal fault in %s", path)
+            outcome = error_reply(from_octavo(error))
+        headers = {"content-type": outcome.content_type, "content-length": str(len(outcome.body)), **outcome.headers}
+        start(outcome.status, headers)
+        access.end()
+        return [b"" if method == "HEAD" else outcome.body]
+
+    def _body(self, environ: dict[str, Any], headers: dict[str, str]) -> bytes:
+        most = self.service.config.limits.body_bytes
+        source = environ["wsgi.input"]
+        if "content-length" in headers:
+            data = source.read(int(headers["content-length"]))
+        elif environ.get("wsgi.input_terminated"):
+            data = source.read(most + 1)
+        else:
+            return b""
+        if len(data) > most:
+            raise self.service.gate.too_large()
+        return bytes(data)
+
+    def close(self) -> None:
+        self.service.close()
+
+
+class Body:
+    """The pieces of a stream. The host calls `close` when the client has left, and that cancels the request."""
+
+    def __init__(self, pieces: Iterator[bytes], answer: Answer, access: Access) -> None:
+        self._pieces = pieces
+        self._answer = answer
+        self._access = access
+        # The status is known with the first piece.
+        self._first: bytes | None = next(pieces, b"")
+        self._closed = False
+
+    def __iter__(self) -> Body:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return next(self._pieces)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._answer.generation.close()
+            with contextlib.suppress(ValueError):
+                # It runs in another thread if the host closes from there; then it sees the end by itself.
+                self._pieces.close()  # type: ignore[attr-defined]
+            self._access.end()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _stream(answer: Answer, lots: Iterator[News], start: Callable[[int, dict[str, str]], None]) -> Iterator[bytes]:
+    started = False
+    try:
+        for news in lots:
+            if not started:
+                started = True
+                start(200, EVENT_STREAM)
+            piece = answer.feed(news) if news else PING
+            if piece:
+                yield piece
+        last = answer.end()
+    except Exception as error:
+        fault = error if isinstance(error, ApiError) else from_octavo(error)
+        if not isinstance(error, ApiError):
+            log.exception("an internal fault in an answer")
+        if not started:
+            reply = error_reply(fault)
+            start(reply.status, {"content-type": reply.content_type, **reply.headers})
+            yield reply.body
+            return
+        last = answer.fault(fault)
+    if not started:
+        start(200, EVENT_STREAM)
+    yield last
+
+
+def _fields(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in environ.items():
+        if name.startswith("HTTP_"):
+            yield name[5:].replace("_", "-"), str(value)
+        elif name in ("CONTENT_TYPE", "CONTENT_LENGTH") and value:
+            yield name.replace("_", "-"), str(value)
+
+
+def _alive(environ: dict[str, Any]) -> Callable[[], bool]:
+    """Whether the client is still there, where the server shows its socket; else True."""
+    found = next((environ[name] for name in _SOCKETS if isinstance(environ.get(name), socket.socket)), None)
+    if found is None:
+        return lambda: True
+
+    def alive() -> bool:
+        try:
+            readable, _, _ = select.select([found], [], [], 0)
+            return not readable or found.recv(1, socket.MSG_PEEK) != b""
+        except (OSError, ValueError):
+            return False
+
+    return alive
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
