@@ -24,6 +24,7 @@ use crate::sampling::SamplingRules;
 use crate::stats::EngineStats;
 use crate::stop::{StopFilter, StopStrings};
 use crate::stream::{self, ReadyQueue, RequestStream};
+use crate::structured::Compiler;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -74,6 +75,7 @@ pub struct Engine {
     seed: u64,
     info: Value,
     spec: Option<ModelSpec>,
+    compiler: Compiler,
     commands: Sender<Command>,
     ready: ReadyQueue,
     shared: Arc<Shared>,
@@ -115,6 +117,7 @@ impl Engine {
             map.insert("defaults".into(), json!(parts.generation));
         }
         Ok(Self {
+            compiler: Compiler::new(Arc::clone(&tokenizer), parts.vocab, &parts.generation.eos),
             tokenizer,
             template: parts.template,
             generation: parts.generation,
@@ -226,6 +229,7 @@ impl Engine {
         let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output)?;
         let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens)?;
         let bad_words = self.bad_words(&params.bad_words)?;
+        let constraint = params.structured.as_ref().map(|s| self.compiler.constraint(s)).transpose()?;
         let id = self.next_id.fetch_add(1, Ordering::SeqCst);
         let eos = if params.ignore_eos { Vec::new() } else { self.generation.eos.clone() };
         let mut stop_ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
@@ -247,12 +251,14 @@ impl Engine {
             deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
             rules: SamplingRules::new(params, &self.generation.sampling, seed, stop_ids, bad_words),
             eos,
+            ends: self.generation.eos.clone(),
             stop_token_ids: params.stop_token_ids.clone(),
             include_stop: params.include_stop_str_in_output,
             logprobs: tokens(params.logprobs),
             prompt_logprobs: tokens(params.prompt_logprobs),
             detokenizer,
             filter: StopFilter::new(stops),
+            constraint,
             outbox,
         };
         Ok((prepared, stream))

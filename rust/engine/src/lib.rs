@@ -26,6 +26,7 @@ mod stats;
 mod stop;
 mod stream;
 mod strict_json;
+mod structured;
 mod template;
 mod tokenizer;
 
@@ -46,5 +47,6 @@ pub use sampling::Logprob;
 pub use stats::EngineStats;
 pub use stream::RequestStream;
 pub use strict_json::{JsonLimits, parse_strict};
+pub use structured::Structure;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

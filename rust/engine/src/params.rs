@@ -1,6 +1,7 @@
 //! Sampling parameters: what a caller asks for, checked, and completed with the model's defaults.
 
 use crate::EngineError;
+use crate::structured::Structure;
 
 /// Largest number of samples of one prompt.
 const MAX_N: u32 = 256;
@@ -59,6 +60,8 @@ pub struct SamplingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
+    /// What the output must be.
+    pub structured: Option<Structure>,
 }
 
 impl Default for SamplingParams {
@@ -87,6 +90,7 @@ impl Default for SamplingParams {
             priority: 0,
             timeout: None,
             cache_salt: None,
+            structured: None,
         }
     }
 }

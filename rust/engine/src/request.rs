@@ -14,6 +14,7 @@ use crate::sampling::{History, Sampler, SamplingRules, row_logprobs};
 use crate::stats::add;
 use crate::stop::StopFilter;
 use crate::stream::Outbox;
+use crate::structured::{Constraint, Progress};
 use crate::tokenizer::Tokenizer;
 
 /// What the caller's thread has prepared for the engine.
@@ -30,6 +31,8 @@ pub(crate) struct Prepared {
     pub rules: SamplingRules,
     /// End-of-sequence tokens, empty with `ignore_eos`.
     pub eos: Vec<u32>,
+    /// The model's end-of-sequence tokens, whether or not they are obeyed.
+    pub ends: Vec<u32>,
     pub stop_token_ids: Vec<u32>,
     pub include_stop: bool,
     /// Candidates per output token, if asked for.
@@ -38,6 +41,8 @@ pub(crate) struct Prepared {
     pub prompt_logprobs: Option<usize>,
     pub detokenizer: Detokenizer,
     pub filter: StopFilter,
+    /// What the output is held to.
+    pub constraint: Option<Constraint>,
     pub outbox: Outbox,
 }
 
@@ -55,12 +60,12 @@ pub(crate) struct Active {
     ended: u32,
 }
 
-#[derive(Clone)]
 struct Sample {
     tokens: Vec<u32>,
     detokenizer: Detokenizer,
     filter: StopFilter,
     history: History,
+    constraint: Option<Constraint>,
     cumulative: f64,
     last_token: Option<Instant>,
     stopped: bool,
@@ -72,18 +77,20 @@ impl Active {
     pub fn new(request: Prepared) -> Self {
         let history =
             if request.rules.needs_history() { History::new(&request.prompt) } else { History::default() };
-        let sample = Sample {
+        let sample = |constraint| Sample {
             tokens: Vec::new(),
             detokenizer: request.detokenizer.clone(),
             filter: request.filter.clone(),
-            history,
+            history: history.clone(),
+            constraint,
             cumulative: 0.0,
             last_token: None,
             stopped: false,
             stop_reason: None,
             ended: false,
         };
-        let samples = vec![sample; request.n as usize];
+        let samples =
+            (0..request.n).map(|_| sample(request.constraint.as_ref().map(Constraint::fork))).collect();
         let prompt_logprobs = if request.prompt_logprobs.is_some() { vec![None] } else { Vec::new() };
         Self {
             request,
@@ -135,7 +142,12 @@ impl Active {
         let Some(s) = self.samples.get_mut(index as usize) else {
             return Err(EngineError::Execution(format!("there is no sample {index}")));
         };
-        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index);
+        let allowed = s.constraint.as_mut().map(Constraint::mask).transpose()?;
+        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index, allowed);
+        let complete = match &mut s.constraint {
+            Some(constraint) => constraint.push(token)? == Progress::Complete,
+            None => false,
+        };
         s.tokens.push(token);
         s.last_token = Some(now);
         if r.rules.needs_history() {
@@ -154,11 +166,13 @@ impl Active {
         if stop_token && !eos {
             s.stop_reason = Some(StopReason::Token(token));
         }
-        s.stopped = eos || stop_token;
-        if !s.stopped || r.include_stop {
+        // What is complete ends, with or without a token that says so; such a token is no text, others are.
+        let ends = r.ends.contains(&token);
+        s.stopped = eos || stop_token || complete;
+        if !(eos || stop_token || (complete && ends)) || r.include_stop {
             let text = s.detokenizer.push(tokenizer, token)?;
             if let Some(found) = s.filter.push(&text, armed, &mut news.text) {
-                if !s.stopped {
+                if !s.stopped || complete {
                     s.stop_reason = Some(StopReason::Text(found));
                 }
                 s.stopped = true;

@@ -63,6 +63,12 @@ impl Tokenizer {
         Ok(Self { inner, config, texts: OnceLock::new() })
     }
 
+    /// The tokenizer as its tokenizer.json.
+    pub fn to_json(&self) -> Result<Value, String> {
+        let text = self.inner.to_string(false).map_err(|e| e.to_string())?;
+        serde_json::from_str(&text).map_err(|e| e.to_string())
+    }
+
     /// Token ids of `text`; with `add_special_tokens` what the model expects around a prompt (such as BOS).
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
         let run = || self.inner.encode_fast(text, add_special_tokens);

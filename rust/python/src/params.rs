@@ -1,6 +1,6 @@
 //! Sampling parameters from a Python mapping.
 
-use octavo_engine::SamplingParams;
+use octavo_engine::{SamplingParams, Structure};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -44,6 +44,7 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
         priority: fields.get("priority")?.unwrap_or(0),
         timeout: fields.get("timeout")?,
         cache_salt: fields.get("cache_salt")?,
+        structured: None,
     };
     // -1 means all candidates, as in vLLM.
     if let Some(k) = fields.get::<i64>("top_k")? {
@@ -80,11 +81,18 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
         }
         p.logit_bias.sort_unstable_by_key(|(id, _)| *id);
     }
+    if let Some(structured) = fields.value("structured")? {
+        let read = structured.extract::<(String, String)>().ok();
+        p.structured = read.and_then(|(kind, text)| Structure::of(&kind, text));
+        if p.structured.is_none() {
+            return Err(fields.refuse("structured", "JsonSchema, Regex or Grammar is expected"));
+        }
+    }
     fields.refuse_unknown()?;
     Ok(p)
 }
 
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "n",
     "max_tokens",
     "min_tokens",
@@ -108,6 +116,7 @@ const NAMES: [&str; 23] = [
     "priority",
     "timeout",
     "cache_salt",
+    "structured",
 ];
 
 struct Fields<'py> {

@@ -87,7 +87,8 @@ impl Sampler {
     /// Draws the next token of one sequence.
     ///
     /// `logits` `[vocab]`, f32, no NaN; `output` the tokens generated so far; `sample` the index among the `n` samples.
-    /// Equal arguments give equal tokens. Greedy ties go to the lowest id.
+    /// `allowed` has a bit per token, None: all may come. Equal arguments give equal tokens. Greedy ties go to the lowest
+    /// id.
     pub fn sample(
         &mut self,
         rules: &SamplingRules,
@@ -95,14 +96,18 @@ impl Sampler {
         history: &History,
         output: &[u32],
         sample: u32,
+        allowed: Option<&[u32]>,
     ) -> u32 {
         let generated = output.len() as u32;
-        let row = if rules.plain(generated) {
+        let row = if rules.plain(generated) && allowed.is_none() {
             logits
         } else {
             self.logits.clear();
             self.logits.extend_from_slice(logits);
             process(rules, &mut self.logits, history, output);
+            if let Some(allowed) = allowed {
+                keep_allowed(&mut self.logits, logits, allowed);
+            }
             &self.logits
         };
         if rules.greedy() {
@@ -131,6 +136,25 @@ fn process(rules: &SamplingRules, logits: &mut [f32], history: &History, output:
     }
     if rules.needs_history() {
         history.apply(logits, rules.repetition, rules.presence, rules.frequency);
+    }
+}
+
+/// Leaves only the allowed tokens. Where the other rules have banned all of these, they yield: what must be valid is.
+fn keep_allowed(row: &mut [f32], raw: &[f32], allowed: &[u32]) {
+    let may = |id: usize| allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+    let mut any = false;
+    for (id, x) in row.iter_mut().enumerate() {
+        if may(id) {
+            any |= *x > f32::NEG_INFINITY;
+        } else {
+            *x = f32::NEG_INFINITY;
+        }
+    }
+    if !any {
+        for (id, x) in row.iter_mut().enumerate().filter(|(id, _)| may(*id)) {
+            // Of tokens that the model itself rules out each is as good.
+            *x = raw[id].max(f32::MIN / 2.0);
+        }
     }
 }
 

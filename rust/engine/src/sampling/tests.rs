@@ -19,7 +19,8 @@ fn frequencies(logits: &[f32], change: impl Fn(&mut SamplingParams)) -> Vec<f64>
             change(p);
             p.seed = Some(seed);
         });
-        counts[sampler.sample(&rules, logits, &History::default(), &[], 0) as usize] += 1.0 / draws as f64;
+        counts[sampler.sample(&rules, logits, &History::default(), &[], 0, None) as usize] +=
+            1.0 / draws as f64;
     }
     counts
 }
@@ -68,7 +69,7 @@ fn min_p_drops_what_is_far_below_the_best() {
 fn greedy_ties_go_to_the_lowest_id() {
     let greedy = rules(|p| p.temperature = Some(0.0));
     let row = [0.0, 3.0, 3.0, 1.0];
-    assert_eq!(Sampler::default().sample(&greedy, &row, &History::default(), &[], 0), 1);
+    assert_eq!(Sampler::default().sample(&greedy, &row, &History::default(), &[], 0, None), 1);
 }
 
 #[test]
@@ -83,33 +84,33 @@ fn penalties_bias_and_bans_change_the_choice() {
     let mut history = History::new(&[2]);
     let row = [1.0, 1.9, 2.0, 0.0, 0.0];
     let r = greedy(&|p| p.repetition_penalty = Some(2.0));
-    assert_eq!(sampler.sample(&r, &row, &history, &[], 0), 1, "token 2 stands in the prompt");
+    assert_eq!(sampler.sample(&r, &row, &history, &[], 0, None), 1, "token 2 stands in the prompt");
     history.push(1);
     let r = greedy(&|p| p.presence_penalty = 1.0);
     assert_eq!(
-        sampler.sample(&r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], 0),
+        sampler.sample(&r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], 0, None),
         2,
         "presence counts the output"
     );
     let r = greedy(&|p| p.logit_bias = vec![(4, 5.0)]);
-    assert_eq!(sampler.sample(&r, &row, &history, &[], 0), 4);
+    assert_eq!(sampler.sample(&r, &row, &history, &[], 0, None), 4);
     let r = greedy(&|p| p.min_tokens = 2);
     assert_eq!(
-        sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1], 0),
+        sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1], 0, None),
         1,
         "token 0 ends the output: too early"
     );
-    assert_eq!(sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1, 1], 0), 0);
+    assert_eq!(sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1, 1], 0, None), 0);
     let mut banned = greedy(&|_| {});
     banned.bad_words = vec![vec![3, 2]];
-    assert_eq!(sampler.sample(&banned, &row, &history, &[3], 0), 1, "2 may not follow 3");
-    assert_eq!(sampler.sample(&banned, &row, &history, &[1], 0), 2);
+    assert_eq!(sampler.sample(&banned, &row, &history, &[3], 0, None), 1, "2 may not follow 3");
+    assert_eq!(sampler.sample(&banned, &row, &history, &[1], 0, None), 2);
 }
 
 #[test]
 fn a_row_of_minus_infinity_still_gives_a_token() {
     let row = [f32::NEG_INFINITY; 4];
-    assert!(Sampler::default().sample(&rules(|_| {}), &row, &History::default(), &[], 0) < 4);
+    assert!(Sampler::default().sample(&rules(|_| {}), &row, &History::default(), &[], 0, None) < 4);
 }
 
 proptest! {
@@ -123,7 +124,7 @@ proptest! {
             *p = SamplingParams { temperature: Some(temperature), top_k: Some(top_k), top_p: Some(top_p),
                                   seed: Some(seed), ..p.clone() };
         });
-        let token = Sampler::default().sample(&rules, &row, &History::default(), &[], 0) as usize;
+        let token = Sampler::default().sample(&rules, &row, &History::default(), &[], 0, None) as usize;
         let scaled: Vec<f32> = row.iter().map(|x| x / temperature).collect();
         let mut order: Vec<usize> = (0..row.len()).collect();
         order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));

@@ -1,0 +1,53 @@
+//! Outputs that are valid by construction: a JSON schema, a regular expression or a Lark grammar decides which tokens may
+//! come next (llguidance: an Earley parser over a lazily derived lexer).
+//!
+//! `Compiler` checks and compiles in the caller's thread, against the clock, and keeps what it compiled. `Constraint` is
+//! the state of one sample; the mask for its next token is computed on a worker thread while the model's step runs.
+
+mod compiler;
+mod constraint;
+mod preflight;
+mod worker;
+
+pub(crate) use compiler::Compiler;
+pub(crate) use constraint::{Constraint, Progress};
+
+/// What an output must be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Structure {
+    /// The text of a JSON schema, draft 2020-12. What it cannot enforce is refused, not skipped.
+    JsonSchema(String),
+    /// A regular expression (of Rust's regex crate) that the whole output matches.
+    Regex(String),
+    /// A grammar in llguidance's form of Lark, which may hold `%json` schemas.
+    Lark(String),
+}
+
+impl Structure {
+    /// The name of the kind, as in the Python API.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::JsonSchema(_) => "json_schema",
+            Self::Regex(_) => "regex",
+            Self::Lark(_) => "grammar",
+        }
+    }
+
+    /// From a kind's name and its text.
+    pub fn of(kind: &str, text: String) -> Option<Self> {
+        match kind {
+            "json_schema" => Some(Self::JsonSchema(text)),
+            "regex" => Some(Self::Regex(text)),
+            "grammar" => Some(Self::Lark(text)),
+            _ => None,
+        }
+    }
+
+    fn text(&self) -> &str {
+        let (Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text)) = self;
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;
