@@ -11,10 +11,14 @@ from octavo._core import __version__, build_info
 from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.params import SamplingParams
+from octavo.structured import Grammar, JsonSchema, Regex
 
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "Grammar",
+    "JsonSchema",
+    "Regex",
     "RequestOutput",
     "SamplingParams",
     "__version__",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from octavo import _core
+from octavo.errors import InvalidRequestError
+from octavo.structured import Structured
 
 __all__ = ["SamplingParams"]
 
@@ -41,6 +43,7 @@ class SamplingParams:
         priority: lower runs first.
         timeout: seconds from submission after which the request fails with RequestTimeoutError.
         cache_salt: prefix-cache entries are shared only between requests of equal salt.
+        structured: what the output must be: JsonSchema, Regex or Grammar.
 
     Raises:
         InvalidRequestError: at construction, naming the parameter, its value and what is allowed.
@@ -69,10 +72,18 @@ class SamplingParams:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str | None = None
+    structured: Structured | None = None
 
     def __post_init__(self) -> None:
         _core.check_params(self.as_dict())
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as the engine takes them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.structured is not None:
+            if not hasattr(self.structured, "as_pair"):
+                raise InvalidRequestError(
+                    f"structured is {self.structured!r}: JsonSchema, Regex or Grammar is expected"
+                )
+            values["structured"] = self.structured.as_pair()
+        return values

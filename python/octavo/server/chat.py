@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from octavo import _core
@@ -13,6 +14,7 @@ from octavo.server.messages import render
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
 from octavo.server.requests import ChatRequest, refuse_unsupported
 from octavo.server.sampling import candidates, sampling_params
+from octavo.server.structure import field_of, structured
 from octavo.server.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def chat(service: Service, call: Call) -> Answer:
     top = None
     if request.logprobs:
         top = candidates("top_logprobs", request.top_logprobs or 0, limits)
-    toolbox = Toolbox.of(service, request)
+    toolbox = Toolbox(service, request)
     prompt = render(
         service.llm,
         toolbox.instruct(request.messages),
@@ -39,25 +41,32 @@ def chat(service: Service, call: Call) -> Answer:
     most = request.max_completion_tokens or request.max_tokens
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
-    more: dict[str, Any] = {"max_tokens": most, "logprobs": top, **service.structured(request, toolbox)}
+    more: dict[str, Any] = {"max_tokens": most, "logprobs": top, **structured(request, toolbox)}
     if toolbox.needs_special_tokens and request.skip_special_tokens is None:
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
     stream = bool(request.stream)
-    generation = service.generate([(prompt, False, params)], stream=stream, names={"prompt": "messages"})
-    return Chat(service, request, generation, toolbox, stream=stream)
+    names = {"prompt": "messages", "structured": field_of(request)}
+    generation = service.generate([(prompt, False, params)], stream=stream, names=names)
+    return Chat(service, request, generation, lambda: toolbox.parser(prompt[-64:]), stream=stream)
 
 
 class Chat(Answer):
     """The answer: a choice per sample."""
 
     def __init__(
-        self, service: Service, request: ChatRequest, generation: Generation, toolbox: Toolbox, *, stream: bool
+        self,
+        service: Service,
+        request: ChatRequest,
+        generation: Generation,
+        parser: Callable[[], Parser],
+        *,
+        stream: bool,
     ) -> None:
         super().__init__(generation, stream=stream)
         self._request = request
-        self._toolbox = toolbox
+        self._parser = parser
         kind = "chat.completion.chunk" if stream else "chat.completion"
         self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": service.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
@@ -74,7 +83,7 @@ class Chat(Answer):
             for sample in delta.outputs:
                 choice = self._choices.get(sample.index)
                 if choice is None:
-                    choice = self._choices[sample.index] = Choice(sample.index, self._toolbox.parser())
+                    choice = self._choices[sample.index] = Choice(sample.index, self._parser())
                     if self.stream:
                         first = {"role": "assistant", "content": ""}
                         out += self._chunk(choice, first, None, None, prompt)
@@ -91,7 +100,8 @@ class Chat(Answer):
             # The log-probabilities of all the tokens go with the first of their pieces.
             out += self._chunk(choice, delta, logprobs, None)
             logprobs = None
-        if sample.finish_reason is not None or logprobs is not None or choice.token_ids:
+        tokens = self._request.return_token_ids and choice.token_ids
+        if sample.finish_reason is not None or logprobs is not None or tokens:
             out += self._chunk(choice, {}, logprobs, choice.reason)
         return out
 

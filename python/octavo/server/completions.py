@@ -11,6 +11,7 @@ from octavo.server.generation import Generation, News
 from octavo.server.http import Call, Reply, event, json_reply
 from octavo.server.requests import CompletionRequest, refuse_unsupported
 from octavo.server.sampling import candidates, sampling_params
+from octavo.server.structure import field_of, structured
 
 if TYPE_CHECKING:
     from octavo.server.service import Service
@@ -44,14 +45,15 @@ def completions(service: Service, call: Call) -> Answer:
         "max_tokens": _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens or 1,
         # To rank samples their probability is needed.
         "logprobs": 0 if logprobs is None and drawn > n else logprobs,
-        **service.structured(request, None),
+        **structured(request),
     }
     if request.echo and logprobs is not None:
         more["prompt_logprobs"] = max(logprobs, request.prompt_logprobs or 0)
     params = sampling_params(request, limits, call.salt, **more)
     special = request.add_special_tokens is not False
     stream = bool(request.stream)
-    generation = service.generate([(p, special, params) for p in prompts], stream=stream)
+    names = {"structured": field_of(request)}
+    generation = service.generate([(p, special, params) for p in prompts], stream=stream, names=names)
     return Completions(service, request, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
 
 

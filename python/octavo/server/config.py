@@ -76,6 +76,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InvalidRequestError("api_keys: a key is empty or not ASCII")
+        if self.tool_parser not in ("auto", "hermes", "mistral", "llama3_json"):
+            raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, hermes, mistral or llama3_json")
+        if self.reasoning_parser not in (None, "think"):
+            raise InvalidRequestError(f"reasoning_parser is {self.reasoning_parser!r}: 'think' or None is expected")
         if self.metrics_compat not in (None, "vllm"):
             raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
         if not 0 <= self.stream_interval_ms <= 10_000:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from octavo import __version__
 from octavo.errors import OctavoError
@@ -21,17 +22,19 @@ from octavo.server.completions import completions
 from octavo.server.config import ServerConfig
 from octavo.server.engine import LazyEngine, model_name
 from octavo.server.faults import ApiError, from_octavo
+from octavo.server.formats import FORMATS, Format, detect
 from octavo.server.gate import Gate
 from octavo.server.generation import Generation
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.models import list_models, one_model
 from octavo.server.text import detokenize, tokenize
-from octavo.server.tools import Toolbox
 
 log = logging.getLogger("octavo.server")
 
 # A request whose body is shorter is answered on the event loop: a thread would cost more than reading it.
 _QUICK_BYTES = 8 << 10
+# Fields whose grammar may take its time. (A value that only looks like one costs a thread, and nothing else.)
+_SLOW = re.compile(rb'"(?:tools|response_format|structured_outputs|text|\\u)')
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 R = TypeVar("R", bound=requests.Strict)
@@ -139,15 +142,16 @@ class Service:
         except OctavoError as error:
             raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
 
-    def structured(self, request: requests.Sampling, toolbox: Toolbox | None) -> dict[str, Any]:
-        """What the output is held to, as a field of SamplingParams."""
-        return {}
+    @cached_property
+    def tool_format(self) -> Format | None:
+        """How the model writes tool calls; None: its template knows no tools."""
+        return detect(self.llm) if self.config.tool_parser == "auto" else FORMATS[self.config.tool_parser]
 
     # --- for applications ---------------------------------------------------------------------------------------------
 
     def is_quick(self, call: Call) -> bool:
-        """Whether `respond` comes back within a millisecond or so."""
-        return len(call.body) < _QUICK_BYTES and self.engine.settled
+        """Whether `respond` comes back within a millisecond or so: little to read, and no grammar to compile."""
+        return len(call.body) < _QUICK_BYTES and self.engine.settled and not _SLOW.search(call.body)
 
     def respond(self, call: Call) -> Reply | Answer:
         """What to send.

@@ -2,29 +2,87 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from octavo.server.parsing import Parser, Plain
-from octavo.server.requests import ChatRequest, Message
+from octavo.server.faults import bad_request
+from octavo.server.formats import FORMATS, Format, grammar, is_special
+from octavo.server.parsing import Parser, Plain, Thinking
+from octavo.server.requests import ChatRequest, Message, NamedTool
+from octavo.structured import Grammar, Structured
 
 if TYPE_CHECKING:
     from octavo.server.service import Service
 
+# For a template that knows no tools.
+_INSTRUCTIONS = """You can call functions. To call one, write on lines of their own:
+<tool_call>
+{"name": "the function's name", "arguments": {its arguments}}
+</tool_call>
+The functions, each as JSON:
+"""
+
 
 class Toolbox:
-    """No tools yet."""
+    """What a request may call, and how."""
 
-    needs_special_tokens = False
+    def __init__(self, service: Service, request: ChatRequest) -> None:
+        limits = service.config.limits
+        self._service = service
+        self._request = request
+        given = [t.model_dump(exclude_none=True) for t in request.tools or []]
+        if len(given) > limits.tools:
+            raise bad_request(f"tools has {len(given)} entries: at most {limits.tools} are taken", "tools")
+        if given and len(json.dumps(given)) > limits.tools_bytes:
+            raise bad_request(f"tools are longer than the {limits.tools_bytes} bytes that are taken", "tools")
+        names = [t["function"]["name"] for t in given]
+        if len(set(names)) < len(names):
+            raise bad_request("tools: two functions have the same name", "tools")
+        self._given = given
+        choice = request.tool_choice
+        if isinstance(choice, NamedTool):
+            if choice.function.name not in names:
+                raise bad_request(f"tool_choice names {choice.function.name!r}, which tools lacks", "tool_choice")
+        elif choice == "required" and not given:
+            raise bad_request("tool_choice is 'required': tools are missing", "tool_choice")
+        self._choice = choice or ("auto" if given else "none")
+        active = bool(given) and self._choice != "none"
+        self._native: Format | None = service.tool_format if active else None
+        self._format = (self._native or FORMATS["hermes"]) if active else None
+        self.needs_special_tokens = self._format is not None and is_special(service.llm, self._format)
 
-    @classmethod
-    def of(cls, service: Service, request: ChatRequest) -> Toolbox:
-        return cls()
-
-    def instruct(self, messages: list[Message]) -> list[Message]:
-        return messages
+    @property
+    def forced(self) -> bool:
+        """The output is a call and nothing else."""
+        return self._format is not None and self._choice != "auto"
 
     def for_template(self) -> list[dict[str, Any]] | None:
-        return None
+        """The tools as the model's own template takes them."""
+        return self._given if self._native is not None else None
 
-    def parser(self) -> Parser:
-        return Plain()
+    def instruct(self, messages: list[Message]) -> list[Message]:
+        """The messages, with the tools described in the first one where the template cannot."""
+        if self._format is None or self._native is not None:
+            return messages
+        text = _INSTRUCTIONS + "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in self._given)
+        first = messages[0]
+        if first.role in ("system", "developer") and isinstance(first.content, str):
+            return [first.model_copy(update={"content": f"{first.content}\n\n{text}"}), *messages[1:]]
+        return [Message(role="system", content=text), *messages]
+
+    def structure(self) -> Structured | None:
+        """What holds the arguments to their schemas."""
+        if self._format is None:
+            return None
+        functions = [t["function"] for t in self._given]
+        if isinstance(self._choice, NamedTool):
+            functions = [f for f in functions if f["name"] == self._choice.function.name]
+        parallel = self._request.parallel_tool_calls is not False and not isinstance(self._choice, NamedTool)
+        return Grammar(grammar(self._service.llm, self._format, functions, forced=self.forced, parallel=parallel))
+
+    def parser(self, prompt_end: str = "") -> Parser:
+        """A parser for one sample. `prompt_end`: how the prompt ends, which may have begun the reasoning."""
+        inner = self._format.parser() if self._format is not None else Plain()
+        if self._service.config.reasoning_parser is None:
+            return inner
+        return Thinking(inner, inside=prompt_end.rstrip().endswith("<think>"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from octavo.server.parsing.calls import Bare, Marked
 from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Reasoning
+from octavo.server.parsing.reasoning import Thinking
 
-__all__ = ["Arguments", "Call", "Content", "Parser", "Piece", "Plain", "Reasoning"]
+__all__ = ["Arguments", "Bare", "Call", "Content", "Marked", "Parser", "Piece", "Plain", "Reasoning", "Thinking"]

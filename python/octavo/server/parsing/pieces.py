@@ -58,3 +58,11 @@ class Plain(Parser):
 
     def finish(self) -> list[Piece]:
         return []
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark`: it may become the mark."""
+    for size in range(min(len(text), len(mark) - 1), 0, -1):
+        if mark.startswith(text[-size:]):
+            return size
+    return 0

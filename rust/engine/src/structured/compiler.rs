@@ -26,8 +26,9 @@ const MAX_RUNNING: usize = 4;
 const MAX_CACHED: usize = 64;
 /// Bytes of text of those that are kept.
 const MAX_CACHED_BYTES: usize = 1 << 20;
-/// Whitespace between the tokens of JSON: any, but not without end.
-const WHITESPACE: &str = r"[ \n\r\t]{0,24}";
+/// Whitespace between the tokens of JSON: a space, or a new line and its indentation, as programs write it. With any
+/// whitespace a weak model may write nothing else.
+const WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
 
 /// A compiled grammar at its beginning.
 struct Compiled {

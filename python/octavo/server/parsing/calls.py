@@ -1,0 +1,253 @@
+"""Tool calls in a model's text: JSON objects between marks."""
+
+from __future__ import annotations
+
+from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, overlap
+
+_SPACE = " \t\r\n"
+
+
+class CallReader:
+    """Reads one object `{"name": "...", "arguments": {...}}` a character at a time. Arguments pass on as they come.
+
+    The keys may stand in either order; arguments that come first wait for the name.
+    """
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._keys = keys
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self._text: list[str] = []
+        # The string at depth 1 that is being read, and the last key.
+        self._string: list[str] = []
+        self._key = ""
+        self._after_colon = False
+        self._taking = False
+        self._waiting: list[str] = []
+        self.name: str | None = None
+        self.done = False
+        self.broken = False
+
+    @property
+    def text(self) -> str:
+        """All that was read."""
+        return "".join(self._text)
+
+    def feed(self, char: str, out: list[Piece]) -> None:
+        self._text.append(char)
+        if self._in_string:
+            self._in_text(char, out)
+        elif char == '"':
+            self._in_string = True
+            self._string = []
+            self._start_value()
+            self._take(char, out)
+        elif char in "{[":
+            self._start_value()
+            self._depth += 1
+            self._take(char, out)
+        elif char in "}]":
+            self._depth -= 1
+            if self._taking and self._depth == 0:
+                self._end_value()
+            self._take(char, out)
+            if self._taking and self._depth == 1:
+                self._end_value()
+            if self._depth == 0:
+                self.done = True
+                self.broken = self.name is None
+        elif self._depth == 1 and char == ":":
+            self._after_colon = True
+        elif self._depth == 1 and char == ",":
+            if self._taking:
+                self._end_value()
+            self._after_colon = False
+        elif char not in _SPACE and self._depth == 0:
+            self.done = self.broken = True
+        else:
+            if char not in _SPACE:
+                self._start_value()
+            self._take(char, out)
+
+    def _start_value(self) -> None:
+        if self._depth == 1 and self._after_colon and not self._taking and self._key in self._keys:
+            self._taking = True
+
+    def _end_value(self) -> None:
+        self._taking = False
+        self._after_colon = False
+        self._key = ""
+
+    def _take(self, char: str, out: list[Piece]) -> None:
+        if not self._taking:
+            return
+        if self.name is None:
+            self._waiting.append(char)
+        else:
+            _add(out, char)
+
+    def _in_text(self, char: str, out: list[Piece]) -> None:
+        self._take(char, out)
+        if self._escaped:
+            self._escaped = False
+            self._string.append("\\" + char)
+        elif char == "\\":
+            self._escaped = True
+        elif char == '"':
+            self._in_string = False
+            if self._depth == 1 and not self._taking:
+                self._end_of_string("".join(self._string), out)
+            elif self._depth == 1 and self._taking:
+                self._end_value()
+        else:
+            self._string.append(char)
+
+    def _end_of_string(self, text: str, out: list[Piece]) -> None:
+        if not self._after_colon:
+            self._key = text
+        elif self._key == "name" and self.name is None:
+            self.name = text
+            out.append(Call(text))
+            if self._waiting:
+                out.append(Arguments("".join(self._waiting)))
+                self._waiting = []
+
+
+def _add(out: list[Piece], text: str) -> None:
+    """Joins what belongs together, so that a portion of text makes few pieces."""
+    if out and isinstance(out[-1], Arguments):
+        out[-1] = Arguments(out[-1].text + text)
+    else:
+        out.append(Arguments(text))
+
+
+class Marked(Parser):
+    """Calls that begin with a mark: `begin {...} end`, or `begin [{...}, {...}]`.
+
+    Args:
+        begin: the mark. What stands before it is content.
+        end: the mark after each call, or "".
+        keys: names under which the arguments may stand.
+    """
+
+    def __init__(self, begin: str, end: str, keys: tuple[str, ...] = ("arguments", "parameters")) -> None:
+        self._begin = begin
+        self._end = end
+        self._keys = keys
+        self._held = ""
+        self._reader: CallReader | None = None
+        # True between a mark and what ends the calls.
+        self._inside = False
+        self._raw: list[str] = []
+
+    def feed(self, text: str) -> list[Piece]:
+        out: list[Piece] = []
+        data = self._held + text
+        self._held = ""
+        at = 0
+        while at < len(data):
+            if self._reader is not None:
+                at = self._read(data, at, out)
+            elif self._inside:
+                at = self._between(data, at, out)
+            else:
+                at = self._outside(data, at, out)
+        return out
+
+    def _outside(self, data: str, at: int, out: list[Piece]) -> int:
+        found = data.find(self._begin, at)
+        if found >= 0:
+            _content(out, data[at:found])
+            self._inside = True
+            self._raw = [self._begin]
+            return found + len(self._begin)
+        keep = overlap(data[at:], self._begin)
+        _content(out, data[at : len(data) - keep])
+        self._held = data[len(data) - keep :] if keep else ""
+        return len(data)
+
+    def _between(self, data: str, at: int, out: list[Piece]) -> int:
+        """Between calls: spaces, brackets, commas, marks; an object begins a call, anything else ends them."""
+        char = data[at]
+        if char == "{":
+            self._reader = CallReader(self._keys)
+            return at
+        if self._end and self._end.startswith(data[at : at + len(self._end)]):
+            if len(data) - at < len(self._end):
+                self._held = data[at:]
+                return len(data)
+            self._inside = False
+            self._raw = []
+            return at + len(self._end)
+        if char in _SPACE or char in "[],;":
+            self._raw.append(char)
+            if char == "]":
+                self._inside = False
+                self._raw = []
+            return at + 1
+        # Not what the mark promised: it was text.
+        _content(out, "".join(self._raw) if len(self._raw) and self._raw[0] == self._begin else "")
+        self._inside = False
+        self._raw = []
+        return at
+
+    def _read(self, data: str, at: int, out: list[Piece]) -> int:
+        reader = self._reader
+        assert reader is not None
+        while at < len(data) and not reader.done:
+            reader.feed(data[at], out)
+            at += 1
+        if reader.done:
+            self._reader = None
+            if reader.broken:
+                _content(out, "".join(self._raw) + reader.text)
+                self._inside = False
+            self._raw = []
+        return at
+
+    def finish(self) -> list[Piece]:
+        out: list[Piece] = []
+        if self._reader is not None and self._reader.name is None:
+            _content(out, "".join(self._raw) + self._reader.text)
+        elif self._reader is None and self._inside and self._raw and self._raw[0] == self._begin:
+            _content(out, "".join(self._raw) + self._held)
+        elif not self._inside:
+            _content(out, self._held)
+        self._reader, self._held, self._raw, self._inside = None, "", [], False
+        return out
+
+
+class Bare(Parser):
+    """Calls without a mark: the whole text is one object, or several with `;` between (Llama 3)."""
+
+    def __init__(self, mark: str = "<|python_tag|>") -> None:
+        self._mark = mark
+        self._start = ""
+        self._inner: Parser | None = None
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._inner is not None:
+            return self._inner.feed(text)
+        self._start += text
+        start = self._start.lstrip()
+        if not start or (len(start) < len(self._mark) and self._mark.startswith(start)):
+            return []
+        if start.startswith(self._mark) or start.startswith("{"):
+            # What follows the mark, or the beginning, is read as calls.
+            inner = Marked("\0", "")
+            inner.feed("\0")
+            self._inner = inner
+            return inner.feed(start.removeprefix(self._mark))
+        self._inner = Plain()
+        return [Content(self._start)]
+
+    def finish(self) -> list[Piece]:
+        if self._inner is not None:
+            return [Content(p.text.replace("\0", "")) if isinstance(p, Content) else p for p in self._inner.finish()]
+        return [Content(self._start)] if self._start else []
+
+
+def _content(out: list[Piece], text: str) -> None:
+    if text:
+        out.append(Content(text))

@@ -1,0 +1,64 @@
+"""Reasoning in a model's text: `<think> ... </think>` before the answer."""
+
+from __future__ import annotations
+
+from octavo.server.parsing.pieces import Parser, Piece, Reasoning, overlap
+
+
+class Thinking(Parser):
+    """Splits reasoning off, and gives the rest to another parser.
+
+    Args:
+        rest: reads what is not reasoning.
+        begin, end: the marks.
+        inside: the text begins with reasoning: the template has written `begin` already.
+    """
+
+    def __init__(self, rest: Parser, begin: str = "<think>", end: str = "</think>", *, inside: bool = False) -> None:
+        self._rest = rest
+        self._begin = begin
+        self._end = end
+        self._state = "inside" if inside else "before"
+        self._held = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        out: list[Piece] = []
+        data = self._held + text
+        self._held = ""
+        if self._state == "before":
+            start = data.lstrip()
+            if len(start) < len(self._begin) and self._begin.startswith(start):
+                self._held = data
+                return out
+            if start.startswith(self._begin):
+                self._state = "inside"
+                data = start.removeprefix(self._begin)
+            else:
+                self._state = "after"
+        if self._state == "inside":
+            found = data.find(self._end)
+            if found < 0:
+                keep = overlap(data, self._end)
+                if len(data) > keep:
+                    out.append(Reasoning(data[: len(data) - keep]))
+                self._held = data[len(data) - keep :] if keep else ""
+                return out
+            if found:
+                out.append(Reasoning(data[:found]))
+            self._state = "gap"
+            data = data[found + len(self._end) :]
+        if self._state == "gap":
+            # The empty lines after the mark belong to neither.
+            data = data.lstrip()
+            if not data:
+                return out
+            self._state = "after"
+        return out + self._rest.feed(data)
+
+    def finish(self) -> list[Piece]:
+        held, self._held = self._held, ""
+        if not held:
+            return self._rest.finish()
+        if self._state == "inside":
+            return [Reasoning(held), *self._rest.finish()]
+        return [*self._rest.feed(held), *self._rest.finish()]

@@ -1,0 +1,71 @@
+"""What an output must be: a JSON schema, a regular expression, or a grammar. Valid by construction, token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from octavo.errors import InvalidRequestError
+
+__all__ = ["Grammar", "JsonSchema", "Regex", "Structured"]
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """A JSON document under a schema of draft 2020-12.
+
+    Attributes:
+        schema: a dict, the text of one, a pydantic model, or True for any JSON.
+
+    Keywords that cannot be enforced are refused when the request is made, not skipped.
+    """
+
+    schema: Any
+
+    def as_pair(self) -> tuple[str, str]:
+        """The kind and its text, as the engine takes them."""
+        schema = self.schema
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        if isinstance(schema, str):
+            return "json_schema", schema
+        if not isinstance(schema, (Mapping, bool)):
+            kind = type(schema).__name__
+            raise InvalidRequestError(
+                f"structured: JsonSchema of a {kind}: a dict, a text or a pydantic model is expected"
+            )
+        try:
+            return "json_schema", json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidRequestError(f"structured: the schema cannot be written as JSON: {error}") from error
+
+
+@dataclass(frozen=True)
+class Regex:
+    """A text that matches a regular expression from its beginning to its end (syntax of Rust's regex crate)."""
+
+    pattern: str
+
+    def as_pair(self) -> tuple[str, str]:
+        return "regex", _text("Regex", self.pattern)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A text of a context-free grammar, in llguidance's form of Lark; its first rule is called `start`."""
+
+    lark: str
+
+    def as_pair(self) -> tuple[str, str]:
+        return "grammar", _text("Grammar", self.lark)
+
+
+Structured: TypeAlias = JsonSchema | Regex | Grammar
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"structured: {name} of a {type(value).__name__}: a text is expected")
+    return value
