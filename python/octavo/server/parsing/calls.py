@@ -129,17 +129,22 @@ class Marked(Parser):
         begin: the mark. What stands before it is content.
         end: the mark after each call, or "".
         keys: names under which the arguments may stand.
+        begun: the text begins after the mark.
     """
 
-    def __init__(self, begin: str, end: str, keys: tuple[str, ...] = ("arguments", "parameters")) -> None:
+    def __init__(
+        self, begin: str, end: str, keys: tuple[str, ...] = ("arguments", "parameters"), *, begun: bool = False
+    ) -> None:
         self._begin = begin
         self._end = end
         self._keys = keys
         self._held = ""
         self._reader: CallReader | None = None
         # True between a mark and what ends the calls.
-        self._inside = False
+        self._inside = begun
         self._raw: list[str] = []
+        # A call has just ended.
+        self._called = False
 
     def feed(self, text: str) -> list[Piece]:
         out: list[Piece] = []
@@ -156,6 +161,11 @@ class Marked(Parser):
         return out
 
     def _outside(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._called:
+            # Lines between calls are no text for the user.
+            if data[at] in _SPACE:
+                return at + 1
+            self._called = False
         found = data.find(self._begin, at)
         if found >= 0:
             _content(out, data[at:found])
@@ -178,16 +188,18 @@ class Marked(Parser):
                 self._held = data[at:]
                 return len(data)
             self._inside = False
+            self._called = self._raw[:1] != [self._begin]
             self._raw = []
             return at + len(self._end)
         if char in _SPACE or char in "[],;":
             self._raw.append(char)
             if char == "]":
                 self._inside = False
+                self._called = True
                 self._raw = []
             return at + 1
         # Not what the mark promised: it was text.
-        _content(out, "".join(self._raw) if len(self._raw) and self._raw[0] == self._begin else "")
+        _content(out, "".join(self._raw) if self._raw[:1] == [self._begin] else "")
         self._inside = False
         self._raw = []
         return at
@@ -235,16 +247,14 @@ class Bare(Parser):
             return []
         if start.startswith(self._mark) or start.startswith("{"):
             # What follows the mark, or the beginning, is read as calls.
-            inner = Marked("\0", "")
-            inner.feed("\0")
-            self._inner = inner
-            return inner.feed(start.removeprefix(self._mark))
+            self._inner = Marked(self._mark, "", begun=True)
+            return self._inner.feed(start.removeprefix(self._mark))
         self._inner = Plain()
         return [Content(self._start)]
 
     def finish(self) -> list[Piece]:
         if self._inner is not None:
-            return [Content(p.text.replace("\0", "")) if isinstance(p, Content) else p for p in self._inner.finish()]
+            return self._inner.finish()
         return [Content(self._start)] if self._start else []
 
 

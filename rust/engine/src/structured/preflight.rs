@@ -55,7 +55,27 @@ fn schema(kind: &str, text: &[u8]) -> Result<Value, EngineError> {
         return refuse(kind, "is no object");
     }
     bounded(kind, &value)?;
+    let mut value = value;
+    whole_counts(&mut value);
     Ok(value)
+}
+
+/// In a schema 2.0 is the integer 2; the compiler wants it written so.
+fn whole_counts(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in COUNTS {
+                if let Some(count) = map.get_mut(key)
+                    && let Some(whole) = count.as_f64().filter(|c| c.fract() == 0.0 && *c >= 0.0)
+                {
+                    *count = Value::from(whole as u64);
+                }
+            }
+            map.values_mut().for_each(whole_counts);
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_counts),
+        _ => {}
+    }
 }
 
 fn bounded(kind: &str, value: &Value) -> Result<(), EngineError> {
@@ -259,6 +279,12 @@ mod tests {
         let hidden = r#"start: %json {"type": "integer", "multipl\u0065Of": 1000003}"#;
         assert!(fault(Structure::Lark(hidden.into())).contains("multipleOf"));
         assert!(fault(Structure::Lark("start: %json nothing".into())).contains("%json"));
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_as_decimals() {
+        let checked = check(&json(r#"{"items": {"maxLength": 2.0}}"#)).expect("taken").expect("a schema");
+        assert_eq!(checked, serde_json::json!({"items": {"maxLength": 2}}));
     }
 
     #[test]

@@ -57,6 +57,34 @@ fn a_regex_leaves_one_way_and_then_the_end() {
     assert_eq!(out.expect("ends"), b"yes!");
 }
 
+/// The grammar that the server makes for tools which the model may call or not.
+#[test]
+fn free_text_becomes_a_call_at_its_mark_and_only_there() {
+    let grammar = r#"start: (lead "\n" body "\n</c>")* TAIL?
+body: %json {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": false,
+             "x-guidance": {"whitespace_flexible": false}}
+lead[lazy]: /(.|\n)*<c>/
+TAIL: /(.|\n)*/ & ~/(.|\n)*<c>(.|\n)*/
+"#;
+    let compiler = compiler();
+    let mut constraint = compiler.constraint(&Structure::Lark(grammar.into())).expect("compiles");
+    for &(text, next) in
+        &[("hi <c", None), (">", Some(b'\n')), ("\n", Some(b'{')), ("{\"a\":1}\n</c>", None), ("x", None)]
+    {
+        for byte in text.bytes() {
+            let may = allowed(constraint.mask().expect("mask"));
+            assert!(may.contains(&u32::from(byte)), "{:?} in {text:?}", char::from(byte));
+            assert_eq!(constraint.push(byte.into()).expect("allowed"), Progress::Open);
+        }
+        let may = allowed(constraint.mask().expect("mask"));
+        match next {
+            Some(only) => assert_eq!(may, [u32::from(only)], "after {text:?}"),
+            None => assert!(may.len() > 150, "after {text:?} all is free: {}", may.len()),
+        }
+    }
+    assert!(allowed(constraint.mask().expect("mask")).contains(&EOS));
+}
+
 #[test]
 fn forks_go_their_own_ways() {
     let compiler = compiler();
