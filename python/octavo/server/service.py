@@ -26,6 +26,7 @@ from octavo.server.formats import FORMATS, Format, detect
 from octavo.server.gate import Gate
 from octavo.server.generation import Generation
 from octavo.server.http import Call, Reply, json_reply
+from octavo.server.metrics import metrics
 from octavo.server.models import list_models, one_model
 from octavo.server.text import detokenize, tokenize
 
@@ -237,4 +238,5 @@ ROUTES = [
     Route("GET", "/health", health, "Whether the server lives"),
     Route("GET", "/ready", ready, "Whether the server is ready for requests"),
     Route("GET", "/version", version, "The version of octavo"),
+    Route("GET", "/metrics", metrics, "Metrics for Prometheus"),
 ]

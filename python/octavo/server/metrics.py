@@ -1,0 +1,96 @@
+"""GET /metrics: the engine's counters and distributions, read when Prometheus asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from octavo import __version__
+from octavo.server.http import Call, Reply
+
+if TYPE_CHECKING:
+    from octavo.server.service import Service
+
+_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Distributions of the engine, with what they say.
+_HISTOGRAMS = {
+    "time_to_first_token_seconds": "Time from submission to the first token",
+    "inter_token_latency_seconds": "Time from a token to the next one of the same sample",
+    "request_time_per_output_token_seconds": "Mean time per token after the first, by request",
+    "e2e_request_latency_seconds": "Time from submission to the end",
+    "request_queue_time_seconds": "Time from submission to the first step",
+    "request_prefill_time_seconds": "Time from the first step to the first token",
+    "request_decode_time_seconds": "Time from the first token to the end",
+    "request_prompt_tokens": "Tokens of prompts",
+    "request_generation_tokens": "Tokens generated, by request",
+    "iteration_tokens_total": "Tokens of an engine step",
+}
+
+
+def metrics(service: Service, _call: Call) -> Reply:
+    """Prometheus text."""
+    prefixes = ["octavo:"] + (["vllm:"] if service.config.metrics_compat == "vllm" else [])
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Snapshot(service, prefixes))
+    return Reply(body=generate_latest(registry), content_type=_TYPE)
+
+
+class Snapshot(Collector):
+    """The state of a server at one moment."""
+
+    def __init__(self, service: Service, prefixes: list[str]) -> None:
+        self._service = service
+        self._prefixes = prefixes
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics; those of the engine only once it is there."""
+        info = GaugeMetricFamily("octavo:build_info", "The version of octavo", labels=["version"])
+        info.add_metric([__version__], 1)
+        yield info
+        served = CounterMetricFamily("octavo:http_requests", "Requests answered", labels=["method", "path", "status"])
+        for (method, path, status), count in sorted(self._service.http_requests.items()):
+            served.add_metric([method, path, str(status)], count)
+        yield served
+        if self._service.engine.state == "ready":
+            for prefix in self._prefixes:
+                yield from self._engine(prefix)
+
+    def _engine(self, prefix: str) -> Iterator[Metric]:
+        llm = self._service.llm
+        stats: dict[str, Any] = llm.stats()
+        labels, model = ["model_name"], [self._service.name]
+        blocks = stats["blocks"]
+
+        def gauge(name: str, help_text: str, value: float) -> Metric:
+            family = GaugeMetricFamily(prefix + name, help_text, labels=labels)
+            family.add_metric(model, value)
+            return family
+
+        def counter(name: str, help_text: str, value: float) -> Metric:
+            family = CounterMetricFamily(prefix + name, help_text, labels=labels)
+            family.add_metric(model, value)
+            return family
+
+        yield gauge("num_requests_running", "Sequences that hold memory", stats["requests"]["running"])
+        yield gauge("num_requests_waiting", "Requests that wait", stats["requests"]["waiting"])
+        yield gauge("kv_cache_usage_perc", "Share of the KV cache in use", blocks["live"] / max(blocks["total"], 1))
+        yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats["prompt_tokens"])
+        yield counter("prefix_cache_hits", "Prompt tokens found there", stats["cached_prompt_tokens"])
+        yield counter("prompt_tokens", "Prompt tokens of all started requests", stats["prompt_tokens"])
+        yield counter("generation_tokens", "Tokens generated", stats["generated_tokens"])
+        yield counter("num_preemptions", "Sequences that had to give up their memory", stats["preemptions"])
+        success = CounterMetricFamily(prefix + "request_success", "Samples ended", labels=[*labels, "finished_reason"])
+        for reason, count in stats["finished"].items():
+            success.add_metric([*model, reason], count)
+        yield success
+        found = llm._engine.histograms()
+        for name, help_text in _HISTOGRAMS.items():
+            h = found[name]
+            edges = [*map(repr, h["bounds"]), "+Inf"]
+            family = HistogramMetricFamily(prefix + name, help_text, labels=labels)
+            family.add_metric(model, list(zip(edges, h["counts"], strict=True)), h["sum"])
+            yield family
