@@ -36,6 +36,15 @@ def test_embedding_asyncio() -> None:
     assert "KV blocks are free" in out
 
 
+def test_structured_output() -> None:
+    out = run("structured_output.py")
+    assert re.fullmatch(r"kind='\w+' legs=[234]\n [0-9]{1,2}:[0-5][0-9]\n(yes|no)\n", out), out
+
+
+def test_serve_in_fastapi() -> None:
+    assert "Octavo" in run("serve_in_fastapi.py")
+
+
 def test_every_example_is_run_here() -> None:
     tested = set(re.findall(r'run\("(\w+\.py)"\)', Path(__file__).read_text()))
     assert {p.name for p in EXAMPLES.glob("*.py")} <= tested, "add a test for the new example"

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
+SERVER = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
@@ -96,9 +97,11 @@ def test_cli_document_names_every_command() -> None:
     assert all(f"## octavo {name}" in CLI for name in names)
 
 
-@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI))))
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
-    shown = "".join(CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "info", "doctor"))
+    shown = "".join(
+        CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "serve", "info", "doctor")
+    )
     assert option in shown
 
 
