@@ -99,6 +99,14 @@ def test_refusals(llm: LLM, structured: Any) -> None:
         llm.generate("x", SamplingParams(structured=structured, max_tokens=2))
 
 
+def test_a_bad_structure_is_refused_before_anything_runs(llm: LLM) -> None:
+    before = llm.stats()["requests"]["finished"]
+    bad = SamplingParams(structured=Regex("("), max_tokens=2)
+    with pytest.raises(InvalidRequestError, match="structured"):
+        llm.generate(["a"] * 3, [SamplingParams(max_tokens=2), SamplingParams(max_tokens=2), bad], use_tqdm=False)
+    assert llm.stats()["requests"]["finished"] == before
+
+
 def test_parse(client: openai.OpenAI) -> None:
     done = client.chat.completions.parse(model=MODEL, messages=TURN, response_format=Weather, max_tokens=200)
     assert isinstance(done.choices[0].message.parsed, Weather)

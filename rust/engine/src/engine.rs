@@ -183,6 +183,9 @@ impl Engine {
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
         params.check()?;
         params.check_vocabulary(self.vocab)?;
+        if let Some(structure) = &params.structured {
+            self.compiler.check(structure)?;
+        }
         if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
             return Err(EngineError::InvalidRequest(format!(
                 "the prompt has token id {id}, and the model knows ids below {}: tokenizer and model must belong together",

@@ -72,22 +72,31 @@ impl Compiler {
         }
     }
 
-    /// A constraint at its beginning.
+    /// Compiles, unless that is done: what follows is quick.
     ///
     /// # Errors
     /// `InvalidRequest` for what is not valid, cannot be enforced, or takes too long; `QueueFull` while too many others
     /// take too long; `UnsupportedModel` for a tokenizer whose tokens have no bytes.
+    pub fn check(&self, structure: &Structure) -> Result<(), EngineError> {
+        self.compiled(structure).map(|_| ())
+    }
+
+    /// A constraint at its beginning.
+    ///
+    /// # Errors
+    /// As `check`.
     pub fn constraint(&self, structure: &Structure) -> Result<Constraint, EngineError> {
         let jobs = self.jobs.get_or_init(|| {
             worker::start().map_err(|e| EngineError::EngineDead(format!("no thread for masks: {e}")))
         });
         let jobs = jobs.clone()?;
-        let compiled = match self.cached(structure) {
-            Some(found) => found,
-            None => self.compile(structure)?,
-        };
+        let compiled = self.compiled(structure)?;
         let compiled = compiled.lock().unwrap_or_else(|e| e.into_inner());
         Ok(Constraint::new(Box::new(compiled.matcher.deep_clone()), compiled.first.clone(), jobs))
+    }
+
+    fn compiled(&self, structure: &Structure) -> Result<Arc<Mutex<Compiled>>, EngineError> {
+        self.cached(structure).map_or_else(|| self.compile(structure), Ok)
     }
 
     fn cached(&self, structure: &Structure) -> Option<Arc<Mutex<Compiled>>> {
