@@ -23,6 +23,22 @@ if TYPE_CHECKING:
 
 def chat(service: Service, call: Call) -> Answer:
     request = service.read(ChatRequest, call)
+    names = {"prompt": "messages", "structured": field_of(request)}
+    generation, parser = begin(service, request, call, names)
+    return Chat(service, request, generation, parser, stream=bool(request.stream))
+
+
+def begin(
+    service: Service, request: ChatRequest, call: Call, names: dict[str, str]
+) -> tuple[Generation, Callable[[], Parser]]:
+    """Starts the generation of an answer; and a maker of parsers for it, one for each sample.
+
+    Args:
+        names: what parameters of the engine are called in the API.
+
+    Raises:
+        ApiError: what is wrong with the request.
+    """
     refuse_unsupported(request)
     limits = service.config.limits
     if request.top_logprobs and not request.logprobs:
@@ -46,10 +62,8 @@ def chat(service: Service, call: Call) -> Answer:
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
-    stream = bool(request.stream)
-    names = {"prompt": "messages", "structured": field_of(request)}
-    generation = service.generate([(prompt, False, params)], stream=stream, names=names)
-    return Chat(service, request, generation, lambda: toolbox.parser(prompt[-64:]), stream=stream)
+    generation = service.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
+    return generation, lambda: toolbox.parser(prompt[-64:])
 
 
 class Chat(Answer):

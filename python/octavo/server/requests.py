@@ -242,7 +242,7 @@ def _is_field(step: str) -> bool:
 SILENT = frozenset({
     "audio", "functions", "function_call", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key",
     "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
-    "verbosity", "web_search_options",
+    "verbosity", "web_search_options", "include", "reasoning", "truncation", "max_tool_calls", "top_logprobs",
 })  # fmt: skip
 
 

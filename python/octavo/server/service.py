@@ -28,6 +28,7 @@ from octavo.server.generation import Generation
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.metrics import metrics
 from octavo.server.models import list_models, one_model
+from octavo.server.responses import ResponsesRequest, responses
 from octavo.server.text import detokenize, tokenize
 
 log = logging.getLogger("octavo.server")
@@ -231,6 +232,7 @@ def version(_service: Service, _call: Call) -> Reply:
 ROUTES = [
     Route("POST", "/v1/chat/completions", chat, "Answer a conversation", requests.ChatRequest),
     Route("POST", "/v1/completions", completions, "Continue prompts", requests.CompletionRequest),
+    Route("POST", "/v1/responses", responses, "Answer an input, without state", ResponsesRequest),
     Route("GET", "/v1/models", list_models, "The models served"),
     Route("GET", "/v1/models/{model}", one_model, "One model"),
     Route("POST", "/tokenize", tokenize, "Text to token ids", requests.TokenizeRequest),
