@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .environments import setup
@@ -15,7 +16,7 @@ from .rounds import Plan, blocks_of, run
 from .shapes import SHAPES
 
 
-def names(known: list[str]) -> argparse._ActionsContainer:
+def names(known: list[str]) -> Callable[[str], list[str]]:
     """An argument type: some of the known names, separated by commas."""
 
     def parse(text: str) -> list[str]:
@@ -25,7 +26,7 @@ def names(known: list[str]) -> argparse._ActionsContainer:
                 raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
         return chosen
 
-    return parse  # type: ignore[return-value]
+    return parse
 
 
 def interpreter(text: str) -> tuple[str, Path]:
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     measure.add_argument("--keep", action="store_true", help="add to the rounds that the result file holds")
     load = commands.add_parser("poisson", parents=[common], help="octavo: continuous against static batching")
     load.add_argument("--rounds", type=int, default=3)
-    load.add_argument("--requests", type=int, default=120)
+    load.add_argument("--requests", type=int, default=96)
     load.add_argument("--load", type=float, default=0.8, help="share of the measured capacity (%(default)s)")
     commands.add_parser("report", parents=[common], help="print tables and draw plots of the result file")
     return main

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 import venv
-from pathlib import Path
 from typing import Any
 
 from .places import HERE, ROOT, TOOLS, Places, all_engines

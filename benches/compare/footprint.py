@@ -17,29 +17,30 @@ try:
 except ImportError:
     from pip._vendor.packaging.requirements import Requirement
 
-todo, seen, size, whole = sys.argv[1:], {}, 0, True
+todo, done, versions, size, whole = [(name, "") for name in sys.argv[1:]], set(), {}, 0, True
 while todo:
-    name = todo.pop()
+    name, extra = todo.pop()
     key = name.lower().replace("_", "-").replace(".", "-")
-    if key in seen:
+    if (key, extra) in done:
         continue
+    done.add((key, extra))
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         continue
-    seen[key] = found.version
-    origin = json.loads(found.read_text("direct_url.json") or "{}")
-    whole &= not origin.get("dir_info", {}).get("editable", False)
-    for file in found.files or []:
-        path = found.locate_file(file)
-        if file.suffix != ".pyc" and path.is_file():
-            size += path.stat().st_size
+    if key not in versions:
+        versions[key] = found.version
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        whole &= not origin.get("dir_info", {}).get("editable", False)
+        for file in found.files or []:
+            path = found.locate_file(file)
+            if file.suffix != ".pyc" and path.is_file():
+                size += path.stat().st_size
     for text in found.requires or []:
         need = Requirement(text)
-        extras = [{"extra": ""}]
-        if need.marker is None or any(need.marker.evaluate(extra) for extra in extras):
-            todo.append(need.name)
-print(json.dumps({"versions": seen, "installed_bytes": size if whole else None, "python": sys.version.split()[0]}))
+        if need.marker is None or need.marker.evaluate({"extra": extra}):
+            todo += [(need.name, part) for part in ("", *need.extras)]
+print(json.dumps({"versions": versions, "installed_bytes": size if whole else None, "python": sys.version.split()[0]}))
 """
 
 

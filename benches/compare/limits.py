@@ -1,8 +1,9 @@
 """What the machine allows: its measured rates, and the fastest that a shape could run on it.
 
 The limit of a figure assumes weights of one byte that are read once a step, a KV cache of one byte a value, matrix
-products at the int8 peak, attention at the bfloat16 peak, and reading that overlaps with computing perfectly. So the time
-of a step is the larger of bytes / bandwidth and (matrix operations / int8 peak + attention operations / bfloat16 peak).
+products at the int8 peak, attention at the bfloat16 peak, and reading that overlaps with computing perfectly. So the
+time of a step is the larger of bytes / bandwidth and matrix operations / int8 peak + attention operations / bfloat16
+peak.
 """
 
 from __future__ import annotations

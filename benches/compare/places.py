@@ -1,4 +1,4 @@
-"""Where things are: the repository, the results, and the cache with environments and models (outside the repository)."""
+"""Where things are: the repository, the results, and the cache of environments and models outside the repository."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .rounds import write
 from .shapes import SHAPES
 
 _SHAPE = "qwen2.5-0.5b"
-_KV_TOKENS = SEQUENCES * (256 + 384)
+_KV_TOKENS = SEQUENCES * (256 + 512)
 _WAYS = ("continuous", "static")
 
 
@@ -64,7 +64,8 @@ def one_round(places: Places, arguments: argparse.Namespace, number: int) -> dic
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
     """Medians over the rounds of throughput and of the percentiles of the times."""
-    figures = {"tokens_per_second": statistics.median(run["tokens_per_second"] for run in runs)}
+    rates = ("saturated_tokens_per_second", "tokens_per_second")
+    figures = {name: statistics.median(run[name] for run in runs) for name in rates}
     for name in ("first_token_seconds", "latency_seconds"):
         for percent in (50, 90, 99):
             values = [statistics.quantiles(run[name], n=100, method="inclusive")[percent - 1] for run in runs]

@@ -41,7 +41,7 @@ def machine_of(records: list[Record]) -> Machine:
     measured = [record["limits"] for record in records if "limits" in record]
 
     def rate(name: str) -> float:
-        return statistics.median(limits[name]["median"] for limits in measured)
+        return float(statistics.median(limits[name]["median"] for limits in measured))
 
     return Machine(read=rate("read"), int8=rate("int8"), bf16=rate("bf16"))
 

@@ -1,8 +1,8 @@
 """octavo under a Poisson load: continuous batching, and static batching of the same engine. Prints one JSON object.
 
 Static batching collects what waits, up to `batch` requests, runs it to the end of its longest, and only then looks at
-the queue again. It is treated kindly: a request counts as done when its own last token comes, and nothing is computed for
-sequences that have ended.
+the queue again. It is treated kindly: a request counts as done when its own last token comes, and nothing is computed
+for sequences that have ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from protocol import random_prompts
 
-_SHORTEST, _LONGEST = 8, 384
+_SHORTEST, _LONGEST, _SCALE = 8, 512, 128
 
 
 @dataclass
@@ -32,13 +32,13 @@ class Job:
 
 
 def jobs_of(spec: dict[str, Any]) -> list[Job]:
-    """Prompts of 16 to 256 tokens, outputs exponentially distributed (mean 96, cut to 8 .. 384)."""
+    """Prompts of 16 to 256 tokens, outputs exponentially distributed (scale 128, cut to 8 .. 512)."""
     draw = random.Random(spec["seed"])
     jobs = []
     for number in range(spec["requests"]):
         length = draw.randint(16, 256)
         prompt = random_prompts(1, length, spec["vocabulary"], spec["seed"] * 100_003 + number)[0]
-        jobs.append(Job(prompt, int(min(max(draw.expovariate(1 / 96), _SHORTEST), _LONGEST))))
+        jobs.append(Job(prompt, int(min(max(draw.expovariate(1 / _SCALE), _SHORTEST), _LONGEST))))
     return jobs
 
 
@@ -116,6 +116,10 @@ def main() -> None:
     asyncio.run(load.continuous([Job(job.prompt, 8) for job in jobs[:8]]))
     asyncio.run(load.continuous(jobs))
     rate = capacity(jobs)
+    mean = sum(job.new for job in jobs) / len(jobs)
+    saturated = {"continuous": rate * mean}
+    asyncio.run(load.static(jobs))
+    saturated["static"] = outcome(jobs)["tokens_per_second"]
     draw = random.Random(spec["seed"] + 1)
     clock = 0.0
     arrivals = []
@@ -126,7 +130,7 @@ def main() -> None:
     for name in spec["order"]:
         run = [Job(job.prompt, job.new, arrival) for job, arrival in zip(jobs, arrivals, strict=True)]
         asyncio.run(getattr(load, name)(run))
-        result[name] = outcome(run)
+        result[name] = {"saturated_tokens_per_second": saturated[name], **outcome(run)}
     print(json.dumps(result))
 
 

@@ -195,29 +195,19 @@ mod x86 {
         };
     }
 
-    chains!(
-        int8_avx512,
-        "avx512f,avx512vnni",
-        _mm512_setzero_si512(),
-        _mm512_set1_epi8(1),
-        |sum, a, b| _mm512_dpbusd_epi32(sum, a, b)
-    );
+    chains!(int8_avx512, "avx512f,avx512vnni", _mm512_setzero_si512(), _mm512_set1_epi8(1), |sum, a, b| {
+        _mm512_dpbusd_epi32(sum, a, b)
+    });
     chains!(int8_avx2, "avx2", _mm256_setzero_si256(), _mm256_set1_epi8(1), |sum, a, b| {
         // As a kernel must: products of pairs in 16 bits, widened to 32 and added.
         let pairs = _mm256_maddubs_epi16(a, _mm256_xor_si256(b, sum));
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, a))
     });
-    chains!(
-        bf16_avx512,
-        "avx512f,avx512bf16",
-        _mm512_setzero_ps(),
-        _mm512_setzero_si512(),
-        |sum, a, b| {
-            // SAFETY: both are vectors of 512 bits, and any bits are bfloat16 numbers.
-            let (a, b) = unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute(b)) };
-            _mm512_dpbf16_ps(sum, a, b)
-        }
-    );
+    chains!(bf16_avx512, "avx512f,avx512bf16", _mm512_setzero_ps(), _mm512_setzero_si512(), |sum, a, b| {
+        // SAFETY: both are vectors of 512 bits, and any bits are bfloat16 numbers.
+        let (a, b) = unsafe { (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute(b)) };
+        _mm512_dpbf16_ps(sum, a, b)
+    });
     chains!(f32_avx512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(1.0), |sum, a, b| _mm512_fmadd_ps(
         a, b, sum
     ));
@@ -237,7 +227,8 @@ fn main() {
         return;
     }
     let given = arguments.iter().position(|flag| flag == "--threads").and_then(|i| arguments.get(i + 1));
-    let all = given.map_or_else(octavo_kernels::default_threads, |n| n.parse().expect("--threads takes a number"));
+    let all =
+        given.map_or_else(octavo_kernels::default_threads, |n| n.parse().expect("--threads takes a number"));
 
     let mut data = MmapMut::map_anon(BYTES).expect("memory for the buffer");
     // Where the kernel refuses, small pages serve.

@@ -1,0 +1,91 @@
+"""Plots of a result file, each as SVG and PNG: python -m benches.compare.plots RESULT FOLDER."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from .measures import FIGURES
+from .places import all_engines
+from .shapes import SHAPES
+
+_COLOURS = {
+    "octavo": "#d1495b",
+    "openvino": "#00798c",
+    "llama-cpp": "#edae49",
+    "ctranslate2": "#66a182",
+    "transformers": "#8d96a3",
+}
+_RATES = [name for name, (_, unit, _) in FIGURES.items() if unit == "tok/s"]
+
+
+def save(figure: plt.Figure, folder: Path, name: str) -> None:
+    """Both forms; no date inside, so that equal data give equal files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None}, bbox_inches="tight")
+    plt.close(figure)
+
+
+def speed(shape: str, summary: dict[str, Any], folder: Path) -> None:
+    """Share of the machine's limit, a group of bars per figure; the bars bear tokens a second."""
+    engines = summary["engines"]
+    figure, axes = plt.subplots(figsize=(11, 4.2))
+    width = 0.84 / len(engines)
+    for number, (engine, entry) in enumerate(engines.items()):
+        places = np.arange(len(_RATES)) + (number - (len(engines) - 1) / 2) * width
+        best = [entry["best"].get(name, {}) for name in _RATES]
+        shares = [100 * b.get("share_of_limit", 0) for b in best]
+        label = all_engines()[engine]["label"]
+        bars = axes.bar(places, shares, width * 0.94, color=_COLOURS[engine], label=label)
+        texts = [f"{b['median']:.0f}" if b else "" for b in best]
+        axes.bar_label(bars, texts, fontsize=7, padding=1)
+    axes.axhline(100, color="black", linewidth=1)
+    axes.set_xticks(range(len(_RATES)), [f"{FIGURES[n][0]}\nlimit {summary['limits'][n]:.0f}" for n in _RATES])
+    axes.set_ylabel("% of the machine's limit (bars: tokens/s)")
+    axes.set_ylim(0, 112)
+    axes.set_title(f"{SHAPES[shape].label} shape, each engine at its best setting")
+    axes.legend(ncols=len(engines), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, folder, f"compare-{shape}")
+
+
+def batching(poisson: dict[str, Any], folder: Path) -> None:
+    """Shares of requests that are done within a time, of all rounds together."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
+    for axes, (name, title) in zip(
+        panels, [("first_token_seconds", "First token"), ("latency_seconds", "Last token")], strict=True
+    ):
+        for way, colour in (("continuous", "#d1495b"), ("static", "#8d96a3")):
+            values = np.sort([v for entry in poisson["rounds"] for v in entry[way][name]])
+            axes.plot(values, 100 * np.arange(1, len(values) + 1) / len(values), color=colour, label=f"{way} batching")
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{title}, seconds after arrival")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("% of requests")
+    panels[0].legend(frameon=False)
+    figure.suptitle(f"octavo under a Poisson load, {100 * poisson['load']:.0f} % of its capacity")
+    save(figure, folder, "poisson")
+
+
+def main() -> None:
+    result, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    mpl.rcParams["svg.hashsalt"] = "octavo"
+    for shape, summary in result["summary"].items():
+        speed(shape, summary, folder)
+    if "poisson" in result:
+        batching(result["poisson"], folder)
+
+
+if __name__ == "__main__":
+    main()
