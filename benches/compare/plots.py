@@ -73,7 +73,7 @@ def batching(poisson: dict[str, Any], folder: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("% of requests")
-    panels[0].legend(frameon=False)
+    panels[1].legend(frameon=False, loc="upper left")
     figure.suptitle(f"octavo under a Poisson load, {100 * poisson['load']:.0f} % of its capacity")
     save(figure, folder, "poisson")
 
