@@ -7,6 +7,7 @@ both ways. Each round has its own process, requests and order.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ def poisson(places: Places, arguments: argparse.Namespace) -> None:
     rounds = [one_round(places, arguments, number) for number in range(arguments.rounds)]
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"records": []}
     result["poisson"] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "shape": _SHAPE,
         "load": arguments.load,
         "requests": arguments.requests,

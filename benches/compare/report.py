@@ -45,7 +45,7 @@ def tables(result: dict[str, Any]) -> list[str]:
         ]
         odd = [name for name, same in summary["agree"].items() if not same]
         if odd:
-            lines += [f"Greedy tokens of the check prompt differ from the others': {', '.join(odd)}.", ""]
+            lines += [f"No other engine begins the check prompt's completion like: {', '.join(odd)}.", ""]
     if "poisson" in result:
         lines += poisson_table(result["poisson"])
     return lines

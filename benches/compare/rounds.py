@@ -43,6 +43,7 @@ def run(places: Places, plan: Plan, output: Path, *, keep: bool, command: str) -
     """Measures and writes the result file; with `keep` the rounds that are in it stay."""
     result = json.loads(output.read_text()) if output.exists() else {}
     old = result.get("records", []) if keep else []
+    result.pop("note", None)
     result |= {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "command": command,
