@@ -141,7 +141,7 @@ impl Engine {
     /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`.
     pub fn submit(&self, prompt: Prompt, params: &SamplingParams) -> Result<RequestStream, EngineError> {
         self.check_process()?;
-        self.shared.check_alive()?;
+        self.shared.check_open()?;
         let prompt = self.prompt_tokens(prompt)?;
         let max_tokens = self.check(&prompt, params)?;
         self.reserve_place()?;
@@ -353,6 +353,22 @@ impl Engine {
     /// What the model is; None over an executor that was brought along.
     pub fn spec(&self) -> Option<&ModelSpec> {
         self.spec.as_ref()
+    }
+
+    /// Takes no more requests, waits until those that were taken have ended, at most for `limit`, and closes. False: the
+    /// limit passed, and what still ran was aborted.
+    pub fn drain(&self, limit: Duration) -> bool {
+        self.shared.draining.store(true, Ordering::SeqCst);
+        let begin = Instant::now();
+        // A closed engine has no one to tell, and nothing that runs.
+        if self.check_process().is_ok() && self.commands.send(Command::Drain).is_ok() {
+            while self.shared.check_alive().is_ok() && begin.elapsed() < limit {
+                std::thread::sleep(Duration::from_millis(1).min(limit));
+            }
+        }
+        let ended = self.shared.check_alive().is_err();
+        self.close();
+        ended
     }
 
     /// Aborts what runs, joins the thread, frees the memory. Idempotent.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Scheduler, SeqResult, StepPlan,
+    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Refusal, Scheduler, SeqResult,
+    StepPlan,
 };
 use rustc_hash::FxHashMap;
 
@@ -27,6 +28,8 @@ use crate::tokenizer::Tokenizer;
 pub(crate) enum Command {
     Submit(Box<Prepared>),
     Cancel(u64),
+    /// Take no more requests, and close when nothing runs.
+    Drain,
     Close,
 }
 
@@ -39,6 +42,8 @@ pub(crate) struct Shared {
     pub queued: AtomicUsize,
     /// When the engine thread last began a round of work.
     pub pulse: Pulse,
+    /// No more requests are taken.
+    pub draining: AtomicBool,
     pub dead: AtomicBool,
     /// Why, written once before `dead` is set.
     pub cause: Mutex<Option<EngineError>>,
@@ -61,6 +66,12 @@ impl Shared {
         let slot = self.cause.lock().unwrap_or_else(|e| e.into_inner());
         Err(slot.clone().unwrap_or_else(EngineError::closed))
     }
+
+    /// The error of a request that comes after the end, or while the engine drains.
+    pub fn check_open(&self) -> Result<(), EngineError> {
+        self.check_alive()?;
+        if self.draining.load(Ordering::SeqCst) { Err(EngineError::closed()) } else { Ok(()) }
+    }
 }
 
 pub(crate) struct EngineLoop {
@@ -75,6 +86,8 @@ pub(crate) struct EngineLoop {
     actions: Actions,
     /// Requests with news since the last flush.
     touched: Vec<u64>,
+    /// Closes when nothing runs.
+    draining: bool,
     epoch: Instant,
 }
 
@@ -97,6 +110,7 @@ impl EngineLoop {
             events: Vec::new(),
             actions: Actions::default(),
             touched: Vec::new(),
+            draining: false,
             epoch: Instant::now(),
         }
     }
@@ -142,6 +156,9 @@ impl EngineLoop {
     fn take_commands(&mut self) -> bool {
         let planned = !self.events.is_empty();
         if !planned && self.scheduler.is_idle() {
+            if self.draining {
+                return false;
+            }
             self.shared.pulse.rest();
             match self.commands.recv() {
                 Ok(command) => {
@@ -196,6 +213,11 @@ impl EngineLoop {
                 }
                 true
             }
+            Command::Drain => {
+                self.events.push(Event::Drain);
+                self.draining = true;
+                true
+            }
             Command::Close => false,
         }
     }
@@ -213,7 +235,10 @@ impl EngineLoop {
         }
         for (id, refusal) in &self.actions.refused {
             let Some(active) = self.requests.get_mut(id) else { continue };
-            active.error = Some(EngineError::QueueFull(refusal.to_string()));
+            active.error = Some(match refusal {
+                Refusal::Draining => EngineError::closed(),
+                _ => EngineError::QueueFull(refusal.to_string()),
+            });
             add(&counters.finished_error, u64::from(active.request.n));
             active.end_all(&self.tokenizer, FinishReason::Error, now);
             self.touched.push(*id);

@@ -183,24 +183,26 @@ fn chunks_caches_threads_and_levels(model: &TestModel, weights: Weights, setting
     });
 }
 
-/// A cache that holds a few of the requests: sequences lose their blocks and compute them again.
+/// A cache that holds a few of the requests, on every instruction set: sequences lose their blocks and compute them again.
 fn preemption(model: &TestModel, weights: Weights) {
     in_folder(model, |folder| {
         let wanted = reference(folder, weights);
         let kv = EngineOptions { max_model_len: Some(192), ..options(weights) };
         let roomy = Engine::load(folder, &kv).expect("engine");
         let block_bytes = (4 << 20) / roomy.info()["limits"]["num_blocks"].as_u64().expect("blocks");
-        for (cache, budget) in [(false, 512), (true, 40)] {
-            let options = EngineOptions {
-                kv_cache_bytes: Some(12 * block_bytes),
-                enable_prefix_caching: cache,
-                max_num_batched_tokens: Some(budget),
-                threads: None,
-                isa: None,
-                ..kv.clone()
-            };
-            let (preemptions, _) = compare(folder, &options, &wanted);
-            assert!(preemptions > 0, "nothing was preempted, {options:?}");
+        for isa in Isa::available() {
+            for (cache, budget, threads) in [(false, 512, 1), (true, 40, 2)] {
+                let options = EngineOptions {
+                    kv_cache_bytes: Some(12 * block_bytes),
+                    enable_prefix_caching: cache,
+                    max_num_batched_tokens: Some(budget),
+                    threads: Some(threads),
+                    isa: Some(isa.name().into()),
+                    ..kv.clone()
+                };
+                let (preemptions, _) = compare(folder, &options, &wanted);
+                assert!(preemptions > 0, "nothing was preempted, {options:?}");
+            }
         }
     });
 }

@@ -10,7 +10,7 @@ use crate::gather::{Gathered, gather, settled};
 use crate::oracle::{Fault, Script, continuation, engine};
 
 /// Small enough that sequences are preempted.
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     max_model_len: 64,
     max_num_seqs: 6,
     max_num_batched_tokens: 16,
@@ -19,13 +19,13 @@ const LIMITS: Limits = Limits {
     num_blocks: 20,
 };
 
-fn prompt(i: usize) -> Vec<u32> {
+pub fn prompt(i: usize) -> Vec<u32> {
     // Some share a prefix.
     let stem = (0..(i % 3) * 6).map(|t| 1 + t as u32);
     stem.chain([200 - i as u32, 30 + i as u32]).collect()
 }
 
-fn params(i: usize) -> SamplingParams {
+pub fn params(i: usize) -> SamplingParams {
     SamplingParams {
         n: 1 + (i % 4 == 1) as u32,
         temperature: Some(0.0),
@@ -35,11 +35,11 @@ fn params(i: usize) -> SamplingParams {
     }
 }
 
-fn submit(engine: &Engine, i: usize) -> RequestStream {
+pub fn submit(engine: &Engine, i: usize) -> RequestStream {
     engine.submit(Prompt::Tokens(prompt(i)), &params(i)).expect("submitted")
 }
 
-fn assert_whole(out: &Gathered, i: usize) {
+pub fn assert_whole(out: &Gathered, i: usize) {
     let wanted = continuation(&prompt(i), params(i).max_tokens.expect("max") as usize);
     assert_eq!(out.error, None, "request {i}");
     for tokens in &out.tokens {

@@ -4,6 +4,7 @@
 mod bad_folders;
 mod bad_requests;
 mod batch_invariance;
+mod closing;
 mod corpora;
 mod faults;
 mod folder;
