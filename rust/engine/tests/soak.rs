@@ -2,7 +2,8 @@
 //! away, priorities, deadlines, stop strings, salts. Each ends once, what completes is right, nothing stays held, and a second
 //! and third thousand take no more memory than the first.
 //!
-//! Alone in its file, so that the process's memory is its own.
+//! Alone in its file, so that the process's memory is its own. `OCTAVO_SOAK_RESULT=<file>` (from this crate's folder) writes
+//! what was reached as JSON, with the date that `OCTAVO_SOAK_DATE` gives.
 
 #[path = "promises/folder.rs"]
 #[allow(dead_code)]
@@ -21,7 +22,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use octavo_engine::{Engine, EngineError, FinishReason, Limits, Prompt, RequestStream, SamplingParams};
+use octavo_engine::{
+    Engine, EngineError, EngineStats, FinishReason, Limits, Prompt, RequestStream, SamplingParams,
+};
+use serde_json::json;
 
 use gather::{Gathered, settled};
 use oracle::{Fault, Script, continuation};
@@ -236,4 +240,43 @@ fn a_thousand_mixed_requests_end_once_each_and_leave_nothing() {
     assert!(stats.preemptions > 0 && stats.evictions > 0 && stats.cached_prompt_tokens > 0, "{stats:?}");
     let grown = memory[3].saturating_sub(memory[1]);
     assert!(grown < 4 << 20, "memory grew by {grown} bytes in 2,000 requests: {memory:?}");
+    if let Ok(path) = std::env::var("OCTAVO_SOAK_RESULT") {
+        write_result(&path, seed, &tally, &stats, &memory);
+    }
+}
+
+/// Writes a run that kept every promise, as JSON.
+fn write_result(path: &str, seed: u64, tally: &Tally, stats: &EngineStats, memory: &[u64]) {
+    let of = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+    let result = json!({
+        "date": std::env::var("OCTAVO_SOAK_DATE").unwrap_or_default(),
+        "command": "OCTAVO_SOAK_RESULT=../../benches/results/soak.json cargo test -p octavo-engine --test soak",
+        "seed": seed,
+        "threads": THREADS,
+        "requests": of(&tally.submitted),
+        "terminal_events": stats.requests_finished,
+        "ends": {
+            "whole": of(&tally.whole),
+            "stop_string": of(&tally.stopped),
+            "cancelled": of(&tally.aborted),
+            "timed_out": of(&tally.timed_out),
+            "failed": of(&tally.failed),
+            "reader_left": of(&tally.dropped),
+        },
+        "refused_by_the_full_queue": of(&tally.refused),
+        "steps": stats.steps,
+        "failed_steps": stats.failed_steps,
+        "preemptions": stats.preemptions,
+        "evictions": stats.evictions,
+        "cached_prompt_tokens": stats.cached_prompt_tokens,
+        "blocks": {
+            "total": stats.blocks_total,
+            "free": stats.blocks_free,
+            "cached_and_unreferenced": stats.blocks_cached,
+            "live": stats.blocks_live,
+        },
+        "resident_bytes_after_each_round": memory,
+    });
+    let text = serde_json::to_string_pretty(&result).expect("json") + "\n";
+    std::fs::write(path, text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
 }
