@@ -74,6 +74,22 @@ def test_accepted_forms_of_prompts(llm: LLM) -> None:
     assert llm.generate([]) == []
 
 
+def test_negative_max_tokens() -> None:
+    """At construction: no call ever sees such parameters."""
+    for value in (-1, 0, -(2**40)):
+        with pytest.raises(InvalidRequestError, match=f"max_tokens.*{value}"):
+            SamplingParams(max_tokens=value)
+
+
+def test_samples_that_the_pool_cannot_hold() -> None:
+    """Refused at once though four samples fit `max_num_seqs`: each would end with eight blocks, and there are ten."""
+    with LLM(max_model_len=256, max_num_seqs=4, kv_cache_memory="480KiB") as small:
+        assert small.info()["limits"]["num_blocks"] == 10
+        with pytest.raises(InvalidRequestError, match="KV blocks"):
+            small.generate("x", SamplingParams(n=4, max_tokens=250))
+        assert small.generate("x", SHORT)[0].finished
+
+
 @pytest.mark.parametrize("params", [{"temperature": 0}, 5, [SHORT], [SHORT, None, SHORT]])
 def test_params_of_the_wrong_kind(params: Any, llm: LLM) -> None:
     with pytest.raises(InvalidRequestError):
@@ -144,14 +160,61 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return act
 
 
-def duplicate_tensor(folder: Path) -> None:
+NORM = "model.norm.weight"
+
+
+def change_header(act: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """The header of the weights as `act` leaves it, or as the text that it returns."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        changed = act(header)
+        again = (changed if isinstance(changed, str) else json.dumps(header)).encode()
+        file.write_bytes(len(again).to_bytes(8, "little") + again + content[8 + size :])
+
+    return damage
+
+
+def duplicate_tensor(header: dict[str, Any]) -> str:
     """The header names one tensor twice."""
-    file = folder / "model.safetensors"
-    content = file.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header = content[8 : 8 + size].rstrip()
-    again = header[:-1] + b',"model.norm.weight":' + json.dumps(json.loads(header)["model.norm.weight"]).encode() + b"}"
-    file.write_bytes(len(again).to_bytes(8, "little") + again + content[8 + size :])
+    return json.dumps(header)[:-1] + f', "{NORM}": {json.dumps(header[NORM])}}}'
+
+
+def overlap(header: dict[str, Any]) -> None:
+    """The norm lies where another tensor lies."""
+    other = header["model.layers.0.input_layernorm.weight"]
+    header[NORM]["data_offsets"] = other["data_offsets"]
+
+
+def outside(header: dict[str, Any]) -> None:
+    """The last tensor ends behind the file."""
+    last = max((e for name, e in header.items() if name != "__metadata__"), key=lambda e: e["data_offsets"][1])
+    last["data_offsets"] = [at + (1 << 40) for at in last["data_offsets"]]
+
+
+def other_dtype(header: dict[str, Any]) -> None:
+    """As many bytes, of a kind that no weight has."""
+    header[NORM]["dtype"] = "I16"
+
+
+def missing_shard(folder: Path) -> None:
+    """An index that names a file which is not there."""
+    content = (folder / "model.safetensors").read_bytes()
+    names = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    names.pop("__metadata__", None)
+    files = dict.fromkeys(names, "model-00001-of-00002.safetensors") | {NORM: "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+# A normalizer of which the tokenizers crate panics.
+PANICKING_TOKENIZER = (
+    b'{"version": "1.0", "added_tokens": [], "normalizer": {"type": "Precompiled", "precompiled_charsmap": "////"}, '
+    b'"model": {"type": "WordLevel", "unk_token": "a", "vocab": {"a": 0}}}'
+)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +231,20 @@ def duplicate_tensor(folder: Path) -> None:
         pytest.param(
             write("model.safetensors", b"\xff" * 64), CorruptModelError, "model.safetensors", id="weights-noise"
         ),
-        pytest.param(duplicate_tensor, CorruptModelError, "model.norm.weight", id="duplicate-tensor"),
+        pytest.param(
+            write("model.safetensors", (1 << 40).to_bytes(8, "little") + b"{}"),
+            CorruptModelError,
+            "model.safetensors",
+            id="header-oversize",
+        ),
+        pytest.param(change_header(duplicate_tensor), CorruptModelError, NORM, id="duplicate-tensor"),
+        pytest.param(change_header(overlap), CorruptModelError, "model.safetensors", id="tensors-overlap"),
+        pytest.param(change_header(outside), CorruptModelError, "model.safetensors", id="tensor-outside"),
+        pytest.param(change_header(other_dtype), CorruptModelError, f"{NORM}.*I16", id="tensor-dtype"),
+        pytest.param(missing_shard, (CorruptModelError, ModelNotFoundError), "00002-of-00002", id="missing-shard"),
+        pytest.param(
+            write("tokenizer.json", PANICKING_TOKENIZER), CorruptModelError, "tokenizer", id="tokenizer-panics"
+        ),
         pytest.param(
             change("config.json", architectures=["BertModel"]), UnsupportedModelError, "BertModel", id="architecture"
         ),
@@ -254,6 +330,28 @@ def test_tokenizer_elsewhere(folder: Path, tmp_path: Path) -> None:
 def test_more_kv_cache_than_the_machine_has() -> None:
     with pytest.raises(InvalidRequestError, match="kv_cache_memory"):
         LLM(kv_cache_memory="100TiB")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        pytest.param("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", id="endless"),
+        pytest.param("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", id="recursion"),
+        pytest.param("{{ '{:>100000000000}'.format(1) }}", id="wide"),
+        pytest.param("{{ raise_exception('no system message') }}", id="its-own-error"),
+    ],
+)
+def test_hostile_templates(template: str) -> None:
+    """The chat is refused with the typed error, and the model serves prompts on."""
+    with LLM(max_model_len=64, chat_template=template) as made:
+        with pytest.raises(InvalidRequestError, match="template"):
+            made.chat([{"role": "user", "content": "Hello"}], SHORT)
+        assert made.generate("x", SHORT)[0].finished
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="nowhere"):
+        LLM(tmp_path / "nowhere")
 
 
 def test_a_lone_surrogate_in_messages(llm: LLM) -> None:
