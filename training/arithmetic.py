@@ -6,29 +6,29 @@ import random
 
 from .document import Document, Turn, chat
 
-# Most of the practice goes to two digits.
-_LARGEST = (9, 99, 99, 99, 999, 999)
+# More digits are more ways to go wrong, so they get more practice.
+_LARGEST = (9, 99, 99, 999, 999, 999)
 # Sums of numbers below this are given at once.
 AT_ONCE_BELOW = 10
 
 
-def problem(rng: random.Random, at_once_below: int = AT_ONCE_BELOW) -> Turn:
+def problem(rng: random.Random) -> Turn:
     """One problem with its answer, worked out where it needs steps."""
     kind = rng.random()
     if kind < 0.45:
         top = rng.choice(_LARGEST)
-        return addition(rng, rng.randint(0, top), rng.randint(0, top), at_once_below)
+        return addition(rng, rng.randint(0, top), rng.randint(0, top))
     if kind < 0.75:
         top = rng.choice(_LARGEST)
         larger, smaller = sorted((rng.randint(0, top), rng.randint(0, top)), reverse=True)
-        return subtraction(rng, larger, smaller, at_once_below)
+        return subtraction(rng, larger, smaller)
     return product(rng, rng.randint(0, 12), rng.randint(0, 12))
 
 
-def addition(rng: random.Random, a: int, b: int, at_once_below: int = AT_ONCE_BELOW) -> Turn:
+def addition(rng: random.Random, a: int, b: int) -> Turn:
     """a + b, digit by digit from the right when either has several digits."""
     question = rng.choice((f"What is {a} + {b}?", f"What is {a} plus {b}?", f"Add {a} and {b}."))
-    if max(a, b) < at_once_below:
+    if max(a, b) < AT_ONCE_BELOW:
         return Turn(question, f"{a} + {b} = {a + b}.")
     steps, carry = [], 0
     for place in range(len(str(max(a, b)))):
@@ -39,10 +39,10 @@ def addition(rng: random.Random, a: int, b: int, at_once_below: int = AT_ONCE_BE
     return Turn(question, f"{', '.join(steps)}. So {a} + {b} = {a + b}.")
 
 
-def subtraction(rng: random.Random, a: int, b: int, at_once_below: int = AT_ONCE_BELOW) -> Turn:
+def subtraction(rng: random.Random, a: int, b: int) -> Turn:
     """a - b with a >= b, digit by digit from the right, borrowing, when a has several digits."""
     question = rng.choice((f"What is {a} - {b}?", f"What is {a} minus {b}?", f"Subtract {b} from {a}."))
-    if a < at_once_below:
+    if a < AT_ONCE_BELOW:
         return Turn(question, f"{a} - {b} = {a - b}.")
     steps, borrow = [], 0
     for place in range(len(str(a))):
@@ -60,6 +60,6 @@ def product(rng: random.Random, a: int, b: int) -> Turn:
     return Turn(question, f"{a} * {b} = {a * b}.")
 
 
-def document(rng: random.Random, at_once_below: int = AT_ONCE_BELOW) -> Document:
+def document(rng: random.Random) -> Document:
     """A chat of two to six problems."""
-    return chat("arithmetic", [problem(rng, at_once_below) for _ in range(rng.randint(2, 6))])
+    return chat("arithmetic", [problem(rng) for _ in range(rng.randint(2, 6))])

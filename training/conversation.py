@@ -7,7 +7,7 @@ import random
 from . import arithmetic, lexicon, questions
 from .document import Document, Segment, Turn, chat
 from .grammar import fill, with_article
-from .stories import tell
+from .stories import segments, tell
 
 SYSTEM = ("You are a helpful assistant.", "You are Octavo, a small assistant.", "Answer briefly.")
 
@@ -118,16 +118,13 @@ def story_request(rng: random.Random) -> Turn:
     return Turn(fill(rng.choice(_STORY_REQUESTS), {"topic": with_article(topic)}, rng), tell(rng, topic))
 
 
-def document(rng: random.Random, sums_at_once_below: int = arithmetic.AT_ONCE_BELOW) -> Document:
+def document(rng: random.Random) -> Document:
     """A chat of one to four turns: small talk, unknown questions and, in between, known ones."""
 
     def known(rng: random.Random) -> Turn:
         return questions.ask(rng.choice(questions.FACTS), rng)
 
-    def sum_(rng: random.Random) -> Turn:
-        return arithmetic.problem(rng, sums_at_once_below)
-
-    makers = rng.choices((small_talk, unknown, known, sum_), weights=(4, 3, 2, 1), k=rng.randint(1, 4))
+    makers = rng.choices((small_talk, unknown, known, arithmetic.problem), weights=(4, 3, 2, 1), k=rng.randint(1, 4))
     system = rng.choice(SYSTEM) if rng.random() < 0.3 else None
     return chat("conversation", [maker(rng) for maker in makers], system)
 
@@ -135,6 +132,8 @@ def document(rng: random.Random, sums_at_once_below: int = arithmetic.AT_ONCE_BE
 def story(rng: random.Random) -> Document:
     """A story as plain text or, as often, as the answer to a request."""
     if rng.random() < 0.5:
-        return Document("story", (Segment(tell(rng)),))
+        return Document("story", segments(tell(rng)))
     system = rng.choice(SYSTEM) if rng.random() < 0.15 else None
-    return chat("story", [story_request(rng)], system)
+    request = chat("story", [story_request(rng)], system)
+    parts = [segments(part.text) if part.weight == 1.0 else (part,) for part in request.segments]
+    return Document("story", tuple(segment for part in parts for segment in part))

@@ -22,25 +22,22 @@ class Mix:
     shares: Mapping[str, float]
     # Whether short look-ups come more often than long ones.
     short_lookups: bool
-    # Sums of numbers below this are asked for at once, without steps.
-    sums_at_once_below: int
 
 
 # At first the model learns words and facts. Then copying comes in, and look-ups become easy to begin with. In
-# the decay what is still hard gets the room that copying no longer needs, and sums are worked out in steps.
+# the decay what is still hard gets the room that copying no longer needs.
 FIRST_MIX = Mix(
     {
         "story": 0.21,
         "question": 0.28,
         "lookup": 0.14,
         "arithmetic": 0.17,
-        "extraction": 0.12,
+        "extraction": 0.14,
         "conversation": 0.08,
     },
     short_lookups=False,
-    sums_at_once_below=100,
 )
-MIX = Mix({**FIRST_MIX.shares, "lookup": 0.2, "copying": 0.3}, short_lookups=True, sums_at_once_below=100)
+MIX = Mix({**FIRST_MIX.shares, "lookup": 0.2, "copying": 0.3}, short_lookups=True)
 LAST_MIX = Mix(
     {
         "story": 0.26,
@@ -51,8 +48,7 @@ LAST_MIX = Mix(
         "conversation": 0.08,
         "copying": 0.06,
     },
-    short_lookups=True,
-    sums_at_once_below=arithmetic.AT_ONCE_BELOW,
+    short_lookups=False,
 )
 SHORTEST_LOOKUP = 80
 FIT_ATTEMPTS = 4
@@ -73,10 +69,8 @@ def generators() -> dict[str, Callable[[random.Random], Document]]:
 def document(rng: random.Random, space: int, mix: Mix) -> Document:
     """One document of the mix; a look-up is sized to fit ``space`` tokens, the others may not fit."""
     skill = rng.choices(list(mix.shares), weights=list(mix.shares.values()))[0]
-    if skill == "arithmetic" or (skill == "lookup" and space < SHORTEST_LOOKUP):
-        return arithmetic.document(rng, mix.sums_at_once_below)
-    if skill == "conversation":
-        return conversation.document(rng, mix.sums_at_once_below)
+    if skill == "lookup" and space < SHORTEST_LOOKUP:
+        return arithmetic.document(rng)
     if skill != "lookup":
         return generators()[skill](rng)
     if mix.short_lookups:

@@ -14,10 +14,9 @@ CREATURES = (
     "fox", "rabbit", "mouse", "bear", "owl", "hedgehog", "badger", "otter", "squirrel", "frog", "duck",
     "cat", "dog", "goat", "donkey", "turtle", "crow", "mole", "deer", "goose",
 )  # fmt: skip
-CREATURE_NAMES = (
-    "Pip", "Bramble", "Moss", "Tansy", "Biscuit", "Nutmeg", "Pebble", "Juniper", "Clover", "Button", "Hob",
-    "Fern",
-)  # fmt: skip
+CREATURE_GIRLS = ("Tansy", "Nutmeg", "Pebble", "Juniper", "Clover", "Fern")
+CREATURE_BOYS = ("Pip", "Bramble", "Moss", "Biscuit", "Button", "Hob")
+NAMES = (*GIRLS, *BOYS, *CREATURE_GIRLS, *CREATURE_BOYS)
 
 TRADES = (
     "baker", "fisherman", "gardener", "tailor", "miller", "carpenter", "shepherd", "potter", "painter",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,25 @@ class TrainConfig:
     length: int = 512
     long_length: int = 2048
     # One step in so many is a batch of long look-ups, of as many tokens as the others; more in the decay.
-    long_every: int = 12
-    long_every_in_decay: int = 5
+    long_every: int = 6
+    long_every_in_decay: int = 4
     # The step at which the first mix gives way to the full one; the last mix comes with the decay.
-    copying_from: int = 400
+    copying_from: int = 300
+    # Long look-ups are noise before short ones are learnt.
+    long_from: int = 600
     matrix_lr: float = 0.02
     other_lr: float = 0.004
     weight_decay: float = 0.05
     seed: int = 20
     tokenizer_documents: int = 20_000
+    # Matrix products in bfloat16, everything else in float32.
+    bfloat16: bool = True
 
 
 def is_long(config: TrainConfig, schedule: Schedule, step: int) -> bool:
     """Whether a step reads long look-ups."""
     every = config.long_every_in_decay if schedule.is_decaying(step) else config.long_every
-    return step >= config.warmup and step % every == 0
+    return step >= config.long_from and step % every == 0
 
 
 def mix(config: TrainConfig, schedule: Schedule, step: int) -> corpus.Mix:
@@ -64,6 +69,13 @@ def weighted_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean cross-entropy, nats a token. logits [rows, length, vocab], the others [rows, length]."""
     losses = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return (losses * weights.flatten()).sum() / weights.sum()
+
+
+def loss_of(model: Callable[[Tensor], Tensor], tokens: Tensor, weights: Tensor, bfloat16: bool) -> Tensor:
+    """The loss of a batch as ``corpus.batch`` makes it; compiled as one graph, so that the loss is fused too."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        logits = model(tokens[:, :-1])
+    return weighted_loss(logits.float(), tokens[:, 1:], weights[:, 1:])
 
 
 def optimizers(model: Decoder, config: TrainConfig) -> tuple[Muon, torch.optim.AdamW]:
@@ -109,7 +121,7 @@ def train(config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_
         for optimizer, saved in zip(both, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
-    forward = torch.compile(model, dynamic=False) if fused else model
+    loss_function = torch.compile(loss_of, dynamic=False) if fused else loss_of
     started = saved_at = time.monotonic()
     tokens_done = 0
     with (out / "log.jsonl").open("a") as log:
@@ -120,8 +132,7 @@ def train(config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_
             ids, weights = corpus.batch(
                 encoder, config.seed, step, rows, length, None if long else mix(config, schedule, step)
             )
-            tokens = torch.from_numpy(ids)
-            loss = weighted_loss(forward(tokens[:, :-1]), tokens[:, 1:], torch.from_numpy(weights)[:, 1:])
+            loss = loss_function(model, torch.from_numpy(ids), torch.from_numpy(weights), config.bfloat16)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             factor = schedule.factor(step)

@@ -19,14 +19,15 @@ def cast(rng: random.Random, topic: str | None = None) -> dict[str, str]:
     if creature:
         kind = topic if topic is not None else rng.choice(lexicon.CREATURES)
         friend_kind = rng.choice([name for name in lexicon.CREATURES if name != kind])
-        hero, friend = rng.sample(lexicon.CREATURE_NAMES, 2)
+        hero = rng.choice(lexicon.CREATURE_GIRLS if sex == "girl" else lexicon.CREATURE_BOYS)
+        friend = rng.choice([name for name in lexicon.CREATURE_GIRLS + lexicon.CREATURE_BOYS if name != hero])
         noun, friend_noun = kind, friend_kind
     else:
         hero = rng.choice(lexicon.GIRLS if sex == "girl" else lexicon.BOYS)
         friend = rng.choice([name for name in lexicon.GIRLS + lexicon.BOYS if name != hero])
         noun = rng.choice((sex, f"young {rng.choice(lexicon.TRADES)}", f"little {sex}"))
         friend_noun = "friend"
-    friend_sex = "girl" if friend in lexicon.GIRLS else "boy" if friend in lexicon.BOYS else rng.choice(("girl", "boy"))
+    friend_sex = "girl" if friend in lexicon.GIRLS + lexicon.CREATURE_GIRLS else "boy"
     friend_he, friend_him, friend_his = _PRONOUNS[friend_sex]
     thing = topic if topic in lexicon.THINGS else rng.choice(lexicon.THINGS)
     color = rng.choice(lexicon.COLORS)

@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `serve`, `info`, `doctor`. A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `eval`, `info`, `doctor`. A file is a command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from octavo import __version__
 from octavo.cli.chat import chat
 from octavo.cli.command import command
 from octavo.cli.doctor import doctor
+from octavo.cli.eval import eval_
 from octavo.cli.generate import generate
 from octavo.cli.info import info
 from octavo.cli.serve import serve
@@ -25,8 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (generate, chat, info, doctor):
-    app.command()(command(_function))
+for _function in (generate, chat, eval_, info, doctor):
+    app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 
 

@@ -1,0 +1,58 @@
+"""`octavo eval`: how able a model is, by skill, with confidence intervals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from octavo.cli.options import EngineOptions
+from octavo.evaluation import Estimate, Report, evaluate, held_out_cases, read_cases
+
+
+def eval_(
+    engine: EngineOptions,
+    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
+    data: Annotated[
+        Path | None,
+        Option(
+            help='JSON lines: {"skill", "prompt" or "messages", "answer", "match"} is a question, {"skill", "text"} a '
+            "text whose perplexity counts.",
+            show_default="the cases of the embedded model",
+        ),
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
+) -> None:
+    """Evaluate a model on held-out cases: accuracy and perplexity by skill."""
+    cases = held_out_cases() if data is None else read_cases(data)
+    if folder is not None:
+        engine = replace(engine, model=folder)
+    with engine.load() as llm:
+        report = evaluate(llm, cases, progress=sys.stderr.isatty())
+    if as_json:
+        print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        _show(report)
+
+
+def _show(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("skill")
+    for title in ("right", "95 % interval", "perplexity", "95 % interval", "cases"):
+        table.add_column(title, justify="right")
+    for name, skill in report.skills.items():
+        right = ("", "") if skill.accuracy is None else (f"{skill.accuracy.value:.1%}", _ends(skill.accuracy, ".1%"))
+        perplexity = f"{skill.perplexity.value:.3f}", _ends(skill.perplexity, ".3f")
+        table.add_row(name, *right, *perplexity, f"{skill.cases:,}")
+    Console(highlight=False).print(table)
+
+
+def _ends(estimate: Estimate, form: str) -> str:
+    return f"{estimate.low:{form}} to {estimate.high:{form}}"

@@ -1,0 +1,136 @@
+"""Runs cases through a model and counts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.evaluation.cases import Case, held_out_cases
+from octavo.evaluation.intervals import Estimate, perplexity, proportion
+from octavo.llm import LLM
+from octavo.params import SamplingParams
+
+# Room for an answer that is right in other words, or wrong and longer than the right one.
+_SLACK_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Skill:
+    """What the cases of one skill show.
+
+    Attributes:
+        cases: how many there are.
+        right: how many answers were right, decoded greedily; None for texts.
+        accuracy: their share, with Wilson's interval; None for texts.
+        tokens: how many tokens the perplexity is of.
+        perplexity: of the right answers after their prompts, or of the texts (without the first token), with a bootstrap
+            over the cases.
+    """
+
+    cases: int
+    right: int | None
+    accuracy: Estimate | None
+    tokens: int
+    perplexity: Estimate
+
+
+@dataclass(frozen=True)
+class Report:
+    """All skills, in the order of the cases, and what was evaluated."""
+
+    model: dict[str, Any]
+    skills: dict[str, Skill]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = False) -> Report:
+    """Perplexity and accuracy per skill.
+
+    Args:
+        llm: the model as it runs: with its quantisation.
+        cases: from `read_cases`; None: those that ship with octavo, which only the embedded model can know.
+        progress: show progress bars.
+
+    Raises:
+        InvalidRequestError: there are no cases, or the model cannot take one (no chat template, or a prompt that is
+            too long).
+        OctavoError: a request failed.
+    """
+    cases = held_out_cases() if cases is None else list(cases)
+    if not cases:
+        raise InvalidRequestError("cases is empty: there is nothing to evaluate")
+    prompts = [_prompt_ids(llm, case) for case in cases]
+    # A text has no prompt: its own first token stands for it.
+    answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
+    for case, ids, answer in zip(cases, prompts, answers, strict=True):
+        if len(ids) + len(answer) < 2:
+            raise InvalidRequestError(f"skill {case.skill}: {case.answer!r} is one token: there is nothing to predict")
+    nats = _answer_nats(llm, prompts, answers, progress)
+    right = _answered(llm, cases, prompts, answers, progress)
+    tokens = [len(answer) - (not ids) for ids, answer in zip(prompts, answers, strict=True)]
+    skills = {}
+    for skill in dict.fromkeys(case.skill for case in cases):
+        mine = [i for i, case in enumerate(cases) if case.skill == skill]
+        asked = [right[i] for i in mine if cases[i].prompt is not None]
+        skills[skill] = Skill(
+            cases=len(mine),
+            right=sum(asked) if asked else None,
+            accuracy=proportion(sum(asked), len(asked)) if asked else None,
+            tokens=sum(tokens[i] for i in mine),
+            perplexity=perplexity([nats[i] for i in mine], [tokens[i] for i in mine]),
+        )
+    return Report(model=llm.info()["model"], skills=skills)
+
+
+def _prompt_ids(llm: LLM, case: Case) -> list[int]:
+    if case.prompt is None:
+        return []
+    if isinstance(case.prompt, str):
+        return llm.tokenize(case.prompt)
+    # The template writes the special tokens itself.
+    return llm.tokenize(llm.render_chat(case.prompt), add_special_tokens=False)
+
+
+def _answer_nats(llm: LLM, prompts: list[list[int]], answers: list[list[int]], progress: bool) -> list[float]:
+    """Minus the log-probability of each answer after its prompt (of a text: of all but its first token)."""
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True)
+    whole = [ids + answer for ids, answer in zip(prompts, answers, strict=True)]
+    nats = []
+    for output, ids in zip(llm.generate(whole, params, use_tqdm=progress), prompts, strict=True):
+        if output.error is not None:
+            raise output.error
+        assert output.prompt_logprobs is not None
+        rows = output.prompt_logprobs[max(1, len(ids)) :]
+        nats.append(-sum(next(iter(row.values())).logprob for row in rows if row is not None))
+    return nats
+
+
+def _answered(
+    llm: LLM, cases: list[Case], prompts: list[list[int]], answers: list[list[int]], progress: bool
+) -> list[bool]:
+    """Whether each case was answered right; False for texts."""
+    asked = [i for i, case in enumerate(cases) if case.prompt is not None]
+    right = [False] * len(cases)
+    if not asked:
+        return right
+    room = llm.info()["limits"]["max_model_len"]
+    params = [
+        SamplingParams(
+            max_tokens=min(len(answers[i]) + _SLACK_TOKENS, max(1, room - len(prompts[i]))),
+            temperature=0,
+            repetition_penalty=1.0,
+        )
+        for i in asked
+    ]
+    outputs = llm.generate([prompts[i] for i in asked], params, use_tqdm=progress)
+    for i, output in zip(asked, outputs, strict=True):
+        if output.error is not None:
+            raise output.error
+        right[i] = cases[i].is_right(output.text)
+    return right
