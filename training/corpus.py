@@ -41,12 +41,12 @@ MIX = Mix({**FIRST_MIX.shares, "lookup": 0.2, "copying": 0.3}, short_lookups=Tru
 LAST_MIX = Mix(
     {
         "story": 0.26,
-        "question": 0.2,
-        "lookup": 0.16,
-        "arithmetic": 0.2,
-        "extraction": 0.14,
+        "question": 0.17,
+        "lookup": 0.12,
+        "arithmetic": 0.22,
+        "extraction": 0.18,
         "conversation": 0.08,
-        "copying": 0.06,
+        "copying": 0.04,
     },
     short_lookups=False,
 )

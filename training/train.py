@@ -30,15 +30,15 @@ from .tokenizer import train_tokenizer
 class TrainConfig:
     """What defines a run. Rates are the peaks of the schedule."""
 
-    steps: int = 1720
+    steps: int = 3200
     warmup: int = 100
-    decay: int = 620
+    decay: int = 1100
     rows: int = 8
     length: int = 512
     long_length: int = 2048
     # One step in so many is a batch of long look-ups, of as many tokens as the others; more in the decay.
     long_every: int = 6
-    long_every_in_decay: int = 4
+    long_every_in_decay: int = 5
     # The step at which the first mix gives way to the full one; the last mix comes with the decay.
     copying_from: int = 300
     # Long look-ups are noise before short ones are learnt.
