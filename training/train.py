@@ -30,9 +30,9 @@ from .tokenizer import train_tokenizer
 class TrainConfig:
     """What defines a run. Rates are the peaks of the schedule."""
 
-    steps: int = 3200
+    steps: int = 2900
     warmup: int = 100
-    decay: int = 1100
+    decay: int = 800
     rows: int = 8
     length: int = 512
     long_length: int = 2048

@@ -81,9 +81,11 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "false.jsonl.gz").write_text("not packed")
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b"x" * 999)[:-9])
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
-    for name in ("empty.jsonl", "false.jsonl.gz", "cut.jsonl.gz", "latin.jsonl", "absent.jsonl", ""):
+    for name in ("empty.jsonl", "false.jsonl.gz", "cut.jsonl.gz", "latin.jsonl", "absent.jsonl"):
         with pytest.raises(InvalidRequestError, match=name):
             read_cases(tmp_path / name)
+    with pytest.raises(InvalidRequestError, match="directory"):
+        read_cases(tmp_path)
 
 
 def test_wilson_is_that_of_the_literature() -> None:

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, WeightDtype};
-use octavo_model::{KvPool, Model, read_family};
+use octavo_model::{KvPool, Model, Spared, read_family};
 use serde_json::json;
 
 use crate::EngineError;
@@ -24,7 +24,8 @@ impl Engine {
     pub fn load(folder: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
         let family = read_family(folder)?;
         let float = options.float_dtype(family.spec.checkpoint_dtype)?;
-        let weight_dtype = options.weight_dtype(float)?;
+        let format = options.weight_format(float)?;
+        let weight_dtype = format.dtype;
         let kv_dtype = options.kv_dtype(float)?;
         if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
             return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
@@ -40,7 +41,7 @@ impl Engine {
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
         let begin = Instant::now();
-        let mut model = Model::load(&kernels, folder, family, weight_dtype)?;
+        let mut model = Model::load(&kernels, folder, family, format)?;
         let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
         model.set_context(limits.max_model_len as usize);
         let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;
@@ -56,6 +57,7 @@ impl Engine {
                 "checkpoint_dtype": model.stored_dtype().name(),
                 "dtype": float.name(),
                 "quantization": if weight_dtype == WeightDtype::Int8 { "int8" } else { "none" },
+                "spared": spared_tensors(&model, format.error_budget),
                 "kv_cache_dtype": kv_dtype.name(),
                 "chat_template": template.as_ref().is_some_and(Result::is_ok),
                 "load_seconds": begin.elapsed().as_secs_f64(),
@@ -83,4 +85,19 @@ impl Engine {
             info,
         })
     }
+}
+
+/// A sentence for each tensor that int8 would change too much, for `info`.
+fn spared_tensors(model: &Model, budget: Option<f64>) -> Vec<String> {
+    let share = |x: f64| format!("{:.2} %", 100.0 * x);
+    let limit = share(budget.unwrap_or(f64::INFINITY));
+    let sentence = |t: &Spared| match Some(t.error) > budget {
+        true => format!(
+            "{} (bfloat16: int8 would be {} off, at most {limit} is allowed)",
+            t.tensor,
+            share(t.error)
+        ),
+        false => format!("{} (bfloat16: packed together with one that is)", t.tensor),
+    };
+    model.spared().iter().map(sentence).collect()
 }

@@ -152,7 +152,14 @@ pub fn plan(
         part(
             "weights",
             model.weight_bytes(),
-            format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype()),
+            match model.spared().len() {
+                0 => format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype()),
+                n => format!(
+                    "{} weights, held as {:?}, {n} tensors of them as Bf16",
+                    spec.parameters(),
+                    model.weight_dtype()
+                ),
+            },
         ),
         part(
             "kv_cache",

@@ -124,6 +124,52 @@ fn int8_products_match_exact_sums(isa: Isa) {
     }
 }
 
+/// The error that quantising foretells is the one that products of such inputs then show, part by part.
+#[test]
+fn quantize_foretells_the_error_of_each_part() {
+    let (n, k, m) = ([19, 5, 40, 3], 300, 200);
+    let mut rng = Rng(7);
+    let mut parts: Vec<Vec<f32>> = n.iter().map(|n| rng.floats(n * k)).collect();
+    parts[3].fill(0.0);
+    let mut inputs = vec![1.0; k];
+    // A channel that hardly speaks and is turned up by the weights: other weights of its group, and its own values,
+    // lose their resolution.
+    inputs[140] = 0.05;
+    parts[1].iter_mut().skip(140).step_by(k).for_each(|v| *v = 30.0);
+    let x: Vec<f32> = (0..m).flat_map(|_| normal(&mut rng, &inputs)).collect();
+    let rows: Vec<Rows<'_>> = parts.iter().map(|part| Rows::F32(part)).collect();
+    for kernels in every_context() {
+        let (linear, errors) = Linear::quantize(&kernels, &rows, k, Some(&inputs));
+        let exact = Linear::pack(&kernels, &rows, k, WeightDtype::F32);
+        let (got, want) = (forward(&kernels, &linear, &x, m, None), reference(&exact, &x, m));
+        let mut first = 0;
+        for (part, error) in n.iter().zip(&errors) {
+            let (mut off, mut all) = (0.0, 0.0);
+            for row in 0..m {
+                for column in first..first + part {
+                    let place = row * linear.rows() + column;
+                    off += (f64::from(got[place]) - f64::from(want[place])).powi(2);
+                    all += f64::from(want[place]).powi(2);
+                }
+            }
+            first += part;
+            let shown = if all == 0.0 { 0.0 } else { (off / all).sqrt() };
+            assert!((error - shown).abs() <= 0.2 * shown, "{error} was foretold, {shown} came: {errors:?}");
+        }
+        assert!(errors[0] < 0.02 && errors[1] > 0.05, "{errors:?}");
+    }
+    let broken = [1.0, f32::NAN, 3.0];
+    let (_, errors) = Linear::quantize(&kernels(Isa::Portable, 1), &[Rows::F32(&broken)], 3, None);
+    assert!(errors[0].is_nan());
+}
+
+/// Normal values, one for each magnitude.
+fn normal(rng: &mut Rng, magnitudes: &[f32]) -> Vec<f32> {
+    let sums: Vec<f32> = rng.floats(12 * magnitudes.len()).chunks(12).map(|v| v.iter().sum()).collect();
+    let size = (sums.iter().map(|v| v * v).sum::<f32>() / sums.len() as f32).sqrt();
+    sums.iter().zip(magnitudes).map(|(v, m)| v / size * m).collect()
+}
+
 /// Every code at its extreme: the sums that overflow first, were anything narrower than i32.
 #[test]
 fn int8_extremes_do_not_saturate() {

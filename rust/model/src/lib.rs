@@ -24,6 +24,7 @@ pub use config::{Config, parse_json, read_json};
 pub use error::ModelError;
 pub use forward::{Batch, Model, Scratch};
 pub use kv::{KvPool, block_bytes};
+pub use load::{Spared, WeightFormat};
 pub use rope::{RopeScaling, RopeSpec, RopeTable};
 pub use spec::{
     Activation, AttentionSpec, Dtype, ExpertGroups, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec,

@@ -25,14 +25,42 @@ pub(crate) struct Loaded {
     pub stored: Dtype,
     /// What is odd about the files, but no reason to refuse them.
     pub warnings: Vec<String>,
+    /// The tensors that stayed in bfloat16.
+    pub spared: Vec<Spared>,
 }
 
-/// Packs the weights of `folder` for `dtype`, layer by layer.
+/// A tensor that stays in bfloat16 since int8 would change it too much.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spared {
+    /// Its name in the checkpoint.
+    pub tensor: String,
+    /// The relative root mean square error of its outputs in int8, foretold from the weights and the norm before them.
+    /// Tensors that are packed together stay together, so one with a small error may be among them.
+    pub error: f64,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct WeightFormat {
+    /// The type of all projections.
+    pub dtype: WeightDtype,
+    /// With int8: a projection whose outputs would have a larger relative root mean square error stays in bfloat16. None:
+    /// none does.
+    pub error_budget: Option<f64>,
+}
+
+impl From<WeightDtype> for WeightFormat {
+    fn from(dtype: WeightDtype) -> Self {
+        Self { dtype, error_budget: None }
+    }
+}
+
+/// Packs the weights of `folder` in `format`, layer by layer.
 pub(crate) fn load(
     kernels: &Kernels,
     folder: &Path,
     family: &Family,
-    dtype: WeightDtype,
+    format: WeightFormat,
 ) -> Result<Loaded, ModelError> {
     let Family { spec, names } = family;
     let checkpoint = Checkpoint::open(folder)?;
@@ -41,22 +69,29 @@ pub(crate) fn load(
         checkpoint: &checkpoint,
         spec,
         names,
-        dtype,
+        format,
         damage: RefCell::default(),
+        spared: RefCell::default(),
         bytes: Cell::default(),
     };
     let stored = checkpoint.tensor(names.embed, &[spec.vocab, spec.hidden])?.dtype;
-    let embed = loader.linear(names.embed, spec.vocab, spec.hidden, dtype)?;
+    let norm = loader.vector(names.norm, spec.hidden)?;
+    let inputs = loader.magnitudes(&norm);
+    let embed = loader.measured(
+        &[(names.embed.into(), spec.vocab)],
+        spec.hidden,
+        spec.tied_embeddings.then_some(&*inputs),
+    )?;
     // Some checkpoints that declare a tied head still store one; the declaration rules, as in transformers.
     let (embed, head) = if spec.tied_embeddings {
         (None, embed)
     } else {
-        (Some(embed), loader.linear(names.head, spec.vocab, spec.hidden, dtype)?)
+        (Some(embed), loader.measured(&[(names.head.into(), spec.vocab)], spec.hidden, Some(&inputs))?)
     };
     let layers = spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l)).collect::<Result<_, _>>()?;
-    let norm = loader.vector(names.norm, spec.hidden)?;
     let weights = Weights { embed, layers, norm, head, bytes: loader.bytes.get() };
-    Ok(Loaded { weights, stored, warnings: loader.damage.into_inner().warnings() })
+    let (warnings, spared) = (loader.damage.into_inner().warnings(), loader.spared.into_inner());
+    Ok(Loaded { weights, stored, warnings, spared })
 }
 
 struct Loader<'a> {
@@ -64,8 +99,9 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     spec: &'a ModelSpec,
     names: &'a TensorNames,
-    dtype: WeightDtype,
+    format: WeightFormat,
     damage: RefCell<Damage>,
+    spared: RefCell<Vec<Spared>>,
     /// Bytes packed so far.
     bytes: Cell<usize>,
 }
@@ -109,23 +145,36 @@ impl Loader<'_> {
             |there: bool, name: &str| there.then(|| self.vector(&at(name, i), self.spec.hidden)).transpose();
         let before = matches!(placement, NormPlacement::Before | NormPlacement::Around);
         let after = matches!(placement, NormPlacement::After | NormPlacement::Around);
+        let parallel = placement == NormPlacement::Parallel;
+        let attention_norm = norm(before || parallel, n.attention_norm)?;
+        let mlp_norm = norm(before, n.mlp_norm)?;
+        // Blocks side by side read the same norm.
+        let mlp_inputs = if parallel { &attention_norm } else { &mlp_norm };
+        let mlp_inputs = mlp_inputs.as_ref().map(|norm| self.magnitudes(norm));
+        let inputs = attention_norm.as_ref().map(|norm| self.magnitudes(norm));
+        let (inputs, mlp_inputs) = (inputs.as_deref(), mlp_inputs.as_deref());
         Ok(LayerWeights {
-            attention_norm: norm(before || placement == NormPlacement::Parallel, n.attention_norm)?,
             attention: match &layer.attention {
-                AttentionSpec::Heads(a) => AttentionWeights::Heads(Box::new(self.heads(i, a)?)),
-                AttentionSpec::Latent(a) => AttentionWeights::Latent(Box::new(self.latent(i, a)?)),
+                AttentionSpec::Heads(a) => AttentionWeights::Heads(Box::new(self.heads(i, a, inputs)?)),
+                AttentionSpec::Latent(a) => AttentionWeights::Latent(Box::new(self.latent(i, a, inputs)?)),
             },
+            attention_norm,
             attention_post_norm: norm(after, n.attention_post_norm)?,
-            mlp_norm: norm(before, n.mlp_norm)?,
             mlp: match &layer.mlp {
-                FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m)?),
-                FeedForwardSpec::Experts(m) => FeedForwardWeights::Experts(self.experts(i, m)?),
+                FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m, mlp_inputs)?),
+                FeedForwardSpec::Experts(m) => FeedForwardWeights::Experts(self.experts(i, m, mlp_inputs)?),
             },
+            mlp_norm,
             mlp_post_norm: norm(after, n.mlp_post_norm)?,
         })
     }
 
-    fn heads(&self, i: usize, a: &HeadsSpec) -> Result<HeadsWeights, ModelError> {
+    /// The typical magnitude of each channel after a norm of these weights.
+    fn magnitudes(&self, norm: &[f32]) -> Vec<f32> {
+        norm.iter().map(|weight| (weight + self.spec.norm.offset).abs()).collect()
+    }
+
+    fn heads(&self, i: usize, a: &HeadsSpec, inputs: Option<&[f32]>) -> Result<HeadsWeights, ModelError> {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let (hidden, n) = (self.spec.hidden, self.names);
         let norms = match a.qk_norm {
@@ -138,22 +187,24 @@ impl Loader<'_> {
             None => None,
         };
         Ok(HeadsWeights {
-            qkv: self.projection(&stacked(n.qkv, &[q, kv, kv], i), hidden, a.qkv_bias)?,
+            qkv: self.projection(&stacked(n.qkv, &[q, kv, kv], i), hidden, a.qkv_bias, inputs)?,
             qk_norm,
-            o: self.projection(&[(at(n.o, i), hidden)], q, a.out_bias)?,
+            o: self.projection(&[(at(n.o, i), hidden)], q, a.out_bias, None)?,
         })
     }
 
-    fn latent(&self, i: usize, a: &LatentSpec) -> Result<LatentWeights, ModelError> {
+    fn latent(&self, i: usize, a: &LatentSpec, inputs: Option<&[f32]>) -> Result<LatentWeights, ModelError> {
         let (hidden, n) = (self.spec.hidden, &self.names.latent);
         let q_rows = a.heads * (a.nope_dim + a.rope_dim);
         let (q_a, q) = match a.q_rank {
             Some(rank) => {
-                let down = self.projection(&[(at(n.q_a, i), rank)], hidden, a.bias)?;
+                let down = self.projection(&[(at(n.q_a, i), rank)], hidden, a.bias, inputs)?;
                 let norm = self.vector(&at(n.q_a_norm, i), rank)?;
-                (Some((down, norm)), self.projection(&[(at(n.q_b, i), q_rows)], rank, false)?)
+                let up =
+                    self.projection(&[(at(n.q_b, i), q_rows)], rank, false, Some(&self.magnitudes(&norm)))?;
+                (Some((down, norm)), up)
             }
-            None => (None, self.projection(&[(at(n.q, i), q_rows)], hidden, false)?),
+            None => (None, self.projection(&[(at(n.q, i), q_rows)], hidden, false, inputs)?),
         };
         let rows = a.nope_dim + a.v_dim;
         let kv_b = self.source(&format!("{}.weight", at(n.kv_b, i)), a.heads * rows, a.kv_rank)?.to_f32();
@@ -161,23 +212,27 @@ impl Loader<'_> {
         for head in kv_b.chunks_exact(rows * a.kv_rank) {
             let (keys, values) = head.split_at(a.nope_dim * a.kv_rank);
             let turned = (0..a.kv_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_rank)).copied();
-            to_latent.push(self.pack(&[Rows::F32(&turned.collect::<Vec<_>>())], a.nope_dim, self.dtype));
-            to_value.push(self.pack(&[Rows::F32(values)], a.kv_rank, self.dtype));
+            to_latent.push(self.pack(
+                &[Rows::F32(&turned.collect::<Vec<_>>())],
+                a.nope_dim,
+                self.format.dtype,
+            ));
+            to_value.push(self.pack(&[Rows::F32(values)], a.kv_rank, self.format.dtype));
         }
         Ok(LatentWeights {
             q_a,
             q,
-            kv_a: self.projection(&[(at(n.kv_a, i), a.kv_rank + a.rope_dim)], hidden, a.bias)?,
+            kv_a: self.projection(&[(at(n.kv_a, i), a.kv_rank + a.rope_dim)], hidden, a.bias, inputs)?,
             kv_a_norm: self.vector(&at(n.kv_a_norm, i), a.kv_rank)?,
             to_latent,
             to_value,
-            o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_dim, a.bias)?,
+            o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_dim, a.bias, None)?,
         })
     }
 
-    fn mlp(&self, i: usize, m: &MlpSpec) -> Result<MlpWeights, ModelError> {
+    fn mlp(&self, i: usize, m: &MlpSpec, inputs: Option<&[f32]>) -> Result<MlpWeights, ModelError> {
         let gate_up = stacked(self.names.gate_up, &[m.intermediate; 2], i);
-        self.gated(&gate_up, at(self.names.down, i), m.intermediate, m.bias)
+        self.gated(&gate_up, at(self.names.down, i), m.intermediate, m.bias, inputs)
     }
 
     fn gated(
@@ -186,27 +241,28 @@ impl Loader<'_> {
         down: String,
         inner: usize,
         bias: bool,
+        inputs: Option<&[f32]>,
     ) -> Result<MlpWeights, ModelError> {
         let hidden = self.spec.hidden;
         Ok(MlpWeights {
-            gate_up: self.projection(gate_up, hidden, bias)?,
-            down: self.projection(&[(down, hidden)], inner, bias)?,
+            gate_up: self.projection(gate_up, hidden, bias, inputs)?,
+            down: self.projection(&[(down, hidden)], inner, bias, None)?,
         })
     }
 
-    fn experts(&self, i: usize, m: &MoeSpec) -> Result<MoeWeights, ModelError> {
+    fn experts(&self, i: usize, m: &MoeSpec, inputs: Option<&[f32]>) -> Result<MoeWeights, ModelError> {
         let (hidden, n) = (self.spec.hidden, &self.names.experts);
         let expert = |e: usize| {
             let of = |name: &str| name.replace("{e}", &e.to_string());
             let gate_up = stacked(n.gate_up, &[m.intermediate; 2], i);
             let gate_up = gate_up.iter().map(|(name, rows)| (of(name), *rows)).collect::<Vec<_>>();
-            self.gated(&gate_up, of(&at(n.down, i)), m.intermediate, false)
+            self.gated(&gate_up, of(&at(n.down, i)), m.intermediate, false, inputs)
         };
         let router = format!("{}.weight", at(n.router, i));
         let shared = match &m.shared {
             Some(s) => {
                 let gate_up = stacked(n.shared_gate_up, &[s.intermediate; 2], i);
-                let block = self.gated(&gate_up, at(n.shared_down, i), s.intermediate, false)?;
+                let block = self.gated(&gate_up, at(n.shared_down, i), s.intermediate, false, inputs)?;
                 let gate = format!("{}.weight", at(n.shared_gate, i));
                 let gate = s.gated.then(|| self.linear(&gate, 1, hidden, WeightDtype::F32)).transpose()?;
                 Some((block, gate))
@@ -262,17 +318,17 @@ impl Loader<'_> {
         Ok(self.pack(&[self.source(name, rows, columns)?.rows()], columns, dtype))
     }
 
-    /// Several projections `(name, rows)` of the same input, packed below each other.
+    /// Several projections `(name, rows)` of the same input, packed below each other. `inputs`: the typical magnitude of
+    /// each column's input, where a norm before tells it.
     fn projection(
         &self,
         parts: &[(String, usize)],
         columns: usize,
         bias: bool,
+        inputs: Option<&[f32]>,
     ) -> Result<Projection, ModelError> {
-        let sources = parts.iter().map(|(name, rows)| self.source(&format!("{name}.weight"), *rows, columns));
-        let sources = sources.collect::<Result<Vec<_>, _>>()?;
-        let rows = sources.iter().map(Source::rows).collect::<Vec<_>>();
-        let weight = self.pack(&rows, columns, self.dtype);
+        let names = parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect::<Vec<_>>();
+        let weight = self.measured(&names, columns, inputs)?;
         let bias = match bias {
             true => {
                 let all = parts.iter().map(|(name, rows)| self.vector(&format!("{name}.bias"), *rows));
@@ -281,6 +337,32 @@ impl Loader<'_> {
             false => None,
         };
         Ok(Projection { weight, bias })
+    }
+
+    /// Tensors `(name, rows)` below each other in the format of the model, or in bfloat16 where int8 would change the
+    /// outputs of one of them too much. Those that come in int8 stay so.
+    fn measured(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        inputs: Option<&[f32]>,
+    ) -> Result<Linear, ModelError> {
+        let sources = parts.iter().map(|(name, rows)| self.source(name, *rows, columns));
+        let sources = sources.collect::<Result<Vec<_>, _>>()?;
+        let rows = sources.iter().map(Source::rows).collect::<Vec<_>>();
+        let floats = sources.iter().all(|source| matches!(source, Source::Float(_)));
+        let WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(budget) } = self.format else {
+            return Ok(self.pack(&rows, columns, self.format.dtype));
+        };
+        let (packed, errors) = Linear::quantize(self.kernels, &rows, columns, inputs);
+        // An error that is NaN is damage: it is reported as such, and shows in any format.
+        if !floats || errors.iter().all(|error| *error <= budget || error.is_nan()) {
+            self.bytes.set(self.bytes.get() + packed.bytes());
+            return Ok(packed);
+        }
+        let found = parts.iter().zip(errors).map(|((name, _), error)| Spared { tensor: name.clone(), error });
+        self.spared.borrow_mut().extend(found);
+        Ok(self.pack(&rows, columns, WeightDtype::Bf16))
     }
 
     fn pack(&self, rows: &[Rows<'_>], columns: usize, dtype: WeightDtype) -> Linear {

@@ -54,9 +54,38 @@ impl Linear {
         let weights = match dtype {
             WeightDtype::F32 => Weights::F32(MatmulF32::pack(kernels, &source)),
             WeightDtype::Bf16 => Weights::Bf16(MatmulBf16::pack(kernels, &source)),
-            WeightDtype::Int8 => Weights::Int8(MatmulInt8::pack(kernels, &source)),
+            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None).0,
         };
         Linear { weights, rows: source.rows }
+    }
+
+    /// As [`Linear::pack`] with int8, and for each part the relative root mean square error of its outputs.
+    ///
+    /// The error is that of rounding weights and activations, expected over activations whose channels are independent and
+    /// of the typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all alike). It is 0 for
+    /// a part that gives zeros, and NaN for one with values that are not finite.
+    pub fn quantize(
+        kernels: &Kernels,
+        parts: &[Rows<'_>],
+        columns: usize,
+        inputs: Option<&[f32]>,
+    ) -> (Linear, Vec<f64>) {
+        let source = Stack::new(parts, columns);
+        let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
+        let inputs = inputs.unwrap_or(&alike);
+        assert_eq!(inputs.len(), columns, "magnitudes of inputs");
+        let (weights, squares) = MatmulInt8::pack(kernels, &source, inputs);
+        let mut rows = squares.as_flattened().iter();
+        let errors = parts.iter().map(|part| {
+            let (mut errors, mut outputs) = (0.0, 0.0);
+            for row in rows.by_ref().take(part.values() / columns) {
+                errors += row.errors;
+                outputs += row.outputs;
+            }
+            if outputs == 0.0 { 0.0 } else { (errors / outputs).sqrt() }
+        });
+        let errors = errors.collect();
+        (Linear { weights: Weights::Int8(weights), rows: source.rows }, errors)
     }
 
     /// y = x w^T + bias: x `[m, columns]`, y `[m, rows]`.

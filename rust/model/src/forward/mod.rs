@@ -16,7 +16,7 @@ use octavo_kernels::{Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView, Weight
 use crate::ModelError;
 use crate::families::Family;
 use crate::kv::{KvPool, LayerStore};
-use crate::load::{self, Loaded};
+use crate::load::{self, Loaded, Spared, WeightFormat};
 use crate::rope::RopeTable;
 use crate::spec::{AttentionSpec, Dtype, FeedForwardSpec, LayerSpec, ModelSpec, NormKind, NormPlacement};
 use crate::weights::{AttentionWeights, FeedForwardWeights, LayerWeights, Projection, Weights};
@@ -27,6 +27,7 @@ pub struct Model {
     weights: Weights,
     stored_dtype: Dtype,
     weight_dtype: WeightDtype,
+    spared: Vec<Spared>,
     inverse_frequencies: Vec<Vec<f32>>,
     warnings: Vec<String>,
 }
@@ -72,7 +73,7 @@ fn take(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 impl Model {
-    /// Loads the weights of `folder` as `weight_dtype`.
+    /// Loads the weights of `folder` in `format`.
     ///
     /// # Errors
     /// `NotFound`, `Corrupt`, or `Unsupported`, naming file and tensor.
@@ -80,12 +81,14 @@ impl Model {
         kernels: &Kernels,
         folder: &Path,
         family: Family,
-        weight_dtype: WeightDtype,
+        format: impl Into<WeightFormat>,
     ) -> Result<Self, ModelError> {
-        let Loaded { weights, stored: stored_dtype, warnings } =
-            load::load(kernels, folder, &family, weight_dtype)?;
+        let format = format.into();
+        let Loaded { weights, stored: stored_dtype, warnings, spared } =
+            load::load(kernels, folder, &family, format)?;
         let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies(0)).collect();
-        Ok(Self { spec: family.spec, weights, stored_dtype, weight_dtype, inverse_frequencies, warnings })
+        let (spec, weight_dtype) = (family.spec, format.dtype);
+        Ok(Self { spec, weights, stored_dtype, weight_dtype, spared, inverse_frequencies, warnings })
     }
 
     /// Sets the longest context that will be served: the rope scalings that depend on a length take this one.
@@ -114,7 +117,12 @@ impl Model {
         &self.warnings
     }
 
-    /// How the weights are held.
+    /// The tensors that stayed in bfloat16 although the others are int8, with the reason.
+    pub fn spared(&self) -> &[Spared] {
+        &self.spared
+    }
+
+    /// How the weights are held, those of `spared` aside.
     pub fn weight_dtype(&self) -> WeightDtype {
         self.weight_dtype
     }
