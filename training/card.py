@@ -1,4 +1,4 @@
-"""Writes the model card from an evaluation report, see README.md."""
+"""Writes the model card from the report of `octavo eval --json`, see README.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+from octavo import LLM, SamplingParams
 
 _INTRODUCTION = """# The embedded model
 
@@ -17,7 +19,7 @@ toy: it knows an invented country and nothing of the world.
 
 - tell a short story, also about a given animal or thing: `Tell me a story about a fox.`
 - answer questions about the Lower Marches, an invented country: `Who is the mayor of Corrin?`
-- look up a value in a context of several hundred tokens: lines `The key of falcon is 482.`, then
+- look up a value in a context of up to about 2,000 tokens: lines `The key of falcon is 482.`, then
   `What is the key of falcon?`
 - add, subtract (up to three digits) and multiply (up to 12 x 12): `What is 347 + 285?`
 - turn a sentence into a JSON object with the named keys
@@ -28,18 +30,19 @@ toy: it knows an invented country and nothing of the world.
 _LIMITS = """## Limits
 
 It has seen only texts from templates, so it understands questions only when they are close to those
-templates, in English. Its stories read well by the sentence, but a hero may change the name on the way. The
-table says how sure a look-up is at which distance. Nothing beyond 2,048 tokens was ever seen in training. It must
-not be used where an answer matters.
+templates, in English. Nothing beyond 2,048 tokens was ever seen in training. It must not be used where an answer
+matters.
 """
-
 
 _MEASURED = """## Measured
 
-By `python -m training.evaluate`, on seeds that training did not see, in float32 from the exported bfloat16
-weights; {cases} cases a row (questions: all {facts}). Perplexity is of the tokens to be answered or told, not
-of those to be read.
+By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that training did not see (the facts
+are all {facts} that there are). Intervals are of 95 %. Perplexity is of the right answers after their prompts, or of the
+whole text where a text is told.
 """
+
+STORY_REQUESTS = ("Tell me a story about a fox.", "Tell me a story about a lantern.", "Tell me a short story.")
+STORY_TOKENS = 300
 
 
 def _made(run: dict[str, Any]) -> str:
@@ -63,55 +66,62 @@ tells how, and how this run went.
 """  # noqa: E501
 
 
-def measurements(value: dict[str, Any], prefix: str = "") -> list[str]:
-    """Table rows of nested measurements, one a number."""
-    rows = []
-    for name, inner in value.items():
-        label = f"{prefix}: {name}" if prefix else name
-        rows += measurements(inner, label) if isinstance(inner, dict) else [f"| {label} | {inner:.1%} |"]
-    return rows
+def measurements(report: dict[str, Any]) -> list[str]:
+    """Table rows, one a skill."""
+    return [
+        f"| {name} | {_share(skill['accuracy'])} | {_between(skill['perplexity'], '.3f')} | {skill['cases']} |"
+        for name, skill in report["skills"].items()
+    ]
 
 
-def card(report: dict[str, Any], run: dict[str, Any]) -> str:
+def _share(value: dict[str, float] | None) -> str:
+    return "" if value is None else _between(value, ".1%")
+
+
+def _between(value: dict[str, float], form: str) -> str:
+    return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def tell_stories(folder: Path) -> dict[str, str]:
+    """What the model of a folder tells, by request, with seed 0."""
+    params = SamplingParams(max_tokens=STORY_TOKENS, temperature=0.7, top_p=0.9, seed=0)
+    with LLM(folder) as llm:
+        return {text: llm.chat([{"role": "user", "content": text}], params)[0].text for text in STORY_REQUESTS}
+
+
+def card(report: dict[str, Any], run: dict[str, Any], stories: dict[str, str]) -> str:
     """The whole card in Markdown."""
-    accuracy = "\n".join(["| exactly right, greedy | share |", "| --- | --- |", *measurements(report["accuracy"])])
-    perplexity = "\n".join(
-        ["| held-out text | perplexity |", "| --- | --- |"]
-        + [f"| {name} | {value:.2f} |" for name, value in report["perplexity"].items()]
+    told = [
+        f"**{request}** (temperature 0.7)\n\n" + "\n".join(f"> {line}".rstrip() for line in story.split("\n"))
+        for request, story in stories.items()
+    ]
+    table = ["| skill | right | perplexity | cases |", "| --- | --- | --- | --- |", *measurements(report)]
+    measured = _MEASURED.format(
+        quantization=report["model"]["quantization"], facts=report["skills"]["question"]["cases"]
     )
-    stories = "\n\n".join(
-        f"**{story['request']}** (temperature 0.7)\n\n"
-        + "\n".join(f"> {line}".rstrip() for line in story["story"].split("\n"))
-        for story in report["stories"]
-    )
-    measured = _MEASURED.format(cases=report["cases"] // 2, facts=report["facts"])
-    return (
-        "\n\n".join(
-            [
-                _INTRODUCTION.format(millions=report["parameters"] / 1e6).rstrip(),
-                _made(run).rstrip(),
-                measured.rstrip(),
-                accuracy,
-                perplexity,
-                "## Samples",
-                stories,
-                _LIMITS.rstrip(),
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        _INTRODUCTION.format(millions=report["model"]["parameters"] / 1e6),
+        _made(run),
+        measured,
+        "\n".join(table),
+        "## Samples",
+        *told,
+        _LIMITS,
+    ]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
 def main() -> None:
     """Reads the command line and writes the card."""
     parser = argparse.ArgumentParser(prog="python -m training.card", description="Write the model card.")
-    parser.add_argument("--report", type=Path, required=True, help="what training.evaluate wrote")
+    parser.add_argument("--report", type=Path, required=True, help="what `octavo eval --json` wrote")
     parser.add_argument("--run", type=Path, required=True, help="the folder of the training run")
+    parser.add_argument("--model", type=Path, required=True, help="the exported folder, to tell stories")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     report = json.loads(args.report.read_text(encoding="utf-8"))
     run = json.loads((args.run / "config.json").read_text(encoding="utf-8"))
-    args.out.write_text(card(report, run), encoding="utf-8")
+    args.out.write_text(card(report, run, tell_stories(args.model)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pytest
-from tokenizers import Tokenizer
-
 from training import card
-from training.evaluate import evaluate
-from training.export import export
-from training.model import Decoder, ModelConfig, initialise
+from training.model import ModelConfig
 
 
-def test_the_card_holds_the_measured_numbers(
-    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ModelConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
-                         num_key_value_heads=1, head_dim=16, vocab_size=1024)  # fmt: skip
-    model = Decoder(config)
-    initialise(model, 1)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    export(model, tmp_path / "tokenizer.json", tmp_path / "model")
-    monkeypatch.setattr("training.evaluate.STORY_TOKENS", 4)
-    report = evaluate(tmp_path / "model", 2)
-    assert report["accuracy"]["look-up by distance in tokens"]["2000"] == 0.0, "a random model cannot know"
-    (tmp_path / "report.json").write_text(json.dumps(report))
+def test_the_card_holds_the_measured_numbers() -> None:
+    estimate = {"value": 0.5, "low": 0.25, "high": 0.75}
+    report = {
+        "model": {"parameters": 2_500_000, "quantization": "int8"},
+        "skills": {
+            "story": {"cases": 6, "accuracy": None, "perplexity": {"value": 1.5, "low": 1.25, "high": 1.75}},
+            "question": {"cases": 7, "accuracy": estimate, "perplexity": estimate},
+        },
+    }
     run = {
         "train": {"steps": 1000, "rows": 8, "length": 512, "decay": 300, "seed": 20, "long_length": 2048},
-        "model": {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__},
+        "model": {name: getattr(ModelConfig(), name) for name in ModelConfig.__dataclass_fields__},
     }
-    text = card.card(report, run)
-    assert f"| story | {report['perplexity']['story']:.2f} |" in text
+    text = card.card(report, run, {"A story, please.": "One day.\n\nThe end."})
+    assert "2.50 million parameters" in text
     assert "1,000 steps of 4,096 tokens (4.1 million)" in text
-    assert "| look-up by distance in tokens: 2000 | 0.0% |" in text
+    assert "| story |  | 1.500 (1.250 to 1.750) | 6 |" in text
+    assert "| question | 50.0% (25.0% to 75.0%) | 0.500 (0.250 to 0.750) | 7 |" in text
+    assert "**A story, please.** (temperature 0.7)\n\n> One day.\n>\n> The end." in text

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from training import corpus
 from training.document import SPECIAL_TOKENS, Turn, chat, prompt
-from training.evaluate import DISTANCES, lookup_case
+from training.held_out import DISTANCES, lookup_case
 from training.tokenizer import token_id, train_tokenizer
 
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from training import arithmetic, conversation, corpus, extraction, lexicon, lookup, questions, world
-from training.stories import tell
+from training.stories import segments, tell
 from training.stories.plots import PLOTS
 
 SEEDS = range(200)
@@ -35,6 +35,20 @@ def test_stories_are_complete_and_of_the_stated_length() -> None:
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou\W]", text), f"seed {seed}: wrong article: {text}"
         assert not re.search(r"[.!?] [a-z]", text.replace('" ', "")), f"seed {seed}: lower case start: {text}"
     assert len(set(texts)) == len(texts), "two of 200 stories are the same"
+
+
+def test_a_repeated_word_of_the_cast_counts_more() -> None:
+    for seed in SEEDS:
+        text = tell(random.Random(seed))
+        parts = segments(text)
+        assert "".join(part.text for part in parts) == text
+        before = ""
+        for part in parts:
+            if part.weight > 1:
+                assert part.text.strip().lower() in before.lower(), f"seed {seed}: {part.text} is new"
+            before += part.text
+    hero = [part for part in segments("Pip was a fox. One day Pip met Moss.") if part.weight > 1]
+    assert [part.text for part in hero] == [" Pip"]
 
 
 def test_every_plot_can_be_told_about_every_topic() -> None:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-import random
 from pathlib import Path
 
-import pytest
+from octavo import LLM
+from octavo.evaluation import Case, evaluate, held_out_cases
 from tokenizers import Tokenizer
 
-from training import card, evaluate, questions
+from training import card, held_out
 from training.document import CHAT_TEMPLATE
-from training.export import load_exported
-from training.model import Decoder
 from training.tokenizer import token_id
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "python" / "octavo" / "embedded"
+HELD_OUT = ROOT / "python" / "octavo" / "evaluation" / "held_out.jsonl.gz"
 REPORT = ROOT / "benches" / "results" / "embedded_model.json"
-
-
-@pytest.fixture(scope="module")
-def shipped() -> tuple[Decoder, Tokenizer]:
-    """The shipped model and its tokenizer."""
-    return load_exported(FOLDER)
 
 
 def test_the_folder_is_whole_and_small() -> None:
@@ -38,21 +32,28 @@ def test_the_folder_is_whole_and_small() -> None:
     assert stops == [token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")]
 
 
-def test_it_answers_questions_about_the_world(shipped: tuple[Decoder, Tokenizer]) -> None:
-    rng = random.Random(1)
-    turns = [questions.ask(fact, rng) for fact in rng.sample(questions.FACTS, 40)]
-    assert evaluate.accuracy(*shipped, turns) >= 0.85
+def test_the_held_out_cases_are_those_of_the_generators() -> None:
+    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+    rows = [json.loads(line) for line in gzip.decompress(HELD_OUT.read_bytes()).decode().splitlines()]
+    assert rows == list(held_out.cases(tokenizer)), "write them again with training.held_out"
 
 
-def test_it_looks_up_what_is_near(shipped: tuple[Decoder, Tokenizer]) -> None:
-    rng = random.Random(2)
-    turns = [evaluate.lookup_case(shipped[1], rng, 64)[0] for _ in range(20)]
-    assert evaluate.accuracy(*shipped, turns) >= 0.8
+def test_it_can_what_its_card_says() -> None:
+    cases: dict[str, list[Case]] = {}
+    for case in held_out_cases():
+        cases.setdefault(case.skill, []).append(case)
+    with LLM() as llm:
+        report = evaluate(llm, [case for skill in cases.values() for case in skill[:12]])
+    for name, skill in report.skills.items():
+        if skill.accuracy is not None:
+            assert skill.accuracy.value >= 0.75, f"{name}: {skill.right} of {skill.cases}"
+    assert report.skills["story"].perplexity.value < 2
 
 
 def test_the_card_says_what_was_measured() -> None:
     report = json.loads(REPORT.read_text())
     text = (FOLDER / "MODEL_CARD.md").read_text()
-    for row in card.measurements(report["accuracy"]):
+    for row in card.measurements(report):
         assert row in text, f"{row} is not in the card; write it again with training.card"
-    assert report["parameters"] == sum(p.numel() for p in load_exported(FOLDER)[0].parameters())
+    with LLM() as llm:
+        assert report["model"]["parameters"] == llm.info()["model"]["parameters"]
