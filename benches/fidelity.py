@@ -6,8 +6,8 @@ Same tokens for every format: the held-out cases that ship with octavo. KL(float
 position that counts (answers, and stories), over the whole vocabulary; the tokens of one case are not independent, so
 intervals are bootstraps over cases. `--quick` takes a few of them.
 
-A second part asks which error of the weights makes which KL: every projection is moved by random noise of a given relative
-size, all at once and one kind at a time. The budget of `quantization="auto"` rests on it.
+A second part asks which error of the weights makes which KL: every projection is moved by random noise of a given
+relative size, all at once and one kind at a time. The budget of `quantization="auto"` rests on it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fidelity_document import document
 from numpy.typing import NDArray
 from octavo import LLM, SamplingParams, build_info
 from octavo.evaluation import Case, evaluate, held_out_cases
 from octavo.evaluation.intervals import Estimate, ratio
 from octavo.hub import embedded_model
-
-from fidelity_document import document
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "fidelity.json"
@@ -110,9 +109,7 @@ def compare(llm: LLM, cases: Sequence[tuple[list[int], int]], want: Sequence[Row
         "kl_max": float(every.max()),
         "top1_agreement": interval(ratio([float(x.sum()) for x in agree], sizes)),
         "perplexity": float(np.exp(sum(nats) / sum(sizes))),
-        "perplexity_change": interval(
-            Estimate(*(float(np.expm1(x)) for x in (change.value, change.low, change.high)))
-        ),
+        "perplexity_change": interval(Estimate(*(float(np.expm1(x)) for x in (change.value, change.low, change.high)))),
     }
 
 

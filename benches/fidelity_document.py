@@ -12,9 +12,9 @@ What each approximation costs, measured on the embedded model by `python benches
 
 ## Formats
 
-{tokens:,} tokens of {cases} held-out cases: answers after their prompts, and stories. KL is that of the next token's whole
-distribution, KL(float32 || format), in nats. The change of perplexity is paired: of the same tokens. The checkpoint is in
-bfloat16, so bfloat16 weights round nothing; int8 weights come with int8 activations.
+{tokens:,} tokens of {cases} held-out cases: answers after their prompts, and stories. KL is that of the next token's
+whole distribution, KL(float32 || format), in nats. The change of perplexity is paired: of the same tokens. The
+checkpoint is in bfloat16, so bfloat16 weights round nothing; int8 weights come with int8 activations.
 
 {formats}
 
@@ -26,17 +26,18 @@ Share of right answers, decoded greedily, of every third case of `octavo eval`.
 
 ## Which error makes which KL
 
-Weights in float32, moved by random noise. The size of the noise is its root mean square as a share of the tensor's own: so
-is, for independent inputs, the error of the tensor's outputs.
+Weights in float32, moved by random noise. The size of the noise is its root mean square as a share of the tensor's own:
+so is, for independent inputs, the error of the tensor's outputs.
 
 {noise}
 
-KL grows with the square of the error. `quantization="auto"` foretells the error of every projection when it quantises: that
-of rounding its weights and its inputs to int8, expected over inputs whose channels have the magnitudes that the norm before
-them gives. A projection whose error would be above 0.05 stays in bfloat16, and `octavo info` names it. At 0.05 in every
-tensor the noise above costs about {at_budget:.4f} nats, where int8 is allowed 0.005; sound tensors are near 0.01. What is large in
-real checkpoints is rarely the weights alone: it is a channel that a norm turns down and the weights turn up, or the reverse,
-which leaves the other channels of its group no resolution. `tests/engine/test_mixed_precision.py` makes such a model.
+KL grows with the square of the error. `quantization="auto"` foretells the error of every projection when it quantises:
+that of rounding its weights and its inputs to int8, expected over independent inputs whose channels have the magnitudes
+that the norm before them gives. A projection whose error would be above 0.05 stays in bfloat16, and `octavo info` names
+it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, where int8 is allowed 0.005; sound tensors
+are near 0.01. Rounding weights alone cannot reach the budget, since a group of 128 columns has a scale of its own. What
+can is a channel that a norm turns down and the weights turn up, or the reverse: it leaves the others of its group no
+resolution. `tests/engine/test_mixed_precision.py` makes such a model.
 """
 
 
@@ -53,7 +54,11 @@ def document(report: dict[str, Any]) -> str:
     """The page."""
     measured = {name: row for name, row in report["formats"].items() if "kl_mean" in row}
     formats = table(
-        ["format", "KL, mean", "KL, 99 % below", "KL, largest", "same best token", "perplexity", "change of perplexity"],
+        [
+            "format",
+            *("KL, mean", "99 % below", "largest"),
+            *("same best token", "perplexity", "change of perplexity"),
+        ],
         [
             [
                 name,

@@ -36,9 +36,9 @@ matters.
 
 _MEASURED = """## Measured
 
-By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that training did not see (the facts
-are all {facts} that there are). Intervals are of 95 %. Perplexity is of the right answers after their prompts, or of the
-whole text where a text is told.
+By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that training did not see (the
+facts are all {facts} that there are). Intervals are of 95 %. Perplexity is of the right answers after their prompts, or
+of the whole text where a text is told.
 """
 
 STORY_REQUESTS = ("Tell me a story about a fox.", "Tell me a story about a lantern.", "Tell me a short story.")

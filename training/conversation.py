@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from . import arithmetic, lexicon, questions
-from .document import Document, Segment, Turn, chat
+from .document import Document, Turn, chat
 from .grammar import fill, with_article
 from .stories import segments, tell
 

@@ -1,7 +1,7 @@
 """Writes the cases that `octavo eval` asks: ``python -m training.held_out --model FOLDER --out FILE``.
 
-From seeds that training does not see. The facts and the products are those of training, since there are no others; their
-wording is drawn anew. The model folder gives the tokenizer that measures the distances of look-ups.
+From seeds that training does not see. The facts and the products are those of training, since there are no others;
+their wording is drawn anew. The model folder gives the tokenizer that measures the distances of look-ups.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     text = "".join(json.dumps(case, ensure_ascii=False) + "\n" for case in cases(tokenizer))
     args.out.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
-    print(f"{text.count(chr(10))} cases, {len(text.encode()) / 1e3:.0f} kB, packed {args.out.stat().st_size / 1e3:.0f} kB")
+    print(f"{text.count(chr(10))} cases, {len(text.encode()):,} bytes, {args.out.stat().st_size:,} packed")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a model is asked: one JSON object a line.
 
-`{"skill", "prompt" or "messages", "answer", "match"}` is a question, `{"skill", "text"}` a text whose perplexity counts.
-docs/cli.md describes the fields.
+`{"skill", "prompt" or "messages", "answer", "match"}` is a question, `{"skill", "text"}` a text whose perplexity
+counts. docs/cli.md describes the fields.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Case:
         skill: cases of one skill are counted together.
         prompt: text to complete, or messages for the chat template; None for a text.
         answer: the right answer, or the text itself.
-        match: when an output is right. "exact": it is the answer, white space at the ends aside. "start": it begins with the
-            answer. "json": it is JSON of equal value, the order of keys aside. "contains": the answer is a part of it.
+        match: when an output is right. "exact": it is the answer, white space at the ends aside. "start": it begins
+            with the answer. "json": it is JSON of equal value, the order of keys aside. "contains": the answer is a
+            part of it.
     """
 
     skill: str

@@ -26,8 +26,8 @@ class Skill:
         right: how many answers were right, decoded greedily; None for texts.
         accuracy: their share, with Wilson's interval; None for texts.
         tokens: how many tokens the perplexity is of.
-        perplexity: of the right answers after their prompts, or of the texts (without the first token), with a bootstrap
-            over the cases.
+        perplexity: of the right answers after their prompts, or of the texts (without the first token), with a
+            bootstrap over the cases.
     """
 
     cases: int
