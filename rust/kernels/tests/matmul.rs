@@ -148,8 +148,8 @@ fn quantize_foretells_the_error_of_each_part() {
             for row in 0..m {
                 for column in first..first + part {
                     let place = row * linear.rows() + column;
-                    off += (f64::from(got[place]) - f64::from(want[place])).powi(2);
-                    all += f64::from(want[place]).powi(2);
+                    off += (f64::from(got[place]) - want[place]).powi(2);
+                    all += want[place].powi(2);
                 }
             }
             first += part;
