@@ -13,8 +13,8 @@ SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 # The loss weight of text the model only has to read: low, since a question or a fresh random key cannot be
 # predicted, but not zero, since the words around them can.
 READ_WEIGHT = 0.1
-# The loss weight of a word that a story has said before and must not confuse, such as the name of its hero.
-REPEAT_WEIGHT = 3.0
+# The loss weight of a word of a story's cast, such as the name of its hero.
+CAST_WEIGHT = 3.0
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"

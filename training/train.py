@@ -30,9 +30,9 @@ from .tokenizer import train_tokenizer
 class TrainConfig:
     """What defines a run. Rates are the peaks of the schedule."""
 
-    steps: int = 2900
+    steps: int = 2500
     warmup: int = 100
-    decay: int = 800
+    decay: int = 400
     rows: int = 8
     length: int = 512
     long_length: int = 2048

@@ -37,18 +37,12 @@ def test_stories_are_complete_and_of_the_stated_length() -> None:
     assert len(set(texts)) == len(texts), "two of 200 stories are the same"
 
 
-def test_a_repeated_word_of_the_cast_counts_more() -> None:
+def test_words_of_the_cast_count_more() -> None:
     for seed in SEEDS:
         text = tell(random.Random(seed))
-        parts = segments(text)
-        assert "".join(part.text for part in parts) == text
-        before = ""
-        for part in parts:
-            if part.weight > 1:
-                assert part.text.strip().lower() in before.lower(), f"seed {seed}: {part.text} is new"
-            before += part.text
-    hero = [part for part in segments("Pip was a fox. One day Pip met Moss.") if part.weight > 1]
-    assert [part.text for part in hero] == [" Pip"]
+        assert "".join(part.text for part in segments(text)) == text
+    parts = segments("Pip was a fox. He met Moss.\n\nPip was glad.")
+    assert [part.text for part in parts if part.weight > 1] == ["Pip", " fox", " He", " Moss"]
 
 
 def test_every_plot_can_be_told_about_every_topic() -> None:

@@ -15,6 +15,8 @@ from octavo.params import SamplingParams
 
 # Room for an answer that is right in other words, or wrong and longer than the right one.
 _SLACK_TOKENS = 32
+# Where and when it was loaded: a report is the same on another machine.
+_NOT_OF_THE_MODEL = ("path", "load_seconds")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Skill:
 
 @dataclass(frozen=True)
 class Report:
-    """All skills, in the order of the cases, and what was evaluated."""
+    """All skills, in the order of the cases, and the model as it ran (`LLM.info()["model"]`)."""
 
     model: dict[str, Any]
     skills: dict[str, Skill]
@@ -85,7 +87,8 @@ def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = 
             tokens=sum(tokens[i] for i in mine),
             perplexity=perplexity([nats[i] for i in mine], [tokens[i] for i in mine]),
         )
-    return Report(model=llm.info()["model"], skills=skills)
+    facts = llm.info()["model"]
+    return Report(model={name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}, skills=skills)
 
 
 def _prompt_ids(llm: LLM, case: Case) -> list[int]:
