@@ -43,10 +43,10 @@ FORMATS: dict[str, dict[str, str | None]] = {
     "int8 weights, bfloat16 KV": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "bfloat16"},
     "as shipped (auto)": {},
 }
-CASES_PER_SKILL = 10
+CASES_PER_SKILL = 6
 POSITIONS_PER_CASE = 30
 # Of the cases that ship, for the accuracy of every format.
-SKILLS_FROM_EVERY = 3
+SKILLS_FROM_EVERY = 5
 # Of the cases that are compared, for the noise: its effect is far larger than the differences between cases.
 NOISE_FROM_EVERY = 3
 NOISES = (0.01, 0.02, 0.04, 0.08)

@@ -20,7 +20,7 @@ checkpoint is in bfloat16, so bfloat16 weights round nothing; int8 weights come 
 
 ## Skills
 
-Share of right answers, decoded greedily, of every third case of `octavo eval`.
+Share of right answers, decoded greedily, of every fifth case of `octavo eval`.
 
 {skills}
 
