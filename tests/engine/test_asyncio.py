@@ -61,11 +61,11 @@ def test_chat_equals_chat(llm: LLM) -> None:
 
 
 def test_the_loop_stays_free(llm: LLM) -> None:
-    """While a request runs, other tasks of the loop run too."""
+    """While a request runs, other tasks of the loop run too. A blocked loop would beat once."""
 
     async def main() -> int:
         beats = 0
-        task = asyncio.create_task(llm.agenerate(PROMPT, SamplingParams(max_tokens=300, ignore_eos=True)))
+        task = asyncio.create_task(llm.agenerate(PROMPT, SamplingParams(max_tokens=2000, ignore_eos=True)))
         while not task.done():
             await asyncio.sleep(0.002)
             beats += 1
