@@ -24,6 +24,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 API = (ROOT / "docs" / "python-api.md").read_text(encoding="utf-8")
 SERVER = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
 CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+OWN_CASES = """\
+{"skill": "JSON", "prompt": "An object: ", "answer": "{}", "match": "json"}
+{"skill": "prose", "text": "One day."}
+"""
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -31,8 +35,10 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("text", [README, API], ids=["README.md", "python-api.md"])
-def test_python_examples_run(text: str) -> None:
+def test_python_examples_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a document in one program, in order; `await` at top level is as in a notebook."""
+    (tmp_path / "own.jsonl").write_text(OWN_CASES)
+    monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(text, "python"))
     assert "LLM(" in code
     indented = "\n".join(f"    {line}" for line in code.splitlines())
@@ -54,6 +60,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_commands_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('"One day"\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    (tmp_path / "own.jsonl").write_text(OWN_CASES)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(LLM_FOLDER)
     # The command as a user types it, with this interpreter's octavo.
@@ -63,7 +70,7 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": ""},
     )
@@ -100,7 +107,7 @@ def test_cli_document_names_every_command() -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
     shown = "".join(
-        CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "serve", "info", "doctor")
+        CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "serve", "eval", "info", "doctor")
     )
     assert option in shown
 
