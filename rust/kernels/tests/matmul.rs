@@ -9,8 +9,8 @@ use octavo_kernels::{GROUP, Isa, Kernels, Linear, QuantizedRows, Rows, WeightDty
 use proptest::prelude::*;
 
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
-/// (m, n, k) around vector, panel, tile and group borders.
-const SHAPES: [(usize, usize, usize); 12] = [
+/// (m, n, k) around vector, panel, tile, group, block and job borders.
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 1, 1),
     (1, 16, 4),
     (2, 15, 3),
@@ -23,6 +23,9 @@ const SHAPES: [(usize, usize, usize); 12] = [
     (9, 130, 257),
     (1, 200, 385),
     (23, 80, 64),
+    // More rows than a block, and more panels than one group to a job.
+    (300, 40, 9),
+    (6, 1100, 5),
 ];
 
 on_each_isa!(
