@@ -94,7 +94,7 @@ fn attention(kernels: &Kernels, query_len: usize, context_len: usize, (heads, kv
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
     let width = heads * head_dim;
     let (q, mut out) = (numbers(query_len * width), vec![0.0; query_len * width]);
-    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table };
+    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails: &[] };
     let keys = (0..query_len).map(|i| context_len - i).sum::<usize>();
     let name = format!("attention q={query_len} ctx={context_len} {heads}/{kv_heads}");
     let work = 4.0 * (count * keys * width) as f64;

@@ -48,13 +48,14 @@ impl LatentKv {
         let store = match dtype {
             KvDtype::F32 => Store::F32(vec![0.0; values]),
             KvDtype::Bf16 => Store::Bf16(vec![0; values]),
+            KvDtype::Int8(_) => panic!("latents are held as floats, not in {dtype:?}"),
         };
         LatentKv { num_blocks, width, store }
     }
 
     /// Bytes that one block of such a layer takes.
     pub fn bytes_per_block(width: usize, dtype: KvDtype) -> usize {
-        BLOCK_SIZE * padded(width) * dtype.bytes()
+        BLOCK_SIZE * padded(width) * dtype.float_bytes()
     }
 
     /// Copies block `from` onto block `to`.

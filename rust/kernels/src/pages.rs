@@ -20,6 +20,10 @@ pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
 unsafe impl Plain for f32 {}
 // SAFETY: numbers.
 unsafe impl Plain for u16 {}
+// SAFETY: numbers.
+unsafe impl Plain for u8 {}
+// SAFETY: numbers.
+unsafe impl Plain for i8 {}
 // SAFETY: an array has no padding beyond its elements'.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 

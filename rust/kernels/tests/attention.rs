@@ -6,10 +6,24 @@ mod common;
 
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::{
-    AttentionParams, BLOCK_SIZE, Isa, Kernels, KvDtype, KvLayer, SeqView, bf16, paged_attention, write_kv,
+    AttentionParams, BLOCK_SIZE, FilledBlock, Isa, Kernels, KvDtype, KvLayer, SeqView, TailDtype, bf16,
+    fill_blocks, paged_attention, write_kv,
 };
 
-on_each_isa!(matches_f64, masked_tokens_are_never_read, copied_blocks_read_alike, extreme_scores_stay_finite);
+on_each_isa!(
+    matches_f64,
+    masked_tokens_are_never_read,
+    copied_blocks_read_alike,
+    extreme_scores_stay_finite,
+    faulty_blocks_read_as_nan
+);
+
+const DTYPES: [KvDtype; 4] =
+    [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8(TailDtype::F32), KvDtype::Int8(TailDtype::Bf16)];
+
+fn is_int8(dtype: KvDtype) -> bool {
+    matches!(dtype, KvDtype::Int8(_))
+}
 
 /// One sequence's tokens: q `[len, heads, head_dim]`, k and v `[len, kv_heads, head_dim]`.
 struct Sequence {
@@ -46,7 +60,10 @@ impl Case {
     }
 
     fn layer(&self, dtype: KvDtype) -> KvLayer {
-        KvLayer::new(self.num_blocks, self.params.kv_heads, self.params.head_dim, dtype)
+        let mut layer = KvLayer::new(self.num_blocks, self.params.kv_heads, self.params.head_dim, dtype);
+        // Here the tail of a block has the block's number.
+        layer.grow_tails(self.num_blocks);
+        layer
     }
 
     fn width(&self) -> usize {
@@ -62,7 +79,8 @@ impl Case {
     ) -> Vec<Vec<f32>> {
         let (width, kv_width) = (self.width(), self.params.kv_heads * self.params.head_dim);
         let stride = width + 2 * kv_width;
-        let (mut rows, mut slots, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rows, mut slots, mut seqs, mut filled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let int8 = is_int8(layer.dtype());
         for &(index, from, to) in shares {
             let seq = &self.sequences[index];
             let query_start = slots.len();
@@ -73,9 +91,15 @@ impl Case {
                 slots.push(seq.blocks[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32);
             }
             let (query_len, context_len) = (to - from, to);
-            seqs.push(SeqView { query_start, query_len, context_len, block_table: &seq.blocks });
+            let tails = if int8 { &seq.blocks[from / BLOCK_SIZE..] } else { &[] };
+            seqs.push(SeqView { query_start, query_len, context_len, block_table: &seq.blocks, tails });
+            let full = &seq.blocks[from / BLOCK_SIZE..to / BLOCK_SIZE];
+            filled.extend(full.iter().map(|&block| FilledBlock { block, tail: block }));
         }
         write_kv(kernels, layer, &rows[width..], stride, &rows[width + kv_width..], stride, &slots);
+        if int8 {
+            fill_blocks(kernels, layer, &filled);
+        }
         let mut out = vec![f32::NAN; slots.len() * width];
         paged_attention(kernels, layer, &rows, stride, &seqs, &self.params, &mut out);
         seqs.iter()
@@ -91,24 +115,37 @@ impl Case {
             .collect()
     }
 
+    /// Keys and values of sequence `index` as floats of the cache hold them, `[len, kv_heads, head_dim]` each.
+    fn stored(&self, index: usize, dtype: KvDtype) -> (Vec<f32>, Vec<f32>) {
+        let narrow = |x: &f32| match dtype {
+            KvDtype::Bf16 | KvDtype::Int8(TailDtype::Bf16) => bf16::from_f32(*x).to_f32(),
+            _ => *x,
+        };
+        let seq = &self.sequences[index];
+        (seq.k.iter().map(narrow).collect(), seq.v.iter().map(narrow).collect())
+    }
+
     fn reference(&self, index: usize, dtype: KvDtype) -> Vec<f64> {
         let AttentionParams { heads, kv_heads, head_dim, scale, window, softcap } = self.params;
         let seq = &self.sequences[index];
-        let stored = |x: f32| match dtype {
-            KvDtype::Bf16 => f64::from(bf16::from_f32(x).to_f32()),
-            _ => f64::from(x),
+        let (k, v) = self.stored(index, dtype);
+        let (past_k, past_v) = if is_int8(dtype) {
+            (int8::keys(&k, kv_heads * head_dim), int8::values(&v, head_dim))
+        } else {
+            (k.clone(), v.clone())
         };
         let mut out = Vec::new();
         for p in 0..seq.len {
             let first = window.map_or(0, |w| (p + 1).saturating_sub(w as usize));
+            let own = p / BLOCK_SIZE * BLOCK_SIZE;
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
                 let q = &seq.q[(p * heads + head) * head_dim..][..head_dim];
                 let at = |t: usize| (t * kv_heads + kv_head) * head_dim;
                 let scores: Vec<f64> = (first..=p)
                     .map(|t| {
-                        let k = &seq.k[at(t)..][..head_dim];
-                        let dot: f64 = q.iter().zip(k).map(|(&a, &b)| f64::from(a) * stored(b)).sum();
+                        let k = &(if t < own { &past_k } else { &k })[at(t)..][..head_dim];
+                        let dot: f64 = q.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
                         let score = dot * f64::from(scale);
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
@@ -116,15 +153,57 @@ impl Case {
                 let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
                 let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
                 for d in 0..head_dim {
-                    let weighted = scores
-                        .iter()
-                        .enumerate()
-                        .map(|(i, s)| (s - top).exp() * stored(seq.v[at(first + i) + d]));
+                    let weighted = scores.iter().enumerate().map(|(i, s)| {
+                        let v = if first + i < own { &past_v } else { &v };
+                        (s - top).exp() * f64::from(v[at(first + i) + d])
+                    });
                     out.push(weighted.sum::<f64>() / sum);
                 }
             }
         }
         out
+    }
+}
+
+/// The int8 form of blocks, written plainly: what its dequantised keys and values are.
+mod int8 {
+    use super::BLOCK_SIZE;
+
+    /// The next bf16 below, or x: cutting bits off goes towards zero.
+    fn down(x: f32) -> f32 {
+        let cut = f32::from_bits(x.to_bits() & 0xffff_0000);
+        if cut <= x { cut } else { f32::from_bits(cut.to_bits() + 0x1_0000) }
+    }
+
+    fn up(x: f32) -> f32 {
+        -down(-x)
+    }
+
+    /// Keys `[len, width]`: a range per channel and whole block.
+    pub fn keys(k: &[f32], width: usize) -> Vec<f32> {
+        let mut out = k.to_vec();
+        for block in 0..k.len() / width / BLOCK_SIZE {
+            for channel in 0..width {
+                let places = || (0..BLOCK_SIZE).map(|t| (block * BLOCK_SIZE + t) * width + channel);
+                let lo = down(places().map(|i| k[i]).fold(f32::INFINITY, f32::min));
+                let hi = places().map(|i| k[i]).fold(f32::NEG_INFINITY, f32::max);
+                let step = up((0.5 * hi - 0.5 * lo) / 127.5);
+                for i in places() {
+                    let code = ((0.5 * k[i] - 0.5 * lo) / (0.5 * step)).clamp(0.0, 255.0).round_ties_even();
+                    out[i] = lo + step * if step > 0.0 { code } else { 0.0 };
+                }
+            }
+        }
+        out
+    }
+
+    /// Values `[.., head_dim]`: a scale per token and head.
+    pub fn values(v: &[f32], head_dim: usize) -> Vec<f32> {
+        let rows = v.chunks(head_dim).map(|row| {
+            let scale = up(row.iter().fold(0.0_f32, |a, x| a.max(x.abs())) / 127.0);
+            row.iter().map(|x| scale * (x / scale).round_ties_even()).collect::<Vec<f32>>()
+        });
+        rows.flatten().collect()
     }
 }
 
@@ -152,7 +231,7 @@ fn cases() -> Vec<Case> {
 fn matches_f64(isa: Isa) {
     let kernels = kernels(isa, 2);
     for (number, case) in cases().into_iter().enumerate() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in DTYPES {
             for (index, got) in case.whole(&kernels, dtype).iter().enumerate() {
                 let what = format!("case {number} sequence {index} {dtype:?}");
                 assert_close(&what, got, &case.reference(index, dtype), 3e-6);
@@ -164,11 +243,12 @@ fn matches_f64(isa: Isa) {
 /// A future token's place may hold NaN left by another request: it must not matter.
 fn masked_tokens_are_never_read(isa: Isa) {
     let kernels = kernels(isa, 1);
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+    for dtype in DTYPES {
         let case = Case::new(20, AttentionParams { window: Some(40), ..params(4, 2, 24) }, &[75]);
         let want = case.whole(&kernels, dtype);
         let mut layer = case.layer(dtype);
         let slots: Vec<u32> = (0..(case.num_blocks * BLOCK_SIZE) as u32).collect();
+        // Of an int8 layer this fills the tails, of which full blocks are made anew.
         let poison = vec![f32::NAN; slots.len() * 48];
         write_kv(&kernels, &mut layer, &poison, 48, &poison, 48, &slots);
         let got = case.step(&kernels, &mut layer, &[(0, 0, 75)]);
@@ -178,18 +258,25 @@ fn masked_tokens_are_never_read(isa: Isa) {
 
 fn copied_blocks_read_alike(isa: Isa) {
     let kernels = kernels(isa, 2);
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+    for dtype in DTYPES {
         let mut case = Case::new(21, params(4, 2, 40), &[70]);
         let mut layer = case.layer(dtype);
         let before = case.step(&kernels, &mut layer, &[(0, 0, 70)]).remove(0);
         let used = case.sequences[0].blocks.clone();
         let free = (0..case.num_blocks as u32).find(|block| !used.contains(block)).unwrap();
         layer.copy_block(used[1] as usize, free as usize);
+        let last = used[2];
+        if is_int8(dtype) {
+            // The last block is partly filled: its content is in the tail.
+            layer.copy_tail(last as usize, used[1] as usize);
+            layer.copy_tail(used[1] as usize, last as usize);
+        }
         case.sequences[0].blocks[1] = free;
         // The last token once more, now reading the copy.
         let after = case.step(&kernels, &mut layer, &[(0, 69, 70)]).remove(0);
         assert_eq!(bits(&after), bits(&before[69 * case.width()..]), "{dtype:?}");
-        assert_eq!(layer.bytes(), layer.num_blocks() * KvLayer::bytes_per_block(2, 40, dtype));
+        let tails = layer.num_tails() * KvLayer::bytes_per_tail(2, 40, dtype);
+        assert_eq!(layer.bytes(), layer.num_blocks() * KvLayer::bytes_per_block(2, 40, dtype) + tails);
     }
 }
 
@@ -201,12 +288,24 @@ fn extreme_scores_stay_finite(isa: Isa) {
     assert_close("large scores", &out, &case.reference(0, KvDtype::F32), 1e-4);
 }
 
+/// A block with a number that is not finite reads as such, and harms no other.
+fn faulty_blocks_read_as_nan(isa: Isa) {
+    let kernels = kernels(isa, 1);
+    let mut case = Case::new(23, params(2, 1, 16), &[70]);
+    let width = case.width();
+    let want = case.whole(&kernels, DTYPES[3]).remove(0);
+    case.sequences[0].k[40 * 16 + 3] = f32::INFINITY;
+    let got = case.whole(&kernels, DTYPES[3]).remove(0);
+    assert_eq!(bits(&got[..32 * width]), bits(&want[..32 * width]), "positions before the fault");
+    assert!(got[64 * width..].iter().all(|x| x.is_nan()), "positions in blocks behind the fault");
+}
+
 /// Any split into chunks, any batch, any threads, any instruction set: the same bits.
 #[test]
 fn bits_depend_on_positions_only() {
     let contexts = every_context();
     for (number, case) in cases().into_iter().enumerate() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for dtype in DTYPES {
             let want: Vec<Vec<u32>> = case.whole(&contexts[0], dtype).iter().map(|x| bits(x)).collect();
             for (seed, kernels) in contexts.iter().enumerate() {
                 let mut rng = Rng((100 * number + seed) as u64);

@@ -100,6 +100,7 @@ fn latents(isa: Isa) {
         let mut views = Vec::new();
         for ((context, queries), table) in CONTEXTS.iter().zip(&tables) {
             views.push(SeqView {
+                tails: &[],
                 query_start: start,
                 query_len: *queries,
                 context_len: *context,
@@ -126,7 +127,7 @@ fn latents_have_the_same_bits_everywhere() {
     let q = Rng(1).floats(40 * heads * width);
     let tokens = Rng(2).floats(40 * width);
     let slots: Vec<u32> = (0..40).collect();
-    let view = SeqView { query_start: 0, query_len: 40, context_len: 40, block_table: &[0, 1] };
+    let view = SeqView { query_start: 0, query_len: 40, context_len: 40, block_table: &[0, 1], tails: &[] };
     for dtype in [KvDtype::F32, KvDtype::Bf16] {
         let mut first: Option<Vec<u32>> = None;
         for kernels in every_context() {

@@ -4,16 +4,20 @@
 //! is always taken as a whole of 32 tokens with a mask, and blocks begin at positions that are multiples of 32, so the
 //! sums of a query depend on its position and window only: the bits are the same alone, in a chunk or in a batch.
 
+mod int8;
 mod kv;
 mod tile;
+mod write;
 
-pub use kv::{KvDtype, KvLayer, write_kv};
+pub use int8::FilledBlock;
+pub use kv::{KvDtype, KvLayer, TailDtype};
+pub use write::{fill_blocks, write_kv};
 
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::dispatch;
 use kv::Store;
-use tile::{Element, Tile};
+use tile::{Element, Source, Tile};
 
 /// Tokens in a KV block.
 pub const BLOCK_SIZE: usize = 32;
@@ -48,9 +52,19 @@ pub struct SeqView<'a> {
     pub context_len: usize,
     /// Its blocks in order of position, at least ceil(context_len / 32). Blocks before every window may hold any number.
     pub block_table: &'a [u32],
+    /// Of an int8 layer: the tails of its blocks from that of its first new token on. Else empty.
+    pub tails: &'a [u32],
 }
 
-/// Attention of new queries over the cached keys and values, which already hold the new tokens.
+impl SeqView<'_> {
+    /// The block of its first new token.
+    fn first_new_block(&self) -> usize {
+        (self.context_len - self.query_len) / BLOCK_SIZE
+    }
+}
+
+/// Attention of new queries over the cached keys and values, which already hold the new tokens, and the int8 form of the
+/// blocks that they fill.
 ///
 /// Row t of `q` begins at `t * q_stride` and holds `[heads, head_dim]`; `out` is `[T, heads * head_dim]`, of which the
 /// rows of `seqs` are written. Sequences come in order of `query_start` and do not overlap.
@@ -65,8 +79,14 @@ pub fn paged_attention(
 ) {
     check(layer, q, q_stride, seqs, params, out);
     match &layer.store {
-        Store::F32(pair) => run(kernels, &pair.keys, &pair.values, q, q_stride, seqs, params, out),
-        Store::Bf16(pair) => run(kernels, &pair.keys, &pair.values, q, q_stride, seqs, params, out),
+        Store::F32(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out),
+        Store::Bf16(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out),
+        Store::Int8F32(blocks, tails) => {
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out);
+        }
+        Store::Int8Bf16(blocks, tails) => {
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out);
+        }
     }
 }
 
@@ -78,11 +98,9 @@ struct Task {
     count: usize,
 }
 
-#[allow(clippy::too_many_arguments)]
 fn run<E: Element>(
     kernels: &Kernels,
-    keys: &[E],
-    values: &[E],
+    source: Source<'_, E>,
     q: &[f32],
     q_stride: usize,
     seqs: &[SeqView<'_>],
@@ -101,7 +119,7 @@ fn run<E: Element>(
     kernels.pool().run(tasks.len(), &|index| {
         let Task { seq, kv_head, first, count } = tasks[index];
         let (seq, out) = (&seqs[seq], &out);
-        dispatch(kernels, Tile { keys, values, q, q_stride, seq, params, kv_head, first, count, out });
+        dispatch(kernels, Tile { source, q, q_stride, seq, params, kv_head, first, count, out });
     });
 }
 
@@ -126,7 +144,7 @@ fn check(
     assert!(q_stride >= width, "q row stride {q_stride} below the {width} of a row");
     let mut free = 0;
     for (index, seq) in seqs.iter().enumerate() {
-        let SeqView { query_start, query_len, context_len, block_table } = *seq;
+        let SeqView { query_start, query_len, context_len, block_table, tails } = *seq;
         assert!(query_start >= free, "sequence {index} overlaps the one before it");
         free = query_start.saturating_add(query_len);
         if query_len == 0 {
@@ -160,6 +178,17 @@ fn check(
                 "sequence {index}: block {block} of {}",
                 layer.num_blocks
             );
+        }
+        if matches!(layer.dtype(), KvDtype::Int8(_)) {
+            let new = blocks - seq.first_new_block();
+            assert!(tails.len() >= new, "sequence {index}: {} tails for {new} blocks", tails.len());
+            for &tail in &tails[..new] {
+                assert!(
+                    (tail as usize) < layer.num_tails(),
+                    "sequence {index}: tail {tail} of {}",
+                    layer.num_tails()
+                );
+            }
         }
     }
 }

@@ -5,8 +5,10 @@
 
 use std::cell::RefCell;
 
-use super::kv::{key_block, padded, value_block};
+use super::int8::{Int8Blocks, Int8Head, plane};
+use super::kv::{Pair, key_block, padded, value_block};
 use super::{AttentionParams, BLOCK_SIZE, SeqView, first_visible};
+use crate::pages::Plain;
 use crate::parallel::Shared;
 use crate::simd::{self, LANES, Op, Simd};
 
@@ -28,7 +30,7 @@ const PLACES: [f32; BLOCK_SIZE] = {
 };
 
 /// A stored key or value.
-pub(super) trait Element: Copy + Sync + Send + 'static {
+pub(super) trait Element: Plain {
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
 }
 
@@ -47,9 +49,53 @@ impl Element for u16 {
     }
 }
 
+/// Codes of keys.
+impl Element for u8 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[u8; LANES]) -> S::F {
+        s.load_u8(from)
+    }
+}
+
+/// Codes of values.
+impl Element for i8 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[i8; LANES]) -> S::F {
+        s.load_i8(from)
+    }
+}
+
+/// Where the keys and values of a layer lie.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a, E> {
+    /// All blocks as floats.
+    Float(&'a Pair<E>),
+    /// Each query's own block in a tail, every block before it in int8.
+    Int8 { blocks: &'a Int8Blocks, tails: &'a [Pair<E>] },
+}
+
+/// One block of one KV head, in the form in which some rows read it.
+#[derive(Clone, Copy)]
+enum Held<'a, E> {
+    Float { keys: &'a [[E; LANES]], values: &'a [[E; LANES]] },
+    Int8(Int8Head<'a>),
+}
+
+impl<'a, E> Held<'a, E> {
+    /// Block and head `place` of `pair`.
+    #[inline(always)]
+    fn float(pair: &'a Pair<E>, place: usize, head_dim: usize) -> Self
+    where
+        E: Plain,
+    {
+        let keys = &pair.keys[place * key_block(head_dim)..(place + 1) * key_block(head_dim)];
+        let values = &pair.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
+        Held::Float { keys: keys.as_chunks().0, values: values.as_chunks().0 }
+    }
+}
+
 pub(super) struct Tile<'a, E> {
-    pub(super) keys: &'a [E],
-    pub(super) values: &'a [E],
+    pub(super) source: Source<'a, E>,
     pub(super) q: &'a [f32],
     pub(super) q_stride: usize,
     pub(super) seq: &'a SeqView<'a>,
@@ -64,14 +110,18 @@ pub(super) struct Tile<'a, E> {
 /// The running state of a task's rows.
 #[derive(Default)]
 struct State {
-    /// Scaled queries, `[rows][head_dim]`.
-    q: Vec<f32>,
+    /// Scaled queries, `[rows][padded head_dim]`.
+    q: Vec<[f32; LANES]>,
     /// Weighted sums of values, `[rows][padded head_dim]`.
     acc: Vec<[f32; LANES]>,
     /// The largest score of each row.
     largest: Vec<f32>,
     /// Sums of weights, 16 chains a row.
     sum: Vec<[f32; LANES]>,
+    /// Codes of a block's keys, `[padded head_dim][32]`.
+    codes: Vec<u8>,
+    /// Queries times the steps of a block's keys, `[ROWS][padded head_dim]`.
+    folded: Vec<[f32; LANES]>,
 }
 
 thread_local! {
@@ -117,15 +167,21 @@ impl<E: Element> Tile<'_, E> {
     fn start(&self, state: &mut State) {
         let (head_dim, group) = (self.params.head_dim, self.group());
         let rows = self.count * group;
+        let vectors = padded(head_dim) / LANES;
         state.q.clear();
-        for row in 0..rows {
+        state.q.resize(rows * vectors, [0.0; LANES]);
+        for (row, scaled) in state.q.chunks_exact_mut(vectors).enumerate() {
             let token = self.seq.query_start + self.first + row / group;
             let head = self.kv_head * group + row % group;
             let q = &self.q[token * self.q_stride + head * head_dim..][..head_dim];
-            state.q.extend(q.iter().map(|x| x * self.params.scale));
+            scaled.as_flattened_mut().iter_mut().zip(q).for_each(|(to, x)| *to = x * self.params.scale);
         }
         state.acc.clear();
-        state.acc.resize(rows * padded(head_dim) / LANES, [0.0; LANES]);
+        state.acc.resize(rows * vectors, [0.0; LANES]);
+        if let Source::Int8 { .. } = self.source {
+            state.codes.resize(2 * plane(head_dim), 0);
+            state.folded.resize(ROWS * vectors, [0.0; LANES]);
+        }
         state.largest.clear();
         state.largest.resize(rows, f32::NEG_INFINITY);
         state.sum.clear();
@@ -145,38 +201,71 @@ impl<E: Element> Tile<'_, E> {
     #[inline(always)]
     fn fetch<S: Simd>(&self, s: S, block: usize) {
         let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
-        let (keys, values) = (key_block(self.params.head_dim), value_block(self.params.head_dim));
-        let line = 64 / size_of::<E>();
-        for i in (0..keys).step_by(line) {
-            s.prefetch_l2(self.keys.as_ptr().wrapping_add(place * keys + i));
-        }
-        for i in (0..values).step_by(line) {
-            s.prefetch_l2(self.values.as_ptr().wrapping_add(place * values + i));
+        let head_dim = self.params.head_dim;
+        let (keys, values) = (key_block(head_dim), value_block(head_dim));
+        match self.source {
+            Source::Float(pair) => {
+                fetch(s, &pair.keys, place, keys);
+                fetch(s, &pair.values, place, values);
+            }
+            Source::Int8 { blocks, .. } => {
+                fetch(s, &blocks.high, place, plane(head_dim));
+                fetch(s, &blocks.low, place, plane(head_dim));
+                fetch(s, &blocks.key_lo, place, padded(head_dim));
+                fetch(s, &blocks.key_step, place, padded(head_dim));
+                fetch(s, &blocks.values, place, values);
+                fetch(s, &blocks.value_scale, place, BLOCK_SIZE);
+            }
         }
     }
 
-    /// One KV block for all rows, in runs of at most four that see the same places.
+    /// Whether row `row` reads `block` from its tail.
+    #[inline(always)]
+    fn own(&self, block: usize, row: usize) -> bool {
+        matches!(self.source, Source::Int8 { .. }) && self.position(row / self.group()) / BLOCK_SIZE == block
+    }
+
+    /// Block `block` in the form that rows read for which it is, or is not, their own.
+    #[inline(always)]
+    fn held(&self, block: usize, own: bool) -> Held<'_, E> {
+        let (head_dim, kv_heads) = (self.params.head_dim, self.params.kv_heads);
+        let place = self.seq.block_table[block] as usize * kv_heads + self.kv_head;
+        match self.source {
+            Source::Float(pair) => Held::float(pair, place, head_dim),
+            Source::Int8 { tails, .. } if own => {
+                let tail = self.seq.tails[block - self.seq.first_new_block()];
+                Held::float(&tails[tail as usize], self.kv_head, head_dim)
+            }
+            Source::Int8 { blocks, .. } => Held::Int8(blocks.head(place, head_dim)),
+        }
+    }
+
+    /// One KV block for all rows, in runs of at most four that see the same places in the same form.
     #[inline(always)]
     fn block<S: Simd>(&self, s: S, state: &mut State, block: usize) {
-        let head_dim = self.params.head_dim;
-        let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
-        let keys = &self.keys[place * key_block(head_dim)..(place + 1) * key_block(head_dim)];
-        let values = &self.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
-        let (keys, values) = (keys.as_chunks::<LANES>().0, values.as_chunks::<LANES>().0);
         let rows = self.count * self.group();
+        let mut unpacked = false;
         let mut row = 0;
         while row < rows {
-            let seen = self.visible(block, row);
+            let (seen, own) = (self.visible(block, row), self.own(block, row));
             let mut count = 1;
-            while count < ROWS && row + count < rows && self.visible(block, row + count) == seen {
+            while count < ROWS
+                && row + count < rows
+                && (self.visible(block, row + count), self.own(block, row + count)) == (seen, own)
+            {
                 count += 1;
             }
             if seen.0 < seen.1 {
+                let held = self.held(block, own);
+                if let (Held::Int8(head), false) = (held, unpacked) {
+                    head.unpack(&mut state.codes);
+                    unpacked = true;
+                }
                 match count {
-                    4.. => self.rows::<S, 4>(s, state, keys, values, row, seen),
-                    3 => self.rows::<S, 3>(s, state, keys, values, row, seen),
-                    2 => self.rows::<S, 2>(s, state, keys, values, row, seen),
-                    _ => self.rows::<S, 1>(s, state, keys, values, row, seen),
+                    4.. => self.rows::<S, 4>(s, state, held, row, seen),
+                    3 => self.rows::<S, 3>(s, state, held, row, seen),
+                    2 => self.rows::<S, 2>(s, state, held, row, seen),
+                    _ => self.rows::<S, 1>(s, state, held, row, seen),
                 }
             }
             row += count;
@@ -189,14 +278,25 @@ impl<E: Element> Tile<'_, E> {
         &self,
         s: S,
         state: &mut State,
-        keys: &[[E; LANES]],
-        values: &[[E; LANES]],
+        held: Held<'_, E>,
         row: usize,
         seen: (usize, usize),
     ) {
         let head_dim = self.params.head_dim;
-        let q = &state.q[row * head_dim..(row + R) * head_dim];
-        let scores = scores::<S, E, R>(s, q, keys, head_dim);
+        let vectors = padded(head_dim) / LANES;
+        let q = &state.q[row * vectors..(row + R) * vectors];
+        let scores = match held {
+            Held::Float { keys, .. } => scores::<S, E, R>(s, q, &[0.0; R], keys, head_dim),
+            Held::Int8(head) => {
+                let folded = &mut state.folded[..R * vectors];
+                let mut base = [0.0; R];
+                for r in 0..R {
+                    let part = r * vectors..(r + 1) * vectors;
+                    base[r] = head.fold_query(s, &q[part.clone()], &mut folded[part]);
+                }
+                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim)
+            }
+        };
         let mut weights = [[0.0; BLOCK_SIZE]; R];
         let mut rescale = [1.0; R];
         for r in 0..R {
@@ -221,9 +321,16 @@ impl<E: Element> Tile<'_, E> {
             }
             s.store(sum, &mut state.sum[row + r]);
         }
-        let vectors = padded(head_dim) / LANES;
         let acc = &mut state.acc[row * vectors..(row + R) * vectors];
-        weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen);
+        match held {
+            Held::Float { values, .. } => weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen),
+            Held::Int8(head) => {
+                for weights in &mut weights {
+                    head.scale_weights(s, weights);
+                }
+                weigh::<S, i8, R>(s, acc, head.values, &weights, &rescale, seen);
+            }
+        }
     }
 
     /// The soft cap and the mask.
@@ -261,17 +368,27 @@ impl<E: Element> Tile<'_, E> {
     }
 }
 
-/// R rows of q times a block of keys: one chain over channels for each key.
+/// Asks for the `size` elements at `place`.
+#[inline(always)]
+fn fetch<S: Simd, T>(s: S, pages: &[T], place: usize, size: usize) {
+    for i in (0..size).step_by(64 / size_of::<T>()) {
+        s.prefetch_l2(pages.as_ptr().wrapping_add(place * size + i));
+    }
+}
+
+/// R rows of q, `[R][padded head_dim]`, times a block of keys, on top of `start`: one chain over channels for each key.
 #[inline(always)]
 fn scores<S: Simd, E: Element, const R: usize>(
     s: S,
-    q: &[f32],
+    q: &[[f32; LANES]],
+    start: &[f32; R],
     keys: &[[E; LANES]],
     head_dim: usize,
 ) -> [[S::F; HALVES]; R] {
-    assert!(q.len() == R * head_dim && keys.len() == HALVES * head_dim);
-    let q = q.as_ptr();
-    let mut acc = [[s.zero(); HALVES]; R];
+    let stride = padded(head_dim);
+    assert!(q.len() * LANES == R * stride && keys.len() >= HALVES * head_dim);
+    let q = q.as_flattened().as_ptr();
+    let mut acc = start.map(|start| [s.splat(start); HALVES]);
     if S::WIDE {
         for channel in 0..head_dim {
             for half in 0..HALVES {
@@ -279,7 +396,7 @@ fn scores<S: Simd, E: Element, const R: usize>(
                 let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
                 for r in 0..R {
                     // SAFETY: r < R and channel < head_dim, within the length checked above.
-                    let x = s.splat(unsafe { *q.add(r * head_dim + channel) });
+                    let x = s.splat(unsafe { *q.add(r * stride + channel) });
                     acc[r][half] = s.fma(x, key, acc[r][half]);
                 }
             }
@@ -288,13 +405,13 @@ fn scores<S: Simd, E: Element, const R: usize>(
     }
     // Few registers: one half after the other. Each chain is the same.
     for half in 0..HALVES {
-        let mut part = [s.zero(); R];
+        let mut part = start.map(|start| s.splat(start));
         for channel in 0..head_dim {
             // SAFETY: as above.
             let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
             for r in 0..R {
                 // SAFETY: as above.
-                let x = s.splat(unsafe { *q.add(r * head_dim + channel) });
+                let x = s.splat(unsafe { *q.add(r * stride + channel) });
                 part[r] = s.fma(x, key, part[r]);
             }
         }

@@ -62,6 +62,14 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8; LANES]) -> Self::F {
+        intrinsics!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        intrinsics!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
+    #[inline(always)]
     fn load_bf16_pairs(self, x: &[u16; 2 * LANES]) -> (Self::F, Self::F) {
         intrinsics!({
             let pairs = _mm512_loadu_si512(x.as_ptr().cast());

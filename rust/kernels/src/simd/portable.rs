@@ -56,6 +56,14 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+    #[inline(always)]
     fn load_bf16_pairs(self, x: &[u16; 2 * LANES]) -> (Self::F, Self::F) {
         let (mut even, mut odd) = ([0.0; LANES], [0.0; LANES]);
         for lane in 0..LANES {

@@ -1,0 +1,126 @@
+//! Writing keys and values: new tokens, and the int8 form of blocks that they fill.
+
+use half::bf16;
+
+use super::BLOCK_SIZE;
+use super::int8::FilledBlock;
+use super::kv::{KvDtype, KvLayer, Pair, Store, key_block, padded, value_block};
+use crate::context::Kernels;
+use crate::pages::Plain;
+use crate::parallel::Shared;
+
+/// Values below which a write stays on the calling thread.
+const VALUES_PER_TASK: usize = 16 << 10;
+
+/// Writes the keys and values of new tokens: row t of `k` begins at `t * k_stride` (`v` alike) and holds
+/// `[kv_heads, head_dim]`; it goes to slot `slots[t]` = block * 32 + place in the block. Of an int8 layer slots are places
+/// in tails: tail * 32 + place.
+pub fn write_kv(
+    kernels: &Kernels,
+    layer: &mut KvLayer,
+    k: &[f32],
+    k_stride: usize,
+    v: &[f32],
+    v_stride: usize,
+    slots: &[u32],
+) {
+    let Some(last) = slots.len().checked_sub(1) else { return };
+    let width = layer.kv_heads * layer.head_dim;
+    assert!(
+        k_stride >= width && v_stride >= width,
+        "row strides {k_stride}, {v_stride} below the {width} of a row"
+    );
+    assert!(
+        k.len() >= last * k_stride + width,
+        "k holds {} values, {} rows are written",
+        k.len(),
+        slots.len()
+    );
+    assert!(
+        v.len() >= last * v_stride + width,
+        "v holds {} values, {} rows are written",
+        v.len(),
+        slots.len()
+    );
+    let (blocks, what) = match layer.dtype() {
+        KvDtype::Int8(_) => (layer.num_tails(), "tails"),
+        KvDtype::F32 | KvDtype::Bf16 => (layer.num_blocks, "blocks"),
+    };
+    for &slot in slots {
+        assert!((slot as usize) < blocks * BLOCK_SIZE, "slot {slot} of {blocks} {what}");
+    }
+    let rows =
+        NewRows { k, k_stride, v, v_stride, slots, kv_heads: layer.kv_heads, head_dim: layer.head_dim };
+    let narrow = |x| bf16::from_f32(x).to_bits();
+    match &mut layer.store {
+        Store::F32(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, |x| x),
+        Store::Bf16(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, narrow),
+        Store::Int8F32(_, tails) => rows.write(kernels, tails, 1, |x| x),
+        Store::Int8Bf16(_, tails) => rows.write(kernels, tails, 1, narrow),
+    }
+}
+
+/// Writes the int8 form of blocks that are full now, each named once, from the tails that hold their tokens.
+pub fn fill_blocks(kernels: &Kernels, layer: &mut KvLayer, filled: &[FilledBlock]) {
+    for &FilledBlock { block, tail } in filled {
+        assert!((block as usize) < layer.num_blocks, "block {block} of {}", layer.num_blocks);
+        assert!((tail as usize) < layer.num_tails(), "tail {tail} of {}", layer.num_tails());
+    }
+    let mut blocks: Vec<u32> = filled.iter().map(|filled| filled.block).collect();
+    blocks.sort_unstable();
+    assert!(blocks.windows(2).all(|pair| pair[0] != pair[1]), "a block is filled twice in {filled:?}");
+    let (kv_heads, head_dim) = (layer.kv_heads, layer.head_dim);
+    match &mut layer.store {
+        Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have blocks to fill"),
+        Store::Int8F32(blocks, tails) => blocks.fill(kernels, tails, filled, kv_heads, head_dim),
+        Store::Int8Bf16(blocks, tails) => blocks.fill(kernels, tails, filled, kv_heads, head_dim),
+    }
+}
+
+struct NewRows<'a> {
+    k: &'a [f32],
+    k_stride: usize,
+    v: &'a [f32],
+    v_stride: usize,
+    slots: &'a [u32],
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl NewRows<'_> {
+    /// Writes into `pairs` of `blocks` blocks each. A task is a KV head, so that no two write the same block of a head.
+    fn write<T: Plain>(
+        &self,
+        kernels: &Kernels,
+        pairs: &mut [Pair<T>],
+        blocks: usize,
+        convert: impl Fn(f32) -> T + Sync,
+    ) {
+        let (head_dim, kv_heads) = (self.head_dim, self.kv_heads);
+        let pairs: Vec<_> =
+            pairs.iter_mut().map(|p| (Shared::new(&mut p.keys), Shared::new(&mut p.values))).collect();
+        let heads_per_task = VALUES_PER_TASK.div_ceil(self.slots.len() * head_dim).min(kv_heads);
+        kernels.pool().run(kv_heads.div_ceil(heads_per_task), &|task| {
+            let heads = task * heads_per_task..kv_heads.min((task + 1) * heads_per_task);
+            for (row, &slot) in self.slots.iter().enumerate() {
+                let (block, token) = (slot as usize / BLOCK_SIZE, slot as usize % BLOCK_SIZE);
+                let (keys, values) = &pairs[block / blocks];
+                for head in heads.clone() {
+                    let place = block % blocks * kv_heads + head;
+                    let k = &self.k[row * self.k_stride + head * head_dim..][..head_dim];
+                    let v = &self.v[row * self.v_stride + head * head_dim..][..head_dim];
+                    let value = place * value_block(head_dim) + token * padded(head_dim);
+                    // SAFETY: a head's part of any block belongs to one task, which holds one part of each at a time.
+                    let (keys, values) = unsafe {
+                        let keys = keys.part(place * key_block(head_dim)..(place + 1) * key_block(head_dim));
+                        (keys, values.part(value..value + head_dim))
+                    };
+                    for (tokens, &x) in keys.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().zip(k) {
+                        tokens[token] = convert(x);
+                    }
+                    values.iter_mut().zip(v).for_each(|(to, &x)| *to = convert(x));
+                }
+            }
+        });
+    }
+}
