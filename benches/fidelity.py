@@ -41,6 +41,9 @@ FORMATS: dict[str, dict[str, str | None]] = {
     "bfloat16 weights and KV": {"dtype": "bfloat16", "quantization": None, "kv_cache_dtype": "bfloat16"},
     "int8 weights": {"dtype": "float32", "quantization": "int8", "kv_cache_dtype": "float32"},
     "int8 weights, bfloat16 KV": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "bfloat16"},
+    "int8 KV": {"dtype": "float32", "quantization": None, "kv_cache_dtype": "int8"},
+    "bfloat16 weights, int8 KV": {"dtype": "bfloat16", "quantization": None, "kv_cache_dtype": "int8"},
+    "int8 weights and KV": {"dtype": "bfloat16", "quantization": "int8", "kv_cache_dtype": "int8"},
     "as shipped (auto)": {},
 }
 CASES_PER_SKILL = 6

@@ -54,7 +54,7 @@ class LLM:
         device: "auto" or "cpu".
         dtype: "auto", "float32" or "bfloat16": computation and storage where not quantised.
         quantization: "auto" (int8 on the CPU, but for projections that it would change too much), "int8", or None.
-        kv_cache_dtype: "auto" (the model's dtype), "float32" or "bfloat16".
+        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": half the memory of bfloat16.
         kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the machine's memory; None: enough for
             `max_num_seqs`, at most half of what is free.
         max_model_len: longest sequence, prompt and output together; None: what the model was made for, if it fits.

@@ -290,7 +290,6 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
         ({"dtype": "float8"}, "dtype"),
         ({"dtype": "float16"}, "bfloat16"),
         ({"quantization": "int3"}, "quantization"),
-        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype"),
         ({"kv_cache_dtype": "int1"}, "kv_cache_dtype"),
         ({"kv_cache_memory": "lots"}, "kv_cache_memory"),
         ({"kv_cache_memory": 10}, "kv_cache_memory"),

@@ -36,7 +36,7 @@ def serve(
     chat_template: Annotated[
         str | None, Option(help="File with a Jinja template, or its text.", show_default="the model's")
     ] = None,
-    kv_cache_dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto",
+    kv_cache_dtype: Annotated[str, Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     max_queue: Annotated[int | None, Option(help="Requests that may wait.", show_default="1024")] = None,
     tool_call_parser: Annotated[str, Option(help="Format of tool calls in the model's text.")] = "auto",
     reasoning_parser: Annotated[

@@ -52,11 +52,11 @@ impl Executor for CpuExecutor {
                     query_len: s.query_len as usize,
                     context_len: s.context_len as usize,
                     block_table: &plan.block_tables[start..start + blocks],
+                    tails: &[],
                 }
             })
             .collect();
-        let batch =
-            Batch { tokens: &plan.tokens, positions: &plan.positions, slots: &plan.slots, seqs: &seqs };
+        let batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
         self.wanted.clear();
         for (i, seq) in plan.seqs.iter().enumerate() {
@@ -75,5 +75,9 @@ impl Executor for CpuExecutor {
             }
         }
         Ok(())
+    }
+
+    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
+        self.kv.release_blocks(held);
     }
 }

@@ -333,6 +333,8 @@ impl EngineLoop {
             catch_unwind(AssertUnwindSafe(|| executor.execute(plan, &mut sink)))
                 .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
         };
+        let scheduler = &self.scheduler;
+        self.executor.release_blocks(&|block| scheduler.holds(block));
         let c = &self.shared.counters;
         add(&c.steps, 1);
         add(&c.step_us, begin.elapsed().as_micros() as u64);

@@ -21,4 +21,10 @@ pub trait Executor: Send {
     /// Makes the plan's block copies, runs its tokens, and hands each row that the plan asks for to `sink`, those of one
     /// sequence in order.
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError>;
+
+    /// Called after every step: forgets what is kept beside the KV blocks for which `held` says no. Such a block belongs to
+    /// nobody; it may be handed out again, empty, at any time.
+    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
+        let _ = held;
+    }
 }

@@ -26,7 +26,7 @@ impl Engine {
         let float = options.float_dtype(family.spec.checkpoint_dtype)?;
         let format = options.weight_format(float)?;
         let weight_dtype = format.dtype;
-        let kv_dtype = options.kv_dtype(float)?;
+        let kv_format = options.kv_format(float)?;
         if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
             return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
         }
@@ -42,9 +42,9 @@ impl Engine {
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
         let begin = Instant::now();
         let mut model = Model::load(&kernels, folder, family, format)?;
-        let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
+        let (limits, parts) = memory::plan(&model, options, kv_format)?;
         model.set_context(limits.max_model_len as usize);
-        let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;
+        let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_format)?;
         let spec = model.spec().clone();
         let info = json!({
             "model": {
@@ -58,7 +58,7 @@ impl Engine {
                 "dtype": float.name(),
                 "quantization": if weight_dtype == WeightDtype::Int8 { "int8" } else { "none" },
                 "spared": spared_tensors(&model, format.error_budget),
-                "kv_cache_dtype": kv_dtype.name(),
+                "kv_cache_dtype": kv_format.name(),
                 "chat_template": template.as_ref().is_some_and(Result::is_ok),
                 "load_seconds": begin.elapsed().as_secs_f64(),
             },
@@ -66,7 +66,7 @@ impl Engine {
             "memory": parts,
             "kernels": {
                 "matmul": format!("{weight_dtype:?} weights, {}", isa.name()),
-                "attention": format!("paged, {} KV, {}", kv_dtype.name(), isa.name()),
+                "attention": format!("paged, {} KV, {}", kv_format.name(), isa.name()),
                 "norm, rope, activation": format!("float32, {}", isa.name()),
                 "threads": kernels.threads(),
             },

@@ -1,7 +1,7 @@
 //! How much memory goes where, decided once at load, with the reason of each part.
 
 use octavo_kernels::BLOCK_SIZE;
-use octavo_model::{Dtype, Model, ModelSpec, block_bytes};
+use octavo_model::{KvFormat, Model, ModelSpec, block_bytes, tail_bytes};
 use serde::Serialize;
 
 use crate::EngineError;
@@ -66,7 +66,7 @@ pub fn machine_memory() -> (u64, u64) {
 pub fn plan(
     model: &Model,
     options: &EngineOptions,
-    kv_dtype: Dtype,
+    kv_format: KvFormat,
 ) -> Result<(Limits, Vec<MemoryPart>), EngineError> {
     let spec = model.spec();
     let refuse = |text: String| Err(EngineError::InvalidRequest(text));
@@ -90,7 +90,7 @@ pub fn plan(
         ));
     }
 
-    let block = block_bytes(spec, kv_dtype)? as u64;
+    let block = block_bytes(spec, kv_format)? as u64;
     let (total, available) = machine_memory();
     let (budget, source) = match (options.kv_cache_bytes, options.kv_cache_fraction) {
         (Some(_), Some(_)) => {
@@ -148,7 +148,7 @@ pub fn plan(
         bytes: bytes as u64,
         reason,
     };
-    let parts = vec![
+    let mut parts = vec![
         part(
             "weights",
             model.weight_bytes(),
@@ -179,6 +179,14 @@ pub fn plan(
             format!("f32 rows of {} entries, at most {LOGIT_ROWS} at a time", spec.vocab),
         ),
     ];
+    let tails = tail_bytes(spec, kv_format, max_num_seqs, max_num_batched_tokens)?;
+    if tails > 0 {
+        let reason = format!(
+            "{} values of blocks that are not full yet, one block a sequence and those of a step",
+            kv_format.float.name()
+        );
+        parts.push(part("kv_tails", tails, reason));
+    }
     Ok((limits, parts))
 }
 

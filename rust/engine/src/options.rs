@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use octavo_kernels::{Isa, WeightDtype};
-use octavo_model::{Dtype, WeightFormat};
+use octavo_model::{Dtype, KvFormat, WeightFormat};
 
 use crate::EngineError;
 
@@ -20,7 +20,7 @@ pub struct EngineOptions {
     pub dtype: String,
     /// "auto" (int8, but for tensors that int8 would change too much) | "none" | "int8".
     pub quantization: String,
-    /// "auto" | "float32" | "bfloat16".
+    /// "auto" | "float32" | "bfloat16" | "int8".
     pub kv_cache_dtype: String,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: Option<u64>,
@@ -118,14 +118,17 @@ impl EngineOptions {
         }
     }
 
-    /// The KV cache's element type.
-    pub(crate) fn kv_dtype(&self, float: Dtype) -> Result<Dtype, EngineError> {
+    /// How the KV cache is held.
+    pub(crate) fn kv_format(&self, float: Dtype) -> Result<KvFormat, EngineError> {
         match self.kv_cache_dtype.as_str() {
-            "auto" => Ok(float),
-            "float32" => Ok(Dtype::Float32),
-            "bfloat16" => Ok(Dtype::Bfloat16),
-            "int8" => refuse("kv_cache_dtype", "int8", "not available yet: use \"bfloat16\""),
-            other => refuse("kv_cache_dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
+            "auto" => Ok(float.into()),
+            "float32" => Ok(Dtype::Float32.into()),
+            "bfloat16" => Ok(Dtype::Bfloat16.into()),
+            "int8" => Ok(KvFormat { float, int8: true }),
+            other => {
+                let expected = "\"auto\", \"float32\", \"bfloat16\" or \"int8\" is expected";
+                refuse("kv_cache_dtype", other, expected)
+            }
         }
     }
 }

@@ -8,8 +8,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use octavo_kernels::{
-    AttentionParams, BLOCK_SIZE, Isa, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, Rows, SeqView,
-    WeightDtype, paged_attention, write_kv,
+    AttentionParams, BLOCK_SIZE, FilledBlock, Isa, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, Rows,
+    SeqView, TailDtype, WeightDtype, fill_blocks, paged_attention, write_kv,
 };
 
 const ROUNDS: usize = 9;
@@ -27,7 +27,7 @@ fn report(name: &str, kernels: &Kernels, unit: &str, work: f64, mut f: impl FnMu
     rates.sort_by(f64::total_cmp);
     let at = |part: usize| rates[(ROUNDS - 1) * part / 10];
     let (isa, threads) = (kernels.isa().name(), kernels.threads());
-    println!("{name:<32} {isa:<9} {threads:>2} threads  {:8.2} {:8.2} {:8.2} {unit}", at(2), at(5), at(8));
+    println!("{name:<44} {isa:<9} {threads:>2} threads  {:8.2} {:8.2} {:8.2} {unit}", at(2), at(5), at(8));
 }
 
 /// Numbers that are neither equal nor all positive.
@@ -75,30 +75,48 @@ fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
     });
 }
 
-/// Layers of keys and values enough to come from memory.
-fn attention(kernels: &Kernels, query_len: usize, context_len: usize, (heads, kv_heads): (usize, usize)) {
-    let head_dim = 64;
-    let blocks = context_len / BLOCK_SIZE;
-    let count = if query_len == 1 { ((1 << 27) / (context_len * kv_heads * head_dim * 4)).max(1) } else { 1 };
+/// Layers of keys and values enough to come from memory. The last block of a decode is partly filled.
+fn attention(
+    kernels: &Kernels,
+    query_len: usize,
+    context_len: usize,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    dtype: KvDtype,
+) {
+    let blocks = context_len.div_ceil(BLOCK_SIZE);
+    let bytes = blocks * KvLayer::bytes_per_block(kv_heads, head_dim, dtype);
+    let count = if query_len == 1 { ((1 << 27) / bytes).max(1) } else { 1 };
+    let width = kv_heads * head_dim;
+    let block_table: Vec<u32> = (0..blocks as u32).collect();
+    // Here the tail of a block has the block's number.
+    let tails = &block_table[(context_len - query_len) / BLOCK_SIZE..];
     let layers: Vec<KvLayer> = (0..count)
         .map(|_| {
-            let mut layer = KvLayer::new(blocks, kv_heads, head_dim, KvDtype::Bf16);
+            let mut layer = KvLayer::new(blocks, kv_heads, head_dim, dtype);
+            layer.grow_tails(blocks);
             let slots: Vec<u32> = (0..context_len as u32).collect();
-            let rows = numbers(context_len * kv_heads * head_dim);
-            let width = kv_heads * head_dim;
+            let rows = numbers(context_len * width);
             write_kv(kernels, &mut layer, &rows, width, &rows, width, &slots);
+            if let KvDtype::Int8(_) = dtype {
+                let filled =
+                    (0..(context_len / BLOCK_SIZE) as u32).map(|b| FilledBlock { block: b, tail: b });
+                fill_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
+            }
             layer
         })
         .collect();
-    let block_table: Vec<u32> = (0..blocks as u32).collect();
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
     let width = heads * head_dim;
     let (q, mut out) = (numbers(query_len * width), vec![0.0; query_len * width]);
-    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails: &[] };
+    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails };
     let keys = (0..query_len).map(|i| context_len - i).sum::<usize>();
-    let name = format!("attention q={query_len} ctx={context_len} {heads}/{kv_heads}");
-    let work = 4.0 * (count * keys * width) as f64;
-    report(&name, kernels, "GFLOPS", work, || {
+    let form = if let KvDtype::Int8(_) = dtype { "int8" } else { "bf16" };
+    let name = format!("attention {form} q={query_len} ctx={context_len} {heads}/{kv_heads}x{head_dim}");
+    let (work, unit) = match query_len {
+        1 => ((count * bytes) as f64, "GB/s"),
+        _ => (4.0 * (count * keys * width) as f64, "GFLOPS"),
+    };
+    report(&name, kernels, unit, work, || {
         for layer in &layers {
             paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, &mut out);
         }
@@ -110,7 +128,7 @@ fn main() {
     if !std::env::args().any(|flag| flag == "--bench") {
         return;
     }
-    println!("{:<32} {:<9} {:>10}  {:>8} {:>8} {:>8}", "op", "isa", "threads", "p20", "p50", "p80");
+    println!("{:<44} {:<9} {:>10}  {:>8} {:>8} {:>8}", "op", "isa", "threads", "p20", "p50", "p80");
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
         for threads in [1, 2] {
             if !wanted(&format!("{} t{threads}", isa.name()), true) {
@@ -136,10 +154,13 @@ fn main() {
                 gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
             }
             if wanted("attention", false) {
-                for heads in [(14, 2), (32, 8)] {
-                    attention(kernels, 1, 2048, heads);
-                    attention(kernels, 512, 512, heads);
-                    attention(kernels, 512, 2048, heads);
+                for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
+                    for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
+                        attention(kernels, 1, 2047, heads, dtype);
+                        attention(kernels, 1, 32767, heads, dtype);
+                        attention(kernels, 512, 512, heads, dtype);
+                        attention(kernels, 512, 2048, heads, dtype);
+                    }
                 }
             }
         }

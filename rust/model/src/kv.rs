@@ -1,13 +1,16 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{KvDtype, KvLayer, LatentKv};
+use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer, LatentKv, TailDtype};
 
 use crate::ModelError;
 use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
+use crate::tails::Tails;
 
 /// Keys and values of all layers. Block ids are those of the scheduler.
 pub struct KvPool {
     pub(crate) layers: Vec<LayerStore>,
+    /// Of an int8 pool.
+    pub(crate) tails: Option<Tails>,
     blocks: usize,
 }
 
@@ -19,12 +22,53 @@ pub(crate) enum LayerStore {
     Latent(LatentKv),
 }
 
+/// How a pool keeps keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvFormat {
+    /// The type of what is held as floats: everything, or what is not in int8.
+    pub float: Dtype,
+    /// Whether full blocks are held in int8; see `octavo_kernels::KvLayer`.
+    pub int8: bool,
+}
+
+impl From<Dtype> for KvFormat {
+    fn from(float: Dtype) -> Self {
+        KvFormat { float, int8: false }
+    }
+}
+
+impl KvFormat {
+    /// Its name as an option: "int8", or that of the float type.
+    pub fn name(self) -> &'static str {
+        if self.int8 { "int8" } else { self.float.name() }
+    }
+
+    /// The kernels' name of it, for `spec`.
+    fn dtype(self, spec: &ModelSpec) -> Result<KvDtype, ModelError> {
+        let latent = spec.layers.iter().any(|l| matches!(l.attention, AttentionSpec::Latent(_)));
+        match (self.float, self.int8) {
+            (Dtype::Float16, _) => Err(ModelError::BadOption(
+                "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\"".into(),
+            )),
+            (_, true) if latent => Err(ModelError::BadOption(format!(
+                "kv_cache_dtype int8 is not available for {}: its latent attention caches one compressed row a token \
+                 already. Use \"auto\"",
+                spec.architecture
+            ))),
+            (Dtype::Float32, false) => Ok(KvDtype::F32),
+            (Dtype::Bfloat16, false) => Ok(KvDtype::Bf16),
+            (Dtype::Float32, true) => Ok(KvDtype::Int8(TailDtype::F32)),
+            (Dtype::Bfloat16, true) => Ok(KvDtype::Int8(TailDtype::Bf16)),
+        }
+    }
+}
+
 /// Bytes that one block of 32 tokens takes in all layers together, padding included.
 ///
 /// # Errors
-/// `BadOption` for a dtype that the cache cannot hold on the CPU.
-pub fn block_bytes(spec: &ModelSpec, dtype: Dtype) -> Result<usize, ModelError> {
-    let dtype = kv_dtype(dtype)?;
+/// `BadOption` for a format that the cache cannot have on the CPU.
+pub fn block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelError> {
+    let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
         AttentionSpec::Heads(a) => KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype),
         AttentionSpec::Latent(a) => LatentKv::bytes_per_block(a.kv_rank + a.rope_dim, dtype),
@@ -32,30 +76,40 @@ pub fn block_bytes(spec: &ModelSpec, dtype: Dtype) -> Result<usize, ModelError> 
     Ok(spec.layers.iter().map(bytes).sum())
 }
 
-fn kv_dtype(dtype: Dtype) -> Result<KvDtype, ModelError> {
-    match dtype {
-        Dtype::Float32 => Ok(KvDtype::F32),
-        Dtype::Bfloat16 => Ok(KvDtype::Bf16),
-        Dtype::Float16 => Err(ModelError::BadOption(
-            "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\"".into(),
-        )),
-    }
+/// Bytes of the floats that an int8 pool holds beside its blocks, at most: of the blocks that `seqs` sequences are filling,
+/// and of those that a step of `tokens` tokens touches. 0 for other pools.
+///
+/// # Errors
+/// As [`block_bytes`].
+pub fn tail_bytes(
+    spec: &ModelSpec,
+    format: KvFormat,
+    seqs: usize,
+    tokens: usize,
+) -> Result<usize, ModelError> {
+    let dtype = format.dtype(spec)?;
+    let bytes = |l: &LayerSpec| match &l.attention {
+        AttentionSpec::Heads(a) => KvLayer::bytes_per_tail(a.kv_heads, a.head_dim, dtype),
+        AttentionSpec::Latent(_) => 0,
+    };
+    Ok((seqs + tokens.div_ceil(BLOCK_SIZE)) * spec.layers.iter().map(bytes).sum::<usize>())
 }
 
 impl KvPool {
     /// A pool of `blocks` blocks. Memory is taken from the system as blocks are first written.
     ///
     /// # Errors
-    /// `BadOption` for a dtype that the cache cannot hold on the CPU.
-    pub fn new(spec: &ModelSpec, blocks: usize, dtype: Dtype) -> Result<Self, ModelError> {
-        let dtype = kv_dtype(dtype)?;
+    /// `BadOption` for a format that the cache cannot have on the CPU.
+    pub fn new(spec: &ModelSpec, blocks: usize, format: KvFormat) -> Result<Self, ModelError> {
+        let dtype = format.dtype(spec)?;
         let layer = |l: &LayerSpec| match &l.attention {
             AttentionSpec::Heads(a) => LayerStore::Heads(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)),
             AttentionSpec::Latent(a) => {
                 LayerStore::Latent(LatentKv::new(blocks, a.kv_rank + a.rope_dim, dtype))
             }
         };
-        Ok(Self { layers: spec.layers.iter().map(layer).collect(), blocks })
+        let tails = format.int8.then(|| Tails::new(blocks));
+        Ok(Self { layers: spec.layers.iter().map(layer).collect(), tails, blocks })
     }
 
     /// Number of blocks.
@@ -63,13 +117,36 @@ impl KvPool {
         self.blocks
     }
 
+    /// Blocks whose tokens are held as floats beside an int8 pool now: those that are not full.
+    pub fn tails_in_use(&self) -> usize {
+        self.tails.as_ref().map_or(0, Tails::in_use)
+    }
+
     /// Copies a block in every layer.
     pub fn copy_block(&mut self, from: u32, to: u32) {
+        if let Some(tails) = &mut self.tails
+            && let Some(from) = tails.get(from)
+        {
+            let to = tails.take(to);
+            for layer in &mut self.layers {
+                let LayerStore::Heads(layer) = layer else { unreachable!("int8 pools have no latents") };
+                layer.grow_tails(tails.count());
+                layer.copy_tail(from as usize, to as usize);
+            }
+            return;
+        }
         for layer in &mut self.layers {
             match layer {
                 LayerStore::Heads(layer) => layer.copy_block(from as usize, to as usize),
                 LayerStore::Latent(layer) => layer.copy_block(from as usize, to as usize),
             }
+        }
+    }
+
+    /// Forgets what is kept beside blocks that are not `held` any more.
+    pub fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
+        if let Some(tails) = &mut self.tails {
+            tails.release(held);
         }
     }
 }

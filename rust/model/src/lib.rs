@@ -17,13 +17,14 @@ mod quantized;
 mod rope;
 mod rope_config;
 mod spec;
+mod tails;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Entry, Tensor, read_entries, shards_of};
 pub use config::{Config, parse_json, read_json};
 pub use error::ModelError;
 pub use forward::{Batch, Model, Scratch};
-pub use kv::{KvPool, block_bytes};
+pub use kv::{KvFormat, KvPool, block_bytes, tail_bytes};
 pub use load::{Spared, WeightFormat};
 pub use rope::{RopeScaling, RopeSpec, RopeTable};
 pub use spec::{

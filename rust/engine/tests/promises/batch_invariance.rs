@@ -65,16 +65,20 @@ fn bits(stream: &RequestStream, params: &SamplingParams) -> (Bits, Gathered) {
     ((out.tokens.clone(), out.logprobs.clone()), out)
 }
 
+/// dtype, quantization, kv_cache_dtype.
 #[derive(Clone, Copy, Debug)]
-struct Weights(&'static str, &'static str);
-const F32: Weights = Weights("float32", "none");
-const BF16: Weights = Weights("bfloat16", "none");
-const INT8: Weights = Weights("bfloat16", "int8");
+struct Formats(&'static str, &'static str, &'static str);
+const F32: Formats = Formats("float32", "none", "auto");
+const BF16: Formats = Formats("bfloat16", "none", "auto");
+const INT8: Formats = Formats("bfloat16", "int8", "auto");
+const INT8_KV: Formats = Formats("bfloat16", "int8", "int8");
+const INT8_KV_OF_F32: Formats = Formats("float32", "none", "int8");
 
-fn options(weights: Weights) -> EngineOptions {
+fn options(formats: Formats) -> EngineOptions {
     EngineOptions {
-        dtype: weights.0.into(),
-        quantization: weights.1.into(),
+        dtype: formats.0.into(),
+        quantization: formats.1.into(),
+        kv_cache_dtype: formats.2.into(),
         kv_cache_bytes: Some(4 << 20),
         isa: Some("portable".into()),
         threads: Some(1),
@@ -84,8 +88,8 @@ fn options(weights: Weights) -> EngineOptions {
 }
 
 /// Each probe alone in an engine without prefix cache, one thread, plain Rust: what all others must equal.
-fn reference(folder: &Path, weights: Weights) -> Vec<Bits> {
-    let engine = Engine::load(folder, &options(weights)).expect("engine");
+fn reference(folder: &Path, formats: Formats) -> Vec<Bits> {
+    let engine = Engine::load(folder, &options(formats)).expect("engine");
     let alone = |probe| bits(&submit(&engine, probe), &probe.1).0;
     let all: Vec<Bits> = probes().iter().map(alone).collect();
     assert!(all[0].0[0] != all[2].0[0] && all[3].0[0] != all[3].0[1], "the model says different things");
@@ -162,9 +166,9 @@ const ALL: [Setting; 7] = [
 const SOME: [Setting; 4] = [(1, None, true), (1, Some(7), false), (2, Some(1), true), (2, Some(64), false)];
 
 /// Every chunk size, with and without prefix cache, on every instruction set with one and two threads.
-fn chunks_caches_threads_and_levels(model: &TestModel, weights: Weights, settings: &[Setting]) {
+fn chunks_caches_threads_and_levels(model: &TestModel, formats: Formats, settings: &[Setting]) {
     in_folder(model, |folder| {
-        let wanted = reference(folder, weights);
+        let wanted = reference(folder, formats);
         let levels = Isa::available();
         println!("levels on this machine: {levels:?}");
         for isa in levels {
@@ -174,7 +178,7 @@ fn chunks_caches_threads_and_levels(model: &TestModel, weights: Weights, setting
                     threads: Some(threads),
                     prefill_chunk: chunk,
                     enable_prefix_caching: cache,
-                    ..options(weights)
+                    ..options(formats)
                 };
                 let (_, cached) = compare(folder, &options, &wanted);
                 assert_eq!(cached > 0, cache, "prefix hits, {options:?}");
@@ -184,10 +188,10 @@ fn chunks_caches_threads_and_levels(model: &TestModel, weights: Weights, setting
 }
 
 /// A cache that holds a few of the requests, on every instruction set: sequences lose their blocks and compute them again.
-fn preemption(model: &TestModel, weights: Weights) {
+fn preemption(model: &TestModel, formats: Formats) {
     in_folder(model, |folder| {
-        let wanted = reference(folder, weights);
-        let kv = EngineOptions { max_model_len: Some(192), ..options(weights) };
+        let wanted = reference(folder, formats);
+        let kv = EngineOptions { max_model_len: Some(192), ..options(formats) };
         let roomy = Engine::load(folder, &kv).expect("engine");
         let block_bytes = (4 << 20) / roomy.info()["limits"]["num_blocks"].as_u64().expect("blocks");
         for isa in Isa::available() {
@@ -208,17 +212,17 @@ fn preemption(model: &TestModel, weights: Weights) {
 }
 
 macro_rules! for_each_dtype {
-    ($($name:ident: $model:ident, $weights:ident, $settings:ident;)*) => {
+    ($($name:ident: $model:ident, $formats:ident, $settings:ident;)*) => {
         $(mod $name {
             #[test]
             fn chunks_caches_threads_and_levels() {
                 let model = super::folder::$model();
-                super::chunks_caches_threads_and_levels(&model, super::$weights, &super::$settings);
+                super::chunks_caches_threads_and_levels(&model, super::$formats, &super::$settings);
             }
 
             #[test]
             fn preemption() {
-                super::preemption(&super::folder::$model(), super::$weights);
+                super::preemption(&super::folder::$model(), super::$formats);
             }
         })*
     };
@@ -228,7 +232,10 @@ for_each_dtype! {
     qwen3_f32: qwen3, F32, ALL;
     qwen3_bf16: qwen3, BF16, ALL;
     qwen3_int8: qwen3, INT8, ALL;
+    qwen3_int8_kv: qwen3, INT8_KV, ALL;
+    qwen3_int8_kv_of_f32: qwen3, INT8_KV_OF_F32, SOME;
     mistral_f32: mistral, F32, SOME;
     mistral_bf16: mistral, BF16, SOME;
     mistral_int8: mistral, INT8, SOME;
+    mistral_int8_kv: mistral, INT8_KV, SOME;
 }

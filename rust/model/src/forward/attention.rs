@@ -48,6 +48,9 @@ impl Model {
         }
         let (new_k, new_v) = (&qkv[q_width..], &qkv[q_width + kv_width..]);
         k::write_kv(kernels, cache, new_k, width, new_v, width, batch.slots);
+        if !batch.filled.is_empty() {
+            k::fill_blocks(kernels, cache, batch.filled);
+        }
         let params = AttentionParams {
             heads: a.heads,
             kv_heads: a.kv_heads,

@@ -11,7 +11,7 @@ mod moe;
 use std::path::Path;
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView, WeightDtype};
+use octavo_kernels::{FilledBlock, Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView, WeightDtype};
 
 use crate::ModelError;
 use crate::families::Family;
@@ -42,6 +42,15 @@ pub struct Batch<'a> {
     pub slots: &'a [u32],
     /// The sequences, in order of their rows.
     pub seqs: &'a [SeqView<'a>],
+    /// Blocks of an int8 pool that this step fills.
+    filled: &'a [FilledBlock],
+}
+
+impl<'a> Batch<'a> {
+    /// A step's tokens; `slots` and blocks are those of the scheduler.
+    pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
+        Self { tokens, positions, slots, seqs, filled: &[] }
+    }
 }
 
 /// Reusable memory of the forward pass; grows to the largest step.
@@ -144,8 +153,26 @@ impl Model {
         for (table, (rope, frequencies)) in scratch.ropes.iter_mut().zip(ropes) {
             table.fill(frequencies, rope.amplitude(), batch.positions);
         }
-        for (i, (layer, weights)) in self.spec.layers.iter().zip(&self.weights.layers).enumerate() {
-            self.layer(kernels, layer, weights, &mut kv.layers[i], batch, scratch);
+        match &mut kv.tails {
+            None => self.layers(kernels, &mut kv.layers, batch, scratch),
+            Some(tails) => {
+                tails.begin(batch.slots, batch.seqs);
+                let seqs = tails.views(batch.seqs);
+                let placed = Batch { slots: &tails.slots, seqs: &seqs, filled: &tails.filled, ..*batch };
+                for layer in &mut kv.layers {
+                    if let LayerStore::Heads(layer) = layer {
+                        layer.grow_tails(tails.count());
+                    }
+                }
+                self.layers(kernels, &mut kv.layers, &placed, scratch);
+                tails.end();
+            }
+        }
+    }
+
+    fn layers(&self, kernels: &Kernels, stores: &mut [LayerStore], batch: &Batch<'_>, s: &mut Scratch) {
+        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(stores) {
+            self.layer(kernels, layer, weights, store, batch, s);
         }
     }
 
