@@ -83,6 +83,11 @@ fn attention(
     (heads, kv_heads, head_dim): (usize, usize, usize),
     dtype: KvDtype,
 ) {
+    let form = if let KvDtype::Int8(_) = dtype { "int8" } else { "bf16" };
+    let name = format!("attention {form} q={query_len} ctx={context_len} {heads}/{kv_heads}x{head_dim}");
+    if !wanted(&name, false) {
+        return;
+    }
     let blocks = context_len.div_ceil(BLOCK_SIZE);
     let bytes = blocks * KvLayer::bytes_per_block(kv_heads, head_dim, dtype);
     let count = if query_len == 1 { ((1 << 27) / bytes).max(1) } else { 1 };
@@ -110,8 +115,6 @@ fn attention(
     let (q, mut out) = (numbers(query_len * width), vec![0.0; query_len * width]);
     let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails };
     let keys = (0..query_len).map(|i| context_len - i).sum::<usize>();
-    let form = if let KvDtype::Int8(_) = dtype { "int8" } else { "bf16" };
-    let name = format!("attention {form} q={query_len} ctx={context_len} {heads}/{kv_heads}x{head_dim}");
     let (work, unit) = match query_len {
         1 => ((count * bytes) as f64, "GB/s"),
         _ => (4.0 * (count * keys * width) as f64, "GFLOPS"),
@@ -153,13 +156,10 @@ fn main() {
                 gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
                 gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
             }
-            if wanted("attention", false) {
-                for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
-                    for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
-                        attention(kernels, 1, 2047, heads, dtype);
-                        attention(kernels, 1, 32767, heads, dtype);
-                        attention(kernels, 512, 512, heads, dtype);
-                        attention(kernels, 512, 2048, heads, dtype);
+            for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
+                for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
+                    for (query_len, context_len) in [(1, 2047), (1, 32767), (512, 512), (512, 2048)] {
+                        attention(kernels, query_len, context_len, heads, dtype);
                     }
                 }
             }

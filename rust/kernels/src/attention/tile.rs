@@ -94,6 +94,13 @@ impl<'a, E> Held<'a, E> {
     }
 }
 
+/// Where lines begin that are asked for while a block is computed.
+#[derive(Clone, Copy)]
+struct Ahead {
+    keys: *const u8,
+    values: *const u8,
+}
+
 pub(super) struct Tile<'a, E> {
     pub(super) source: Source<'a, E>,
     pub(super) q: &'a [f32],
@@ -141,10 +148,7 @@ impl<E: Element> Op for Tile<'_, E> {
         let first_block = first_visible(self.position(0), self.params.window) / BLOCK_SIZE;
         let blocks = last_position / BLOCK_SIZE + 1;
         for block in first_block..blocks {
-            if block + AHEAD < blocks {
-                self.fetch(s, block + AHEAD);
-            }
-            self.block(s, &mut state, block);
+            self.block(s, &mut state, block, (block + AHEAD).min(blocks - 1));
         }
         self.finish(s, &state);
         STATE.set(state);
@@ -197,25 +201,35 @@ impl<E: Element> Tile<'_, E> {
         (low, (position + 1).saturating_sub(start).min(BLOCK_SIZE))
     }
 
-    /// Asks for a block's keys and values: blocks lie anywhere, so the machine cannot guess which comes next.
+    /// Where the keys and values of a block begin that will be read soon. Blocks lie anywhere, so the machine cannot guess.
     #[inline(always)]
-    fn fetch<S: Simd>(&self, s: S, block: usize) {
+    fn ahead(&self, block: usize) -> Ahead {
         let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
         let head_dim = self.params.head_dim;
         let (keys, values) = (key_block(head_dim), value_block(head_dim));
         match self.source {
-            Source::Float(pair) => {
-                fetch(s, &pair.keys, place, keys);
-                fetch(s, &pair.values, place, values);
-            }
-            Source::Int8 { blocks, .. } => {
-                fetch(s, &blocks.high, place, plane(head_dim));
-                fetch(s, &blocks.low, place, plane(head_dim));
-                fetch(s, &blocks.key_lo, place, padded(head_dim));
-                fetch(s, &blocks.key_step, place, padded(head_dim));
-                fetch(s, &blocks.values, place, values);
-                fetch(s, &blocks.value_scale, place, BLOCK_SIZE);
-            }
+            Source::Float(pair) => Ahead {
+                keys: pair.keys.as_ptr().wrapping_add(place * keys).cast(),
+                values: pair.values.as_ptr().wrapping_add(place * values).cast(),
+            },
+            Source::Int8 { blocks, .. } => Ahead {
+                keys: blocks.high.as_ptr().wrapping_add(place * plane(head_dim)),
+                values: blocks.values.as_ptr().wrapping_add(place * values).cast(),
+            },
+        }
+    }
+
+    /// Asks for the parts of an int8 block that are not fetched while another is computed.
+    #[inline(always)]
+    fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
+        if let Source::Int8 { blocks, .. } = self.source {
+            let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+            let head_dim = self.params.head_dim;
+            fetch(s, &blocks.low, place, plane(head_dim));
+            fetch(s, &blocks.high, place, plane(head_dim));
+            fetch(s, &blocks.key_lo, place, padded(head_dim));
+            fetch(s, &blocks.key_step, place, padded(head_dim));
+            fetch(s, &blocks.value_scale, place, BLOCK_SIZE);
         }
     }
 
@@ -242,8 +256,10 @@ impl<E: Element> Tile<'_, E> {
 
     /// One KV block for all rows, in runs of at most four that see the same places in the same form.
     #[inline(always)]
-    fn block<S: Simd>(&self, s: S, state: &mut State, block: usize) {
+    fn block<S: Simd>(&self, s: S, state: &mut State, block: usize, next: usize) {
         let rows = self.count * self.group();
+        let mut ahead = self.ahead(next);
+        self.fetch_rest(s, next);
         let mut unpacked = false;
         let mut row = 0;
         while row < rows {
@@ -262,13 +278,15 @@ impl<E: Element> Tile<'_, E> {
                     unpacked = true;
                 }
                 match count {
-                    4.. => self.rows::<S, 4>(s, state, held, row, seen),
-                    3 => self.rows::<S, 3>(s, state, held, row, seen),
-                    2 => self.rows::<S, 2>(s, state, held, row, seen),
-                    _ => self.rows::<S, 1>(s, state, held, row, seen),
+                    4.. => self.rows::<S, 4>(s, state, held, row, seen, ahead),
+                    3 => self.rows::<S, 3>(s, state, held, row, seen, ahead),
+                    2 => self.rows::<S, 2>(s, state, held, row, seen, ahead),
+                    _ => self.rows::<S, 1>(s, state, held, row, seen, ahead),
                 }
             }
             row += count;
+            // Once is enough: for the next rows these lines are near.
+            ahead = self.ahead(block);
         }
     }
 
@@ -281,12 +299,13 @@ impl<E: Element> Tile<'_, E> {
         held: Held<'_, E>,
         row: usize,
         seen: (usize, usize),
+        ahead: Ahead,
     ) {
         let head_dim = self.params.head_dim;
         let vectors = padded(head_dim) / LANES;
         let q = &state.q[row * vectors..(row + R) * vectors];
         let scores = match held {
-            Held::Float { keys, .. } => scores::<S, E, R>(s, q, &[0.0; R], keys, head_dim),
+            Held::Float { keys, .. } => scores::<S, E, R>(s, q, &[0.0; R], keys, head_dim, ahead.keys),
             Held::Int8(head) => {
                 let folded = &mut state.folded[..R * vectors];
                 let mut base = [0.0; R];
@@ -294,7 +313,7 @@ impl<E: Element> Tile<'_, E> {
                     let part = r * vectors..(r + 1) * vectors;
                     base[r] = head.fold_query(s, &q[part.clone()], &mut folded[part]);
                 }
-                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim)
+                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim, ahead.values)
             }
         };
         let mut weights = [[0.0; BLOCK_SIZE]; R];
@@ -323,12 +342,14 @@ impl<E: Element> Tile<'_, E> {
         }
         let acc = &mut state.acc[row * vectors..(row + R) * vectors];
         match held {
-            Held::Float { values, .. } => weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen),
+            Held::Float { values, .. } => {
+                weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen, ahead.values)
+            }
             Held::Int8(head) => {
                 for weights in &mut weights {
                     head.scale_weights(s, weights);
                 }
-                weigh::<S, i8, R>(s, acc, head.values, &weights, &rescale, seen);
+                weigh::<S, i8, R>(s, acc, head.values, &weights, &rescale, seen, ahead.values);
             }
         }
     }
@@ -384,6 +405,7 @@ fn scores<S: Simd, E: Element, const R: usize>(
     start: &[f32; R],
     keys: &[[E; LANES]],
     head_dim: usize,
+    ahead: *const u8,
 ) -> [[S::F; HALVES]; R] {
     let stride = padded(head_dim);
     assert!(q.len() * LANES == R * stride && keys.len() >= HALVES * head_dim);
@@ -391,6 +413,7 @@ fn scores<S: Simd, E: Element, const R: usize>(
     let mut acc = start.map(|start| [s.splat(start); HALVES]);
     if S::WIDE {
         for channel in 0..head_dim {
+            s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
             for half in 0..HALVES {
                 // SAFETY: channel < head_dim and half < 2, within the length checked above.
                 let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
@@ -407,6 +430,9 @@ fn scores<S: Simd, E: Element, const R: usize>(
     for half in 0..HALVES {
         let mut part = start.map(|start| s.splat(start));
         for channel in 0..head_dim {
+            if half == 0 {
+                s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
+            }
             // SAFETY: as above.
             let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
             for r in 0..R {
@@ -433,6 +459,7 @@ fn weigh<S: Simd, E: Element, const R: usize>(
     weights: &[[f32; BLOCK_SIZE]; R],
     rescale: &[f32; R],
     seen: (usize, usize),
+    ahead: *const u8,
 ) {
     let vectors = acc.len() / R;
     assert!(values.len() == BLOCK_SIZE * vectors && seen.1 <= BLOCK_SIZE);
@@ -444,6 +471,7 @@ fn weigh<S: Simd, E: Element, const R: usize>(
         for token in seen.0..seen.1 {
             // SAFETY: token < 32 and vector < vectors, within the length checked above.
             let value = E::load(s, unsafe { values.get_unchecked(token * vectors + vector) });
+            s.prefetch_l2(ahead.wrapping_add((token * vectors + vector) * LANES * size_of::<E>()));
             for r in 0..R {
                 sums[r] = s.fma(s.splat(weights[r][token]), value, sums[r]);
             }
