@@ -18,7 +18,7 @@ use half::bf16;
 
 use super::BLOCK_SIZE;
 use super::kv::{Pair, key_block, padded, value_block};
-use super::tile::Element;
+use super::rows::Element;
 use crate::context::Kernels;
 use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;

@@ -6,6 +6,8 @@
 
 mod int8;
 mod kv;
+mod rows;
+mod source;
 mod tile;
 mod write;
 
@@ -17,7 +19,9 @@ use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::dispatch;
 use kv::Store;
-use tile::{Element, Source, Tile};
+use rows::Element;
+use source::Source;
+use tile::Tile;
 
 /// Tokens in a KV block.
 pub const BLOCK_SIZE: usize = 32;

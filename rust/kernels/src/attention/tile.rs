@@ -5,19 +5,18 @@
 
 use std::cell::RefCell;
 
-use super::int8::{Int8Blocks, Int8Head, plane};
-use super::kv::{Pair, key_block, padded, value_block};
+use super::int8::plane;
+use super::kv::{key_block, padded, value_block};
+use super::rows::{Element, HALVES, fetch, scores, weigh};
+use super::source::{Ahead, Held, Source};
 use super::{AttentionParams, BLOCK_SIZE, SeqView, first_visible};
-use crate::pages::Plain;
 use crate::parallel::Shared;
 use crate::simd::{self, LANES, Op, Simd};
 
-/// Vectors of keys in a block.
-const HALVES: usize = BLOCK_SIZE / LANES;
 /// Blocks that are fetched ahead.
-const AHEAD: usize = 2;
+pub(super) const AHEAD: usize = 2;
 /// Rows that are computed together at most.
-const ROWS: usize = 4;
+pub(super) const ROWS: usize = 4;
 /// Places of tokens in a block, as numbers to compare with.
 const PLACES: [f32; BLOCK_SIZE] = {
     let mut places = [0.0; BLOCK_SIZE];
@@ -28,78 +27,6 @@ const PLACES: [f32; BLOCK_SIZE] = {
     }
     places
 };
-
-/// A stored key or value.
-pub(super) trait Element: Plain {
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
-        s.load(from)
-    }
-}
-
-/// bf16 bits.
-impl Element for u16 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
-        s.load_bf16(from)
-    }
-}
-
-/// Codes of keys.
-impl Element for u8 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[u8; LANES]) -> S::F {
-        s.load_u8(from)
-    }
-}
-
-/// Codes of values.
-impl Element for i8 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[i8; LANES]) -> S::F {
-        s.load_i8(from)
-    }
-}
-
-/// Where the keys and values of a layer lie.
-#[derive(Clone, Copy)]
-pub(super) enum Source<'a, E> {
-    /// All blocks as floats.
-    Float(&'a Pair<E>),
-    /// Each query's own block in a tail, every block before it in int8.
-    Int8 { blocks: &'a Int8Blocks, tails: &'a [Pair<E>] },
-}
-
-/// One block of one KV head, in the form in which some rows read it.
-#[derive(Clone, Copy)]
-enum Held<'a, E> {
-    Float { keys: &'a [[E; LANES]], values: &'a [[E; LANES]] },
-    Int8(Int8Head<'a>),
-}
-
-impl<'a, E> Held<'a, E> {
-    /// Block and head `place` of `pair`.
-    #[inline(always)]
-    fn float(pair: &'a Pair<E>, place: usize, head_dim: usize) -> Self
-    where
-        E: Plain,
-    {
-        let keys = &pair.keys[place * key_block(head_dim)..(place + 1) * key_block(head_dim)];
-        let values = &pair.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
-        Held::Float { keys: keys.as_chunks().0, values: values.as_chunks().0 }
-    }
-}
-
-/// Where lines begin that are asked for while a block is computed.
-#[derive(Clone, Copy)]
-struct Ahead {
-    keys: *const u8,
-    values: *const u8,
-}
 
 pub(super) struct Tile<'a, E> {
     pub(super) source: Source<'a, E>,
@@ -114,19 +41,30 @@ pub(super) struct Tile<'a, E> {
     pub(super) out: &'a Shared<'a, f32>,
 }
 
+/// Rows that are computed together.
+#[derive(Clone, Copy)]
+pub(super) struct Run {
+    pub(super) row: usize,
+    pub(super) count: usize,
+    /// The places of the block that they see.
+    pub(super) seen: (usize, usize),
+    /// Whether they read it from its tail.
+    pub(super) own: bool,
+}
+
 /// The running state of a task's rows.
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// Scaled queries, `[rows][padded head_dim]`.
-    q: Vec<[f32; LANES]>,
+    pub(super) q: Vec<[f32; LANES]>,
     /// Weighted sums of values, `[rows][padded head_dim]`.
-    acc: Vec<[f32; LANES]>,
+    pub(super) acc: Vec<[f32; LANES]>,
     /// The largest score of each row.
     largest: Vec<f32>,
     /// Sums of weights, 16 chains a row.
-    sum: Vec<[f32; LANES]>,
+    pub(super) sum: Vec<[f32; LANES]>,
     /// Codes of a block's keys, `[padded head_dim][32]`.
-    codes: Vec<u8>,
+    pub(super) codes: Vec<u8>,
     /// Queries times the steps of a block's keys, `[ROWS][padded head_dim]`.
     folded: Vec<[f32; LANES]>,
 }
@@ -158,17 +96,17 @@ impl<E: Element> Op for Tile<'_, E> {
 impl<E: Element> Tile<'_, E> {
     /// Query heads of a KV head.
     #[inline(always)]
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.params.heads / self.params.kv_heads
     }
 
     /// The position of query `index` of this task.
     #[inline(always)]
-    fn position(&self, index: usize) -> usize {
+    pub(super) fn position(&self, index: usize) -> usize {
         self.seq.context_len - self.seq.query_len + self.first + index
     }
 
-    fn start(&self, state: &mut State) {
+    pub(super) fn start(&self, state: &mut State) {
         let (head_dim, group) = (self.params.head_dim, self.group());
         let rows = self.count * group;
         let vectors = padded(head_dim) / LANES;
@@ -203,7 +141,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Where the keys and values of a block begin that will be read soon. Blocks lie anywhere, so the machine cannot guess.
     #[inline(always)]
-    fn ahead(&self, block: usize) -> Ahead {
+    pub(super) fn ahead(&self, block: usize) -> Ahead {
         let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
         let head_dim = self.params.head_dim;
         let (keys, values) = (key_block(head_dim), value_block(head_dim));
@@ -221,7 +159,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Asks for the parts of an int8 block that are not fetched while another is computed.
     #[inline(always)]
-    fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
+    pub(super) fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
         if let Source::Int8 { blocks, .. } = self.source {
             let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
             let head_dim = self.params.head_dim;
@@ -241,7 +179,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Block `block` in the form that rows read for which it is, or is not, their own.
     #[inline(always)]
-    fn held(&self, block: usize, own: bool) -> Held<'_, E> {
+    pub(super) fn held(&self, block: usize, own: bool) -> Held<'_, E> {
         let (head_dim, kv_heads) = (self.params.head_dim, self.params.kv_heads);
         let place = self.seq.block_table[block] as usize * kv_heads + self.kv_head;
         match self.source {
@@ -254,7 +192,21 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
-    /// One KV block for all rows, in runs of at most four that see the same places in the same form.
+    /// The run of rows from `row` on, at most four before `end`, that see the same places of a block in the same form.
+    #[inline(always)]
+    pub(super) fn run(&self, block: usize, row: usize, end: usize) -> Run {
+        let (seen, own) = (self.visible(block, row), self.own(block, row));
+        let mut count = 1;
+        while count < ROWS
+            && row + count < end
+            && (self.visible(block, row + count), self.own(block, row + count)) == (seen, own)
+        {
+            count += 1;
+        }
+        Run { row, count, seen, own }
+    }
+
+    /// One KV block for all rows.
     #[inline(always)]
     fn block<S: Simd>(&self, s: S, state: &mut State, block: usize, next: usize) {
         let rows = self.count * self.group();
@@ -263,48 +215,37 @@ impl<E: Element> Tile<'_, E> {
         let mut unpacked = false;
         let mut row = 0;
         while row < rows {
-            let (seen, own) = (self.visible(block, row), self.own(block, row));
-            let mut count = 1;
-            while count < ROWS
-                && row + count < rows
-                && (self.visible(block, row + count), self.own(block, row + count)) == (seen, own)
-            {
-                count += 1;
-            }
-            if seen.0 < seen.1 {
-                let held = self.held(block, own);
-                if let (Held::Int8(head), false) = (held, unpacked) {
-                    head.unpack(&mut state.codes);
-                    unpacked = true;
-                }
-                match count {
-                    4.. => self.rows::<S, 4>(s, state, held, row, seen, ahead),
-                    3 => self.rows::<S, 3>(s, state, held, row, seen, ahead),
-                    2 => self.rows::<S, 2>(s, state, held, row, seen, ahead),
-                    _ => self.rows::<S, 1>(s, state, held, row, seen, ahead),
+            let run = self.run(block, row, rows);
+            if run.seen.0 < run.seen.1 {
+                let held = self.held(block, run.own);
+                unpacked = unpacked || held.unpack(&mut state.codes);
+                match run.count {
+                    4.. => self.rows::<S, 4>(s, state, held, run, ahead),
+                    3 => self.rows::<S, 3>(s, state, held, run, ahead),
+                    2 => self.rows::<S, 2>(s, state, held, run, ahead),
+                    _ => self.rows::<S, 1>(s, state, held, run, ahead),
                 }
             }
-            row += count;
+            row += run.count;
             // Once is enough: for the next rows these lines are near.
             ahead = self.ahead(block);
         }
     }
 
-    /// R rows that see places `seen.0 .. seen.1` of a block.
+    /// The scores of R rows in a block, with soft cap and mask.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize>(
+    pub(super) fn scores<S: Simd, const R: usize>(
         &self,
         s: S,
         state: &mut State,
         held: Held<'_, E>,
-        row: usize,
-        seen: (usize, usize),
+        run: Run,
         ahead: Ahead,
-    ) {
+    ) -> [[S::F; HALVES]; R] {
         let head_dim = self.params.head_dim;
         let vectors = padded(head_dim) / LANES;
-        let q = &state.q[row * vectors..(row + R) * vectors];
-        let scores = match held {
+        let q = &state.q[run.row * vectors..(run.row + R) * vectors];
+        let mut scores = match held {
             Held::Float { keys, .. } => scores::<S, E, R>(s, q, &[0.0; R], keys, head_dim, ahead.keys),
             Held::Int8(head) => {
                 let folded = &mut state.folded[..R * vectors];
@@ -316,14 +257,56 @@ impl<E: Element> Tile<'_, E> {
                 scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim, ahead.values)
             }
         };
+        for r in 0..R {
+            for half in 0..HALVES {
+                scores[r][half] = self.bounded(s, scores[r][half], half, run.seen);
+            }
+        }
+        scores
+    }
+
+    /// Sums of values of R rows: acc = acc * rescale + weights times the values of a block.
+    #[inline(always)]
+    pub(super) fn weigh<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        acc: &mut [[f32; LANES]],
+        held: Held<'_, E>,
+        weights: &mut [[f32; BLOCK_SIZE]; R],
+        rescale: &[f32; R],
+        seen: (usize, usize),
+        ahead: *const u8,
+    ) {
+        match held {
+            Held::Float { values, .. } => weigh::<S, E, R>(s, acc, values, weights, rescale, seen, ahead),
+            Held::Int8(head) => {
+                for weights in weights.iter_mut() {
+                    head.scale_weights(s, weights);
+                }
+                weigh::<S, i8, R>(s, acc, head.values, weights, rescale, seen, ahead);
+            }
+        }
+    }
+
+    /// R rows and a block: an online softmax.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        state: &mut State,
+        held: Held<'_, E>,
+        run: Run,
+        ahead: Ahead,
+    ) {
+        let row = run.row;
+        let scores = self.scores::<S, R>(s, state, held, run, ahead);
         let mut weights = [[0.0; BLOCK_SIZE]; R];
         let mut rescale = [1.0; R];
         for r in 0..R {
-            let mut score = scores[r];
+            let score = scores[r];
             let before = state.largest[row + r];
             let mut top = s.splat(before);
             for half in 0..HALVES {
-                score[half] = self.bounded(s, score[half], half, seen);
                 top = s.max(score[half], top);
             }
             let largest = s.reduce_max(top);
@@ -340,18 +323,9 @@ impl<E: Element> Tile<'_, E> {
             }
             s.store(sum, &mut state.sum[row + r]);
         }
+        let vectors = padded(self.params.head_dim) / LANES;
         let acc = &mut state.acc[row * vectors..(row + R) * vectors];
-        match held {
-            Held::Float { values, .. } => {
-                weigh::<S, E, R>(s, acc, values, &weights, &rescale, seen, ahead.values)
-            }
-            Held::Int8(head) => {
-                for weights in &mut weights {
-                    head.scale_weights(s, weights);
-                }
-                weigh::<S, i8, R>(s, acc, head.values, &weights, &rescale, seen, ahead.values);
-            }
-        }
+        self.weigh::<S, R>(s, acc, held, &mut weights, &rescale, run.seen, ahead.values);
     }
 
     /// The soft cap and the mask.
@@ -372,7 +346,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Divides by the sums and writes the rows out.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, state: &State) {
+    pub(super) fn finish<S: Simd>(&self, s: S, state: &State) {
         let (head_dim, group) = (self.params.head_dim, self.group());
         let vectors = padded(head_dim) / LANES;
         for row in 0..self.count * group {
@@ -385,99 +359,6 @@ impl<E: Element> Tile<'_, E> {
                 // + 0 makes -0 into 0: the sign of a zero sum may hang on masked tokens.
                 s.store_partial(s.add(s.mul(s.load(acc), inverse), s.zero()), out);
             }
-        }
-    }
-}
-
-/// Asks for the `size` elements at `place`.
-#[inline(always)]
-fn fetch<S: Simd, T>(s: S, pages: &[T], place: usize, size: usize) {
-    for i in (0..size).step_by(64 / size_of::<T>()) {
-        s.prefetch_l2(pages.as_ptr().wrapping_add(place * size + i));
-    }
-}
-
-/// R rows of q, `[R][padded head_dim]`, times a block of keys, on top of `start`: one chain over channels for each key.
-#[inline(always)]
-fn scores<S: Simd, E: Element, const R: usize>(
-    s: S,
-    q: &[[f32; LANES]],
-    start: &[f32; R],
-    keys: &[[E; LANES]],
-    head_dim: usize,
-    ahead: *const u8,
-) -> [[S::F; HALVES]; R] {
-    let stride = padded(head_dim);
-    assert!(q.len() * LANES == R * stride && keys.len() >= HALVES * head_dim);
-    let q = q.as_flattened().as_ptr();
-    let mut acc = start.map(|start| [s.splat(start); HALVES]);
-    if S::WIDE {
-        for channel in 0..head_dim {
-            s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
-            for half in 0..HALVES {
-                // SAFETY: channel < head_dim and half < 2, within the length checked above.
-                let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
-                for r in 0..R {
-                    // SAFETY: r < R and channel < head_dim, within the length checked above.
-                    let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                    acc[r][half] = s.fma(x, key, acc[r][half]);
-                }
-            }
-        }
-        return acc;
-    }
-    // Few registers: one half after the other. Each chain is the same.
-    for half in 0..HALVES {
-        let mut part = start.map(|start| s.splat(start));
-        for channel in 0..head_dim {
-            if half == 0 {
-                s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
-            }
-            // SAFETY: as above.
-            let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
-            for r in 0..R {
-                // SAFETY: as above.
-                let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                part[r] = s.fma(x, key, part[r]);
-            }
-        }
-        for r in 0..R {
-            acc[r][half] = part[r];
-        }
-    }
-    acc
-}
-
-/// acc = acc * rescale + weights times values: one chain over the tokens that are seen, in order.
-///
-/// Other tokens are not read: their places may hold anything, even NaN.
-#[inline(always)]
-fn weigh<S: Simd, E: Element, const R: usize>(
-    s: S,
-    acc: &mut [[f32; LANES]],
-    values: &[[E; LANES]],
-    weights: &[[f32; BLOCK_SIZE]; R],
-    rescale: &[f32; R],
-    seen: (usize, usize),
-    ahead: *const u8,
-) {
-    let vectors = acc.len() / R;
-    assert!(values.len() == BLOCK_SIZE * vectors && seen.1 <= BLOCK_SIZE);
-    for vector in 0..vectors {
-        let mut sums = [s.zero(); R];
-        for r in 0..R {
-            sums[r] = s.mul(s.load(&acc[r * vectors + vector]), s.splat(rescale[r]));
-        }
-        for token in seen.0..seen.1 {
-            // SAFETY: token < 32 and vector < vectors, within the length checked above.
-            let value = E::load(s, unsafe { values.get_unchecked(token * vectors + vector) });
-            s.prefetch_l2(ahead.wrapping_add((token * vectors + vector) * LANES * size_of::<E>()));
-            for r in 0..R {
-                sums[r] = s.fma(s.splat(weights[r][token]), value, sums[r]);
-            }
-        }
-        for r in 0..R {
-            s.store(sums[r], &mut acc[r * vectors + vector]);
         }
     }
 }
