@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{Rng, assert_close, bits, every_context, kernels};
+use common::{Rng, assert_close, bits, every_context, int8, kernels};
 use octavo_kernels::{
-    AttentionParams, BLOCK_SIZE, FilledBlock, Isa, Kernels, KvDtype, KvLayer, SeqView, TailDtype, bf16,
-    fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
+    SeqView, TailDtype, bf16, dynamic_attention, fill_blocks, paged_attention, write_kv,
 };
 
 on_each_isa!(
@@ -38,6 +38,8 @@ struct Case {
     params: AttentionParams,
     sequences: Vec<Sequence>,
     num_blocks: usize,
+    /// What queries of int8 layers may leave out.
+    choice: Option<DynamicParams>,
 }
 
 impl Case {
@@ -56,7 +58,7 @@ impl Case {
             blocks: (0..len.div_ceil(BLOCK_SIZE)).map(|_| free.swap_remove(rng.below(free.len()))).collect(),
         });
         let sequences = sequences.collect();
-        Case { params, sequences, num_blocks }
+        Case { params, sequences, num_blocks, choice: None }
     }
 
     fn layer(&self, dtype: KvDtype) -> KvLayer {
@@ -101,7 +103,15 @@ impl Case {
             fill_blocks(kernels, layer, &filled);
         }
         let mut out = vec![f32::NAN; slots.len() * width];
-        paged_attention(kernels, layer, &rows, stride, &seqs, &self.params, &mut out);
+        match self.choice.filter(|_| int8) {
+            None => paged_attention(kernels, layer, &rows, stride, &seqs, &self.params, &mut out),
+            Some(choice) => {
+                let choices = vec![choice; seqs.len()];
+                let mut reports = vec![AttentionReport::default(); seqs.len()];
+                let (params, out) = (&self.params, &mut out);
+                dynamic_attention(kernels, layer, &rows, stride, &seqs, params, &choices, out, &mut reports);
+            }
+        }
         seqs.iter()
             .map(|s| out[s.query_start * width..(s.query_start + s.query_len) * width].to_vec())
             .collect()
@@ -162,48 +172,6 @@ impl Case {
             }
         }
         out
-    }
-}
-
-/// The int8 form of blocks, written plainly: what its dequantised keys and values are.
-mod int8 {
-    use super::BLOCK_SIZE;
-
-    /// The next bf16 below, or x: cutting bits off goes towards zero.
-    fn down(x: f32) -> f32 {
-        let cut = f32::from_bits(x.to_bits() & 0xffff_0000);
-        if cut <= x { cut } else { f32::from_bits(cut.to_bits() + 0x1_0000) }
-    }
-
-    fn up(x: f32) -> f32 {
-        -down(-x)
-    }
-
-    /// Keys `[len, width]`: a range per channel and whole block.
-    pub fn keys(k: &[f32], width: usize) -> Vec<f32> {
-        let mut out = k.to_vec();
-        for block in 0..k.len() / width / BLOCK_SIZE {
-            for channel in 0..width {
-                let places = || (0..BLOCK_SIZE).map(|t| (block * BLOCK_SIZE + t) * width + channel);
-                let lo = down(places().map(|i| k[i]).fold(f32::INFINITY, f32::min));
-                let hi = places().map(|i| k[i]).fold(f32::NEG_INFINITY, f32::max);
-                let step = up((0.5 * hi - 0.5 * lo) / 127.5);
-                for i in places() {
-                    let code = ((0.5 * k[i] - 0.5 * lo) / (0.5 * step)).clamp(0.0, 255.0).round_ties_even();
-                    out[i] = lo + step * if step > 0.0 { code } else { 0.0 };
-                }
-            }
-        }
-        out
-    }
-
-    /// Values `[.., head_dim]`: a scale per token and head.
-    pub fn values(v: &[f32], head_dim: usize) -> Vec<f32> {
-        let rows = v.chunks(head_dim).map(|row| {
-            let scale = up(row.iter().fold(0.0_f32, |a, x| a.max(x.abs())) / 127.0);
-            row.iter().map(|x| scale * (x / scale).round_ties_even()).collect::<Vec<f32>>()
-        });
-        rows.flatten().collect()
     }
 }
 
@@ -304,7 +272,14 @@ fn faulty_blocks_read_as_nan(isa: Isa) {
 #[test]
 fn bits_depend_on_positions_only() {
     let contexts = every_context();
-    for (number, case) in cases().into_iter().enumerate() {
+    // Concentrated enough for blocks to be left out, with few blocks always read.
+    let choice = DynamicParams { error_bound: 0.05, min_context: 40, sink_blocks: 0, local_blocks: 0 };
+    let chosen = [[150, 40], [97, 260]].map(|lengths| {
+        let mut case = Case::new(lengths[0] as u64, params(6, 2, 48), &lengths);
+        case.choice = Some(choice);
+        case
+    });
+    for (number, case) in cases().into_iter().chain(chosen).enumerate() {
         for dtype in DTYPES {
             let want: Vec<Vec<u32>> = case.whole(&contexts[0], dtype).iter().map(|x| bits(x)).collect();
             for (seed, kernels) in contexts.iter().enumerate() {

@@ -5,7 +5,7 @@
 //! - keys: per channel of the block `lo` and `step` (bf16) and a code of 8 bits per token, `key = lo + step * code`. The
 //!   channel is the unit because keys have channels with large offsets, which a scale per token would spend its codes on;
 //! - values: per token `scale` (bf16) and a code in -127..=127 per channel, `value = scale * code`;
-//! - the largest norm of a value.
+//! - two bounds for dynamic attention: on the norm of its values, and on the terms of a product with its keys.
 //!
 //! The codes of keys lie in two planes, their high and their low four bits, so that a reader can do with the first
 //! half: it fixes each key to `lo + step * (16 * high + 7.5 +- 7.5)`. A byte of a plane holds channel j in its low four
@@ -29,7 +29,7 @@ const KEY_CODES: f32 = 255.0;
 /// Largest code of a value.
 const VALUE_CODES: f32 = 127.0;
 /// More than the rounding errors of a norm's sum, root and product.
-const NORM_SLACK: f32 = 1.0 + 1e-6;
+const NORM_SLACK: f32 = 1.0 + 1e-5;
 
 /// Blocks of one layer in int8, `[block][kv head]` each.
 #[derive(Debug)]
@@ -46,6 +46,9 @@ pub(super) struct Int8Blocks {
     pub(super) value_scale: Pages<u16>,
     /// At least the norm of every value of the block as it is stored.
     pub(super) value_norm: Pages<f32>,
+    /// At least the norm of `|lo| + 255 step` over the channels: times the norm of a query it bounds the sum of the
+    /// magnitudes of all terms of a score, and so the score's rounding error.
+    pub(super) key_reach: Pages<f32>,
 }
 
 /// Bytes of one plane of a block and head.
@@ -55,7 +58,7 @@ pub(super) fn plane(head_dim: usize) -> usize {
 
 /// Bytes of one block and head in all parts.
 pub(super) fn bytes_per_head(head_dim: usize) -> usize {
-    2 * plane(head_dim) + 4 * padded(head_dim) + value_block(head_dim) + 2 * BLOCK_SIZE + size_of::<f32>()
+    2 * plane(head_dim) + 4 * padded(head_dim) + value_block(head_dim) + 2 * BLOCK_SIZE + 2 * size_of::<f32>()
 }
 
 /// A block that has become full: where its int8 form goes, and the tail that holds it.
@@ -78,6 +81,7 @@ impl Int8Blocks {
             values: Pages::zeroed(heads * value_block(head_dim)),
             value_scale: Pages::zeroed(heads * BLOCK_SIZE),
             value_norm: Pages::zeroed(heads),
+            key_reach: Pages::zeroed(heads),
         }
     }
 
@@ -92,6 +96,7 @@ impl Int8Blocks {
         copy(&mut self.values, from, to, kv_heads * value_block(head_dim));
         copy(&mut self.value_scale, from, to, kv_heads * BLOCK_SIZE);
         copy(&mut self.value_norm, from, to, kv_heads);
+        copy(&mut self.key_reach, from, to, kv_heads);
     }
 
     /// The part of block and head `place` that attention reads.
@@ -121,7 +126,7 @@ impl Int8Blocks {
         let (high, low) = (Shared::new(&mut self.high), Shared::new(&mut self.low));
         let (key_lo, key_step) = (Shared::new(&mut self.key_lo), Shared::new(&mut self.key_step));
         let (values, value_scale) = (Shared::new(&mut self.values), Shared::new(&mut self.value_scale));
-        let value_norm = Shared::new(&mut self.value_norm);
+        let (value_norm, key_reach) = (Shared::new(&mut self.value_norm), Shared::new(&mut self.key_reach));
         kernels.pool().run(filled.len() * kv_heads, &|task| {
             let (FilledBlock { block, tail }, head) = (filled[task / kv_heads], task % kv_heads);
             let (tail, place) = (&tails[tail as usize], block as usize * kv_heads + head);
@@ -138,6 +143,7 @@ impl Int8Blocks {
                     values: values.part(place * value_block..(place + 1) * value_block),
                     scale: value_scale.part(place * BLOCK_SIZE..(place + 1) * BLOCK_SIZE),
                     norm: &mut value_norm.part(place..place + 1)[0],
+                    reach: &mut key_reach.part(place..place + 1)[0],
                 }
             };
             dispatch(kernels, filler);
@@ -200,6 +206,7 @@ struct Filler<'a, E> {
     values: &'a mut [i8],
     scale: &'a mut [u16],
     norm: &'a mut f32,
+    reach: &'a mut f32,
 }
 
 impl<E: Element> Op for Filler<'_, E> {
@@ -207,7 +214,8 @@ impl<E: Element> Op for Filler<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Filler { tail_keys, tail_values, head_dim, high, low, lo, step, values, scale, norm } = self;
+        let Filler { tail_keys, tail_values, head_dim, high, low, lo, step, values, scale, norm, reach } =
+            self;
         high.fill(0);
         low.fill(0);
         let half = padded(head_dim) / 2;
@@ -226,6 +234,7 @@ impl<E: Element> Op for Filler<'_, E> {
                 }
             }
         }
+        *reach = key_reach(s, lo, step);
         *norm = 0.0;
         let vectors = padded(head_dim) / LANES;
         let tokens = tail_values.as_chunks::<LANES>().0.chunks_exact(vectors);
@@ -275,6 +284,17 @@ fn key_codes<S: Simd>(s: S, keys: S::F, lo: f32, step: f32) -> [u8; LANES] {
     let mut codes = [0.0; LANES];
     s.store(s.to_f32(s.round(code)), &mut codes);
     codes.map(|code| code as u8)
+}
+
+/// The norm of `|lo| + 255 step`, rounded up.
+#[inline(always)]
+fn key_reach<S: Simd>(s: S, lo: &[u16], step: &[u16]) -> f32 {
+    let mut squares = s.zero();
+    for (lo, step) in lo.as_chunks().0.iter().zip(step.as_chunks().0) {
+        let reach = s.fma(s.load_bf16(step), s.splat(KEY_CODES), s.abs(s.load_bf16(lo)));
+        squares = s.fma(reach, reach, squares);
+    }
+    s.reduce_add(squares).sqrt() * NORM_SLACK
 }
 
 /// The scale of a token's values; padding is 0.

@@ -4,6 +4,7 @@
 //! is always taken as a whole of 32 tokens with a mask, and blocks begin at positions that are multiples of 32, so the
 //! sums of a query depend on its position and window only: the bits are the same alone, in a chunk or in a batch.
 
+mod dynamic;
 mod int8;
 mod kv;
 mod rows;
@@ -11,6 +12,7 @@ mod source;
 mod tile;
 mod write;
 
+pub use dynamic::{AttentionReport, DynamicParams};
 pub use int8::FilledBlock;
 pub use kv::{KvDtype, KvLayer, TailDtype};
 pub use write::{fill_blocks, write_kv};
@@ -18,6 +20,7 @@ pub use write::{fill_blocks, write_kv};
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::dispatch;
+use dynamic::Dynamic;
 use kv::Store;
 use rows::Element;
 use source::Source;
@@ -27,6 +30,9 @@ use tile::Tile;
 pub const BLOCK_SIZE: usize = 32;
 /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits.
 const ROWS_PER_TILE: usize = 32;
+
+/// The same where queries choose what they read: the weights of all their keys are held at once.
+const DYNAMIC_ROWS_PER_TILE: usize = 16;
 
 /// What attention needs to know of the model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,13 +89,46 @@ pub fn paged_attention(
 ) {
     check(layer, q, q_stride, seqs, params, out);
     match &layer.store {
-        Store::F32(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out),
-        Store::Bf16(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out),
+        Store::F32(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, None),
+        Store::Bf16(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, None),
         Store::Int8F32(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out);
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, None);
         }
         Store::Int8Bf16(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out);
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, None);
+        }
+    }
+}
+
+/// As [`paged_attention`], over an int8 layer, where sequence i may leave values out as `choices[i]` says.
+///
+/// `reports[i]` takes in what its queries read. A query's output depends on its sequence, its position and
+/// `choices[i]` alone.
+pub fn dynamic_attention(
+    kernels: &Kernels,
+    layer: &KvLayer,
+    q: &[f32],
+    q_stride: usize,
+    seqs: &[SeqView<'_>],
+    params: &AttentionParams,
+    choices: &[DynamicParams],
+    out: &mut [f32],
+    reports: &mut [AttentionReport],
+) {
+    check(layer, q, q_stride, seqs, params, out);
+    assert_eq!(
+        (choices.len(), reports.len()),
+        (seqs.len(), seqs.len()),
+        "choices and reports of the sequences"
+    );
+    let chosen = Some((choices, reports));
+    match &layer.store {
+        Store::F32(_) | Store::Bf16(_) => panic!("dynamic attention needs an int8 layer"),
+        Store::Int8F32(blocks, tails) => {
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, chosen);
+        }
+        Store::Int8Bf16(blocks, tails) => {
+            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, chosen);
         }
     }
 }
@@ -100,8 +139,13 @@ struct Task {
     kv_head: usize,
     first: usize,
     count: usize,
+    dynamic: bool,
 }
 
+/// What the queries of sequences may leave out, and where they say what they did.
+type Chosen<'a> = Option<(&'a [DynamicParams], &'a mut [AttentionReport])>;
+
+#[allow(clippy::too_many_arguments)]
 fn run<E: Element>(
     kernels: &Kernels,
     source: Source<'_, E>,
@@ -110,21 +154,53 @@ fn run<E: Element>(
     seqs: &[SeqView<'_>],
     params: &AttentionParams,
     out: &mut [f32],
+    chosen: Chosen<'_>,
 ) {
-    let positions = (ROWS_PER_TILE * params.kv_heads / params.heads).max(1);
     let mut tasks = Vec::new();
     for (seq, view) in seqs.iter().enumerate() {
-        for first in (0..view.query_len).step_by(positions) {
-            let count = positions.min(view.query_len - first);
-            tasks.extend((0..params.kv_heads).map(|kv_head| Task { seq, kv_head, first, count }));
-        }
+        let mut add = |range: std::ops::Range<usize>, rows: usize, dynamic: bool| {
+            let positions = (rows * params.kv_heads / params.heads).max(1);
+            for first in range.clone().step_by(positions) {
+                let count = positions.min(range.end - first);
+                tasks.extend((0..params.kv_heads).map(|kv_head| Task {
+                    seq,
+                    kv_head,
+                    first,
+                    count,
+                    dynamic,
+                }));
+            }
+        };
+        let dense =
+            chosen.as_ref().map_or(view.query_len, |(choices, _)| choices[seq].dense_queries(view, params));
+        add(dense..view.query_len, DYNAMIC_ROWS_PER_TILE, true);
+        add(0..dense, ROWS_PER_TILE, false);
     }
     let out = Shared::new(out);
+    let mut found = vec![AttentionReport::default(); if chosen.is_some() { tasks.len() } else { 0 }];
+    let shared = Shared::new(&mut found);
+    let choices = chosen.as_ref().map(|(choices, _)| *choices);
     kernels.pool().run(tasks.len(), &|index| {
-        let Task { seq, kv_head, first, count } = tasks[index];
-        let (seq, out) = (&seqs[seq], &out);
-        dispatch(kernels, Tile { source, q, q_stride, seq, params, kv_head, first, count, out });
+        let Task { seq, kv_head, first, count, dynamic } = tasks[index];
+        let (view, out) = (&seqs[seq], &out);
+        let tile = Tile { source, q, q_stride, seq: view, params, kv_head, first, count, out };
+        let Some(choices) = choices else { return dispatch(kernels, tile) };
+        let report = if dynamic {
+            dispatch(kernels, Dynamic { tile, params: choices[seq] })
+        } else {
+            let report = tile.dense_report();
+            dispatch(kernels, tile);
+            report
+        };
+        // SAFETY: each task has an index of its own.
+        unsafe { shared.part(index..index + 1)[0] = report };
     });
+    if let Some((_, reports)) = chosen {
+        // In the order of tasks, so that sums do not depend on threads.
+        for (task, report) in tasks.iter().zip(&found) {
+            reports[task.seq].add(report);
+        }
+    }
 }
 
 /// Checks every shape and index; unsafe code below relies on it.

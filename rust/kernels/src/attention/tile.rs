@@ -9,7 +9,7 @@ use super::int8::plane;
 use super::kv::{key_block, padded, value_block};
 use super::rows::{Element, HALVES, fetch, scores, weigh};
 use super::source::{Ahead, Held, Source};
-use super::{AttentionParams, BLOCK_SIZE, SeqView, first_visible};
+use super::{AttentionParams, AttentionReport, BLOCK_SIZE, SeqView, first_visible};
 use crate::parallel::Shared;
 use crate::simd::{self, LANES, Op, Simd};
 
@@ -18,7 +18,7 @@ pub(super) const AHEAD: usize = 2;
 /// Rows that are computed together at most.
 pub(super) const ROWS: usize = 4;
 /// Places of tokens in a block, as numbers to compare with.
-const PLACES: [f32; BLOCK_SIZE] = {
+pub(super) const PLACES: [f32; BLOCK_SIZE] = {
     let mut places = [0.0; BLOCK_SIZE];
     let mut place = 0;
     while place < BLOCK_SIZE {
@@ -104,6 +104,23 @@ impl<E: Element> Tile<'_, E> {
     #[inline(always)]
     pub(super) fn position(&self, index: usize) -> usize {
         self.seq.context_len - self.seq.query_len + self.first + index
+    }
+
+    /// What the task's queries read when they read everything.
+    pub(super) fn dense_report(&self) -> AttentionReport {
+        let calls = (self.count * self.group()) as u64;
+        let blocks = (0..self.count).map(|index| {
+            let position = self.position(index);
+            position / BLOCK_SIZE - first_visible(position, self.params.window) / BLOCK_SIZE
+        });
+        let blocks = blocks.sum::<usize>() as u64;
+        AttentionReport {
+            calls,
+            dense_calls: calls,
+            blocks,
+            value_blocks: blocks,
+            ..AttentionReport::default()
+        }
     }
 
     pub(super) fn start(&self, state: &mut State) {
@@ -194,7 +211,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// The run of rows from `row` on, at most four before `end`, that see the same places of a block in the same form.
     #[inline(always)]
-    pub(super) fn run(&self, block: usize, row: usize, end: usize) -> Run {
+    pub(super) fn run_of_rows(&self, block: usize, row: usize, end: usize) -> Run {
         let (seen, own) = (self.visible(block, row), self.own(block, row));
         let mut count = 1;
         while count < ROWS
@@ -215,7 +232,7 @@ impl<E: Element> Tile<'_, E> {
         let mut unpacked = false;
         let mut row = 0;
         while row < rows {
-            let run = self.run(block, row, rows);
+            let run = self.run_of_rows(block, row, rows);
             if run.seen.0 < run.seen.1 {
                 let held = self.held(block, run.own);
                 unpacked = unpacked || held.unpack(&mut state.codes);

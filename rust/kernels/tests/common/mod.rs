@@ -1,6 +1,8 @@
 //! Helpers of the kernel tests: random numbers, contexts, comparison, and one test per instruction set.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod int8;
+
 use octavo_kernels::{Isa, Kernels};
 
 /// splitmix64: the seed replays the test.

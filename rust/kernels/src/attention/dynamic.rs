@@ -1,0 +1,485 @@
+//! Dynamic attention: every key is read, values only where they matter, with a bound on what was left out.
+//!
+//! For each query and KV head, first the exact scores of all keys give each block's share of the softmax mass. Then the
+//! lightest blocks are left out, as many as stay within the caller's bound for every query head of the group, and only
+//! the values of the others are read. With R the blocks that are read, S those left out, and Z the sums of
+//! e^score over either,
+//!
+//! - the *omitted mass* mu = Z_S / (Z_R + Z_S) is the total variation distance between the exact weights and those used;
+//! - the output is the softmax over R, and the exact output differs from it by
+//!   `mu * |mean of omitted values - output| <= mu * (largest |value| in S + |output|)`, a convex combination being
+//!   no longer than its longest part.
+//!
+//! Both are relative to dense attention over the cache as it is stored. The omitted mass
+//! includes the rounding of scores, exponentials and sums here, so it holds in exact arithmetic; the error of the output
+//! is that of leaving out, float rounding aside. What a query reads
+//! depends on its position and its sequence alone, as everything in attention does.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::kv::padded;
+use super::rows::{Element, HALVES};
+use super::source::{Held, Source};
+use super::tile::{AHEAD, PLACES, State, Tile};
+use super::{AttentionParams, BLOCK_SIZE, SeqView, first_visible};
+use crate::simd::{self, LANES, Op, Simd};
+
+/// Relative error of exponentials and of sums of some hundred thousand of them in the order below, and more.
+const SUM_SLACK: f32 = 1e-3;
+/// Half a unit in the last place of 1: the relative error of one rounding.
+const ROUNDING: f32 = 6e-8;
+/// Largest error of [`simd::tanh`].
+const TANH_ERROR: f32 = 4e-7;
+/// Share of the blocks above which a query reads all: what little it would spare costs more than it brings.
+const DENSE_ABOVE: f32 = 0.9;
+/// Buckets of shares of the mass: four an octave, down to 2^-56.
+const BUCKETS: usize = 4 * 56;
+
+/// How much a query may leave out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DynamicParams {
+    /// Most softmax mass that a query head may leave out, 0 to 1.
+    pub error_bound: f32,
+    /// Queries that see fewer tokens read everything.
+    pub min_context: usize,
+    /// First blocks of the sequence that are always read.
+    pub sink_blocks: usize,
+    /// Blocks before the query's own that are always read.
+    pub local_blocks: usize,
+}
+
+impl DynamicParams {
+    /// How many of a sequence's queries see too few tokens to choose: the first ones.
+    pub(super) fn dense_queries(&self, seq: &SeqView<'_>, params: &AttentionParams) -> usize {
+        if params.window.is_some_and(|window| (window as usize) < self.min_context) {
+            return seq.query_len;
+        }
+        // The query at position p sees p + 1 tokens.
+        self.min_context.saturating_sub(seq.context_len - seq.query_len + 1).min(seq.query_len)
+    }
+}
+
+/// What queries read and left out. A *call* is one query of one query head in one layer.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct AttentionReport {
+    /// Calls.
+    pub calls: u64,
+    /// Those of them that read everything.
+    pub dense_calls: u64,
+    /// int8 blocks that queries saw, over queries and KV heads.
+    pub blocks: u64,
+    /// Those of them whose values were read.
+    pub value_blocks: u64,
+    /// Largest bound on the omitted mass of a call.
+    pub max_omitted_mass: f32,
+    /// Sum of those bounds.
+    pub sum_omitted_mass: f64,
+    /// Largest bound on the error of an output, as the norm of its difference from the exact one.
+    pub max_output_error: f32,
+}
+
+impl AttentionReport {
+    /// Takes `other` in.
+    pub fn add(&mut self, other: &AttentionReport) {
+        self.calls += other.calls;
+        self.dense_calls += other.dense_calls;
+        self.blocks += other.blocks;
+        self.value_blocks += other.value_blocks;
+        self.max_omitted_mass = self.max_omitted_mass.max(other.max_omitted_mass);
+        self.sum_omitted_mass += other.sum_omitted_mass;
+        self.max_output_error = self.max_output_error.max(other.max_output_error);
+    }
+}
+
+/// A tile whose queries choose what they read.
+pub(super) struct Dynamic<'a, E> {
+    pub(super) tile: Tile<'a, E>,
+    pub(super) params: DynamicParams,
+}
+
+/// Memory of a task beside that of its tile. Blocks are counted from the first visible one; a row has `width` of them,
+/// whole vectors, and those beyond the last are empty.
+#[derive(Default)]
+struct Found {
+    /// e^(score - the block's largest), `[blocks][rows]`.
+    weights: Vec<[f32; BLOCK_SIZE]>,
+    /// Each block's largest score, `[rows][width]`; then its factor e^(largest - the row's largest).
+    factors: Vec<f32>,
+    /// Each block's sum of weights, `[rows][width]`.
+    sums: Vec<f32>,
+    /// Whether a block's values are read by the position at hand.
+    read: Vec<bool>,
+    width: usize,
+}
+
+thread_local! {
+    /// Kept between tasks to spare allocations.
+    static MEMORY: RefCell<(State, Found)> = RefCell::default();
+}
+
+impl<E: Element> Op for Dynamic<'_, E> {
+    type Output = AttentionReport;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> AttentionReport {
+        let (mut state, mut found) = MEMORY.take();
+        let mut report = AttentionReport::default();
+        self.tile.start(&mut state);
+        self.score(s, &mut state, &mut found);
+        for index in 0..self.tile.count {
+            let slack = self.slack(s, &state, index);
+            self.choose(s, &mut found, index, slack);
+            self.read(s, &mut state, &found, index);
+            self.account(s, &state, &found, index, slack, &mut report);
+        }
+        self.tile.finish(s, &state);
+        MEMORY.set((state, found));
+        report
+    }
+}
+
+impl<E: Element> Dynamic<'_, E> {
+    /// The first block that any query sees, and the number of blocks up to the last query's own.
+    #[inline(always)]
+    fn span(&self) -> (usize, usize) {
+        let first = self.first_block(0);
+        (first, self.tile.position(self.tile.count - 1) / BLOCK_SIZE + 1 - first)
+    }
+
+    /// The first block that the query at `index` sees.
+    #[inline(always)]
+    fn first_block(&self, index: usize) -> usize {
+        first_visible(self.tile.position(index), self.tile.params.window) / BLOCK_SIZE
+    }
+
+    /// The weights of all keys, block by block.
+    #[inline(always)]
+    fn score<S: Simd>(&self, s: S, state: &mut State, found: &mut Found) {
+        let (first, blocks) = self.span();
+        let rows = self.tile.count * self.tile.group();
+        found.width = blocks.next_multiple_of(LANES);
+        found.weights.resize(blocks * rows, [0.0; BLOCK_SIZE]);
+        found.factors.clear();
+        found.factors.resize(rows * found.width, f32::NEG_INFINITY);
+        found.sums.clear();
+        found.sums.resize(rows * found.width, 0.0);
+        for block in 0..blocks {
+            self.tile.fetch_rest(s, first + (block + AHEAD).min(blocks - 1));
+            // Whether the values will be read is not known yet: nothing else is fetched.
+            let here = self.tile.ahead(first + block);
+            let mut unpacked = false;
+            let mut row = 0;
+            while row < rows {
+                let run = self.tile.run_of_rows(first + block, row, rows);
+                if run.seen.0 < run.seen.1 {
+                    let held = self.tile.held(first + block, run.own);
+                    unpacked = unpacked || held.unpack(&mut state.codes);
+                    match run.count {
+                        4.. => found.store::<S, 4>(
+                            s,
+                            self.tile.scores(s, state, held, run, here),
+                            block,
+                            row,
+                            rows,
+                        ),
+                        3 => found.store::<S, 3>(
+                            s,
+                            self.tile.scores(s, state, held, run, here),
+                            block,
+                            row,
+                            rows,
+                        ),
+                        2 => found.store::<S, 2>(
+                            s,
+                            self.tile.scores(s, state, held, run, here),
+                            block,
+                            row,
+                            rows,
+                        ),
+                        _ => found.store::<S, 1>(
+                            s,
+                            self.tile.scores(s, state, held, run, here),
+                            block,
+                            row,
+                            rows,
+                        ),
+                    }
+                } else {
+                    found.weights[block * rows + row..][..run.count].fill([0.0; BLOCK_SIZE]);
+                }
+                row += run.count;
+            }
+        }
+    }
+
+    /// Factor by which the omitted mass of any query head of a position can be larger than computed.
+    #[inline(always)]
+    fn slack<S: Simd>(&self, s: S, state: &State, index: usize) -> f32 {
+        let tile = &self.tile;
+        let (head_dim, vectors) = (tile.params.head_dim, padded(tile.params.head_dim) / LANES);
+        let own = tile.position(index) / BLOCK_SIZE;
+        let seen = tile.position(index) % BLOCK_SIZE + 1;
+        let mut reach = tail_reach(s, &tile.held(own, true), seen);
+        if let Source::Int8 { blocks, .. } = tile.source {
+            for &block in &tile.seq.block_table[self.first_block(index)..own] {
+                reach = reach.max(blocks.key_reach[block as usize * tile.params.kv_heads + tile.kv_head]);
+            }
+        }
+        let rows = index * tile.group()..(index + 1) * tile.group();
+        let norms = rows.map(|row| norm(s, &state.q[row * vectors..(row + 1) * vectors]));
+        let query = norms.fold(0.0, f32::max);
+        // A chain over the channels, one of q . lo, the fold of its lanes, and the rounding of q itself.
+        let roundings = 1.1 * head_dim as f32 + 16.0;
+        let cap = tile.params.softcap.map_or(0.0, |cap| TANH_ERROR * cap);
+        // Scores are off by at most `error`, so ratios of their exponentials by e^(2 error).
+        let error = roundings * ROUNDING * reach * query + cap;
+        (1.0 + SUM_SLACK) * (2.0 * error).exp()
+    }
+
+    /// Decides which blocks the query at `index` reads.
+    #[inline(always)]
+    fn choose<S: Simd>(&self, s: S, found: &mut Found, index: usize, slack: f32) {
+        let (first, blocks) = self.span();
+        let (tile, group) = (&self.tile, self.tile.group());
+        let own = tile.position(index) / BLOCK_SIZE - first;
+        let visible = self.first_block(index) - first..own;
+        found.read.clear();
+        found.read.resize(blocks, false);
+        let sinks = self.params.sink_blocks.saturating_sub(first).min(own);
+        found.read[..sinks].fill(true);
+        found.read[own.saturating_sub(self.params.local_blocks)..=own].fill(true);
+        // Blocks that one query head reads are read for the others of the group too.
+        for row in index * group..(index + 1) * group {
+            let mass = found.turn_into_factors(s, row);
+            found.mark(row, visible.clone(), mass, self.params.error_bound / slack);
+        }
+        let read = found.read[visible.clone()].iter().filter(|read| **read).count();
+        if read as f32 > DENSE_ABOVE * visible.len() as f32 {
+            found.read[visible].fill(true);
+        }
+    }
+
+    /// Sums weights and values of the blocks that are read, in order.
+    #[inline(always)]
+    fn read<S: Simd>(&self, s: S, state: &mut State, found: &Found, index: usize) {
+        let (first, blocks) = self.span();
+        let (rows, group) = (self.tile.count * self.tile.group(), self.tile.group());
+        let end = (index + 1) * group;
+        let mut block = 0;
+        while block < blocks {
+            if !found.read[block] {
+                block += 1;
+                continue;
+            }
+            let next = (block + 1..blocks).find(|&next| found.read[next]).unwrap_or(block);
+            let ahead = self.tile.ahead(first + next).values;
+            let mut row = index * group;
+            while row < end {
+                let run = self.tile.run_of_rows(first + block, row, end);
+                if run.seen.0 < run.seen.1 {
+                    let held = self.tile.held(first + block, run.own);
+                    let weights = &found.weights[block * rows + row..][..run.count];
+                    match run.count {
+                        4.. => {
+                            self.weigh::<S, 4>(s, state, found, held, weights, (block, row), run.seen, ahead)
+                        }
+                        3 => {
+                            self.weigh::<S, 3>(s, state, found, held, weights, (block, row), run.seen, ahead)
+                        }
+                        2 => {
+                            self.weigh::<S, 2>(s, state, found, held, weights, (block, row), run.seen, ahead)
+                        }
+                        _ => {
+                            self.weigh::<S, 1>(s, state, found, held, weights, (block, row), run.seen, ahead)
+                        }
+                    }
+                }
+                row += run.count;
+            }
+            block = if next > block { next } else { blocks };
+        }
+    }
+
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn weigh<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        state: &mut State,
+        found: &Found,
+        held: Held<'_, E>,
+        from: &[[f32; BLOCK_SIZE]],
+        (block, row): (usize, usize),
+        seen: (usize, usize),
+        ahead: *const u8,
+    ) {
+        let mut weights = [[0.0; BLOCK_SIZE]; R];
+        for r in 0..R {
+            let factor = s.splat(found.factors[(row + r) * found.width + block]);
+            let mut sum = s.load(&state.sum[row + r]);
+            let (to, from) = (weights[r].as_chunks_mut::<LANES>().0, from[r].as_chunks::<LANES>().0);
+            for (to, from) in to.iter_mut().zip(from) {
+                let weight = s.mul(s.load(from), factor);
+                sum = s.add(sum, weight);
+                s.store(weight, to);
+            }
+            s.store(sum, &mut state.sum[row + r]);
+        }
+        let vectors = padded(self.tile.params.head_dim) / LANES;
+        let acc = &mut state.acc[row * vectors..(row + R) * vectors];
+        self.tile.weigh::<S, R>(s, acc, held, &mut weights, &[1.0; R], seen, ahead);
+    }
+
+    /// Adds the calls of the query at `index` to the report.
+    #[inline(always)]
+    fn account<S: Simd>(
+        &self,
+        s: S,
+        state: &State,
+        found: &Found,
+        index: usize,
+        slack: f32,
+        report: &mut AttentionReport,
+    ) {
+        let (first, _) = self.span();
+        let (tile, group) = (&self.tile, self.tile.group());
+        let visible = self.first_block(index) - first..tile.position(index) / BLOCK_SIZE - first;
+        let omitted = || visible.clone().filter(|&block| !found.read[block]);
+        let omitted_blocks = omitted().count();
+        report.calls += group as u64;
+        report.blocks += visible.len() as u64;
+        report.value_blocks += (visible.len() - omitted_blocks) as u64;
+        if omitted_blocks == 0 {
+            report.dense_calls += group as u64;
+            return;
+        }
+        let mut longest = 0.0_f32;
+        if let Source::Int8 { blocks, .. } = tile.source {
+            for block in omitted() {
+                let block = tile.seq.block_table[first + block] as usize;
+                longest = longest.max(blocks.value_norm[block * tile.params.kv_heads + tile.kv_head]);
+            }
+        }
+        let vectors = padded(tile.params.head_dim) / LANES;
+        for row in index * group..(index + 1) * group {
+            let mass = |block: usize| {
+                let place = row * found.width + block;
+                f64::from(found.sums[place]) * f64::from(found.factors[place])
+            };
+            let left_out: f64 = omitted().map(mass).sum();
+            let kept = f64::from(s.reduce_add(s.load(&state.sum[row])));
+            let bound = (left_out / (left_out + kept) * f64::from(slack)).min(1.0);
+            let output = norm(s, &state.acc[row * vectors..(row + 1) * vectors]) / kept as f32;
+            report.sum_omitted_mass += bound;
+            report.max_omitted_mass = report.max_omitted_mass.max(bound as f32);
+            let error = bound as f32 * (longest + output) * (1.0 + SUM_SLACK);
+            report.max_output_error = report.max_output_error.max(error);
+        }
+    }
+}
+
+impl Found {
+    /// Keeps the scores of R rows in a block as weights.
+    #[inline(always)]
+    fn store<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        scores: [[S::F; HALVES]; R],
+        block: usize,
+        row: usize,
+        rows: usize,
+    ) {
+        for r in 0..R {
+            let largest = s.reduce_max(s.max(scores[r][0], scores[r][1]));
+            let mut sum = s.zero();
+            let to = self.weights[block * rows + row + r].as_chunks_mut::<LANES>().0;
+            for (to, score) in to.iter_mut().zip(scores[r]) {
+                let weight = simd::exp(s, s.sub(score, s.splat(largest)));
+                sum = s.add(sum, weight);
+                s.store(weight, to);
+            }
+            let place = (row + r) * self.width + block;
+            self.factors[place] = largest;
+            self.sums[place] = s.reduce_add(sum);
+        }
+    }
+
+    /// Turns a row's largest scores into factors, and returns its mass.
+    #[inline(always)]
+    fn turn_into_factors<S: Simd>(&mut self, s: S, row: usize) -> f32 {
+        let part = row * self.width..(row + 1) * self.width;
+        let (factors, sums) =
+            (self.factors[part.clone()].as_chunks_mut::<LANES>().0, self.sums[part].as_chunks().0);
+        let mut largest = s.splat(f32::NEG_INFINITY);
+        for factor in &*factors {
+            largest = s.max(s.load(factor), largest);
+        }
+        let largest = s.splat(s.reduce_max(largest));
+        let mut mass = s.zero();
+        for (factor, sum) in factors.iter_mut().zip(sums) {
+            let value = simd::exp(s, s.sub(s.load(factor), largest));
+            mass = s.fma(value, s.load(sum), mass);
+            s.store(value, factor);
+        }
+        s.reduce_add(mass)
+    }
+
+    /// Marks for reading all but the lightest `blocks` of a row, whose masses together are at most `bound` of `mass`.
+    #[inline(always)]
+    fn mark(&mut self, row: usize, blocks: Range<usize>, mass: f32, bound: f32) {
+        let shares = |found: &Found, block: usize| {
+            let place = row * found.width + block;
+            found.sums[place] * found.factors[place]
+        };
+        if !(mass > 0.0 && mass.is_finite()) {
+            // Something is not a number: whoever reads everything says so in the result.
+            self.read[blocks].fill(true);
+            return;
+        }
+        // The buckets of equal exponent and leading bits of the mantissa, the whole mass in the first.
+        let bucket = |share: f32| (mass.to_bits() >> 21).saturating_sub(share.to_bits() >> 21) as usize;
+        let mut masses = [0.0_f32; BUCKETS];
+        for block in blocks.clone().filter(|&block| !self.read[block]) {
+            let share = shares(self, block);
+            masses[bucket(share).min(BUCKETS - 1)] += share;
+        }
+        let (mut cut, mut left_out) = (BUCKETS, 0.0);
+        while cut > 0 && left_out + masses[cut - 1] <= bound * mass {
+            cut -= 1;
+            left_out += masses[cut];
+        }
+        for block in blocks {
+            self.read[block] |= bucket(shares(self, block)).min(BUCKETS - 1) < cut;
+        }
+    }
+}
+
+/// The norm of a row.
+#[inline(always)]
+fn norm<S: Simd>(s: S, row: &[[f32; LANES]]) -> f32 {
+    let mut squares = s.zero();
+    for part in row {
+        squares = s.fma(s.load(part), s.load(part), squares);
+    }
+    s.reduce_add(squares).sqrt() * (1.0 + SUM_SLACK)
+}
+
+/// As `key_reach` of int8 blocks, of the first `seen` tokens of a block of floats: the norm of the channels' largest
+/// magnitudes. Places behind them may hold anything, which must not matter.
+#[inline(always)]
+fn tail_reach<S: Simd, E: Element>(s: S, held: &Held<'_, E>, seen: usize) -> f32 {
+    let Held::Float { keys, .. } = held else { return 0.0 };
+    let seen = s.splat(seen as f32);
+    let mut squares = 0.0_f32;
+    for channel in keys.chunks_exact(HALVES) {
+        let mut largest = s.zero();
+        for (part, places) in channel.iter().zip(PLACES.as_chunks::<LANES>().0) {
+            let key = s.select_lt(s.load(places), seen, E::load(s, part), s.zero());
+            largest = s.max(s.abs(key), largest);
+        }
+        let largest = s.reduce_max(largest);
+        squares += largest * largest;
+    }
+    squares.sqrt() * (1.0 + SUM_SLACK)
+}

@@ -1,0 +1,274 @@
+//! Dynamic attention against exact attention in f64: what queries leave out stays within what they report.
+//!
+//! Values name their block, so that an output shows the weight that each block was given; half the sum of its
+//! differences from the exact weights is the omitted mass. `OCTAVO_DYNAMIC_CASES=n` runs so many random cases.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Rng, int8, kernels};
+use octavo_kernels::{
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
+    SeqView, TailDtype, dynamic_attention, fill_blocks, write_kv,
+};
+
+/// How keys are made; each is hard for a bound in its own way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Keys {
+    /// Little differs: most of the mass is spread.
+    Diffuse,
+    /// Few directions, which queries share.
+    Clustered,
+    /// Some keys are many times longer than others.
+    HeavyTailed,
+    /// One key agrees with the query, hidden anywhere.
+    Needle,
+    /// All the same.
+    Equal,
+    /// The first token takes nearly all.
+    Sink,
+    /// One token of a block widens the ranges of all its channels.
+    Outlier,
+    /// Channels far from zero.
+    Offsets,
+}
+
+const KEYS: [Keys; 8] = [
+    Keys::Diffuse,
+    Keys::Clustered,
+    Keys::HeavyTailed,
+    Keys::Needle,
+    Keys::Equal,
+    Keys::Sink,
+    Keys::Outlier,
+    Keys::Offsets,
+];
+
+/// One sequence of one KV head and the queries of its last positions.
+struct Case {
+    params: AttentionParams,
+    choice: DynamicParams,
+    tokens: usize,
+    queries: usize,
+    /// `[tokens][heads][head_dim]`, of the queries.
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    what: String,
+}
+
+impl Case {
+    fn random(seed: u64) -> Case {
+        let mut rng = Rng(seed);
+        let keys = KEYS[rng.below(KEYS.len())];
+        let head_dim = [64, 80, 96, 128, 256, 67][rng.below(6)];
+        let heads = 1 + rng.below(8);
+        let tokens = 40 + rng.below(BLOCK_SIZE * head_dim.min(40) - 40);
+        let queries = 1 + rng.below(4);
+        let window = (rng.below(4) == 0).then(|| 40 + rng.below(tokens) as u32);
+        let softcap = (rng.below(6) == 0).then_some(20.0);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let params = AttentionParams { heads, kv_heads: 1, head_dim, scale, window, softcap };
+        let choice = DynamicParams {
+            error_bound: [1e-1, 1e-2, 1e-3, 1e-5][rng.below(4)],
+            min_context: 33 + rng.below(60),
+            sink_blocks: rng.below(2),
+            local_blocks: rng.below(3),
+        };
+        let strength = [1.0, 4.0, 12.0][rng.below(3)];
+        let mut q = rng.floats(queries * heads * head_dim);
+        q.iter_mut().for_each(|x| *x *= strength);
+        let k = make_keys(&mut rng, keys, tokens, head_dim, &q);
+        // One channel a block: which one says which block it is.
+        let mut v = vec![0.0; tokens * head_dim];
+        for t in 0..tokens {
+            v[t * head_dim + t / BLOCK_SIZE] = 1.0;
+        }
+        let what = format!(
+            "seed {seed}: {keys:?}, {tokens} tokens, {heads} heads of {head_dim}, {choice:?}, {window:?}"
+        );
+        Case { params, choice, tokens, queries, q, k, v, what }
+    }
+
+    /// Outputs and the report of a step with the last tokens.
+    fn run(&self, kernels: &Kernels) -> (Vec<f32>, AttentionReport) {
+        let AttentionParams { heads, head_dim, .. } = self.params;
+        let blocks = self.tokens.div_ceil(BLOCK_SIZE);
+        let mut layer = KvLayer::new(blocks, 1, head_dim, KvDtype::Int8(TailDtype::F32));
+        layer.grow_tails(blocks);
+        let table: Vec<u32> = (0..blocks as u32).rev().collect();
+        let slot = |t: usize| table[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32;
+        let slots: Vec<u32> = (0..self.tokens).map(slot).collect();
+        write_kv(kernels, &mut layer, &self.k, head_dim, &self.v, head_dim, &slots);
+        let full = &table[..self.tokens / BLOCK_SIZE];
+        let filled: Vec<_> = full.iter().map(|&block| FilledBlock { block, tail: block }).collect();
+        fill_blocks(kernels, &mut layer, &filled);
+        let tails = &table[(self.tokens - self.queries) / BLOCK_SIZE..];
+        let (query_len, context_len) = (self.queries, self.tokens);
+        let seq = SeqView { query_start: 0, query_len, context_len, block_table: &table, tails };
+        let mut out = vec![f32::NAN; self.q.len()];
+        let mut report = [AttentionReport::default()];
+        let (params, width) = (&self.params, heads * head_dim);
+        let choices = [self.choice];
+        dynamic_attention(kernels, &layer, &self.q, width, &[seq], params, &choices, &mut out, &mut report);
+        (out, report[0])
+    }
+
+    /// How far weights of a dense query in f32 may be off: sums round, and scores in proportion to their terms.
+    fn rounding(&self) -> f64 {
+        let head_dim = self.params.head_dim;
+        let norm = |row: &[f32]| row.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        let longest = |rows: &[f32]| rows.chunks(head_dim).map(norm).fold(0.0, f64::max);
+        2e-5 + 1e-6 * longest(&self.q) * longest(&self.k) * f64::from(self.params.scale)
+    }
+
+    /// True omitted masses of all calls, and the largest error of an output.
+    fn truth(&self, out: &[f32]) -> (Vec<f64>, f64) {
+        let AttentionParams { heads, head_dim, scale, window, softcap, .. } = self.params;
+        let (past_k, past_v) = (int8::keys(&self.k, head_dim), int8::values(&self.v, head_dim));
+        let (mut masses, mut largest) = (Vec::new(), 0.0_f64);
+        for (row, out) in out.chunks(head_dim).enumerate() {
+            let position = self.tokens - self.queries + row / heads;
+            let first = window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+            let own = position / BLOCK_SIZE * BLOCK_SIZE;
+            let q = &self.q[row * head_dim..(row + 1) * head_dim];
+            let scores: Vec<f64> = (first..=position)
+                .map(|t| {
+                    let k = &(if t < own { &past_k } else { &self.k })[t * head_dim..][..head_dim];
+                    let dot: f64 = q.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                    let score = dot * f64::from(scale);
+                    softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+                })
+                .collect();
+            let top = scores.iter().fold(f64::NEG_INFINITY, |a, &b| a.max(b));
+            let sum: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            let mut exact = vec![0.0; head_dim];
+            let mut weights = vec![0.0; head_dim];
+            let mut sizes = vec![1.0; head_dim];
+            for (t, s) in (first..=position).zip(&scores) {
+                let block = t / BLOCK_SIZE;
+                let value = if t < own { past_v[t * head_dim + block] } else { 1.0 };
+                weights[block] += (s - top).exp() / sum;
+                exact[block] += (s - top).exp() / sum * f64::from(value);
+                sizes[block] = f64::from(value);
+            }
+            // Values are 1 but for the rounding of their scales: divide it out to see the weights.
+            let apart = |b: usize| (f64::from(out[b]) / sizes[b] - weights[b]).abs();
+            masses.push(0.5 * (0..head_dim).map(apart).sum::<f64>());
+            let squares = |b: usize| (f64::from(out[b]) - exact[b]).powi(2);
+            largest = largest.max((0..head_dim).map(squares).sum::<f64>().sqrt());
+        }
+        (masses, largest)
+    }
+}
+
+fn make_keys(rng: &mut Rng, keys: Keys, tokens: usize, head_dim: usize, q: &[f32]) -> Vec<f32> {
+    let towards = |k: &mut [f32], size: f32| k.iter_mut().zip(q).for_each(|(k, q)| *k += size * q);
+    let mut k = rng.floats(tokens * head_dim);
+    let centres: Vec<Vec<f32>> = (0..5).map(|_| rng.floats(head_dim)).collect();
+    for (t, k) in k.chunks_mut(head_dim).enumerate() {
+        match keys {
+            Keys::Diffuse => k.iter_mut().for_each(|x| *x *= 0.1),
+            Keys::Clustered => {
+                let centre = &centres[(t / 20 * 7) % 5];
+                k.iter_mut().zip(centre).for_each(|(x, c)| *x = 0.2 * *x + 2.0 * c);
+            }
+            Keys::HeavyTailed => {
+                let size = (1.0 / (0.02 + rng.float().abs())).sqrt();
+                k.iter_mut().for_each(|x| *x *= size);
+            }
+            Keys::Needle if t == tokens / 3 => towards(k, 2.0),
+            Keys::Sink if t == 0 => towards(k, 3.0),
+            Keys::Outlier if t % 90 == 17 => k.iter_mut().for_each(|x| *x *= 60.0),
+            Keys::Offsets => {
+                k.iter_mut().enumerate().for_each(|(j, x)| *x += if j % 7 == 0 { 300.0 } else { 0.0 })
+            }
+            Keys::Equal => k.fill(0.7),
+            Keys::Needle | Keys::Sink | Keys::Outlier => {}
+        }
+    }
+    k
+}
+
+/// Checks one case; says whether anything was left out.
+fn check(kernels: &Kernels, seed: u64) -> bool {
+    let case = Case::random(seed);
+    let (out, report) = case.run(kernels);
+    let (masses, error) = case.truth(&out);
+    let what = &case.what;
+    let rounding = case.rounding();
+    let largest = masses.iter().fold(0.0_f64, |a, &b| a.max(b));
+    assert!(
+        report.max_omitted_mass <= case.choice.error_bound,
+        "{what}: {report:?} is above the caller's bound"
+    );
+    assert!(
+        largest <= f64::from(report.max_omitted_mass) + rounding,
+        "{what}: omitted {largest:e}, {report:?}"
+    );
+    assert!(
+        masses.iter().sum::<f64>() <= report.sum_omitted_mass + rounding * masses.len() as f64,
+        "{what}: {report:?}"
+    );
+    assert!(
+        error <= f64::from(report.max_output_error) + rounding,
+        "{what}: output off by {error:e}, {report:?}"
+    );
+    assert_eq!(report.calls as usize, masses.len(), "{what}");
+    assert!(report.value_blocks <= report.blocks && report.dense_calls <= report.calls, "{what}: {report:?}");
+    report.value_blocks < report.blocks
+}
+
+#[test]
+fn bounds_hold_in_random_and_hard_cases() {
+    let cases = std::env::var("OCTAVO_DYNAMIC_CASES").ok().map_or(2000, |n| n.parse().unwrap());
+    for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
+        let kernels = kernels(isa, 1);
+        let chosen = (0..cases).filter(|&seed| check(&kernels, seed)).count() as u64;
+        assert!(chosen * 5 > cases, "only in {chosen} of {cases} cases was anything left out");
+        println!("{isa}: {cases} cases, {chosen} of them left something out, no bound was broken");
+    }
+}
+
+/// A number that is not finite anywhere makes a query read everything, and its output says so.
+#[test]
+fn what_is_not_a_number_is_never_left_out() {
+    for isa in Isa::available() {
+        let kernels = kernels(isa, 1);
+        for seed in 0..40 {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut case = Case::random(seed);
+                case.params.window = None;
+                case.params.softcap = None;
+                let head_dim = case.params.head_dim;
+                case.k[head_dim * (case.tokens / 4) + 1] = bad;
+                let (out, report) = case.run(&kernels);
+                assert!(out.chunks(head_dim).all(|row| row[0].is_nan()), "{}", case.what);
+                assert_eq!(report.dense_calls, report.calls, "{}", case.what);
+            }
+        }
+    }
+}
+
+/// One tight cluster: nearly all blocks are left out, and the answer hardly moves.
+#[test]
+fn a_needle_is_found_and_the_rest_left_out() {
+    let kernels = kernels(Isa::detect(), 2);
+    let mut seeds = (0..).map(Case::random).filter(|case| case.what.contains("Needle") && case.tokens > 900);
+    let mut case = seeds.next().unwrap();
+    case.params = AttentionParams { window: None, softcap: None, ..case.params };
+    case.choice = DynamicParams { error_bound: 1e-2, min_context: 64, sink_blocks: 1, local_blocks: 1 };
+    let head_dim = case.params.head_dim;
+    // All queries ask for the same.
+    let wanted: Vec<f32> = case.q[..head_dim].to_vec();
+    case.q.chunks_mut(head_dim).for_each(|q| q.copy_from_slice(&wanted));
+    let length: f32 = wanted.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let needle = &mut case.k[case.tokens / 3 * head_dim..][..head_dim];
+    needle
+        .iter_mut()
+        .zip(&wanted)
+        .for_each(|(k, q)| *k = 30.0 * (head_dim as f32).sqrt() * q / (length * length));
+    let (_, report) = case.run(&kernels);
+    assert!(report.value_blocks * 3 < report.blocks, "{}: {report:?}", case.what);
+}
