@@ -8,6 +8,7 @@ print(llm.generate("Once upon a time")[0].text)
 
 from octavo import errors, outputs
 from octavo._core import __version__, build_info
+from octavo.attention import DynamicAttention
 from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.params import SamplingParams
@@ -16,6 +17,7 @@ from octavo.structured import Grammar, JsonSchema, Regex
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "DynamicAttention",
     "Grammar",
     "JsonSchema",
     "Regex",

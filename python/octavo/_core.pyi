@@ -49,6 +49,7 @@ class Engine:
         dtype: str = "auto",
         quantization: str = "auto",
         kv_cache_dtype: str = "auto",
+        attention: tuple[float, int, int, int] | None = None,
         kv_cache_bytes: int | None = None,
         kv_cache_fraction: float | None = None,
         max_model_len: int | None = None,
@@ -162,9 +163,9 @@ class Delta:
         """In the first piece, if asked for: per prompt token the candidates (the token itself first); None for
         the first."""
     @property
-    def metrics(self) -> dict[str, float | int] | None:
+    def metrics(self) -> dict[str, Any] | None:
         """In the last piece: `queue_seconds`, `ttft_seconds`, `tpot_seconds`, `total_seconds`, `prompt_tokens`,
-        `cached_prompt_tokens`, `generated_tokens`."""
+        `cached_prompt_tokens`, `generated_tokens`, and `attention`, a dictionary or None."""
     @property
     def error(self) -> tuple[str, str] | None:
         """(class name in octavo.errors, message) if the request failed."""

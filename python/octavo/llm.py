@@ -13,6 +13,8 @@ from typing import Any, TypeAlias
 
 from octavo import _core
 from octavo.aio import Dispatcher
+from octavo.attention import DynamicAttention
+from octavo.attention import resolve as resolve_attention
 from octavo.batch import run_batch
 from octavo.errors import InvalidRequestError, MissingDependencyError, UnsupportedModelError
 from octavo.hub import resolve_model
@@ -62,7 +64,8 @@ class LLM:
         max_num_batched_tokens: tokens of one step (default 512).
         max_queue: requests that may wait (default 1024).
         enable_prefix_caching: share the KV blocks of equal prefixes.
-        attention: "dense" (exact).
+        attention: "dense" (exact), "dynamic", or `DynamicAttention(...)`: each query reads only the values that matter,
+            from an int8 cache, and outputs say in `metrics.attention` what was left out at most.
         threads: CPU threads; None: one per core.
         seed: of requests that bring none.
         revision: branch, tag or commit of a hub repository.
@@ -89,7 +92,7 @@ class LLM:
         max_num_batched_tokens: int | None = None,
         max_queue: int | None = None,
         enable_prefix_caching: bool = True,
-        attention: str = "dense",
+        attention: str | DynamicAttention = "dense",
         threads: int | None = None,
         seed: int = 0,
         revision: str | None = None,
@@ -100,8 +103,7 @@ class LLM:
         if unknown:
             raise InvalidRequestError(_unknown_argument(next(iter(unknown))))
         _check_device(device)
-        if attention != "dense":
-            raise InvalidRequestError(f"attention is {attention!r}: only 'dense' (exact) is available")
+        dynamic = resolve_attention(attention)
         kv_bytes, kv_fraction = parse_memory(kv_cache_memory)
         self.model = resolve_model(model, revision)
         try:
@@ -110,6 +112,7 @@ class LLM:
                 dtype=dtype,
                 quantization="none" if quantization is None else quantization,
                 kv_cache_dtype=kv_cache_dtype,
+                attention=None if dynamic is None else dynamic.as_tuple(),
                 kv_cache_bytes=kv_bytes,
                 kv_cache_fraction=kv_fraction,
                 max_model_len=_count("max_model_len", max_model_len),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from octavo.attention import AttentionMetrics
 from octavo.errors import OctavoError, from_engine
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Times (seconds) and counts (tokens) of one request."""
+    """Times (seconds) and counts (tokens) of one request; `attention` if attention was dynamic."""
 
     queue_seconds: float
     ttft_seconds: float
@@ -41,6 +42,7 @@ class RequestMetrics:
     prompt_tokens: int
     cached_prompt_tokens: int
     generated_tokens: int
+    attention: AttentionMetrics | None = None
 
 
 @dataclass
@@ -118,11 +120,16 @@ class RequestOutput:
         if delta.finished:
             self.finished = True
             metrics = delta.metrics
-            # The counters come from the engine under the names of the fields.
-            self.metrics = RequestMetrics(**metrics) if metrics else None  # type: ignore[arg-type]
+            self.metrics = _metrics(metrics) if metrics else None
             if delta.error is not None:
                 self.error = from_engine(*delta.error)
         return self
+
+
+def _metrics(values: dict[str, Any]) -> RequestMetrics:
+    """The engine gives them under the names of the fields."""
+    attention = values.get("attention")
+    return RequestMetrics(**{**values, "attention": AttentionMetrics(**attention) if attention else None})
 
 
 def _candidates(row: list[_core.Logprob]) -> dict[int, Logprob]:

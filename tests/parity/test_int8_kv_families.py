@@ -14,7 +14,18 @@ from random_models import CASES, Case, write_model
 # Every second token lies in an earlier block than the one that asks.
 PROMPT_TOKENS = 75
 LATENT = ("deepseek-v2", "deepseek-v3")
-FAMILIES = ("llama", "llama-odd-sizes", "mistral-window", "qwen3", "olmo2", "phi3", "gemma2", "gemma3", "cohere2", "mixtral")
+FAMILIES = (
+    "llama",
+    "llama-odd-sizes",
+    "mistral-window",
+    "qwen3",
+    "olmo2",
+    "phi3",
+    "gemma2",
+    "gemma3",
+    "cohere2",
+    "mixtral",
+)
 
 
 def case_of(name: str) -> Case:

@@ -1,6 +1,6 @@
 //! The CPU executor: octavo-model over the octavo-kernels.
 
-use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView};
+use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, PlanSeq, StepPlan};
 
@@ -18,12 +18,24 @@ pub struct CpuExecutor {
     logits: Vec<f32>,
     /// (sequence, row of its chunk, row of the batch) of the logits that the plan asks for.
     wanted: Vec<(usize, u32, u32)>,
+    /// What queries may leave out; None: dense attention.
+    attention: Option<DynamicParams>,
+    choices: Vec<DynamicParams>,
 }
 
 impl CpuExecutor {
-    /// An executor for `model` with the pool `kv`.
-    pub fn new(kernels: Kernels, model: Model, kv: KvPool) -> Self {
-        Self { kernels, model, kv, scratch: Scratch::default(), logits: Vec::new(), wanted: Vec::new() }
+    /// An executor for `model` with the pool `kv`. Queries may leave out what `attention` allows, if the pool is int8.
+    pub fn new(kernels: Kernels, model: Model, kv: KvPool, attention: Option<DynamicParams>) -> Self {
+        Self {
+            kernels,
+            model,
+            kv,
+            scratch: Scratch::default(),
+            logits: Vec::new(),
+            wanted: Vec::new(),
+            attention,
+            choices: Vec::new(),
+        }
     }
 }
 
@@ -56,7 +68,11 @@ impl Executor for CpuExecutor {
                 }
             })
             .collect();
-        let batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
+        let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
+        if let Some(attention) = self.attention {
+            self.choices.resize(seqs.len(), attention);
+            batch.choices = &self.choices;
+        }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
         self.wanted.clear();
         for (i, seq) in plan.seqs.iter().enumerate() {
@@ -75,6 +91,10 @@ impl Executor for CpuExecutor {
             }
         }
         Ok(())
+    }
+
+    fn attention_reports(&self) -> &[AttentionReport] {
+        self.scratch.attention_reports()
     }
 
     fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {

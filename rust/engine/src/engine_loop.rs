@@ -333,6 +333,12 @@ impl EngineLoop {
             catch_unwind(AssertUnwindSafe(|| executor.execute(plan, &mut sink)))
                 .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
         };
+        for (seq, report) in plan.seqs.iter().zip(self.executor.attention_reports()) {
+            self.shared.counters.attention(report);
+            if let Some(active) = self.requests.get_mut(&seq.request) {
+                active.attention.get_or_insert_default().add(report);
+            }
+        }
         let scheduler = &self.scheduler;
         self.executor.release_blocks(&|block| scheduler.holds(block));
         let c = &self.shared.counters;

@@ -1,5 +1,6 @@
 //! The seam between the engine and what computes: a step plan in, rows of logits out.
 
+use octavo_kernels::AttentionReport;
 use octavo_scheduler::StepPlan;
 
 /// What a failed step means for the engine.
@@ -21,6 +22,11 @@ pub trait Executor: Send {
     /// Makes the plan's block copies, runs its tokens, and hands each row that the plan asks for to `sink`, those of one
     /// sequence in order.
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError>;
+
+    /// What attention read and left out for each sequence of the last step; empty if it is dense.
+    fn attention_reports(&self) -> &[AttentionReport] {
+        &[]
+    }
 
     /// Called after every step: forgets what is kept beside the KV blocks for which `held` says no. Such a block belongs to
     /// nobody; it may be handed out again, empty, at any time.

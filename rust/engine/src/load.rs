@@ -66,7 +66,12 @@ impl Engine {
             "memory": parts,
             "kernels": {
                 "matmul": format!("{weight_dtype:?} weights, {}", isa.name()),
-                "attention": format!("paged, {} KV, {}", kv_format.name(), isa.name()),
+                "attention": format!(
+                    "{}, paged, {} KV, {}",
+                    if options.attention.is_some() { "dynamic" } else { "dense" },
+                    kv_format.name(),
+                    isa.name()
+                ),
                 "norm, rope, activation": format!("float32, {}", isa.name()),
                 "threads": kernels.threads(),
             },
@@ -74,7 +79,7 @@ impl Engine {
         Self::start(EngineParts {
             vocab: spec.vocab,
             spec: Some(spec),
-            executor: Box::new(CpuExecutor::new(kernels, model, kv)),
+            executor: Box::new(CpuExecutor::new(kernels, model, kv, options.attention)),
             tokenizer,
             template,
             generation,

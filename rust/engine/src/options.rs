@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use octavo_kernels::{Isa, WeightDtype};
+use octavo_kernels::{DynamicParams, Isa, WeightDtype};
 use octavo_model::{Dtype, KvFormat, WeightFormat};
 
 use crate::EngineError;
@@ -22,6 +22,8 @@ pub struct EngineOptions {
     pub quantization: String,
     /// "auto" | "float32" | "bfloat16" | "int8".
     pub kv_cache_dtype: String,
+    /// What attention may leave out; None: nothing.
+    pub attention: Option<DynamicParams>,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: Option<u64>,
     /// The KV cache as a share of the machine's memory.
@@ -57,6 +59,7 @@ impl Default for EngineOptions {
             dtype: "auto".into(),
             quantization: "auto".into(),
             kv_cache_dtype: "auto".into(),
+            attention: None,
             kv_cache_bytes: None,
             kv_cache_fraction: None,
             max_model_len: None,
@@ -120,6 +123,17 @@ impl EngineOptions {
 
     /// How the KV cache is held.
     pub(crate) fn kv_format(&self, float: Dtype) -> Result<KvFormat, EngineError> {
+        if let Some(attention) = &self.attention {
+            if !(attention.error_bound > 0.0 && attention.error_bound < 1.0) {
+                let value = format!("{:?}", attention.error_bound);
+                return refuse("error_bound", &value, "a number above 0 and below 1 is expected");
+            }
+            if !matches!(self.kv_cache_dtype.as_str(), "auto" | "int8") {
+                let expected = "attention=\"dynamic\" reads an int8 cache: use \"int8\" or \"auto\"";
+                return refuse("kv_cache_dtype", &self.kv_cache_dtype, expected);
+            }
+            return Ok(KvFormat { float, int8: true });
+        }
         match self.kv_cache_dtype.as_str() {
             "auto" => Ok(float.into()),
             "float32" => Ok(Dtype::Float32.into()),

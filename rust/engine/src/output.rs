@@ -1,5 +1,7 @@
 //! What a request gives back, piece by piece.
 
+use octavo_kernels::AttentionReport;
+
 use crate::EngineError;
 
 /// Why a sample ended.
@@ -101,6 +103,8 @@ pub struct RequestMetrics {
     pub cached_prompt_tokens: u64,
     /// Tokens generated, all samples together.
     pub generated_tokens: u64,
+    /// What dynamic attention read and left out; None if attention is dense.
+    pub attention: Option<AttentionReport>,
 }
 
 /// Candidates per prompt token; None for the first one, which nothing predicts.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use octavo_kernels::AttentionReport;
+
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::Shared;
@@ -55,6 +57,8 @@ pub(crate) struct Active {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     cached_tokens: u32,
+    /// Of all steps so far.
+    pub attention: Option<AttentionReport>,
     /// Set when the request fails.
     pub error: Option<EngineError>,
     ended: u32,
@@ -100,6 +104,7 @@ impl Active {
             first_token: None,
             last_token: None,
             cached_tokens: 0,
+            attention: None,
             error: None,
             ended: 0,
         }
@@ -239,6 +244,7 @@ impl Active {
             prompt_tokens: self.request.prompt.len() as u64,
             cached_prompt_tokens: u64::from(self.cached_tokens),
             generated_tokens: generated,
+            attention: self.attention,
         });
         delta.error = self.error.take();
         delta.finished = true;

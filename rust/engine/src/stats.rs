@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use octavo_kernels::AttentionReport;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Written by the engine thread alone, after each step.
@@ -66,6 +68,24 @@ counters! {
     failed_steps,
     /// Time spent in steps, in microseconds.
     step_us,
+    /// Queries of query heads, layer by layer, under dynamic attention.
+    attention_calls,
+    /// Those of them that read everything.
+    attention_dense_calls,
+    /// Bytes of the int8 KV cache that dynamic attention read.
+    attention_bytes_read,
+    /// Bytes that dense attention would have read.
+    attention_bytes_dense,
+}
+
+impl Counters {
+    /// Counts what dynamic attention read and left out.
+    pub fn attention(&self, report: &AttentionReport) {
+        add(&self.attention_calls, report.calls);
+        add(&self.attention_dense_calls, report.dense_calls);
+        add(&self.attention_bytes_read, report.bytes_read);
+        add(&self.attention_bytes_dense, report.bytes_dense);
+    }
 }
 
 /// Sets a counter. Relaxed: counters are read for display, and nothing is ordered by them.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use octavo_engine::{EngineOptions, Health, Prompt, RequestStream};
+use octavo_engine::{DynamicParams, EngineOptions, Health, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -51,7 +51,7 @@ pub struct Engine(octavo_engine::Engine);
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (model, *, dtype="auto", quantization="auto", kv_cache_dtype="auto", kv_cache_bytes=None,
+    #[pyo3(signature = (model, *, dtype="auto", quantization="auto", kv_cache_dtype="auto", attention=None, kv_cache_bytes=None,
         kv_cache_fraction=None, max_model_len=None, max_num_seqs=None, max_num_batched_tokens=None, max_queue=None,
         enable_prefix_caching=true, threads=None, seed=0, tokenizer=None, chat_template=None))]
     #[allow(clippy::too_many_arguments)]
@@ -61,6 +61,7 @@ impl Engine {
         dtype: &str,
         quantization: &str,
         kv_cache_dtype: &str,
+        attention: Option<(f32, usize, usize, usize)>,
         kv_cache_bytes: Option<u64>,
         kv_cache_fraction: Option<f64>,
         max_model_len: Option<usize>,
@@ -73,23 +74,27 @@ impl Engine {
         tokenizer: Option<PathBuf>,
         chat_template: Option<String>,
     ) -> PyResult<Self> {
-        let options = EngineOptions {
-            dtype: dtype.into(),
-            quantization: quantization.into(),
-            kv_cache_dtype: kv_cache_dtype.into(),
-            kv_cache_bytes,
-            kv_cache_fraction,
-            max_model_len,
-            max_num_seqs,
-            max_num_batched_tokens,
-            max_queue,
-            enable_prefix_caching,
-            threads,
-            seed: seed as u64,
-            tokenizer,
-            chat_template,
-            ..EngineOptions::default()
-        };
+        let options =
+            EngineOptions {
+                dtype: dtype.into(),
+                quantization: quantization.into(),
+                kv_cache_dtype: kv_cache_dtype.into(),
+                attention: attention.map(|(error_bound, min_context, sink_blocks, local_blocks)| {
+                    DynamicParams { error_bound, min_context, sink_blocks, local_blocks }
+                }),
+                kv_cache_bytes,
+                kv_cache_fraction,
+                max_model_len,
+                max_num_seqs,
+                max_num_batched_tokens,
+                max_queue,
+                enable_prefix_caching,
+                threads,
+                seed: seed as u64,
+                tokenizer,
+                chat_template,
+                ..EngineOptions::default()
+            };
         let load = || octavo_engine::Engine::load(Path::new(&model), &options);
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }
@@ -177,6 +182,8 @@ impl Engine {
             "preemptions": s.preemptions,
             "evictions": s.evictions,
             "step_seconds": s.step_us as f64 / 1e6,
+            "attention": {"calls": s.attention_calls, "dense_calls": s.attention_dense_calls,
+                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense},
         });
         json::to_python(py, &value)
     }

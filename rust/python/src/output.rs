@@ -1,6 +1,6 @@
 //! Deltas as Python objects.
 
-use octavo_engine::{StopReason, TokenLogprob};
+use octavo_engine::{AttentionReport, StopReason, TokenLogprob};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -74,6 +74,20 @@ impl SampleDelta {
     }
 }
 
+/// What dynamic attention read and left out, under the names of `AttentionMetrics`.
+fn attention<'py>(py: Python<'py>, a: &AttentionReport) -> PyResult<Bound<'py, PyDict>> {
+    let share = |part: f64, all: u64| if all == 0 { 0.0 } else { part / all as f64 };
+    let dict = PyDict::new(py);
+    dict.set_item("calls", a.calls)?;
+    dict.set_item("dense_head_fraction", share(a.dense_calls as f64, a.calls))?;
+    let read = if a.bytes_dense == 0 { 1.0 } else { share(a.bytes_read as f64, a.bytes_dense) };
+    dict.set_item("kv_bytes_read_fraction", read)?;
+    dict.set_item("max_omitted_mass", a.max_omitted_mass)?;
+    dict.set_item("mean_omitted_mass", share(a.sum_omitted_mass, a.calls))?;
+    dict.set_item("max_output_error", a.max_output_error)?;
+    Ok(dict)
+}
+
 /// What came since the last piece.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Delta(pub octavo_engine::Delta);
@@ -104,6 +118,7 @@ impl Delta {
         dict.set_item("prompt_tokens", m.prompt_tokens)?;
         dict.set_item("cached_prompt_tokens", m.cached_prompt_tokens)?;
         dict.set_item("generated_tokens", m.generated_tokens)?;
+        dict.set_item("attention", m.attention.map(|a| attention(py, &a)).transpose()?)?;
         Ok(Some(dict))
     }
     #[getter]

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use octavo_engine::{Engine, EngineOptions, Prompt, RequestStream, SamplingParams};
+use octavo_engine::{DynamicParams, Engine, EngineOptions, Prompt, RequestStream, SamplingParams};
 use octavo_kernels::Isa;
 
 use crate::folder::{self, TestModel};
@@ -68,6 +68,8 @@ fn bits(stream: &RequestStream, params: &SamplingParams) -> (Bits, Gathered) {
 /// dtype, quantization, kv_cache_dtype.
 #[derive(Clone, Copy, Debug)]
 struct Formats(&'static str, &'static str, &'static str);
+/// As a cache of int8 values of which queries choose, from two blocks on.
+const DYNAMIC: Formats = Formats("bfloat16", "int8", "dynamic");
 const F32: Formats = Formats("float32", "none", "auto");
 const BF16: Formats = Formats("bfloat16", "none", "auto");
 const INT8: Formats = Formats("bfloat16", "int8", "auto");
@@ -78,7 +80,13 @@ fn options(formats: Formats) -> EngineOptions {
     EngineOptions {
         dtype: formats.0.into(),
         quantization: formats.1.into(),
-        kv_cache_dtype: formats.2.into(),
+        kv_cache_dtype: if formats.2 == "dynamic" { "auto" } else { formats.2 }.into(),
+        attention: (formats.2 == "dynamic").then_some(DynamicParams {
+            error_bound: 0.2,
+            min_context: 64,
+            sink_blocks: 0,
+            local_blocks: 0,
+        }),
         kv_cache_bytes: Some(4 << 20),
         isa: Some("portable".into()),
         threads: Some(1),
@@ -234,6 +242,7 @@ for_each_dtype! {
     qwen3_int8: qwen3, INT8, ALL;
     qwen3_int8_kv: qwen3, INT8_KV, ALL;
     qwen3_int8_kv_of_f32: qwen3, INT8_KV_OF_F32, SOME;
+    qwen3_dynamic: qwen3, DYNAMIC, ALL;
     mistral_f32: mistral, F32, SOME;
     mistral_bf16: mistral, BF16, SOME;
     mistral_int8: mistral, INT8, SOME;

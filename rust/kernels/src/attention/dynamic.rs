@@ -18,6 +18,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::int8::{bytes_per_head, value_bytes_per_head};
 use super::kv::padded;
 use super::rows::{Element, HALVES};
 use super::source::{Held, Source};
@@ -71,6 +72,10 @@ pub struct AttentionReport {
     pub blocks: u64,
     /// Those of them whose values were read.
     pub value_blocks: u64,
+    /// Bytes of keys and values that were read of these blocks.
+    pub bytes_read: u64,
+    /// Bytes that reading everything would have taken.
+    pub bytes_dense: u64,
     /// Largest bound on the omitted mass of a call.
     pub max_omitted_mass: f32,
     /// Sum of those bounds.
@@ -80,12 +85,24 @@ pub struct AttentionReport {
 }
 
 impl AttentionReport {
+    /// Counts a query of `group` heads that saw `blocks` blocks and read the values of some.
+    pub(super) fn count(&mut self, group: usize, blocks: usize, value_blocks: usize, head_dim: usize) {
+        let (all, values) = (bytes_per_head(head_dim), value_bytes_per_head(head_dim));
+        self.calls += group as u64;
+        self.blocks += blocks as u64;
+        self.value_blocks += value_blocks as u64;
+        self.bytes_read += (blocks * (all - values) + value_blocks * values) as u64;
+        self.bytes_dense += (blocks * all) as u64;
+    }
+
     /// Takes `other` in.
     pub fn add(&mut self, other: &AttentionReport) {
         self.calls += other.calls;
         self.dense_calls += other.dense_calls;
         self.blocks += other.blocks;
         self.value_blocks += other.value_blocks;
+        self.bytes_read += other.bytes_read;
+        self.bytes_dense += other.bytes_dense;
         self.max_omitted_mass = self.max_omitted_mass.max(other.max_omitted_mass);
         self.sum_omitted_mass += other.sum_omitted_mass;
         self.max_output_error = self.max_output_error.max(other.max_output_error);
@@ -347,9 +364,7 @@ impl<E: Element> Dynamic<'_, E> {
         let visible = self.first_block(index) - first..tile.position(index) / BLOCK_SIZE - first;
         let omitted = || visible.clone().filter(|&block| !found.read[block]);
         let omitted_blocks = omitted().count();
-        report.calls += group as u64;
-        report.blocks += visible.len() as u64;
-        report.value_blocks += (visible.len() - omitted_blocks) as u64;
+        report.count(group, visible.len(), visible.len() - omitted_blocks, tile.params.head_dim);
         if omitted_blocks == 0 {
             report.dense_calls += group as u64;
             return;

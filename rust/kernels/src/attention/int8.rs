@@ -61,6 +61,11 @@ pub(super) fn bytes_per_head(head_dim: usize) -> usize {
     2 * plane(head_dim) + 4 * padded(head_dim) + value_block(head_dim) + 2 * BLOCK_SIZE + 2 * size_of::<f32>()
 }
 
+/// Those of them that hold values.
+pub(super) fn value_bytes_per_head(head_dim: usize) -> usize {
+    value_block(head_dim) + 2 * BLOCK_SIZE
+}
+
 /// A block that has become full: where its int8 form goes, and the tail that holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FilledBlock {

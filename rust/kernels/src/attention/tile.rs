@@ -108,19 +108,14 @@ impl<E: Element> Tile<'_, E> {
 
     /// What the task's queries read when they read everything.
     pub(super) fn dense_report(&self) -> AttentionReport {
-        let calls = (self.count * self.group()) as u64;
-        let blocks = (0..self.count).map(|index| {
+        let mut report = AttentionReport::default();
+        for index in 0..self.count {
             let position = self.position(index);
-            position / BLOCK_SIZE - first_visible(position, self.params.window) / BLOCK_SIZE
-        });
-        let blocks = blocks.sum::<usize>() as u64;
-        AttentionReport {
-            calls,
-            dense_calls: calls,
-            blocks,
-            value_blocks: blocks,
-            ..AttentionReport::default()
+            let blocks = position / BLOCK_SIZE - first_visible(position, self.params.window) / BLOCK_SIZE;
+            report.count(self.group(), blocks, blocks, self.params.head_dim);
         }
+        report.dense_calls = report.calls;
+        report
     }
 
     pub(super) fn start(&self, state: &mut State) {

@@ -60,7 +60,12 @@ impl Model {
             softcap: a.softcap,
         };
         let out = take(&mut s.inner, rows * q_width);
-        k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, out);
+        if batch.choices.is_empty() {
+            k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, out);
+        } else {
+            let (seqs, reports) = (batch.seqs, &mut s.reports);
+            k::dynamic_attention(kernels, cache, qkv, width, seqs, &params, batch.choices, out, reports);
+        }
         project(kernels, &weights.o, out, rows, branch, &mut s.quantized);
         self.add_branch(kernels, layer.attention_post_norm.as_deref(), branch, x);
     }

@@ -11,7 +11,10 @@ mod moe;
 use std::path::Path;
 
 use octavo_kernels as k;
-use octavo_kernels::{FilledBlock, Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView, WeightDtype};
+use octavo_kernels::{
+    AttentionReport, DynamicParams, FilledBlock, Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView,
+    WeightDtype,
+};
 
 use crate::ModelError;
 use crate::families::Family;
@@ -42,6 +45,8 @@ pub struct Batch<'a> {
     pub slots: &'a [u32],
     /// The sequences, in order of their rows.
     pub seqs: &'a [SeqView<'a>],
+    /// What the queries of each sequence may leave out; empty: nothing. Needs an int8 pool.
+    pub choices: &'a [DynamicParams],
     /// Blocks of an int8 pool that this step fills.
     filled: &'a [FilledBlock],
 }
@@ -49,7 +54,7 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// A step's tokens; `slots` and blocks are those of the scheduler.
     pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
-        Self { tokens, positions, slots, seqs, filled: &[] }
+        Self { tokens, positions, slots, seqs, choices: &[], filled: &[] }
     }
 }
 
@@ -71,6 +76,14 @@ pub struct Scratch {
     quantized: QuantizedRows,
     latent: latent::Buffers,
     moe: moe::Buffers,
+    reports: Vec<AttentionReport>,
+}
+
+impl Scratch {
+    /// What attention read and left out for each sequence of the last step, if its queries had a choice.
+    pub fn attention_reports(&self) -> &[AttentionReport] {
+        &self.reports
+    }
 }
 
 /// The first `len` elements of `buffer`, grown if needed. Their old content is not cleared.
@@ -153,6 +166,8 @@ impl Model {
         for (table, (rope, frequencies)) in scratch.ropes.iter_mut().zip(ropes) {
             table.fill(frequencies, rope.amplitude(), batch.positions);
         }
+        scratch.reports.clear();
+        scratch.reports.resize(batch.choices.len(), AttentionReport::default());
         match &mut kv.tails {
             None => self.layers(kernels, &mut kv.layers, batch, scratch),
             Some(tails) => {
