@@ -57,8 +57,8 @@ class DynamicAttention:
 class AttentionMetrics:
     """What one request's queries read and left out. A call is one query of one query head in one layer.
 
-    Bounds are relative to dense attention over the same int8 cache, one call at a time: they neither hold the error of the
-    int8 cache itself nor bound the model's logits.
+    Bounds are relative to dense attention over the same int8 cache, one call at a time: they neither hold the
+    error of the int8 cache itself nor bound the model's logits.
 
     Attributes:
         calls: calls of all steps, prompt and output.

@@ -8,8 +8,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use octavo_kernels::{
-    AttentionParams, BLOCK_SIZE, FilledBlock, Isa, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, Rows,
-    SeqView, TailDtype, WeightDtype, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
+    Linear, QuantizedRows, Rows, SeqView, TailDtype, WeightDtype, dynamic_attention, fill_blocks,
+    paged_attention, write_kv,
 };
 
 const ROUNDS: usize = 9;
@@ -126,6 +127,87 @@ fn attention(
     });
 }
 
+/// One decode of 32k tokens: dense in bf16 and in int8, and with a choice, of heads that look at a few spans and of heads that
+/// look everywhere. All in one run, in turn; milliseconds of all layers together.
+fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)) {
+    let name = format!("dynamic {heads}/{kv_heads}x{head_dim}");
+    if !wanted(&name, false) {
+        return;
+    }
+    let context_len = 32_767;
+    let blocks = context_len.div_ceil(BLOCK_SIZE);
+    let block_table: Vec<u32> = (0..blocks as u32).collect();
+    let (width, q_width) = (kv_heads * head_dim, heads * head_dim);
+    let q = numbers(q_width);
+    let layer = |dtype: KvDtype, spans: bool| {
+        let mut rows = numbers(context_len * width);
+        for (t, row) in rows.chunks_mut(width).enumerate() {
+            // Every query head of a KV head looks for the same: that of its first one.
+            let near = spans && (t < 4 || [9000, 17_500, 25_000].iter().any(|&at| (at..at + 4).contains(&t)));
+            for (head, row) in row.chunks_mut(head_dim).enumerate() {
+                let wanted = &q[head * (heads / kv_heads) * head_dim..][..head_dim];
+                row.iter_mut().zip(wanted).for_each(|(x, w)| *x = if near { 5.0 * w } else { 0.5 * *x });
+            }
+        }
+        let mut layer = KvLayer::new(blocks, kv_heads, head_dim, dtype);
+        layer.grow_tails(blocks);
+        let slots: Vec<u32> = (0..context_len as u32).collect();
+        write_kv(kernels, &mut layer, &rows, width, &rows, width, &slots);
+        if let KvDtype::Int8(_) = dtype {
+            let filled = (0..(context_len / BLOCK_SIZE) as u32).map(|b| FilledBlock { block: b, tail: b });
+            fill_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
+        }
+        layer
+    };
+    let q: Vec<f32> = (0..heads)
+        .flat_map(|head| q[head / (heads / kv_heads) * (heads / kv_heads) * head_dim..][..head_dim].to_vec())
+        .collect();
+    let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
+    let choice = DynamicParams { error_bound: 1e-2, min_context: 4096, sink_blocks: 1, local_blocks: 2 };
+    let int8 = KvDtype::Int8(TailDtype::Bf16);
+    let layers = [layer(KvDtype::Bf16, true), layer(int8, true), layer(int8, false)];
+    let tails = &block_table[blocks - 1..];
+    let seq = SeqView { query_start: 0, query_len: 1, context_len, block_table: &block_table, tails };
+    let mut out = vec![0.0; q_width];
+    let mut report = [AttentionReport::default(); 2];
+    let mut seconds = [const { Vec::new() }; 5];
+    for _ in 0..=ROUNDS {
+        for (way, seconds) in seconds.iter_mut().enumerate() {
+            let start = Instant::now();
+            let layer = &layers[[0, 1, 1, 2, 2][way]];
+            if way == 2 || way == 4 {
+                let report = &mut report[way / 2 - 1..way / 2];
+                let q = black_box(&q);
+                dynamic_attention(kernels, layer, q, q_width, &[seq], &params, &[choice], &mut out, report);
+            } else {
+                paged_attention(kernels, layer, black_box(&q), q_width, &[seq], &params, &mut out);
+            }
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let median = seconds.map(|mut times| {
+        times.remove(0);
+        times.sort_by(f64::total_cmp);
+        1e3 * times[ROUNDS / 2]
+    });
+    let ways = [
+        "bf16 dense",
+        "int8 dense",
+        "int8 certified 1e-2",
+        "int8 dense, diffuse",
+        "int8 certified 1e-2, diffuse",
+    ];
+    for (way, ms) in ways.iter().zip(median) {
+        println!(
+            "{name:<24} {way:<30} {:>2} threads {ms:9.3} ms  {:5.2}x of int8 dense",
+            kernels.threads(),
+            median[1] / ms
+        );
+    }
+    let share = |r: &AttentionReport| r.bytes_read as f64 / r.bytes_dense as f64;
+    println!("{name:<24} bytes read: {:.2} of dense, diffuse {:.2}", share(&report[0]), share(&report[1]));
+}
+
 fn main() {
     // `cargo test --benches` and friends pass flags; only a real bench run measures.
     if !std::env::args().any(|flag| flag == "--bench") {
@@ -155,6 +237,9 @@ fn main() {
                 }
                 gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
                 gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
+            }
+            for heads in [(32, 8, 64), (32, 8, 128)] {
+                dynamic(kernels, heads);
             }
             for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
                 for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
