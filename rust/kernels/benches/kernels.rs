@@ -134,7 +134,7 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
     if !wanted(&name, false) {
         return;
     }
-    let context_len = 32_767;
+    let context_len: usize = 32_767;
     let blocks = context_len.div_ceil(BLOCK_SIZE);
     let block_table: Vec<u32> = (0..blocks as u32).collect();
     let (width, q_width) = (kv_heads * head_dim, heads * head_dim);

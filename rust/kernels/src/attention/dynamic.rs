@@ -183,8 +183,8 @@ impl<E: Element> Dynamic<'_, E> {
         found.sums.resize(rows * found.width, 0.0);
         for block in 0..blocks {
             self.tile.fetch_rest(s, first + (block + AHEAD).min(blocks - 1));
-            // Whether the values will be read is not known yet: nothing else is fetched.
-            let here = self.tile.ahead(first + block);
+            // Whether the values will be read is not known yet: only keys are fetched.
+            let mut ahead = self.tile.ahead(first + (block + AHEAD).min(blocks - 1));
             let mut unpacked = false;
             let mut row = 0;
             while row < rows {
@@ -195,28 +195,28 @@ impl<E: Element> Dynamic<'_, E> {
                     match run.count {
                         4.. => found.store::<S, 4>(
                             s,
-                            self.tile.scores(s, state, held, run, here),
+                            self.tile.scores(s, state, held, run, ahead),
                             block,
                             row,
                             rows,
                         ),
                         3 => found.store::<S, 3>(
                             s,
-                            self.tile.scores(s, state, held, run, here),
+                            self.tile.scores(s, state, held, run, ahead),
                             block,
                             row,
                             rows,
                         ),
                         2 => found.store::<S, 2>(
                             s,
-                            self.tile.scores(s, state, held, run, here),
+                            self.tile.scores(s, state, held, run, ahead),
                             block,
                             row,
                             rows,
                         ),
                         _ => found.store::<S, 1>(
                             s,
-                            self.tile.scores(s, state, held, run, here),
+                            self.tile.scores(s, state, held, run, ahead),
                             block,
                             row,
                             rows,
@@ -226,6 +226,7 @@ impl<E: Element> Dynamic<'_, E> {
                     found.weights[block * rows + row..][..run.count].fill([0.0; BLOCK_SIZE]);
                 }
                 row += run.count;
+                ahead = self.tile.ahead(first + block);
             }
         }
     }

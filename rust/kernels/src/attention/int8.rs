@@ -34,9 +34,8 @@ const NORM_SLACK: f32 = 1.0 + 1e-5;
 /// Blocks of one layer in int8, `[block][kv head]` each.
 #[derive(Debug)]
 pub(super) struct Int8Blocks {
-    /// The high and the low four bits of the keys' codes, `[half][32]` bytes.
-    pub(super) high: Pages<u8>,
-    pub(super) low: Pages<u8>,
+    /// The high four bits of the keys' codes, then the low ones, `[half][32]` bytes each.
+    pub(super) planes: Pages<u8>,
     /// bf16, `[padded head_dim]`.
     pub(super) key_lo: Pages<u16>,
     pub(super) key_step: Pages<u16>,
@@ -79,8 +78,7 @@ impl Int8Blocks {
     pub(super) fn new(num_blocks: usize, kv_heads: usize, head_dim: usize) -> Int8Blocks {
         let heads = num_blocks * kv_heads;
         Int8Blocks {
-            high: Pages::zeroed(heads * plane(head_dim)),
-            low: Pages::zeroed(heads * plane(head_dim)),
+            planes: Pages::zeroed(heads * 2 * plane(head_dim)),
             key_lo: Pages::zeroed(heads * padded(head_dim)),
             key_step: Pages::zeroed(heads * padded(head_dim)),
             values: Pages::zeroed(heads * value_block(head_dim)),
@@ -94,8 +92,7 @@ impl Int8Blocks {
         fn copy<T: Plain>(pages: &mut Pages<T>, from: usize, to: usize, size: usize) {
             pages.copy_within(from * size..(from + 1) * size, to * size);
         }
-        copy(&mut self.high, from, to, kv_heads * plane(head_dim));
-        copy(&mut self.low, from, to, kv_heads * plane(head_dim));
+        copy(&mut self.planes, from, to, kv_heads * 2 * plane(head_dim));
         copy(&mut self.key_lo, from, to, kv_heads * padded(head_dim));
         copy(&mut self.key_step, from, to, kv_heads * padded(head_dim));
         copy(&mut self.values, from, to, kv_heads * value_block(head_dim));
@@ -108,9 +105,10 @@ impl Int8Blocks {
     #[inline(always)]
     pub(super) fn head(&self, place: usize, head_dim: usize) -> Int8Head<'_> {
         let (plane, padded, values) = (plane(head_dim), padded(head_dim), value_block(head_dim));
+        let (high, low) = self.planes[2 * place * plane..2 * (place + 1) * plane].split_at(plane);
         Int8Head {
-            high: &self.high[place * plane..(place + 1) * plane],
-            low: &self.low[place * plane..(place + 1) * plane],
+            high,
+            low,
             lo: self.key_lo[place * padded..(place + 1) * padded].as_chunks().0,
             step: self.key_step[place * padded..(place + 1) * padded].as_chunks().0,
             values: self.values[place * values..(place + 1) * values].as_chunks().0,
@@ -128,7 +126,7 @@ impl Int8Blocks {
         head_dim: usize,
     ) {
         let (plane, padded, value_block) = (plane(head_dim), padded(head_dim), value_block(head_dim));
-        let (high, low) = (Shared::new(&mut self.high), Shared::new(&mut self.low));
+        let planes = Shared::new(&mut self.planes);
         let (key_lo, key_step) = (Shared::new(&mut self.key_lo), Shared::new(&mut self.key_step));
         let (values, value_scale) = (Shared::new(&mut self.values), Shared::new(&mut self.value_scale));
         let (value_norm, key_reach) = (Shared::new(&mut self.value_norm), Shared::new(&mut self.key_reach));
@@ -137,12 +135,13 @@ impl Int8Blocks {
             let (tail, place) = (&tails[tail as usize], block as usize * kv_heads + head);
             // SAFETY: the caller names no block twice, and a block and head is one task.
             let filler = unsafe {
+                let (high, low) = planes.part(2 * place * plane..2 * (place + 1) * plane).split_at_mut(plane);
                 Filler {
                     tail_keys: &tail.keys[head * key_block(head_dim)..(head + 1) * key_block(head_dim)],
                     tail_values: &tail.values[head * value_block..(head + 1) * value_block],
                     head_dim,
-                    high: high.part(place * plane..(place + 1) * plane),
-                    low: low.part(place * plane..(place + 1) * plane),
+                    high,
+                    low,
                     lo: key_lo.part(place * padded..(place + 1) * padded),
                     step: key_step.part(place * padded..(place + 1) * padded),
                     values: values.part(place * value_block..(place + 1) * value_block),

@@ -163,7 +163,7 @@ impl<E: Element> Tile<'_, E> {
                 values: pair.values.as_ptr().wrapping_add(place * values).cast(),
             },
             Source::Int8 { blocks, .. } => Ahead {
-                keys: blocks.high.as_ptr().wrapping_add(place * plane(head_dim)),
+                keys: blocks.planes.as_ptr().wrapping_add(2 * place * plane(head_dim)),
                 values: blocks.values.as_ptr().wrapping_add(place * values).cast(),
             },
         }
@@ -175,8 +175,6 @@ impl<E: Element> Tile<'_, E> {
         if let Source::Int8 { blocks, .. } = self.source {
             let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
             let head_dim = self.params.head_dim;
-            fetch(s, &blocks.low, place, plane(head_dim));
-            fetch(s, &blocks.high, place, plane(head_dim));
             fetch(s, &blocks.key_lo, place, padded(head_dim));
             fetch(s, &blocks.key_step, place, padded(head_dim));
             fetch(s, &blocks.value_scale, place, BLOCK_SIZE);
@@ -266,7 +264,7 @@ impl<E: Element> Tile<'_, E> {
                     let part = r * vectors..(r + 1) * vectors;
                     base[r] = head.fold_query(s, &q[part.clone()], &mut folded[part]);
                 }
-                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim, ahead.values)
+                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim, ahead.keys)
             }
         };
         for r in 0..R {
