@@ -9,13 +9,15 @@ print(llm.generate("Once upon a time")[0].text)
 from octavo import errors, outputs
 from octavo._core import __version__, build_info
 from octavo.llm import LLM
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
 from octavo.structured import Grammar, JsonSchema, Regex
 
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "Grammar",
     "JsonSchema",
     "Regex",

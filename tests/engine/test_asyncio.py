@@ -44,7 +44,7 @@ def test_astream_equals_generate(llm: LLM) -> None:
 
     text, pieces, finished = asyncio.run(main())
     assert text == llm.generate(PROMPT, params)[0].text
-    assert pieces > 3
+    assert pieces > 1
     assert finished
 
 

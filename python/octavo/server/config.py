@@ -15,7 +15,7 @@ class Limits:
         body_bytes, headers, header_bytes, json_depth, json_values: of an HTTP request.
         body_seconds: for the whole body to arrive.
         bodies_bytes: of all bodies that are being read at once.
-        n: samples of one prompt. prompts: prompts of one call.
+        n: samples of one prompt. prompts: prompts of one call. embedding_inputs: inputs of one call of /v1/embeddings.
         prompt_bytes_per_token: a text longer than this times the context cannot fit, and is not tokenised.
         logprobs: candidates per token.
         stop, stop_bytes: number and length of stop strings.
@@ -33,6 +33,7 @@ class Limits:
     bodies_bytes: int = 64 << 20
     n: int = 128
     prompts: int = 256
+    embedding_inputs: int = 2048
     prompt_bytes_per_token: int = 16
     logprobs: int = 20
     stop: int = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TypeAlias
@@ -25,7 +26,7 @@ class Generation:
     Args:
         jobs: (prompt, add special tokens, parameters) per request. Each is checked before the first starts.
         only_end: nothing is wanted before a request has ended.
-        interval: least time between two lots of news, in seconds.
+        interval: time between two lots of news, in seconds.
     """
 
     def __init__(
@@ -60,21 +61,25 @@ class Generation:
             self._llm._dispatcher.watch(stream, wake, only_end=self._only_end)
 
     def _poll(self) -> News:
-        """What has come since.
+        """What has come since. A request without news wakes whoever watches as soon as it has some; one that had news
+        does not before it has been looked at once more, so that a busy stream costs no wake-ups.
 
         Raises:
             ApiError: one of the requests failed; the others are of no use then.
         """
         news: News = []
         for index, stream in list(self._open.items()):
-            while (delta := stream.poll()) is not None:
+            delta = stream.poll()
+            if delta is None:
+                continue
+            if delta.finished:
+                del self._open[index]
+                self._llm._dispatcher.forget(stream)
                 if delta.error is not None:
                     raise from_octavo(from_engine(*delta.error))
-                if delta.finished:
-                    del self._open[index]
-                    if any(o.finish_reason == "abort" for o in delta.outputs):
-                        raise from_octavo(EngineDeadError("the server is shutting down"))
-                news.append((index, delta))
+                if any(o.finish_reason == "abort" for o in delta.outputs):
+                    raise from_octavo(EngineDeadError("the server is shutting down"))
+            news.append((index, delta))
         return news
 
     def news(self, alive: Callable[[], bool], patience: float) -> Iterator[News]:
@@ -116,7 +121,7 @@ class Generation:
                 if news:
                     yield news
                     if self._open and self._interval:
-                        await asyncio.sleep(self._interval)
+                        await asyncio.sleep(_to_tick(asyncio.get_running_loop().time(), self._interval))
                     continue
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience):
@@ -125,6 +130,12 @@ class Generation:
                     yield []
         finally:
             self.close()
+
+
+def _to_tick(now: float, interval: float) -> float:
+    """Seconds to the next tick that is at least half an interval away. All streams wake at the same ticks, so that one
+    round of the event loop serves them all."""
+    return (math.floor(now / interval + 0.5) + 1) * interval - now
 
 
 # Seconds between two looks at whether a synchronous client is still there.

@@ -132,18 +132,33 @@ impl RequestStream {
         }
     }
 
-    /// The next delta if it is there.
+    /// All that has come, as one delta. News is announced once, and not again before a `poll` that finds nothing: who
+    /// looks again by himself is not woken.
     pub fn poll(&self) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
         }
-        // Cleared before the look, so that news which comes after the look is announced again.
-        self.subscription.announced.store(false, Ordering::SeqCst);
-        match self.queue.try_recv() {
-            Ok(delta) => Some(self.taken(delta)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(self.orphaned()),
+        let found = self.drain();
+        if found.is_some() {
+            return found;
         }
+        self.subscription.announced.store(false, Ordering::SeqCst);
+        // What came before the line above was not announced; what comes after it is.
+        self.drain()
+    }
+
+    fn drain(&self) -> Option<Delta> {
+        let mut found: Option<Delta> = None;
+        loop {
+            match (self.queue.try_recv(), &mut found) {
+                (Ok(delta), Some(found)) => found.merge(delta),
+                (Ok(delta), None) => found = Some(delta),
+                (Err(TryRecvError::Empty), _) => break,
+                (Err(TryRecvError::Disconnected), Some(_)) => break,
+                (Err(TryRecvError::Disconnected), None) => return Some(self.orphaned()),
+            }
+        }
+        found.map(|delta| self.taken(delta))
     }
 
     /// True once the last delta was taken.
@@ -151,7 +166,7 @@ impl RequestStream {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// From now on the engine's ready queue names this request when it has news; with `only_end`, all later news comes
+    /// From now on the engine's ready queue names this request when it has news (see `poll`); with `only_end`, all later news comes
     /// as one delta, the last.
     pub fn subscribe(&self, only_end: bool) {
         self.subscription.only_end.store(only_end, Ordering::Relaxed);
