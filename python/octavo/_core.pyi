@@ -160,7 +160,7 @@ class Stream:
 
     def poll(self) -> Delta | None:
         """All that has come, as one piece, if anything has. A subscribed stream with news is reported once, and not
-        again before a `poll` that finds nothing."""
+        again before a `poll` that finds nothing, but for its end."""
 
     def subscribe(self, *, only_end: bool = False) -> None:
         """From now on `Engine.wait_ready` reports this request whenever it has news (at once if it has some now).

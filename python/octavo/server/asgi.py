@@ -106,9 +106,8 @@ class Outcome(Response):
         work = asyncio.create_task(self._answer(self._outcome, send))
         gone = asyncio.create_task(_until_disconnect(receive))
         try:
-            while not (await asyncio.wait({work, gone}, timeout=self._stall / 4, return_when=asyncio.FIRST_COMPLETED))[
-                0
-            ]:
+            while not work.done() and not gone.done():
+                await asyncio.wait({work, gone}, timeout=self._stall / 4, return_when=asyncio.FIRST_COMPLETED)
                 if self._writing is not None and time.monotonic() - self._writing >= self._stall:
                     log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
                     break

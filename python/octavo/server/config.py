@@ -56,7 +56,7 @@ class ServerConfig:
             no key protects a server on this machine from web pages that rebind a name to it.
         allowed_origins: web origins whose pages may call the server (CORS).
         limits: see Limits.
-        stream_interval_ms: least time between two pieces of one stream; tokens in between travel together.
+        stream_interval_ms: time between two pieces of one stream; tokens in between travel together.
         health_seconds: a step that takes longer counts as a stall.
         metrics_compat: "vllm" repeats the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.

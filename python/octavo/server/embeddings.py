@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -52,14 +53,12 @@ def embeddings(service: Service, call: Call) -> Answer:
 
 
 def _inputs(request: EmbeddingRequest) -> list[str | list[int]]:
-    given = request.input
-    if isinstance(given, str):
+    given: Any = request.input
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
-    elif given and isinstance(given[0], int):
-        given = [given]
-    if not given or any(not isinstance(p, int) and len(p) == 0 for p in given):
+    if not given or any(len(p) == 0 for p in given):
         raise bad_request("input is empty: give a text or token ids", "input")
-    return list(given)  # type: ignore[arg-type]
+    return list(given)
 
 
 class EmbeddingGeneration(Generation):
@@ -70,7 +69,7 @@ class EmbeddingGeneration(Generation):
         self._fields = fields
         self._left = list(enumerate(prompts))[::-1]
         self._at_once = at_once
-        self._wake: Callable[[], None] | None = None
+        self._wake: tuple[Callable[[], None], asyncio.AbstractEventLoop | None] | None = None
         try:
             self._fill()
         except BaseException:
@@ -95,11 +94,11 @@ class EmbeddingGeneration(Generation):
             self.streams.append(stream)
             self._open[index] = stream
             if self._wake is not None:
-                self._llm._dispatcher.watch(stream, self._wake, only_end=True)
+                self._llm._dispatcher.watch(stream, *self._wake, only_end=True)
 
-    def _watch(self, wake: Callable[[], None]) -> None:
-        super()._watch(wake)
-        self._wake = wake
+    def _watch(self, wake: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super()._watch(wake, loop)
+        self._wake = wake, loop
 
     def _poll(self) -> News:
         news = super()._poll()

@@ -25,7 +25,7 @@ from octavo.server.engine import LazyEngine, model_name
 from octavo.server.faults import ApiError, from_octavo
 from octavo.server.formats import FORMATS, Format, detect
 from octavo.server.gate import Gate
-from octavo.server.generation import Generation
+from octavo.server.generation import Generation, Pace
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.metrics import metrics
 from octavo.server.models import list_models, one_model
@@ -66,6 +66,7 @@ class Service:
         self.engine = LazyEngine(source)
         self.gate = Gate(config)
         self.created = int(time.time())
+        self._pace = Pace(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self._warned: set[str] = set()
         # (method, route, status) -> requests
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
@@ -151,9 +152,8 @@ class Service:
         """
         llm = self.llm
         self.check_texts([prompt for prompt, _, _ in jobs], (names or {}).get("prompt", "prompt"))
-        interval = self.config.stream_interval_ms / 1000 if stream else 0.0
         try:
-            return Generation(llm, jobs, only_end=not stream, interval=interval)
+            return Generation(llm, jobs, only_end=not stream, pace=self._pace if stream else None)
         except OctavoError as error:
             raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
 
