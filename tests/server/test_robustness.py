@@ -47,18 +47,20 @@ def _params(tokens: int) -> Any:
     return SamplingParams(max_tokens=tokens, ignore_eos=True)
 
 
+def head(length: int) -> bytes:
+    lines = ["POST /v1/completions HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 @contextlib.contextmanager
-def deaf(url: str, body: dict[str, Any], path: str = "/v1/completions") -> Iterator[socket.socket]:
+def deaf(url: str, body: dict[str, Any]) -> Iterator[socket.socket]:
     """A client that asks and reads nothing."""
     parts = urlsplit(url)
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((parts.hostname, parts.port))
         data = json.dumps(body).encode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
-        )
-        connection.sendall(head.encode() + data)
+        connection.sendall(head(len(data)) + data)
         yield connection
 
 
@@ -90,27 +92,21 @@ def test_a_slow_reader_that_reads_keeps_its_stream(llm: LLM) -> None:
 
 def test_a_body_that_does_not_come_is_408(llm: LLM) -> None:
     config = ServerConfig(limits=Limits(body_seconds=0.3))
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-    )
     with uvicorn_in_thread(create_app(llm, config)) as url:
         parts = urlsplit(url)
         with socket.create_connection((parts.hostname, parts.port), timeout=20) as connection:
             begin = time.monotonic()
-            connection.sendall(head)
+            connection.sendall(head(1000) + b"{")
             assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
             assert 0.25 < time.monotonic() - begin < 10
 
 
 def test_all_bodies_at_once_are_bounded(llm: LLM) -> None:
     config = ServerConfig(limits=Limits(bodies_bytes=100_000))
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n"
-    )
     with uvicorn_in_thread(create_app(llm, config)) as url, contextlib.ExitStack() as stack:
         parts = urlsplit(url)
         held = stack.enter_context(socket.create_connection((parts.hostname, parts.port), timeout=20))
-        held.sendall(head + b" " * 80_000)
+        held.sendall(head(90_000) + b" " * 80_000)
         small = {"prompt": "a", "max_tokens": 1}
         large = {**small, "user": "x" * 60_000}
         wait_until(lambda: httpx.post(f"{url}/v1/completions", json=large).status_code == 429, "the rest is refused")

@@ -56,7 +56,7 @@ def serve(
     ssl_keyfile: Annotated[Path | None, Option(help="Key for TLS.")] = None,
     ssl_certfile: Annotated[Path | None, Option(help="Certificate for TLS.")] = None,
     shutdown_timeout: Annotated[int, Option(help="Seconds for running requests after SIGTERM.", min=0)] = 30,
-    stream_interval_ms: Annotated[float, Option(help="Least time between two pieces of a stream.")] = 10.0,
+    stream_interval_ms: Annotated[float, Option(help="Time between two pieces of a stream.")] = 20.0,
     metrics_compat: Annotated[str | None, Option(help="vllm: metrics under vLLM's names too.")] = None,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info",
     config: Annotated[

@@ -68,7 +68,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] | None = None
     allowed_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    stream_interval_ms: float = 10.0
+    stream_interval_ms: float = 20.0
     health_seconds: float = 60.0
     metrics_compat: str | None = None
     tool_parser: str = "auto"
