@@ -117,20 +117,40 @@ def test_all_bodies_at_once_are_bounded(llm: LLM) -> None:
         wait_until(lambda: httpx.post(f"{url}/v1/completions", json=large).status_code == 200, "it has been given back")
 
 
-CHAT = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 2500, "ignore_eos": True}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/completions": {**LONG, "n": 8},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2500, "ignore_eos": True},
+    # An array of numbers has no end of its own.
+    "/v1/responses": {
+        "input": "Hi",
+        "text": {
+            "format": {
+                "type": "json_schema",
+                "name": "x",
+                "schema": {"type": "array", "items": {"type": "integer"}, "minItems": 900},
+            }
+        },
+    },
+}
 
 
-@pytest.mark.parametrize(("path", "body"), [("/v1/completions", LONG), ("/v1/chat/completions", CHAT)])
-def test_a_stream_that_fails_on_the_way_ends_with_one_error(llm: LLM, path: str, body: dict[str, Any]) -> None:
-    body = {**body, "stream": True, "timeout": 0.2}
+@pytest.mark.parametrize("path", ASKS)
+def test_a_stream_that_fails_on_the_way_ends_with_one_error(path: str) -> None:
     with (
+        LLM(max_num_seqs=8) as llm,
         uvicorn_in_thread(create_app(llm, ServerConfig(stream_interval_ms=1))) as url,
-        httpx.stream("POST", url + path, json=body, timeout=60) as answer,
+        httpx.stream("POST", url + path, json={**ASKS[path], "stream": True}, timeout=60) as answer,
     ):
         assert answer.status_code == 200, answer.read()
-        lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
-    assert len(lines) > 2, "it had begun"
-    assert [line for line in lines if '"code":"timeout"' in line] == lines[-1:], "one error, and nothing after it"
+        lines = []
+        for line in answer.iter_lines():
+            lines += [line] if line.startswith("data: ") else []
+            if len(lines) == 12:
+                # The engine ends under it.
+                llm.close()
+    assert len(lines) > 12, "it ended before its time"
+    word = '"type":"response.failed"' if path == "/v1/responses" else '"code":"engine_unavailable"'
+    assert [line for line in lines if word in line] == lines[-1:], "one error, and nothing after it"
     assert "data: [DONE]" not in lines
 
 
