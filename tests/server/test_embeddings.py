@@ -114,7 +114,8 @@ def test_both_coats_give_the_same(llm: LLM) -> None:
 
 
 def test_more_inputs_than_the_queue_takes() -> None:
-    with LLM(max_num_seqs=2, max_queue=2) as llm:
+    # More run at once than may wait: the queue is full before the batch is.
+    with LLM(max_num_seqs=8, max_queue=2) as llm:
         client = TestClient(create_app(llm, ServerConfig(limits=Limits(embedding_inputs=60))))
         found = client.post("/v1/embeddings", json={"input": [f"Text {i}" for i in range(60)]})
         assert found.status_code == 200, found.text
