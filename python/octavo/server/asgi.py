@@ -107,7 +107,8 @@ class Outcome(Response):
         gone = asyncio.create_task(_until_disconnect(receive))
         try:
             while not work.done() and not gone.done():
-                await asyncio.wait({work, gone}, timeout=self._stall / 4, return_when=asyncio.FIRST_COMPLETED)
+                look = max(self._stall / 4, 0.01)
+                await asyncio.wait({work, gone}, timeout=look, return_when=asyncio.FIRST_COMPLETED)
                 if self._writing is not None and time.monotonic() - self._writing >= self._stall:
                     log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
                     break
@@ -131,6 +132,7 @@ class Outcome(Response):
                 reply = answer.reply()
             except Exception as error:
                 reply = error_reply(as_api_error(error))
+            self._writing = time.monotonic()
             await _send_reply(send, reply)
 
     async def _stream(self, answer: Answer, lots: AsyncIterator[Any], send: Send) -> None:
