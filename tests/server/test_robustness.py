@@ -166,7 +166,8 @@ def streaming(process: Process, lines: list[str]) -> threading.Thread:
 
 
 def test_nobody_new_is_let_in_while_it_drains() -> None:
-    with served() as process:
+    # Time enough on a machine that is busy with other things.
+    with served("--shutdown-timeout", "200") as process:
         lines: list[str] = []
         reader = streaming(process, lines)
         wait_until(lambda: httpx.get(f"{process.url}/health").status_code == 200 and len(lines) > 0, "it streams")
@@ -181,7 +182,7 @@ def test_nobody_new_is_let_in_while_it_drains() -> None:
 
         wait_until(refused, "new connections are refused")
         assert process.process.poll() is None, "what runs goes on"
-        reader.join(120)
+        reader.join(200)
         assert process.process.wait(30) == 0
         assert lines[-1] == "data: [DONE]"
 
