@@ -2,7 +2,10 @@
 
     python benches/serving.py            # writes benches/results/serving.json
 
-The embedded model, 32 at a time. Clients, server and engine share the machine, and its cores.
+The embedded model, 32 at a time. Clients, server and engine share the machine, and its cores. Rounds of the engine
+alone, the server with whole answers and the server with streams take turns; a share is the median over the rounds of
+what the server made to what the engine made just before. Where something else runs on the machine the shares mean
+little: then look at the CPU seconds, which say what a token costs whoever else runs.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,7 +29,7 @@ from octavo import LLM, SamplingParams, build_info
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "serving.json"
 CLIENTS, REQUESTS, TOKENS = 32, 256, 256
-RUNS = 3
+RUNS = 5
 FIELDS = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
 PARAMS = SamplingParams(**FIELDS)
 
@@ -39,38 +45,87 @@ def engine_throughput(llm: LLM) -> float:
     return REQUESTS * TOKENS / (time.perf_counter() - begin)
 
 
-def server_throughput(url: str, *, stream: bool) -> float:
-    """The same through the server, by CLIENTS connections of one client process."""
+def server_throughput(url: str, pid: int, *, stream: bool) -> tuple[float, dict[str, float]]:
+    """The same through the server, by CLIENTS connections of one client process; and the CPU seconds per 1,000 tokens
+    of the engine's threads, of the rest of the server, and of the client."""
     code = f"""
-import asyncio, sys; sys.path.insert(0, {str(ROOT / "benches")!r})
-import serving; print(asyncio.run(serving.crowd({url!r}, {stream})))
+import asyncio, sys, time; sys.path.insert(0, {str(ROOT / "benches")!r})
+import serving; begin = time.process_time(); print(serving.crowd({url!r}, {stream}), time.process_time() - begin)
 """
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    before = cpu_seconds(pid)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    after = cpu_seconds(pid)
+    spent = {name: after[name] - before[name] for name in after} | {"client": float(done[1])}
+    return float(done[0]), {name: round(1e3 * s / (REQUESTS * TOKENS), 4) for name, s in spent.items()}
 
 
-async def crowd(url: str, stream: bool) -> float:
-    left = iter(range(REQUESTS))
+def cpu_seconds(pid: int) -> dict[str, float]:
+    """CPU time of a server's process so far, by the names of its threads."""
+    spent = {"engine": 0.0, "server": 0.0}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+        fields = rest.split()
+        kind = "engine" if name.startswith("octavo-") and name != "octavo-asyncio" else "server"
+        spent[kind] += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
 
-    host, port = url.removeprefix("http://").split(":")
 
-    async def client() -> None:
-        # Bare connections: a client library would take more of the shared cores than the server does.
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 24)
-        for i in left:
-            body = json.dumps({"prompt": prompt(i), "stream": stream, **FIELDS}).encode()
-            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            found = (await reader.readuntil(b"\r\n\r\n")).lower()
-            assert found.startswith(b"http/1.1 200"), found
-            if stream:
-                assert (await reader.readuntil(b"\r\n0\r\n\r\n")).endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
-            else:
-                await reader.readexactly(int(found.split(b"content-length: ")[1].split(b"\r\n")[0]))
-        writer.close()
+class Client(asyncio.Protocol):
+    """A bare connection: a client library would take more of the shared cores than the server does."""
 
-    begin = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    return REQUESTS * TOKENS / (time.perf_counter() - begin)
+    def __init__(self, left: Iterator[int], stream: bool, done: asyncio.Future[None]) -> None:
+        self._left, self._stream, self._done = left, stream, done
+        self._tail = b""
+        self._missing = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._ask()
+
+    def _ask(self) -> None:
+        i = next(self._left, None)
+        if i is None:
+            self._transport.close()
+            self._done.set_result(None)
+            return
+        body = json.dumps({"prompt": prompt(i), "stream": self._stream, **FIELDS}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self._tail, self._missing = b"", -1
+
+    def data_received(self, data: bytes) -> None:
+        if not self._tail:
+            assert data.startswith(b"HTTP/1.1 200"), data
+        if self._stream:
+            self._tail = (self._tail + data)[-32:]
+            if self._tail.endswith(b"\r\n0\r\n\r\n"):
+                assert self._tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), self._tail
+                self._ask()
+            return
+        self._tail += data
+        if self._missing < 0 and b"\r\n\r\n" in self._tail:
+            found, _, _ = self._tail.partition(b"\r\n\r\n")
+            length = int(found.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            self._missing = len(found) + 4 + length
+        if len(self._tail) == self._missing:
+            self._ask()
+
+
+def crowd(url: str, stream: bool) -> float:
+    """Tokens per second of CLIENTS clients, each of which asks again as soon as it is answered."""
+
+    async def run() -> float:
+        left = iter(range(REQUESTS))
+        host, port = url.removeprefix("http://").split(":")
+        loop = asyncio.get_running_loop()
+        ends = [loop.create_future() for _ in range(CLIENTS)]
+        begin = time.perf_counter()
+        for done in ends:
+            await loop.create_connection(partial(Client, left, stream, done), host, int(port))
+        await asyncio.gather(*ends)
+        return REQUESTS * TOKENS / (time.perf_counter() - begin)
+
+    return asyncio.run(run())
 
 
 def first_byte(url: str, llm: LLM) -> tuple[float, float]:
@@ -93,6 +148,7 @@ def first_byte(url: str, llm: LLM) -> tuple[float, float]:
 
 
 def main() -> None:
+    load = round(os.getloadavg()[0], 1)
     serve = [sys.executable, "-m", "octavo", "serve", "--port", "0", "--log-level", "info"]
     process = subprocess.Popen(serve, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -101,29 +157,40 @@ def main() -> None:
     try:
         with LLM(max_num_seqs=CLIENTS) as llm:
             engine_throughput(llm)
-            engine, whole, streamed = [], [], []
+            engine: list[float] = []
+            whole: list[tuple[float, dict[str, float]]] = []
+            streamed: list[tuple[float, dict[str, float]]] = []
             # One after the other, in turns, so that what else the machine does falls on all alike.
             for _ in range(RUNS):
                 engine.append(engine_throughput(llm))
-                whole.append(server_throughput(url, stream=False))
-                streamed.append(server_throughput(url, stream=True))
+                whole.append(server_throughput(url, process.pid, stream=False))
+                streamed.append(server_throughput(url, process.pid, stream=True))
             served_ms, alone_ms = first_byte(url, llm)
     finally:
         process.terminate()
         process.wait(60)
-    best = max(engine)
+
+    def share(rounds: list[tuple[float, dict[str, float]]]) -> float:
+        return round(statistics.median(r[0] / alone for r, alone in zip(rounds, engine, strict=True)), 3)
+
+    def cost(rounds: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
+        return {name: statistics.median(r[1][name] for r in rounds) for name in rounds[0][1]}
+
     result = {
         "date": datetime.date.today().isoformat(),
         "command": "python benches/serving.py",
         "machine": build_info(),
+        "load_average_before": load,
         "clients": CLIENTS,
         "requests": REQUESTS,
         "tokens_per_request": TOKENS,
         "engine_tokens_per_second": [round(x) for x in engine],
-        "server_tokens_per_second": [round(x) for x in whole],
-        "server_streaming_tokens_per_second": [round(x) for x in streamed],
-        "server_share_of_engine": round(max(whole) / best, 3),
-        "server_streaming_share_of_engine": round(max(streamed) / best, 3),
+        "server_tokens_per_second": [round(x[0]) for x in whole],
+        "server_streaming_tokens_per_second": [round(x[0]) for x in streamed],
+        "server_share_of_engine": share(whole),
+        "server_streaming_share_of_engine": share(streamed),
+        "cpu_seconds_per_1000_tokens": cost(whole),
+        "streaming_cpu_seconds_per_1000_tokens": cost(streamed),
         "first_byte_ms": round(served_ms, 2),
         "engine_first_token_ms": round(alone_ms, 2),
     }

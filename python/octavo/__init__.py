@@ -10,7 +10,7 @@ from octavo import errors, outputs
 from octavo._core import __version__, build_info
 from octavo.attention import DynamicAttention
 from octavo.llm import LLM
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
 from octavo.structured import Grammar, JsonSchema, Regex
 
@@ -18,6 +18,8 @@ __all__ = [
     "LLM",
     "CompletionOutput",
     "DynamicAttention",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "Grammar",
     "JsonSchema",
     "Regex",

@@ -15,6 +15,7 @@ __all__ = [
     "__version__",
     "build_info",
     "check_params",
+    "floats_json",
     "parse_json",
 ]
 
@@ -33,6 +34,9 @@ def check_params(params: Mapping[str, Any]) -> None:
 
     Raises `octavo.errors.InvalidRequestError`, naming the parameter, its value and what is allowed.
     """
+
+def floats_json(values: bytes) -> bytes:
+    """The float32 values (little-endian) of an embedding as a JSON array: the shortest digits that give each back."""
 
 def parse_json(text: bytes, *, max_depth: int = 64, max_values: int = 1_000_000) -> Any:
     """Reads JSON of strangers: duplicate keys, numbers that are not finite, lone surrogates, nesting beyond
@@ -87,6 +91,20 @@ class Engine:
         """Checks a request as `submit` does, without queueing it. Raises what `submit` would raise for its
         content."""
 
+    def embed(
+        self,
+        prompt: str | Sequence[int],
+        params: Mapping[str, Any],
+        *,
+        add_special_tokens: bool = True,
+    ) -> Stream:
+        """Queues a request for the embedding of `prompt`; its one piece carries it. Keys of `params` are the
+        keyword arguments of `octavo.LLM.embed`. Raises as `submit`, and `UnsupportedModelError` on a device that
+        computes none."""
+
+    def check_embed(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
+        """`check` for `embed`."""
+
     def wait_ready(self, timeout: float) -> list[int]:
         """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or
         closed)."""
@@ -134,13 +152,16 @@ class Stream:
     def request_id(self) -> int: ...
     @property
     def prompt_token_ids(self) -> list[int]: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
     def next(self, timeout: float | None = None) -> Delta | None:
         """The next piece. Waits with the GIL released and answers Ctrl-C; None when `timeout` seconds passed,
         or when the
         piece with `finished` was already taken."""
 
     def poll(self) -> Delta | None:
-        """The next piece if one is there already."""
+        """All that has come, as one piece, if anything has. A subscribed stream with news is reported once, and not
+        again before a `poll` that finds nothing, but for its end."""
 
     def subscribe(self, *, only_end: bool = False) -> None:
         """From now on `Engine.wait_ready` reports this request whenever it has news (at once if it has some now).
@@ -163,6 +184,9 @@ class Delta:
         """In the first piece, if asked for: per prompt token the candidates (the token itself first); None for
         the first."""
     @property
+    def embedding(self) -> bytes | None:
+        """In the last piece of an `embed` request: float32 values, little-endian."""
+    @property
     def metrics(self) -> dict[str, Any] | None:
         """In the last piece: `queue_seconds`, `ttft_seconds`, `tpot_seconds`, `total_seconds`, `prompt_tokens`,
         `cached_prompt_tokens`, `generated_tokens`, and `attention`, a dictionary or None."""
@@ -180,6 +204,8 @@ class SampleDelta:
     def text(self) -> str: ...
     @property
     def token_ids(self) -> list[int]: ...
+    @property
+    def num_tokens(self) -> int: ...
     @property
     def logprobs(self) -> list[list[Logprob]] | None:
         """Per token of `token_ids`: the chosen token first, then the top candidates by rank."""

@@ -18,30 +18,27 @@ if TYPE_CHECKING:
 _WAIT = 0.2
 
 
-def wakes(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> Callable[[], None]:
-    """A function for any thread that sets `news`."""
-
-    def wake() -> None:
-        # A loop that was closed with requests open has nobody left to wake.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(news.set)
-
-    return wake
-
-
 class Dispatcher:
     """Wakes whoever waits for news of requests. Its thread starts with the first of them and ends with the LLM."""
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._waiting: dict[int, Callable[[], None]] = {}
+        # Who waits for a request: what to call, and in which event loop.
+        self._waiting: dict[int, tuple[Callable[[], None], asyncio.AbstractEventLoop | None]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def watch(self, stream: _core.Stream, wake: Callable[[], None], *, only_end: bool = False) -> None:
-        """From now on calls `wake`, which must be quick, from a thread of its own, whenever `stream` has news; with
-        `only_end` when it has ended.
+    def watch(
+        self,
+        stream: _core.Stream,
+        wake: Callable[[], None],
+        loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        only_end: bool = False,
+    ) -> None:
+        """From now on calls `wake`, which must be quick, whenever `stream` has news; with `only_end` when it has ended.
+        It is called in `loop`, or without one from a thread of the dispatcher.
 
         Raises:
             EngineDeadError: the LLM is closed.
@@ -49,7 +46,7 @@ class Dispatcher:
         with self._lock:
             if self._closed:
                 raise EngineDeadError("the engine is closed. Make a new LLM")
-            self._waiting[stream.request_id] = wake
+            self._waiting[stream.request_id] = (wake, loop)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=_run,
@@ -69,7 +66,7 @@ class Dispatcher:
         """The deltas of one request. Ending the generator early, for whatever reason, cancels the request."""
         news = asyncio.Event()
         try:
-            self.watch(stream, wakes(asyncio.get_running_loop(), news))
+            self.watch(stream, news.set, asyncio.get_running_loop())
             while True:
                 # Cleared before the look: news that comes after it sets the event again.
                 news.clear()
@@ -87,8 +84,16 @@ class Dispatcher:
         with self._lock:
             ids = list(self._waiting) if request_ids is None else request_ids
             found = [self._waiting[i] for i in ids if i in self._waiting]
-        for wake in found:
-            wake()
+        by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
+        for wake, loop in found:
+            if loop is None:
+                wake()
+            else:
+                by_loop.setdefault(loop, []).append(wake)
+        for loop, wakes in by_loop.items():
+            # One wake-up for all. A loop that was closed with requests open has nobody left to wake.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_call_all, wakes)
 
     @property
     def closed(self) -> bool:
@@ -98,6 +103,11 @@ class Dispatcher:
         """Ends the thread; requests that still wait are woken to find their last delta."""
         self._closed = True
         self.wake(None)
+
+
+def _call_all(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def _run(owner: weakref.ref[Dispatcher], engine: _core.Engine) -> None:

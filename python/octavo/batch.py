@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo import _core
 from octavo.errors import QueueFullError
-from octavo.outputs import RequestOutput
+from octavo.outputs import EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 # Seconds between looks at all running requests while the oldest one is waited for.
 _SLICE = 0.05
+
+Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
 
 
 def run_batch(
@@ -25,26 +29,44 @@ def run_batch(
 
     All jobs are checked before the first one starts, so that a fault in one costs no work on the others.
     """
-    checked = []
+    starts, outputs = [], []
     for prompt, special, params in jobs:
         ids = engine.tokenize(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
         fields = params.as_dict()
         engine.check(ids, fields)
-        checked.append((prompt if isinstance(prompt, str) else None, ids, fields))
-    outputs: list[RequestOutput] = []
+        starts.append(partial(engine.submit, ids, fields))
+        outputs.append(RequestOutput(-1, prompt if isinstance(prompt, str) else None, ids))
+    return _run(starts, outputs, progress)
+
+
+def embed_batch(
+    engine: _core.Engine, prompts: list[str | list[int]], fields: dict[str, Any], progress: bool
+) -> list[EmbeddingRequestOutput]:
+    """`run_batch` for embeddings."""
+    starts, outputs = [], []
+    for prompt in prompts:
+        ids = engine.tokenize(prompt) if isinstance(prompt, str) else prompt
+        engine.check_embed(ids, fields)
+        starts.append(partial(engine.embed, ids, fields))
+        outputs.append(EmbeddingRequestOutput(-1, prompt if isinstance(prompt, str) else None, ids))
+    return _run(starts, outputs, progress)
+
+
+def _run(starts: Sequence[Callable[[], _core.Stream]], outputs: list[Output], progress: bool) -> list[Output]:
+    """Starts all requests, each as soon as the queue has a place, and gathers their outputs."""
     running: dict[int, _core.Stream] = {}
-    with Progress(len(jobs), progress) as bar:
+    with Progress(len(starts), progress) as bar:
         try:
-            for i, (text, ids, fields) in enumerate(checked):
+            for i, start in enumerate(starts):
                 while True:
                     try:
-                        stream = engine.submit(ids, fields)
+                        stream = start()
                         break
                     except QueueFullError:
                         # Without requests of our own in it the queue is full of others': wait for a place.
                         if not _collect(running, outputs, bar, wait=True):
                             time.sleep(_SLICE)
-                outputs.append(RequestOutput(stream.request_id, text, ids))
+                outputs[i].request_id = stream.request_id
                 running[i] = stream
             while running:
                 _collect(running, outputs, bar, wait=True)
@@ -54,7 +76,7 @@ def run_batch(
     return outputs
 
 
-def _collect(running: dict[int, _core.Stream], outputs: list[RequestOutput], bar: Progress, *, wait: bool) -> bool:
+def _collect(running: dict[int, _core.Stream], outputs: list[Output], bar: Progress, *, wait: bool) -> bool:
     """Takes what is there, waiting a moment for the oldest request. True if any request of ours runs."""
     if not running:
         return False
@@ -69,9 +91,7 @@ def _collect(running: dict[int, _core.Stream], outputs: list[RequestOutput], bar
     return True
 
 
-def _take(
-    running: dict[int, _core.Stream], outputs: list[RequestOutput], bar: Progress, i: int, delta: _core.Delta
-) -> None:
+def _take(running: dict[int, _core.Stream], outputs: list[Output], bar: Progress, i: int, delta: _core.Delta) -> None:
     outputs[i].add(delta)
     bar.tokens(sum(len(o.token_ids) for o in delta.outputs))
     if delta.finished:

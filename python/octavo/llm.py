@@ -9,18 +9,18 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from octavo import _core
 from octavo.aio import Dispatcher
 from octavo.attention import DynamicAttention
 from octavo.attention import resolve as resolve_attention
-from octavo.batch import run_batch
+from octavo.batch import embed_batch, run_batch
 from octavo.errors import InvalidRequestError, MissingDependencyError, UnsupportedModelError
 from octavo.hub import resolve_model
 from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
 from octavo.memory import parse_memory
-from octavo.outputs import RequestOutput
+from octavo.outputs import EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
 
 __all__ = ["LLM", "Message", "Prompt"]
@@ -230,6 +230,65 @@ class LLM:
             async for output in outputs:
                 yield output
 
+    # --- embeddings ---------------------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeds one prompt or many: the hidden states of the last layer, behind the final norm, pooled to one vector.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of these.
+            pooling: "mean" of all tokens (which computes the prompt whole), or the "last" token (which takes prefix
+                hits).
+            normalize: scale to length 1, so that a dot product is the cosine.
+            dimensions: keep the first values only, for models that were trained for that.
+            priority, timeout, cache_salt: as in SamplingParams.
+            use_tqdm: show a progress bar (for more than one prompt).
+
+        Raises:
+            InvalidRequestError, ContextLengthError: a prompt or argument; raised before anything runs.
+            OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`.
+        """
+        fields = _pooling(pooling, normalize, dimensions, priority, timeout, cache_salt)
+        items = [one_prompt(p) for p in many_prompts(prompts)]
+        outputs = embed_batch(self._engine, items, fields, use_tqdm and len(items) > 1)
+        if len(outputs) == 1 and outputs[0].error is not None:
+            raise outputs[0].error
+        return outputs
+
+    async def aembed(
+        self,
+        prompt: Prompt,
+        *,
+        pooling: Literal["mean", "last"] = "mean",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        cache_salt: str | None = None,
+    ) -> EmbeddingRequestOutput:
+        """`embed` for one prompt without blocking the event loop. Cancelling the task ends the request."""
+        fields = _pooling(pooling, normalize, dimensions, priority, timeout, cache_salt)
+        stream = self._engine.embed(one_prompt(prompt), fields)
+        text = prompt if isinstance(prompt, str) else None
+        output = EmbeddingRequestOutput(stream.request_id, text, stream.prompt_token_ids)
+        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
+            async for delta in deltas:
+                output.add(delta)
+        if output.error is not None:
+            raise output.error
+        return output
+
     # --- text and tokens --------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -362,6 +421,25 @@ class LLM:
 
 def _empty(stream: _core.Stream, prompt: Prompt) -> RequestOutput:
     return RequestOutput(stream.request_id, prompt if isinstance(prompt, str) else None, stream.prompt_token_ids)
+
+
+def _pooling(
+    pooling: str,
+    normalize: bool,
+    dimensions: int | None,
+    priority: int,
+    timeout: float | None,
+    cache_salt: str | None,
+) -> dict[str, Any]:
+    """The arguments of `embed` as the engine takes them."""
+    return {
+        "pooling": pooling,
+        "normalize": normalize,
+        "dimensions": dimensions,
+        "priority": priority,
+        "timeout": timeout,
+        "cache_salt": cache_salt,
+    }
 
 
 def _params(params: SamplingParams | None) -> SamplingParams:

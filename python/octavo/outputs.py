@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +13,15 @@ from octavo.errors import OctavoError, from_engine
 if TYPE_CHECKING:
     from octavo import _core
 
-__all__ = ["CompletionOutput", "FinishReason", "Logprob", "RequestMetrics", "RequestOutput"]
+__all__ = [
+    "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "FinishReason",
+    "Logprob",
+    "RequestMetrics",
+    "RequestOutput",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -119,11 +129,72 @@ class RequestOutput:
             self.prompt_logprobs = [None if row is None else _candidates(row) for row in prompt_rows]
         if delta.finished:
             self.finished = True
-            metrics = delta.metrics
-            self.metrics = _metrics(metrics) if metrics else None
-            if delta.error is not None:
-                self.error = from_engine(*delta.error)
+            self.metrics, self.error = _end(delta)
         return self
+
+
+@dataclass
+class EmbeddingOutput:
+    """An embedding.
+
+    Attributes:
+        embedding: as many float32 values as the model's hidden states have, or as `dimensions` says.
+    """
+
+    embedding: list[float]
+
+
+@dataclass
+class EmbeddingRequestOutput:
+    """The embedding of one prompt.
+
+    Attributes:
+        request_id: unique within the engine.
+        prompt: the prompt as text, if it was given as text.
+        prompt_token_ids: the prompt as tokens.
+        outputs: the embedding; None if the request failed.
+        finished: the request has ended.
+        metrics: set when finished.
+        error: the error that ended the request, if one did.
+    """
+
+    request_id: int
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput | None = None
+    finished: bool = False
+    metrics: RequestMetrics | None = None
+    error: OctavoError | None = None
+
+    @property
+    def embedding(self) -> list[float]:
+        """`outputs.embedding`; empty if the request failed."""
+        return self.outputs.embedding if self.outputs is not None else []
+
+    def add(self, delta: _core.Delta) -> EmbeddingRequestOutput:
+        """Takes the engine's one answer; returns self."""
+        if delta.finished:
+            self.finished = True
+            self.metrics, self.error = _end(delta)
+            if delta.embedding is not None and self.error is None:
+                self.outputs = EmbeddingOutput(floats(delta.embedding))
+        return self
+
+
+def floats(values: bytes) -> list[float]:
+    """The float32 values, little-endian, that the engine gives."""
+    found = array("f", values)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found.tolist()
+
+
+def _end(delta: _core.Delta) -> tuple[RequestMetrics | None, OctavoError | None]:
+    metrics = delta.metrics
+    return (
+        _metrics(metrics) if metrics else None,
+        from_engine(*delta.error) if delta.error is not None else None,
+    )
 
 
 def _metrics(values: dict[str, Any]) -> RequestMetrics:

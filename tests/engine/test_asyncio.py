@@ -36,7 +36,8 @@ def test_agenerate_equals_generate(llm: LLM) -> None:
 
 
 def test_astream_equals_generate(llm: LLM) -> None:
-    params = SamplingParams(max_tokens=50, temperature=0, ignore_eos=True)
+    # What waits comes as one piece: it must be long enough for more than one, on a busy machine too.
+    params = SamplingParams(max_tokens=1000, temperature=0, ignore_eos=True)
 
     async def main() -> tuple[str, int, bool]:
         deltas = [d async for d in llm.astream(PROMPT, params)]
@@ -44,7 +45,7 @@ def test_astream_equals_generate(llm: LLM) -> None:
 
     text, pieces, finished = asyncio.run(main())
     assert text == llm.generate(PROMPT, params)[0].text
-    assert pieces > 3
+    assert pieces > 1
     assert finished
 
 

@@ -20,6 +20,9 @@ async def one(client: httpx.AsyncClient, url: str, draw: random.Random, counts: 
     """One request: read to its end, or left after some lines, or before any."""
     stream, leave = draw.random() < 0.7, draw.random() < 0.3
     n = draw.choice([1, 1, 1, 3])
+    if draw.random() < 0.1:
+        await embed(client, url, draw, leave, counts)
+        return
     chat = draw.random() < 0.5
     body = {"max_tokens": draw.randint(1, 60), "stream": stream, "n": n, "ignore_eos": True, "seed": draw.randint(0, 9)}
     body |= {"messages": [{"role": "user", "content": "Hello " * draw.randint(1, 60)}]} if chat else {"prompt": "Once"}
@@ -55,6 +58,22 @@ async def one(client: httpx.AsyncClient, url: str, draw: random.Random, counts: 
     counts["done"] += 1
 
 
+async def embed(client: httpx.AsyncClient, url: str, draw: random.Random, leave: bool, counts: dict[str, int]) -> None:
+    """Embeddings of more inputs than run at once; the client leaves, or reads the answer."""
+    inputs = ["Hello " * draw.randint(1, 60) for _ in range(draw.randint(1, 90))]
+    counts["left" if leave else "done"] += 1
+    counts["inputs"] += len(inputs)
+    try:
+        async with asyncio.timeout(draw.random() * 0.1 if leave else 120):
+            answer = await client.post(f"{url}/v1/embeddings", json={"input": inputs})
+    except TimeoutError:
+        assert leave
+        return
+    assert answer.status_code in (200, 429), answer.text
+    if answer.status_code == 200:
+        assert [row["index"] for row in answer.json()["data"]] == list(range(len(inputs)))
+
+
 def all_free(llm: LLM) -> None:
     def free() -> bool:
         stats = llm.stats()
@@ -68,7 +87,7 @@ def all_free(llm: LLM) -> None:
 
 def test_a_crowd_with_random_disconnects(llm: LLM) -> None:
     seed = 20240611
-    counts = {"done": 0, "left": 0, "full": 0}
+    counts = {"done": 0, "left": 0, "full": 0, "inputs": 0}
 
     async def crowd(url: str, requests: int) -> None:
         async def client_of(number: int) -> None:
@@ -92,4 +111,4 @@ def test_a_crowd_with_random_disconnects(llm: LLM) -> None:
     assert counts["left"] > CLIENTS
     # Every request that was begun has ended exactly once.
     finished = llm.stats()["requests"]["finished"] - started
-    assert finished <= CLIENTS * REQUESTS
+    assert finished <= CLIENTS * REQUESTS + counts["inputs"]

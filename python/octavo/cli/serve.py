@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import signal
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,8 @@ from octavo.errors import InvalidRequestError
 
 # Seconds that an idle connection is kept for its next request.
 _KEEP_ALIVE = 75
+# Seconds for the last events of what --shutdown-timeout ended.
+_LAST_WORDS = 5
 
 
 def serve(
@@ -52,7 +56,7 @@ def serve(
     ssl_keyfile: Annotated[Path | None, Option(help="Key for TLS.")] = None,
     ssl_certfile: Annotated[Path | None, Option(help="Certificate for TLS.")] = None,
     shutdown_timeout: Annotated[int, Option(help="Seconds for running requests after SIGTERM.", min=0)] = 30,
-    stream_interval_ms: Annotated[float, Option(help="Least time between two pieces of a stream.")] = 10.0,
+    stream_interval_ms: Annotated[float, Option(help="Time between two pieces of a stream.")] = 20.0,
     metrics_compat: Annotated[str | None, Option(help="vllm: metrics under vLLM's names too.")] = None,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info",
     config: Annotated[
@@ -111,6 +115,15 @@ def serve(
                 facts = {"octavo": {"address": address, "model": str(llm.model)}}
                 logging.getLogger("octavo.server").info("ready at %s", address, extra=facts)
 
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                # Closing the engine ends what still runs when the time is up; each stream says so in its last event.
+                closing = threading.Thread(target=llm.close, daemon=True)
+                timer = asyncio.get_running_loop().call_later(shutdown_timeout, closing.start)
+                try:
+                    await super().shutdown(sockets)
+                finally:
+                    timer.cancel()
+
         # uvicorn drains on SIGTERM and then raises it once more: that was all, the end is a clean one.
         signal.signal(signal.SIGTERM, lambda *_: None)
         Server(
@@ -126,7 +139,7 @@ def serve(
                 server_header=False,
                 root_path=root_path,
                 timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=shutdown_timeout,
+                timeout_graceful_shutdown=shutdown_timeout + _LAST_WORDS,
                 backlog=1024,
                 ssl_keyfile=ssl_keyfile,
                 ssl_certfile=ssl_certfile,

@@ -53,7 +53,7 @@ class Usage:
 
     def take(self, index: int, delta: _core.Delta, prompt: int) -> None:
         self._prompt[index] = prompt
-        self.completion += sum(len(o.token_ids) for o in delta.outputs)
+        self.completion += sum(o.num_tokens for o in delta.outputs)
         metrics = delta.metrics
         if metrics is not None:
             self._cached[index] = int(metrics["cached_prompt_tokens"])

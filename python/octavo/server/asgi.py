@@ -96,6 +96,8 @@ class Outcome(Response):
         self.status_code = 200
         self._outcome = outcome
         self._stall = service.config.limits.stream_stall_seconds
+        # Since when a write waits for the client.
+        self._writing: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if isinstance(self._outcome, Reply):
@@ -104,7 +106,12 @@ class Outcome(Response):
         work = asyncio.create_task(self._answer(self._outcome, send))
         gone = asyncio.create_task(_until_disconnect(receive))
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not work.done() and not gone.done():
+                look = max(self._stall / 4, 0.01)
+                await asyncio.wait({work, gone}, timeout=look, return_when=asyncio.FIRST_COMPLETED)
+                if self._writing is not None and time.monotonic() - self._writing >= self._stall:
+                    log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
+                    break
         finally:
             self._outcome.generation.close()
             for task in (work, gone):
@@ -125,6 +132,7 @@ class Outcome(Response):
                 reply = answer.reply()
             except Exception as error:
                 reply = error_reply(as_api_error(error))
+            self._writing = time.monotonic()
             await _send_reply(send, reply)
 
     async def _stream(self, answer: Answer, lots: AsyncIterator[Any], send: Send) -> None:
@@ -134,8 +142,7 @@ class Outcome(Response):
                 if not started:
                     started = True
                     await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENT_STREAM)})
-                if not await self._write(send, answer.feed(news) if news else PING):
-                    return
+                await self._write(send, answer.feed(news) if news else PING)
             last = answer.end()
         except asyncio.CancelledError:
             raise
@@ -150,17 +157,11 @@ class Outcome(Response):
             await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENT_STREAM)})
         await self._write(send, last, more=False)
 
-    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> bool:
-        """False: the reader has taken nothing for too long."""
-        if not data and more:
-            return True
-        try:
-            async with asyncio.timeout(self._stall):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
-            return False
-        return True
+    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
+        if data or not more:
+            self._writing = time.monotonic()
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+            self._writing = None
 
 
 def as_api_error(error: Exception) -> ApiError:

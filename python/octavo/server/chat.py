@@ -9,7 +9,7 @@ from octavo import _core
 from octavo.server.answer import Answer, finite, new_id, now, prompt_logprobs
 from octavo.server.faults import bad_request
 from octavo.server.generation import Generation, News
-from octavo.server.http import Call, Reply, event, json_reply
+from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.messages import render
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
 from octavo.server.requests import ChatRequest, refuse_unsupported
@@ -19,6 +19,9 @@ from octavo.server.tools import Toolbox
 
 if TYPE_CHECKING:
     from octavo.server.service import Service
+
+# What follows the text of a choice that goes on.
+_AFTER = b'},"logprobs":null,"finish_reason":null}'
 
 
 def chat(service: Service, call: Call) -> Answer:
@@ -84,14 +87,17 @@ class Chat(Answer):
         kind = "chat.completion.chunk" if stream else "chat.completion"
         self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": service.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._chunks = Chunks(self._head, usage=self._include_usage)
+        # Nothing but text is wanted, which most want.
+        self._plain = not (request.logprobs or request.return_token_ids)
         self._choices: dict[int, Choice] = {}
         self._prompt_logprobs: list[dict[str, Any] | None] | None = None
 
     def feed(self, news: News) -> bytes:
         out = b""
         for index, delta in news:
-            prompt = self.generation.streams[index].prompt_token_ids
-            self.usage.take(index, delta, len(prompt))
+            stream = self.generation.streams[index]
+            self.usage.take(index, delta, stream.num_prompt_tokens)
             if self._request.prompt_logprobs is not None:
                 self._prompt_logprobs = prompt_logprobs(delta.prompt_logprobs) or self._prompt_logprobs
             for sample in delta.outputs:
@@ -100,14 +106,18 @@ class Chat(Answer):
                     choice = self._choices[sample.index] = Choice(sample.index, self._parser())
                     if self.stream:
                         first = {"role": "assistant", "content": ""}
-                        out += self._chunk(choice, first, None, None, prompt)
+                        out += self._chunk(choice, first, None, None, stream)
                 pieces = choice.add(sample, self._request)
                 deltas = choice.deltas(pieces)
                 if self.stream:
-                    out += self._events(choice, deltas, sample)
+                    out += self._events(choice, pieces, deltas, sample)
         return out
 
-    def _events(self, choice: Choice, deltas: list[dict[str, Any]], sample: _core.SampleDelta) -> bytes:
+    def _events(
+        self, choice: Choice, pieces: list[Piece], deltas: list[dict[str, Any]], sample: _core.SampleDelta
+    ) -> bytes:
+        if self._plain and len(pieces) == 1 and isinstance(pieces[0], Content) and sample.finish_reason is None:
+            return self._chunks.text(choice.before, pieces[0].text, _AFTER)
         out = b""
         logprobs = choice.take_logprobs(self._request)
         for delta in deltas:
@@ -125,21 +135,18 @@ class Chat(Answer):
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None,
         reason: str | None,
-        prompt: list[int] | None = None,
+        stream: _core.Stream | None = None,
     ) -> bytes:
         body = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         if reason is not None:
             body["stop_reason"] = choice.stop_reason
-        chunk: dict[str, Any] = {**self._head, "choices": [body]}
-        if self._request.return_token_ids:
-            if prompt is not None:
-                chunk["prompt_token_ids"] = prompt
-            body["token_ids"] = choice.take_token_ids()
-        else:
-            choice.token_ids.clear()
-        if self._include_usage:
-            chunk["usage"] = None
-        return event(chunk)
+        if not self._request.return_token_ids:
+            return self._chunks.event(body)
+        body["token_ids"] = choice.take_token_ids()
+        if stream is None:
+            return self._chunks.event(body)
+        more = {"prompt_token_ids": stream.prompt_token_ids}
+        return Chunks({**self._head, **more}, usage=self._include_usage).event(body)
 
     def end(self) -> bytes:
         last = b""
@@ -165,6 +172,7 @@ class Choice:
 
     def __init__(self, index: int, parser: Parser) -> None:
         self.index = index
+        self.before = b'{"index":%d,"delta":{"content":' % index
         self.stop_reason: int | str | None = None
         self.token_ids: list[int] = []
         self._parser = parser
@@ -180,7 +188,8 @@ class Choice:
         return "tool_calls" if self._reason == "stop" and self.calls else self._reason
 
     def add(self, sample: _core.SampleDelta, request: ChatRequest) -> list[Piece]:
-        self.token_ids += sample.token_ids
+        if request.return_token_ids:
+            self.token_ids += sample.token_ids
         if request.logprobs:
             self._logprobs += [_candidate(row) for row in sample.logprobs or []]
         pieces = self._parser.feed(sample.text)

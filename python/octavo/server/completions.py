@@ -8,7 +8,7 @@ from octavo import _core
 from octavo.server.answer import Answer, finite, new_id, now, prompt_logprobs
 from octavo.server.faults import bad_request
 from octavo.server.generation import Generation, News
-from octavo.server.http import Call, Reply, event, json_reply
+from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.requests import CompletionRequest, refuse_unsupported
 from octavo.server.sampling import candidates, sampling_params
 from octavo.server.structure import field_of, structured
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What OpenAI's API generates where nothing is said.
 _DEFAULT_MAX_TOKENS = 16
+# What follows the text of a choice that goes on.
+_AFTER = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 
 def completions(service: Service, call: Call) -> Answer:
@@ -90,14 +92,16 @@ class Completions(Answer):
         self._detokenize = service.llm.detokenize
         self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": service.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._chunks = Chunks(self._head, usage=self._include_usage)
+        # Nothing but text is wanted, which most want.
+        self._plain = request.logprobs is None and request.prompt_logprobs is None and not request.return_token_ids
         self._choices: dict[tuple[int, int], Choice] = {}
 
     def feed(self, news: News) -> bytes:
         out = b""
         for index, delta in news:
             stream = self.generation.streams[index]
-            prompt = stream.prompt_token_ids
-            self.usage.take(index, delta, len(prompt))
+            self.usage.take(index, delta, stream.num_prompt_tokens)
             rows = delta.prompt_logprobs
             for sample in delta.outputs:
                 choice = self._choices.get((index, sample.index))
@@ -105,17 +109,21 @@ class Completions(Answer):
                 if choice is None:
                     choice = self._choices[index, sample.index] = Choice(index * self._n + sample.index)
                     if self._request.echo:
-                        choice.echo(self._detokenize(prompt, skip_special_tokens=False), rows, self._logprobs)
+                        text = self._detokenize(stream.prompt_token_ids, skip_special_tokens=False)
+                        choice.echo(text, rows, self._logprobs)
                     if self._request.prompt_logprobs is not None:
                         choice.prompt_logprobs = prompt_logprobs(rows)
                     if self._request.return_token_ids:
-                        choice.prompt_token_ids = prompt
+                        choice.prompt_token_ids = stream.prompt_token_ids
                 if not self._nothing:
                     choice.add(sample, self._logprobs)
                 choice.finish(sample)
-                if self.stream:
-                    body = choice.take(self._request, first)
-                    out += event({**self._head, "choices": [body], **({"usage": None} if self._include_usage else {})})
+                if not self.stream:
+                    continue
+                if self._plain and sample.finish_reason is None:
+                    out += self._chunks.text(choice.before, choice.take_text(), _AFTER)
+                else:
+                    out += self._chunks.event(choice.take(self._request, first))
         return out
 
     def end(self) -> bytes:
@@ -147,6 +155,7 @@ class Choice:
 
     def __init__(self, index: int) -> None:
         self.index = index
+        self.before = b'{"index":%d,"text":' % index
         self.prompt_logprobs: list[dict[str, Any] | None] | None = None
         self.prompt_token_ids: list[int] | None = None
         self._score = 0.0
@@ -211,6 +220,12 @@ class Choice:
         if sample.finish_reason is not None:
             self._reason = sample.finish_reason
             self._stop_reason = sample.stop_reason
+
+    def take_text(self) -> str:
+        """What is new, if only text is wanted."""
+        text, self._text = self._text, ""
+        self._token_ids.clear()
+        return text
 
     def take(self, request: CompletionRequest, first: bool) -> dict[str, Any]:
         """What is new, in the API's form."""

@@ -15,7 +15,7 @@ class Limits:
         body_bytes, headers, header_bytes, json_depth, json_values: of an HTTP request.
         body_seconds: for the whole body to arrive.
         bodies_bytes: of all bodies that are being read at once.
-        n: samples of one prompt. prompts: prompts of one call.
+        n: samples of one prompt. prompts: prompts of one call. embedding_inputs: inputs of one call of /v1/embeddings.
         prompt_bytes_per_token: a text longer than this times the context cannot fit, and is not tokenised.
         logprobs: candidates per token.
         stop, stop_bytes: number and length of stop strings.
@@ -33,6 +33,7 @@ class Limits:
     bodies_bytes: int = 64 << 20
     n: int = 128
     prompts: int = 256
+    embedding_inputs: int = 2048
     prompt_bytes_per_token: int = 16
     logprobs: int = 20
     stop: int = 16
@@ -55,7 +56,7 @@ class ServerConfig:
             no key protects a server on this machine from web pages that rebind a name to it.
         allowed_origins: web origins whose pages may call the server (CORS).
         limits: see Limits.
-        stream_interval_ms: least time between two pieces of one stream; tokens in between travel together.
+        stream_interval_ms: time between two pieces of one stream; tokens in between travel together.
         health_seconds: a step that takes longer counts as a stall.
         metrics_compat: "vllm" repeats the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.
@@ -67,7 +68,7 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] | None = None
     allowed_origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    stream_interval_ms: float = 10.0
+    stream_interval_ms: float = 20.0
     health_seconds: float = 60.0
     metrics_compat: str | None = None
     tool_parser: str = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any
 
 from octavo import _core
@@ -58,8 +59,12 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+# json.dumps would make an encoder for every call.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def dumps(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
+    return _encode(value).encode("utf-8", "replace")
 
 
 def json_reply(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
@@ -74,6 +79,27 @@ def event(value: object, name: str | None = None) -> bytes:
     """One server-sent event."""
     data = b"data: " + dumps(value) + b"\n\n"
     return data if name is None else b"event: " + name.encode() + b"\n" + data
+
+
+class Chunks:
+    """The events of one stream. They differ in their one choice, and mostly in the text of that: the rest is encoded
+    once.
+
+    Args:
+        head: fields that all events share.
+        usage: each event says `"usage": null`, as OpenAI's do where the last one has the usage.
+    """
+
+    def __init__(self, head: Mapping[str, Any], *, usage: bool) -> None:
+        self._before = b"data: " + dumps(head)[:-1] + b',"choices":['
+        self._after = b'],"usage":null}\n\n' if usage else b"]}\n\n"
+
+    def event(self, choice: Mapping[str, Any]) -> bytes:
+        return self._before + dumps(choice) + self._after
+
+    def text(self, before: bytes, text: str, after: bytes) -> bytes:
+        """The event of a choice that is `before`, the text as JSON, `after`."""
+        return b"".join((self._before, before, encode_basestring(text).encode("utf-8", "replace"), after, self._after))
 
 
 DONE = b"data: [DONE]\n\n"

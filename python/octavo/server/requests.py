@@ -168,6 +168,24 @@ class ChatRequest(Sampling):
     add_special_tokens: Literal[False] | None = None
 
 
+class EmbeddingRequest(Strict):
+    """POST /v1/embeddings"""
+
+    model: str | None = None
+    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    user: str | None = None
+    # vLLM's further fields
+    add_special_tokens: bool | None = None
+    normalize: bool | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    # octavo's
+    pooling: Literal["mean", "last"] | None = None
+    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+
+
 class TokenizeRequest(Strict):
     """POST /tokenize: `prompt`, or `messages` through the chat template."""
 

@@ -41,7 +41,7 @@ def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more:
         fields["logit_bias"] = _bias(request.logit_bias, limits)
     if request.prompt_logprobs is not None:
         fields["prompt_logprobs"] = candidates("prompt_logprobs", request.prompt_logprobs, limits)
-    fields["cache_salt"] = _salt(salt, request.cache_salt)
+    fields["cache_salt"] = cache_salt(salt, request.cache_salt)
     fields.update(more)
     if fields["n"] > limits.n:
         raise bad_request(f"n is {fields['n']}: at most {limits.n} is taken", "n")
@@ -66,7 +66,7 @@ def _bias(given: dict[str, float], limits: Limits) -> dict[int, float]:
     return {int(key): value for key, value in given.items()}
 
 
-def _salt(key: str | None, own: str | None) -> str | None:
+def cache_salt(key: str | None, own: str | None) -> str | None:
     """Entries of the prefix cache never cross keys; a caller may narrow its own further."""
     if key is None and own is None:
         return None

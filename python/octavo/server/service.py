@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -20,11 +20,12 @@ from octavo.server.answer import Answer
 from octavo.server.chat import chat
 from octavo.server.completions import completions
 from octavo.server.config import ServerConfig
+from octavo.server.embeddings import embeddings
 from octavo.server.engine import LazyEngine, model_name
 from octavo.server.faults import ApiError, from_octavo
 from octavo.server.formats import FORMATS, Format, detect
 from octavo.server.gate import Gate
-from octavo.server.generation import Generation
+from octavo.server.generation import Generation, Pace
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.metrics import metrics
 from octavo.server.models import list_models, one_model
@@ -65,6 +66,7 @@ class Service:
         self.engine = LazyEngine(source)
         self.gate = Gate(config)
         self.created = int(time.time())
+        self._pace = Pace(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self._warned: set[str] = set()
         # (method, route, status) -> requests
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
@@ -88,6 +90,11 @@ class Service:
     def max_model_len(self) -> int:
         """Longest sequence, in tokens."""
         return int(self.llm.info()["limits"]["max_model_len"])
+
+    @cached_property
+    def max_num_seqs(self) -> int:
+        """Sequences that run at once."""
+        return int(self.llm.info()["limits"]["max_num_seqs"])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,6 +126,18 @@ class Service:
                 404, f"there is no model {name[:80]!r} here: {served} is served", param="model", code="model_not_found"
             )
 
+    def check_texts(self, prompts: Iterable[str | list[int]], param: str) -> None:
+        """Refuses texts that are too long to be worth tokenising.
+
+        Raises:
+            ApiError: 400.
+        """
+        most = self.config.limits.prompt_bytes_per_token * self.max_model_len
+        for prompt in prompts:
+            if isinstance(prompt, str) and len(prompt) > most:
+                message = f"the prompt has {len(prompt)} characters: no more than {most} are tokenised for this context"
+                raise ApiError(400, message, param=param, code="context_length_exceeded")
+
     def generate(
         self,
         jobs: list[tuple[str | list[int], bool, SamplingParams]],
@@ -132,15 +151,9 @@ class Service:
             ApiError: 400 for what cannot run, 429 when the queue is full.
         """
         llm = self.llm
-        param = (names or {}).get("prompt", "prompt")
-        most = self.config.limits.prompt_bytes_per_token * self.max_model_len
-        for prompt, _, _ in jobs:
-            if isinstance(prompt, str) and len(prompt) > most:
-                message = f"the prompt has {len(prompt)} characters: no more than {most} are tokenised for this context"
-                raise ApiError(400, message, param=param, code="context_length_exceeded")
-        interval = self.config.stream_interval_ms / 1000 if stream else 0.0
+        self.check_texts([prompt for prompt, _, _ in jobs], (names or {}).get("prompt", "prompt"))
         try:
-            return Generation(llm, jobs, only_end=not stream, interval=interval)
+            return Generation(llm, jobs, only_end=not stream, pace=self._pace if stream else None)
         except OctavoError as error:
             raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
 
@@ -233,6 +246,7 @@ ROUTES = [
     Route("POST", "/v1/chat/completions", chat, "Answer a conversation", requests.ChatRequest),
     Route("POST", "/v1/completions", completions, "Continue prompts", requests.CompletionRequest),
     Route("POST", "/v1/responses", responses, "Answer an input, without state", ResponsesRequest),
+    Route("POST", "/v1/embeddings", embeddings, "Embed texts", requests.EmbeddingRequest),
     Route("GET", "/v1/models", list_models, "The models served"),
     Route("GET", "/v1/models/{model}", one_model, "One model"),
     Route("POST", "/tokenize", tokenize, "Text to token ids", requests.TokenizeRequest),

@@ -2,11 +2,11 @@
 
 use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
-use octavo_scheduler::{Logits, PlanSeq, StepPlan};
+use octavo_scheduler::{Logits, Output, PlanSeq, StepPlan};
 
 use crate::executor::{Executor, RowSink, StepError};
 
-/// Rows of logits that are held at once.
+/// Rows of logits, or of hidden states, that are held at once.
 pub(crate) const LOGIT_ROWS: usize = 32;
 
 /// Runs steps on the cores of this machine.
@@ -15,8 +15,9 @@ pub struct CpuExecutor {
     model: Model,
     kv: KvPool,
     scratch: Scratch,
-    logits: Vec<f32>,
-    /// (sequence, row of its chunk, row of the batch) of the logits that the plan asks for.
+    /// Rows on their way out.
+    out: Vec<f32>,
+    /// (sequence, row of its chunk, row of the batch) of the rows of one kind that the plan asks for.
     wanted: Vec<(usize, u32, u32)>,
     /// What queries may leave out; None: dense attention.
     attention: Option<DynamicParams>,
@@ -31,15 +32,39 @@ impl CpuExecutor {
             model,
             kv,
             scratch: Scratch::default(),
-            logits: Vec::new(),
+            out: Vec::new(),
             wanted: Vec::new(),
             attention,
             choices: Vec::new(),
         }
     }
+
+    /// Hands the rows of all sequences with this output to `sink`.
+    fn rows_out(&mut self, plan: &StepPlan, output: Output, sink: &mut RowSink<'_>) {
+        self.wanted.clear();
+        for (i, seq) in plan.seqs.iter().enumerate().filter(|(_, seq)| seq.output == output) {
+            self.wanted.extend(wanted_rows(seq).map(|row| (i, row, seq.query_start + row)));
+        }
+        let spec = self.model.spec();
+        let width = if output == Output::Hidden { spec.hidden } else { spec.vocab };
+        for part in self.wanted.chunks(LOGIT_ROWS) {
+            let rows: Vec<u32> = part.iter().map(|w| w.2).collect();
+            if self.out.len() < part.len() * width {
+                self.out.resize(part.len() * width, 0.0);
+            }
+            let out = &mut self.out[..part.len() * width];
+            match output {
+                Output::Tokens => self.model.logits(&self.kernels, &rows, &mut self.scratch, out),
+                Output::Hidden => self.model.hidden(&self.kernels, &rows, &mut self.scratch, out),
+            }
+            for (&(seq, row, _), values) in part.iter().zip(out.chunks_exact(width)) {
+                sink(seq, row, values);
+            }
+        }
+    }
 }
 
-/// Rows of its chunk for which `seq` wants logits.
+/// Rows of its chunk for which `seq` wants logits or hidden states.
 pub(crate) fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
     match seq.logits {
         Logits::None => 0..0,
@@ -49,6 +74,10 @@ pub(crate) fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
 }
 
 impl Executor for CpuExecutor {
+    fn hidden_size(&self) -> Option<usize> {
+        Some(self.model.spec().hidden)
+    }
+
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
         for &[from, to] in &plan.copies {
             self.kv.copy_block(from, to);
@@ -74,22 +103,8 @@ impl Executor for CpuExecutor {
             batch.choices = &self.choices;
         }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
-        self.wanted.clear();
-        for (i, seq) in plan.seqs.iter().enumerate() {
-            self.wanted.extend(wanted_rows(seq).map(|row| (i, row, seq.query_start + row)));
-        }
-        let vocab = self.model.spec().vocab;
-        for part in self.wanted.chunks(LOGIT_ROWS) {
-            let rows: Vec<u32> = part.iter().map(|w| w.2).collect();
-            if self.logits.len() < part.len() * vocab {
-                self.logits.resize(part.len() * vocab, 0.0);
-            }
-            let logits = &mut self.logits[..part.len() * vocab];
-            self.model.logits(&self.kernels, &rows, &mut self.scratch, logits);
-            for (&(seq, row, _), logits) in part.iter().zip(logits.chunks_exact(vocab)) {
-                sink(seq, row, logits);
-            }
-        }
+        self.rows_out(plan, Output::Tokens, sink);
+        self.rows_out(plan, Output::Hidden, sink);
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use crate::health::Health;
 use crate::memory::Limits;
 use crate::metrics::HistogramSnapshot;
 use crate::params::SamplingParams;
+use crate::pooling::{Pooler, PoolingParams};
 use crate::request::Prepared;
 use crate::sampling::SamplingRules;
 use crate::stats::EngineStats;
@@ -72,6 +73,8 @@ pub struct Engine {
     generation: GenerationDefaults,
     limits: SchedulerConfig,
     vocab: usize,
+    /// Size of the executor's hidden states, if it gives them.
+    hidden: Option<usize>,
     seed: u64,
     info: Value,
     spec: Option<ModelSpec>,
@@ -104,6 +107,7 @@ impl Engine {
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
+        let hidden = parts.executor.hidden_size();
         let (commands, inbox) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared::default());
         let body =
@@ -123,6 +127,7 @@ impl Engine {
             generation: parts.generation,
             limits,
             vocab: parts.vocab,
+            hidden,
             seed: parts.seed,
             info,
             spec: parts.spec,
@@ -144,8 +149,32 @@ impl Engine {
         self.shared.check_open()?;
         let prompt = self.prompt_tokens(prompt)?;
         let max_tokens = self.check(&prompt, params)?;
+        self.enqueue(|| self.prepare(prompt, params, max_tokens))
+    }
+
+    /// Queues a request for the embedding of a prompt; its one delta carries it.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`, and `UnsupportedModel` if the executor has none.
+    pub fn embed(&self, prompt: Prompt, params: &PoolingParams) -> Result<RequestStream, EngineError> {
+        self.check_process()?;
+        self.shared.check_open()?;
+        let prompt = self.prompt_tokens(prompt)?;
+        self.check_embed(&prompt, params)?;
+        self.enqueue(|| {
+            let pooler = Pooler::new(params.clone(), prompt.len());
+            let (prepared, stream) = self.prepare(prompt, &unsampled(params), 1)?;
+            Ok((Prepared { pooler: Some(pooler), ..prepared }, stream))
+        })
+    }
+
+    /// Takes a place in the queue, and sends what `prepare` makes to the engine thread.
+    fn enqueue(
+        &self,
+        prepare: impl FnOnce() -> Result<(Prepared, RequestStream), EngineError>,
+    ) -> Result<RequestStream, EngineError> {
         self.reserve_place()?;
-        match self.prepare(prompt, params, max_tokens) {
+        match prepare() {
             Ok((prepared, stream)) => {
                 if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
                     self.shared.queued.fetch_sub(1, Ordering::SeqCst);
@@ -186,17 +215,36 @@ impl Engine {
         if let Some(structure) = &params.structured {
             self.compiler.check(structure)?;
         }
+        let len = self.check_ids(prompt)?;
+        let room = self.limits.max_model_len.saturating_sub(len).max(1);
+        let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
+        self.limits.check(len, params.n, max_tokens).map_err(refused)?;
+        Ok(max_tokens)
+    }
+
+    /// `check` for `embed`.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, `ContextLength`, `UnsupportedModel`.
+    pub fn check_embed(&self, prompt: &[u32], params: &PoolingParams) -> Result<(), EngineError> {
+        let width = self.hidden.ok_or_else(|| {
+            EngineError::UnsupportedModel("this device computes no embeddings yet: use device=\"cpu\"".into())
+        })?;
+        params.check(width)?;
+        unsampled(params).check()?;
+        let len = self.check_ids(prompt)?;
+        self.limits.check_hidden(len).map_err(refused)
+    }
+
+    /// The prompt's length, if the model knows all its tokens.
+    fn check_ids(&self, prompt: &[u32]) -> Result<u32, EngineError> {
         if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
             return Err(EngineError::InvalidRequest(format!(
                 "the prompt has token id {id}, and the model knows ids below {}: tokenizer and model must belong together",
                 self.vocab
             )));
         }
-        let len = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let room = self.limits.max_model_len.saturating_sub(len).max(1);
-        let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
-        self.limits.check(len, params.n, max_tokens).map_err(refused)?;
-        Ok(max_tokens)
+        Ok(u32::try_from(prompt.len()).unwrap_or(u32::MAX))
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
@@ -262,6 +310,7 @@ impl Engine {
             detokenizer,
             filter: StopFilter::new(stops),
             constraint,
+            pooler: None,
             outbox,
         };
         Ok((prepared, stream))
@@ -394,9 +443,22 @@ impl Drop for Engine {
     }
 }
 
+/// What a request that samples nothing has in common with one that does.
+fn unsampled(params: &PoolingParams) -> SamplingParams {
+    SamplingParams {
+        max_tokens: Some(1),
+        priority: params.priority,
+        timeout: params.timeout,
+        cache_salt: params.cache_salt.clone(),
+        ..SamplingParams::default()
+    }
+}
+
 fn refused(refusal: Refusal) -> EngineError {
     match refusal {
-        Refusal::TooLong { .. } => EngineError::ContextLength(refusal.to_string()),
+        Refusal::TooLong { .. } | Refusal::PromptTooLong { .. } => {
+            EngineError::ContextLength(refusal.to_string())
+        }
         Refusal::QueueFull { .. } => EngineError::QueueFull(refusal.to_string()),
         other => EngineError::InvalidRequest(other.to_string()),
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Refusal, Scheduler, SeqResult,
-    StepPlan,
+    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Output, Refusal, Scheduler,
+    SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 
@@ -202,7 +202,11 @@ impl EngineLoop {
                     deadline_us: prepared.deadline.map(micros),
                     salt: prepared.salt.clone(),
                     adapter: None,
-                    prompt_logits: prepared.prompt_logprobs.is_some(),
+                    prompt_logits: match &prepared.pooler {
+                        Some(pooler) => pooler.needs_all(),
+                        None => prepared.prompt_logprobs.is_some(),
+                    },
+                    output: if prepared.pooler.is_some() { Output::Hidden } else { Output::Tokens },
                 }));
                 self.requests.insert(prepared.id, Active::new(*prepared));
                 true
@@ -313,6 +317,13 @@ impl EngineLoop {
                 let seq = &plan.seqs[index];
                 let Some(active) = requests.get_mut(&seq.request) else { return };
                 let position = seq.context_len - seq.query_len + row;
+                if let Some(pooler) = &mut active.request.pooler {
+                    if let Err(e) = pooler.take(position, logits) {
+                        active.error = Some(e);
+                        results[index] = SeqResult::Failed;
+                    }
+                    return;
+                }
                 active.prompt_row(tokenizer, position, logits);
                 if seq.forks == 0 || row + 1 != seq.query_len {
                     return;

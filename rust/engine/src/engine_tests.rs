@@ -313,6 +313,14 @@ fn what_cannot_run_is_refused_at_submission() {
 }
 
 #[test]
+fn an_executor_without_hidden_states_refuses_embeddings() {
+    let engine = engine(Fault::None);
+    let refused = engine.embed(Prompt::Text("a".into(), true), &PoolingParams::default()).err();
+    assert_eq!(refused.map(|e| e.class_name()), Some("UnsupportedModelError"));
+    assert_eq!(engine.queued(), 0);
+}
+
+#[test]
 fn closing_aborts_what_runs_and_later_calls_say_so() {
     let (engine, _) = engine_with(Fault::None, 5, |_| {});
     let stream = submit(&engine, "a", &greedy(100));

@@ -1,4 +1,4 @@
-//! The seam between the engine and what computes: a step plan in, rows of logits out.
+//! The seam between the engine and what computes: a step plan in, rows of logits (or hidden states) out.
 
 use octavo_kernels::AttentionReport;
 use octavo_scheduler::StepPlan;
@@ -14,11 +14,17 @@ pub enum StepError {
     Dead(String),
 }
 
-/// Receives rows of logits: (index into `plan.seqs`, row of that sequence's chunk, logits `[vocab]`).
+/// Receives rows: (index into `plan.seqs`, row of that sequence's chunk, its logits `[vocab]`). A sequence whose output
+/// is `Output::Hidden` gets hidden states `[hidden]` behind the last norm in their place.
 pub type RowSink<'a> = dyn FnMut(usize, u32, &[f32]) + 'a;
 
 /// Computes steps. Keeps no state of requests besides the KV pool.
 pub trait Executor: Send {
+    /// Size of the hidden states; None: this executor has logits only, and its engine refuses embeddings.
+    fn hidden_size(&self) -> Option<usize> {
+        None
+    }
+
     /// Makes the plan's block copies, runs its tokens, and hands each row that the plan asks for to `sink`, those of one
     /// sequence in order.
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError>;

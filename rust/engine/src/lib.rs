@@ -20,6 +20,7 @@ mod metrics;
 mod options;
 mod output;
 mod params;
+mod pooling;
 mod request;
 mod sampling;
 mod stats;
@@ -44,6 +45,7 @@ pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
 pub use params::{SamplingDefaults, SamplingParams};
+pub use pooling::{Pooling, PoolingParams};
 pub use sampling::Logprob;
 pub use stats::EngineStats;
 pub use stream::RequestStream;

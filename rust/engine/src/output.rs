@@ -119,6 +119,8 @@ pub struct Delta {
     pub finished: bool,
     /// Once, if asked for.
     pub prompt_logprobs: Option<PromptLogprobs>,
+    /// In the last delta of a request for an embedding.
+    pub embedding: Option<Vec<f32>>,
     /// In the last delta.
     pub metrics: Option<RequestMetrics>,
     /// The error that ended the request.
@@ -129,6 +131,16 @@ impl Delta {
     /// True if there is nothing to tell.
     pub fn is_empty(&self) -> bool {
         self.outputs.is_empty() && !self.finished && self.prompt_logprobs.is_none()
+    }
+
+    /// Appends what came after `self`.
+    pub fn merge(&mut self, later: Delta) {
+        later.outputs.into_iter().for_each(|news| self.add(news));
+        self.finished |= later.finished;
+        self.prompt_logprobs = later.prompt_logprobs.or(self.prompt_logprobs.take());
+        self.embedding = later.embedding.or(self.embedding.take());
+        self.metrics = later.metrics.or(self.metrics.take());
+        self.error = later.error.or(self.error.take());
     }
 
     /// Adds news of a sample.

@@ -12,6 +12,7 @@ use crate::engine_loop::Shared;
 use crate::output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
+use crate::pooling::Pooler;
 use crate::sampling::{History, Sampler, SamplingRules, row_logprobs};
 use crate::stats::add;
 use crate::stop::StopFilter;
@@ -45,6 +46,8 @@ pub(crate) struct Prepared {
     pub filter: StopFilter,
     /// What the output is held to.
     pub constraint: Option<Constraint>,
+    /// Set where an embedding is wanted, and no tokens.
+    pub pooler: Option<Pooler>,
     pub outbox: Outbox,
 }
 
@@ -246,6 +249,7 @@ impl Active {
             generated_tokens: generated,
             attention: self.attention,
         });
+        delta.embedding = self.request.pooler.as_ref().and_then(Pooler::embedding);
         delta.error = self.error.take();
         delta.finished = true;
     }

@@ -90,15 +90,21 @@ impl Outbox {
         if self.pending.is_empty() || (waits && !self.pending.finished) {
             return;
         }
+        let last = self.pending.finished;
         // One place beyond CAPACITY is kept for the last delta, so this fails only if the reader is gone.
         if self.queue.try_send(std::mem::take(&mut self.pending)).is_ok() {
-            announce(self.id, &self.subscription, &self.ready);
+            announce(self.id, &self.subscription, &self.ready, last);
         }
     }
 }
 
-fn announce(id: u64, subscription: &Subscription, ready: &Sender<u64>) {
-    if subscription.wanted.load(Ordering::SeqCst) && !subscription.announced.swap(true, Ordering::SeqCst) {
+fn announce(id: u64, subscription: &Subscription, ready: &Sender<u64>, last: bool) {
+    if !subscription.wanted.load(Ordering::SeqCst) {
+        return;
+    }
+    let known = subscription.announced.swap(true, Ordering::SeqCst);
+    // The end is told in any case: a reader that takes its time need not sit it out.
+    if !known || last {
         // The other end lives as long as the engine; without it nobody waits.
         let _ = ready.send(id);
     }
@@ -132,18 +138,33 @@ impl RequestStream {
         }
     }
 
-    /// The next delta if it is there.
+    /// All that has come, as one delta. News is announced once, and not again before a `poll` that finds nothing: who
+    /// looks again by himself is not woken, but for the end.
     pub fn poll(&self) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
         }
-        // Cleared before the look, so that news which comes after the look is announced again.
-        self.subscription.announced.store(false, Ordering::SeqCst);
-        match self.queue.try_recv() {
-            Ok(delta) => Some(self.taken(delta)),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(self.orphaned()),
+        let found = self.drain();
+        if found.is_some() {
+            return found;
         }
+        self.subscription.announced.store(false, Ordering::SeqCst);
+        // What came before the line above was not announced; what comes after it is.
+        self.drain()
+    }
+
+    fn drain(&self) -> Option<Delta> {
+        let mut found: Option<Delta> = None;
+        loop {
+            match (self.queue.try_recv(), &mut found) {
+                (Ok(delta), Some(found)) => found.merge(delta),
+                (Ok(delta), None) => found = Some(delta),
+                (Err(TryRecvError::Empty), _) => break,
+                (Err(TryRecvError::Disconnected), Some(_)) => break,
+                (Err(TryRecvError::Disconnected), None) => return Some(self.orphaned()),
+            }
+        }
+        found.map(|delta| self.taken(delta))
     }
 
     /// True once the last delta was taken.
@@ -151,13 +172,13 @@ impl RequestStream {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// From now on the engine's ready queue names this request when it has news; with `only_end`, all later news comes
+    /// From now on the engine's ready queue names this request when it has news (see `poll`); with `only_end`, all later news comes
     /// as one delta, the last.
     pub fn subscribe(&self, only_end: bool) {
         self.subscription.only_end.store(only_end, Ordering::Relaxed);
         self.subscription.wanted.store(true, Ordering::SeqCst);
         if !self.queue.is_empty() || self.done.load(Ordering::SeqCst) {
-            announce(self.id, &self.subscription, &self.ready);
+            announce(self.id, &self.subscription, &self.ready, false);
         }
     }
 
@@ -214,7 +235,7 @@ mod tests {
         outbox.pending.finished = true;
         outbox.flush();
         assert!(outbox.pending.is_empty());
-        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [7], "one announcement until it is read");
+        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [7, 7], "the first news, and the end");
         let mut text = String::new();
         while let Some(delta) = stream.poll() {
             text.extend(delta.outputs.into_iter().map(|o| o.text));
@@ -239,6 +260,28 @@ mod tests {
         assert_eq!(announced.try_iter().collect::<Vec<_>>(), [3]);
         assert_eq!(stream.poll().expect("the whole").outputs[0].text, "xxxxx");
         assert!(stream.is_done());
+    }
+
+    #[test]
+    fn who_looks_again_by_himself_is_not_woken_before_he_found_nothing() {
+        let (commands, _keep) = crossbeam_channel::unbounded();
+        let (ready, announced) = crossbeam_channel::unbounded();
+        let (mut outbox, stream) = channel(5, vec![1], commands, &ready);
+        stream.subscribe(false);
+        let mut send = |text| {
+            outbox.pending.add(word(text));
+            outbox.flush();
+        };
+        send("a");
+        assert_eq!(announced.try_iter().count(), 1);
+        send("b");
+        assert_eq!(stream.poll().expect("news").outputs[0].text, "ab", "what waits comes as one");
+        send("c");
+        assert_eq!(announced.try_iter().count(), 0, "the reader looks again anyway");
+        assert_eq!(stream.poll().expect("news").outputs[0].text, "c");
+        assert!(stream.poll().is_none());
+        send("d");
+        assert_eq!(announced.try_iter().count(), 1, "now he waits to be told");
     }
 
     #[test]

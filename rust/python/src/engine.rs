@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::errors::{raise, to_python};
 use crate::json;
 use crate::output::Delta;
-use crate::params;
+use crate::{params, pooling};
 
 /// How long a wait goes without looking for Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -41,6 +41,14 @@ fn token_ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
 fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
     text.to_str().map_err(|_| {
         raise(text.py(), "InvalidRequestError", "the text has a lone surrogate, which is no character")
+    })
+}
+
+/// A text or a list of token ids.
+fn prompt_of(prompt: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<Prompt> {
+    Ok(match prompt.cast::<PyString>() {
+        Ok(text) => Prompt::Text(utf8(text)?.to_string(), add_special_tokens),
+        Err(_) => Prompt::Tokens(token_ids_of(prompt)?),
     })
 }
 
@@ -108,11 +116,7 @@ impl Engine {
         add_special_tokens: bool,
     ) -> PyResult<Stream> {
         let params = params::read(params)?;
-        let prompt = if let Ok(text) = prompt.cast::<PyString>() {
-            Prompt::Text(utf8(text)?.to_string(), add_special_tokens)
-        } else {
-            Prompt::Tokens(token_ids_of(prompt)?)
-        };
+        let prompt = prompt_of(prompt, add_special_tokens)?;
         py.detach(|| self.0.submit(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
     }
 
@@ -124,6 +128,28 @@ impl Engine {
     ) -> PyResult<()> {
         let params = params::read(params)?;
         self.0.check(&token_ids_of(prompt_token_ids)?, &params).map(|_| ()).map_err(|e| to_python(py, &e))
+    }
+
+    #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]
+    fn embed(
+        &self,
+        py: Python<'_>,
+        prompt: &Bound<'_, PyAny>,
+        params: &Bound<'_, PyAny>,
+        add_special_tokens: bool,
+    ) -> PyResult<Stream> {
+        let (prompt, params) = (prompt_of(prompt, add_special_tokens)?, pooling::read(params)?);
+        py.detach(|| self.0.embed(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
+    }
+
+    fn check_embed(
+        &self,
+        py: Python<'_>,
+        prompt_token_ids: &Bound<'_, PyAny>,
+        params: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let params = pooling::read(params)?;
+        self.0.check_embed(&token_ids_of(prompt_token_ids)?, &params).map_err(|e| to_python(py, &e))
     }
 
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {
@@ -231,6 +257,11 @@ impl Stream {
     #[getter]
     fn prompt_token_ids(&self) -> Vec<u32> {
         self.0.prompt().to_vec()
+    }
+
+    #[getter]
+    fn num_prompt_tokens(&self) -> usize {
+        self.0.prompt().len()
     }
 
     #[pyo3(signature = (timeout=None))]

@@ -6,6 +6,7 @@ mod errors;
 mod json;
 mod output;
 mod params;
+mod pooling;
 
 use pyo3::prelude::*;
 
@@ -15,7 +16,7 @@ mod _core {
     use octavo_engine::machine_memory;
     use octavo_kernels::{Isa, default_threads};
     use pyo3::prelude::*;
-    use pyo3::types::PyDict;
+    use pyo3::types::{PyBytes, PyDict};
 
     #[pymodule_export]
     use crate::engine::{Engine, Stream};
@@ -56,6 +57,13 @@ mod _core {
         let limits = octavo_engine::JsonLimits { depth: max_depth, values: max_values };
         let value = py.detach(|| octavo_engine::parse_strict(text, limits));
         crate::json::to_python(py, &value.map_err(|e| crate::errors::to_python(py, &e))?)
+    }
+
+    /// The float32 values (little-endian) of an embedding as a JSON array: the shortest digits that give each back.
+    #[pyfunction]
+    fn floats_json<'py>(py: Python<'py>, values: &[u8]) -> Bound<'py, PyBytes> {
+        let text = py.detach(|| crate::pooling::json_array(values));
+        PyBytes::new(py, text.as_bytes())
     }
 
     #[pymodule_init]

@@ -2,7 +2,7 @@
 
 use octavo_engine::{AttentionReport, StopReason, TokenLogprob};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyBytes, PyDict};
 
 /// A candidate token of a position.
 #[pyclass(frozen, module = "octavo._core")]
@@ -47,6 +47,10 @@ impl SampleDelta {
     #[getter]
     fn text(&self) -> &str {
         &self.0.text
+    }
+    #[getter]
+    fn num_tokens(&self) -> usize {
+        self.0.token_ids.len()
     }
     #[getter]
     fn token_ids(&self) -> Vec<u32> {
@@ -106,6 +110,12 @@ impl Delta {
     fn prompt_logprobs(&self) -> Option<Vec<Option<Vec<Logprob>>>> {
         let rows = self.0.prompt_logprobs.as_ref()?;
         Some(rows.iter().map(|row| row.as_ref().map(|r| wrap(r))).collect())
+    }
+    #[getter]
+    fn embedding<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        let values = self.0.embedding.as_ref()?;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Some(PyBytes::new(py, &bytes))
     }
     #[getter]
     fn metrics<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {

@@ -8,12 +8,7 @@ use crate::errors::raise;
 
 /// Reads the fields of `octavo.SamplingParams`. Missing or None takes the default.
 pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
-    let py = params.py();
-    let dict = match params.cast::<PyDict>() {
-        Ok(dict) => dict.clone(),
-        Err(_) => py.get_type::<PyDict>().call1((params,))?.cast_into::<PyDict>()?,
-    };
-    let fields = Fields { dict };
+    let fields = Fields::new(params, &NAMES)?;
     let neutral = SamplingParams::default();
     let mut p = SamplingParams {
         n: fields.get("n")?.unwrap_or(neutral.n),
@@ -119,16 +114,26 @@ const NAMES: [&str; 24] = [
     "structured",
 ];
 
-struct Fields<'py> {
-    dict: Bound<'py, PyDict>,
+/// A mapping of parameters, of which `names` are known.
+pub(crate) struct Fields<'py> {
+    pub dict: Bound<'py, PyDict>,
+    pub names: &'static [&'static str],
 }
 
 impl<'py> Fields<'py> {
+    pub fn new(params: &Bound<'py, PyAny>, names: &'static [&'static str]) -> PyResult<Self> {
+        let dict = match params.cast::<PyDict>() {
+            Ok(dict) => dict.clone(),
+            Err(_) => params.py().get_type::<PyDict>().call1((params,))?.cast_into::<PyDict>()?,
+        };
+        Ok(Self { dict, names })
+    }
+
     fn value(&self, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
         Ok(self.dict.get_item(name)?.filter(|v| !v.is_none()))
     }
 
-    fn get<T>(&self, name: &str) -> PyResult<Option<T>>
+    pub fn get<T>(&self, name: &str) -> PyResult<Option<T>>
     where
         T: for<'a> FromPyObject<'a, 'py>,
     {
@@ -153,7 +158,7 @@ impl<'py> Fields<'py> {
         }
     }
 
-    fn refuse(&self, name: &str, expected: &str) -> PyErr {
+    pub fn refuse(&self, name: &str, expected: &str) -> PyErr {
         let py = self.dict.py();
         let shown =
             self.dict.get_item(name).ok().flatten().and_then(|v| v.repr().ok()).map(|r| r.to_string());
@@ -164,11 +169,12 @@ impl<'py> Fields<'py> {
         raise(py, "InvalidRequestError", &format!("{name} is {shown}: {expected}"))
     }
 
-    fn refuse_unknown(&self) -> PyResult<()> {
+    pub fn refuse_unknown(&self) -> PyResult<()> {
         for (key, _) in &self.dict {
             let key = key.str()?.to_string();
-            if !NAMES.contains(&key.as_str()) {
-                let text = format!("{key} is not a sampling parameter. Known are: {}", NAMES.join(", "));
+            if !self.names.contains(&key.as_str()) {
+                let text =
+                    format!("{key} is not a parameter of this request. Known are: {}", self.names.join(", "));
                 return Err(raise(self.dict.py(), "InvalidRequestError", &text));
             }
         }

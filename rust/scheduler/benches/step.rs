@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use octavo_cache::{Cache, CacheConfig, PrefixMatch};
 use octavo_scheduler::{
-    Actions, Event, NewRequest, NextToken, Scheduler, SchedulerConfig, SeqResult, StepPlan,
+    Actions, Event, NewRequest, NextToken, Output, Scheduler, SchedulerConfig, SeqResult, StepPlan,
 };
 
 const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -75,6 +75,7 @@ fn request(id: u64, prompt_len: u32, max_tokens: u32) -> NewRequest {
         salt: None,
         adapter: None,
         prompt_logits: false,
+        output: Output::Tokens,
     }
 }
 

@@ -8,8 +8,9 @@ use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::config::SchedulerConfig;
 use crate::event::{Actions, NewRequest, Started};
+use crate::plan::Output;
 use crate::refusal::Refusal;
-use crate::request::Key;
+use crate::request::{Key, Sequence};
 use crate::scheduler::Scheduler;
 
 /// How often a waiting request may be overtaken because it does not fit.
@@ -48,6 +49,22 @@ impl SchedulerConfig {
         Ok(())
     }
 
+    /// [`Self::check`] for a request for hidden states: its prompt may fill the context.
+    pub fn check_hidden(&self, prompt_len: u32) -> Result<(), Refusal> {
+        let max_model_len = self.max_model_len;
+        if prompt_len == 0 {
+            return Err(Refusal::EmptyPrompt);
+        }
+        if prompt_len > max_model_len {
+            return Err(Refusal::PromptTooLong { prompt_len, max_model_len });
+        }
+        let needed_blocks = u64::from(prompt_len.div_ceil(self.block_size));
+        if needed_blocks > u64::from(self.num_blocks) {
+            return Err(Refusal::NeverFits { needed_blocks, num_blocks: self.num_blocks });
+        }
+        Ok(())
+    }
+
     /// Most tokens, prompt included, that a sample can reach.
     pub(crate) fn max_len(&self, prompt_len: u32, max_tokens: u32) -> u32 {
         prompt_len.saturating_add(max_tokens).min(self.max_model_len)
@@ -64,7 +81,13 @@ impl Scheduler {
             return Err(Refusal::DuplicateId { id: new.id });
         }
         let prompt_len = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
-        self.config.check(prompt_len, new.n, new.max_tokens)?;
+        match new.output {
+            Output::Tokens => self.config.check(prompt_len, new.n, new.max_tokens)?,
+            Output::Hidden if new.n != 1 => {
+                return Err(Refusal::TooManySamples { n: new.n, max_num_seqs: 1 });
+            }
+            Output::Hidden => self.config.check_hidden(prompt_len)?,
+        }
         if self.unstarted >= self.config.max_queue {
             return Err(Refusal::QueueFull { waiting: self.unstarted, max_queue: self.config.max_queue });
         }
@@ -126,10 +149,16 @@ impl Scheduler {
     }
 
     /// Blocks that a sequence holds once its tokens are computed, it has one token more, and it is split into its
-    /// samples (each then copies the last block, or takes a new one).
+    /// samples (each then copies the last block, or takes a new one). A request for hidden states gets no token more.
     pub(crate) fn prefill_blocks(&self, index: u32) -> u32 {
         let sequence = &self.sequences[index];
-        (sequence.len() + 1).div_ceil(self.config.block_size) + sequence.forks - 1
+        let grows = u32::from(self.output(sequence) == Output::Tokens);
+        (sequence.len() + grows).div_ceil(self.config.block_size) + sequence.forks - 1
+    }
+
+    /// What a sequence is computed for.
+    pub(crate) fn output(&self, sequence: &Sequence) -> Output {
+        sequence.request.map_or(Output::Tokens, |request| self.requests[request].output)
     }
 
     /// Whether the whole of a waiting sequence fits beside the `owed` blocks that running prefills still take. Its

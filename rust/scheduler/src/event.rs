@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::RequestId;
-use crate::plan::StepPlan;
+use crate::plan::{Output, StepPlan};
 use crate::refusal::Refusal;
 
 /// A request as submitted.
@@ -15,7 +15,7 @@ pub struct NewRequest {
     pub prompt: Vec<u32>,
     /// Samples wanted; the prompt is computed once for all.
     pub n: u32,
-    /// Most tokens to generate, a sample.
+    /// Most tokens to generate, a sample; of no meaning for [`Output::Hidden`].
     pub max_tokens: u32,
     /// Lower runs first.
     pub priority: i32,
@@ -25,8 +25,11 @@ pub struct NewRequest {
     pub salt: Option<Box<str>>,
     /// Only requests with the same adapter share cached blocks.
     pub adapter: Option<Box<str>>,
-    /// Whether the logits of every prompt row are wanted; such a prompt is computed whole, from no cached block.
+    /// Whether the logits (or hidden states) of every prompt row are wanted; such a prompt is computed whole, from no
+    /// cached block: the cache holds keys and values, from which the rows of old tokens cannot be had.
     pub prompt_logits: bool,
+    /// What it is computed for.
+    pub output: Output,
 }
 
 /// Something that happened since the last step.

@@ -36,7 +36,7 @@ pub use event::{
     Actions, Event, FinishReason, Finished, NewRequest, NextToken, NextTokens, SeqResult, Started,
 };
 pub use octavo_cache::CacheStats;
-pub use plan::{Logits, PlanSeq, StepPlan};
+pub use plan::{Logits, Output, PlanSeq, StepPlan};
 pub use refusal::Refusal;
 pub use scheduler::Scheduler;
 pub use smallvec::{SmallVec, smallvec};

@@ -47,7 +47,8 @@ pub struct PlanSeq {
     pub request: RequestId,
     /// Which sample of it; 0 while the samples of a prompt are not split yet.
     pub sample: u32,
-    /// Tokens wanted from the last row: 1, `n` where a prompt with `n > 1` completes, 0 for an inner chunk.
+    /// Tokens wanted from the last row: 1, `n` where a prompt with `n > 1` completes, 0 for an inner chunk and for
+    /// hidden states.
     pub forks: u32,
     /// First row in [`StepPlan::tokens`].
     pub query_start: u32,
@@ -59,9 +60,22 @@ pub struct PlanSeq {
     pub block_table_start: u32,
     /// Rows whose logits are wanted.
     pub logits: Logits,
+    /// What is wanted of these rows.
+    pub output: Output,
 }
 
-/// Rows of a chunk whose logits are wanted.
+/// What a request is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// Tokens, drawn from logits.
+    #[default]
+    Tokens,
+    /// The hidden states of its prompt behind the last norm, in place of logits. It generates nothing and ends with
+    /// its prompt.
+    Hidden,
+}
+
+/// Rows of a chunk whose logits (or hidden states) are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
     /// None: an inner chunk of a prompt.

@@ -26,6 +26,17 @@ pub enum Refusal {
         /// The limit.
         max_model_len: u32,
     },
+    /// The prompt of a request for hidden states is longer than a sequence may be.
+    #[error(
+        "the prompt has {prompt_len} tokens and max_model_len is {max_model_len}; shorten the prompt, or raise \
+         max_model_len"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_len: u32,
+        /// The limit.
+        max_model_len: u32,
+    },
     /// More samples than may run at once.
     #[error("n is {n} and max_num_seqs is {max_num_seqs}; ask for fewer samples or raise max_num_seqs")]
     TooManySamples {

@@ -4,6 +4,7 @@ use octavo_cache::{BlockTable, Namespace};
 use smallvec::SmallVec;
 
 use crate::RequestId;
+use crate::plan::Output;
 
 /// The order in which sequences are served: lower first. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +24,7 @@ pub(crate) struct Request {
     pub(crate) deadline_us: Option<u64>,
     pub(crate) namespace: Namespace,
     pub(crate) prompt_logits: bool,
+    pub(crate) output: Output,
     /// Prompt rows whose logits were delivered.
     pub(crate) reported: u32,
     pub(crate) started: bool,

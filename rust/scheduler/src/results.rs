@@ -43,7 +43,13 @@ impl Scheduler {
                 continue;
             };
             match result {
-                SeqResult::Prefilled if flight.forks == 0 => self.commit(flight),
+                SeqResult::Prefilled if flight.forks == 0 => {
+                    self.commit(flight);
+                    // Only a request for hidden states has nothing left to compute here.
+                    if self.sequences[flight.sequence].remaining() == 0 {
+                        self.end_sample(flight.sequence, FinishReason::Stop, actions);
+                    }
+                }
                 SeqResult::Tokens(tokens) if flight.forks > 0 && tokens.len() == flight.forks as usize => {
                     self.commit(flight);
                     self.grow(flight.sequence, request, tokens, actions);

@@ -7,7 +7,7 @@
 use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::event::Actions;
-use crate::plan::{Logits, PlanSeq};
+use crate::plan::{Logits, Output, PlanSeq};
 use crate::results::Flight;
 use crate::scheduler::Scheduler;
 
@@ -113,6 +113,7 @@ impl Scheduler {
     /// Appends the next `chunk` tokens of a sequence to the plan. `false` and no change if blocks are lacking.
     fn schedule(&mut self, index: u32, chunk: u32, actions: &mut Actions) -> bool {
         let plan = &mut actions.plan;
+        let output = self.output(&self.sequences[index]);
         let sequence = &mut self.sequences[index];
         let start = sequence.table.computed();
         let end = start + chunk;
@@ -135,7 +136,7 @@ impl Scheduler {
             (false, true) => Logits::Last,
             (false, false) => Logits::None,
         };
-        let forks = if completes { sequence.forks } else { 0 };
+        let forks = if completes && output == Output::Tokens { sequence.forks } else { 0 };
         plan.seqs.push(PlanSeq {
             request: sequence.id,
             sample: sequence.key.sample,
@@ -145,6 +146,7 @@ impl Scheduler {
             context_len: end,
             block_table_start: plan.block_tables.len() as u32,
             logits,
+            output,
         });
         let block_size = self.config.block_size;
         let blocks = &sequence.table.blocks()[..end.div_ceil(block_size) as usize];
@@ -166,7 +168,7 @@ impl Scheduler {
         }
         sequence.in_flight = true;
         self.in_flight.push(Flight { sequence: index, query_len: chunk, forks, reports });
-        self.counters.prefilled_tokens += u64::from(chunk - u32::from(completes));
+        self.counters.prefilled_tokens += u64::from(chunk - u32::from(forks > 0));
         true
     }
 }

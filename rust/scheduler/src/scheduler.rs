@@ -10,6 +10,7 @@ use smallvec::smallvec;
 use crate::RequestId;
 use crate::config::{ConfigError, SchedulerConfig};
 use crate::event::{Actions, Event, FinishReason, Finished, NewRequest};
+use crate::plan::Output;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::request::{Key, Request, Sequence};
@@ -139,10 +140,15 @@ impl Scheduler {
         let request = self.requests.insert(Request {
             id: new.id,
             prompt_len,
-            max_len: self.config.max_len(prompt_len, new.max_tokens),
+            max_len: match new.output {
+                Output::Tokens => self.config.max_len(prompt_len, new.max_tokens),
+                // Never reached: it ends with its prompt.
+                Output::Hidden => prompt_len + 1,
+            },
             deadline_us: new.deadline_us,
             namespace,
             prompt_logits: new.prompt_logits,
+            output: new.output,
             reported: 0,
             started: false,
             sequences: smallvec![],

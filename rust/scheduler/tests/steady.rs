@@ -1,6 +1,6 @@
 //! A step of running decodes takes no memory from the system: its time does not depend on the allocator's mood.
 
-use octavo_scheduler::{Actions, Event, NewRequest, Scheduler, SchedulerConfig, SeqResult, StepPlan};
+use octavo_scheduler::{Actions, Event, NewRequest, Output, Scheduler, SchedulerConfig, SeqResult, StepPlan};
 
 const BATCH: u64 = 64;
 const PROMPT: u32 = 80;
@@ -29,6 +29,7 @@ fn submit(id: u64) -> Event {
         salt: None,
         adapter: None,
         prompt_logits: false,
+        output: Output::Tokens,
     })
 }
 

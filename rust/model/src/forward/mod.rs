@@ -221,15 +221,23 @@ impl Model {
         }
     }
 
-    /// Logits of `rows` of the last forward pass: `out` `[rows, vocab]`, f32.
-    pub fn logits(&self, kernels: &Kernels, rows: &[u32], scratch: &mut Scratch, out: &mut [f32]) {
+    /// Hidden states behind the last norm, of `rows` of the last forward pass: `out` `[rows, hidden]`, f32.
+    pub fn hidden(&self, kernels: &Kernels, rows: &[u32], scratch: &mut Scratch, out: &mut [f32]) {
         let hidden = self.spec.hidden;
         let gathered = take(&mut scratch.inner, rows.len() * hidden);
         for (to, &row) in gathered.chunks_exact_mut(hidden).zip(rows) {
             to.copy_from_slice(&scratch.x[row as usize * hidden..][..hidden]);
         }
-        let normed = take(&mut scratch.normed, rows.len() * hidden);
-        self.normalize(kernels, &self.weights.norm, gathered, normed);
+        self.normalize(kernels, &self.weights.norm, gathered, out);
+    }
+
+    /// Logits of `rows` of the last forward pass: `out` `[rows, vocab]`, f32.
+    pub fn logits(&self, kernels: &Kernels, rows: &[u32], scratch: &mut Scratch, out: &mut [f32]) {
+        let len = rows.len() * self.spec.hidden;
+        let mut normed = std::mem::take(&mut scratch.normed);
+        self.hidden(kernels, rows, scratch, take(&mut normed, len));
+        scratch.normed = normed;
+        let normed = &scratch.normed[..len];
         self.weights.head.forward(kernels, normed, rows.len(), None, out, &mut scratch.quantized);
         if self.spec.logit_scale != 1.0 {
             k::scale(kernels, out, self.spec.logit_scale);

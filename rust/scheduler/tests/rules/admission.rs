@@ -1,6 +1,8 @@
 //! Who is accepted, and who leaves the queue when.
 
-use octavo_scheduler::{ConfigError, Event, NewRequest, Refusal, Scheduler, SchedulerConfig, Started};
+use octavo_scheduler::{
+    ConfigError, Event, NewRequest, Output, Refusal, Scheduler, SchedulerConfig, Started,
+};
 
 use crate::harness::{CONFIG, Harness, request};
 
@@ -37,6 +39,20 @@ fn what_can_never_run_is_refused_with_numbers() {
          tokens or fewer, or raise max_model_len"
     );
     assert!(Harness::new(CONFIG).submit([request(1, 63, 9)]).refused.is_empty());
+}
+
+#[test]
+fn a_prompt_for_hidden_states_may_fill_the_context_and_the_cache() {
+    let config = SchedulerConfig { num_blocks: 16, ..CONFIG };
+    let hidden = |len| NewRequest { output: Output::Hidden, ..request(1, len, 0) };
+    let mut h = Harness::new(config.clone());
+    assert!(h.submit([hidden(64)]).refused.is_empty());
+    assert_eq!(h.run().len(), 1);
+    let too_long = Refusal::PromptTooLong { prompt_len: 65, max_model_len: 64 };
+    assert_eq!(refusal(config.clone(), hidden(65)), too_long);
+    assert_eq!(refusal(config.clone(), hidden(0)), Refusal::EmptyPrompt);
+    let small = SchedulerConfig { num_blocks: 15, ..config };
+    assert_eq!(refusal(small, hidden(64)), Refusal::NeverFits { needed_blocks: 16, num_blocks: 15 });
 }
 
 #[test]

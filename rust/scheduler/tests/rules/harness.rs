@@ -1,8 +1,8 @@
 //! A scheduler with an executor that never fails and never stops, unless a test says so.
 
 use octavo_scheduler::{
-    Actions, Event, FinishReason, NewRequest, NextToken, RequestId, Scheduler, SchedulerConfig, SeqResult,
-    StepPlan,
+    Actions, Event, FinishReason, NewRequest, NextToken, Output, RequestId, Scheduler, SchedulerConfig,
+    SeqResult, StepPlan,
 };
 
 pub const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -38,6 +38,7 @@ pub fn request(id: RequestId, prompt_len: u32, max_tokens: u32) -> NewRequest {
         salt: None,
         adapter: None,
         prompt_logits: false,
+        output: Output::Tokens,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a step holds.
 
-use octavo_scheduler::{Logits, NewRequest, NextToken, PlanSeq, SchedulerConfig};
+use octavo_scheduler::{FinishReason, Logits, NewRequest, NextToken, Output, PlanSeq, SchedulerConfig};
 
 use crate::harness::{CONFIG, Harness, request};
 
@@ -22,6 +22,7 @@ fn the_plan_names_tokens_positions_slots_and_tables() {
         context_len: 5,
         block_table_start: 0,
         logits: Logits::Last,
+        output: Output::Tokens,
     };
     assert_eq!(plan.seqs, [seq]);
 }
@@ -68,6 +69,36 @@ fn prompt_logits_compute_every_row_in_spite_of_the_cache() {
         h.advance();
     }
     assert_eq!(asked, [(6, Logits::All, 0), (2, Logits::All, 1), (1, Logits::Last, 1)]);
+}
+
+#[test]
+fn hidden_states_of_all_rows_compute_every_row_and_of_the_last_row_use_the_cache() {
+    let mut h = Harness::new(SchedulerConfig { prefill_chunk: Some(6), ..CONFIG });
+    h.submit([request(1, 8, 1)]);
+    h.run();
+    let hidden = |id, prompt_logits| NewRequest {
+        prompt: request(1, 8, 1).prompt,
+        prompt_logits,
+        output: Output::Hidden,
+        ..request(id, 8, 0)
+    };
+    for (id, all, wanted) in
+        [(2, true, &[(6, Logits::All, 0), (2, Logits::All, 0)][..]), (3, false, &[(4, Logits::Last, 0)][..])]
+    {
+        let started = h.submit([hidden(id, all)]).started[0];
+        assert_eq!(started.cached_tokens, if all { 0 } else { 4 });
+        let (mut asked, mut ends) = (Vec::new(), Vec::new());
+        while !h.plan.is_empty() {
+            let seq = h.plan.seqs[0];
+            assert_eq!(seq.output, Output::Hidden);
+            asked.push((seq.query_len, seq.logits, seq.forks));
+            h.advance();
+            ends.extend(h.actions.finished.iter().map(|f| (f.request, f.reason)));
+        }
+        assert_eq!((&asked[..], &ends[..]), (wanted, &[(id, FinishReason::Stop)][..]));
+    }
+    assert_eq!(h.scheduler.stats().decoded_tokens, 1, "nothing was generated for them");
+    assert_eq!(h.scheduler.stats().cache.live_blocks, 0);
 }
 
 #[test]

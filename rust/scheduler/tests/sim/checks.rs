@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Refusal};
+use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Output, Refusal};
 
 use super::oracle;
 use super::simulation::Simulation;
@@ -40,6 +40,7 @@ impl Simulation {
             let name = (seq.request, seq.sample);
             assert!(!self.finished.contains_key(&name), "{name:?} runs after its end");
             assert!(seq.logits != Logits::All || self.requests[&seq.request].prompt_logits);
+            assert_eq!(seq.output, self.requests[&seq.request].output);
         }
         for &id in cancelled {
             assert!(self.has_ended(id), "request {id} goes on after its cancellation");
@@ -58,7 +59,11 @@ impl Simulation {
 
     fn check_refusal(&self, id: u64, refusal: Refusal) {
         let request = &self.requests[&id];
-        let alone = self.config.check(request.prompt.len() as u32, request.n, request.max_tokens);
+        let prompt_len = request.prompt.len() as u32;
+        let alone = match request.output {
+            Output::Tokens => self.config.check(prompt_len, request.n, request.max_tokens),
+            Output::Hidden => self.config.check_hidden(prompt_len),
+        };
         match refusal {
             Refusal::QueueFull { waiting, max_queue } => {
                 let unstarted = |id: &&u64| !self.started.contains(id) && !self.refused.contains(id);
@@ -135,6 +140,9 @@ impl Simulation {
                 let reported = self.executor.reported.get(&id).copied().unwrap_or(0);
                 let rows = if request.prompt_logits { request.prompt.len() as u32 } else { 0 };
                 assert_eq!(reported, rows, "prompt rows reported for {id}");
+                let last_rows = self.executor.last_rows.get(&id).copied().unwrap_or(0);
+                let hidden = u32::from(request.output == Output::Hidden);
+                assert_eq!(last_rows, hidden, "hidden states of the last prompt token of {id}");
                 return;
             }
             FinishReason::Abort => self.cancelled.contains(&id),

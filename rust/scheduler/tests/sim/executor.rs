@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use octavo_scheduler::{Logits, NewRequest, NextTokens, PlanSeq, SeqResult, StepPlan};
+use octavo_scheduler::{Logits, NewRequest, NextTokens, Output, PlanSeq, SeqResult, StepPlan};
 
 use super::oracle::next_token;
 use super::random::{Random, mix};
@@ -56,12 +56,20 @@ pub struct Executor {
     slots: Vec<Option<Cell>>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
     pub reported: BTreeMap<u64, u32>,
+    /// How often the last prompt row was reported, for requests for hidden states.
+    pub last_rows: BTreeMap<u64, u32>,
 }
 
 impl Executor {
     pub fn new(num_blocks: u32, block_size: u32, stop_one_in: u64) -> Self {
         let slots = vec![None; (num_blocks * block_size) as usize];
-        Self { block_size: block_size as usize, stop_one_in, slots, reported: BTreeMap::new() }
+        Self {
+            block_size: block_size as usize,
+            stop_one_in,
+            slots,
+            reported: BTreeMap::new(),
+            last_rows: BTreeMap::new(),
+        }
     }
 
     /// Runs a plan. Of a sequence that fails some rows are written and others are left undefined.
@@ -114,6 +122,10 @@ impl Executor {
         for (seq, result) in plan.seqs.iter().zip(&results) {
             let fits =
                 matches!(result, SeqResult::Tokens(_)) || (*result == SeqResult::Prefilled && seq.forks == 0);
+            let whole = seq.context_len as usize == requests[&seq.request].prompt.len();
+            if seq.output == Output::Hidden && seq.logits != Logits::None && whole && fits {
+                *self.last_rows.entry(seq.request).or_default() += 1;
+            }
             if seq.logits == Logits::All && fits {
                 let reported = self.reported.entry(seq.request).or_default();
                 assert_eq!(
@@ -145,7 +157,9 @@ impl Executor {
         assert_eq!(&context[start..], query, "the query is written at the end of the context");
         let positions = &plan.positions[seq.query_start as usize..][..seq.query_len as usize];
         assert!(positions.iter().copied().eq(start as u32..seq.context_len), "positions run on");
-        assert!(seq.forks > 0 || seq.logits != Logits::Last, "logits are wanted for a sample");
+        let samples = seq.forks > 0 || seq.output == Output::Hidden;
+        assert!(samples || seq.logits != Logits::Last, "logits are wanted for a sample");
+        assert!(seq.forks == 0 || seq.output == Output::Tokens, "hidden states draw nothing");
         assert!(seq.forks == 0 || seq.logits != Logits::None, "a sample needs logits");
         let prompt = context.len().min(request.prompt.len());
         assert_eq!(context[..prompt], request.prompt[..prompt], "request {} reads its prompt", seq.request);

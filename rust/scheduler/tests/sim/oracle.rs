@@ -1,6 +1,6 @@
 //! What a request must generate, from its own tokens alone: the next token is a hash of all tokens before it.
 
-use octavo_scheduler::{FinishReason, NewRequest, NextToken};
+use octavo_scheduler::{FinishReason, NewRequest, NextToken, Output};
 
 use super::random::mix;
 
@@ -22,6 +22,9 @@ pub fn answer(
     max_model_len: u32,
     stop_one_in: u64,
 ) -> (Vec<u32>, FinishReason) {
+    if request.output == Output::Hidden {
+        return (Vec::new(), FinishReason::Stop);
+    }
     let mut tokens = request.prompt.clone();
     loop {
         let next = next_token(request.id, sample, &tokens, stop_one_in);

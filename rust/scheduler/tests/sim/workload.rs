@@ -1,6 +1,6 @@
 //! Random limits and requests, every feature on or off by the seed.
 
-use octavo_scheduler::{NewRequest, SchedulerConfig};
+use octavo_scheduler::{NewRequest, Output, SchedulerConfig};
 
 use super::oracle::VOCABULARY;
 use super::random::Random;
@@ -24,6 +24,8 @@ pub struct Features {
     pub failures: bool,
     pub prompt_logits: bool,
     pub drain: bool,
+    /// Some requests want hidden states.
+    pub hidden: bool,
 }
 
 impl Features {
@@ -44,6 +46,7 @@ impl Features {
             failures: on(5),
             prompt_logits: on(3),
             drain: on(6),
+            hidden: on(3),
         }
     }
 }
@@ -94,7 +97,7 @@ pub fn request(
     let name = |random: &mut Random| -> Option<Box<str>> {
         if features.namespaces { random.pick(&[None, Some("a"), Some("b")]).map(Box::from) } else { None }
     };
-    NewRequest {
+    let request = NewRequest {
         id,
         prompt,
         n: if features.samples && !features.crowd { random.range(1, 4) } else { 1 },
@@ -105,5 +108,16 @@ pub fn request(
         salt: name(random),
         adapter: name(random),
         prompt_logits: features.prompt_logits && random.one_in(2),
+        output: Output::Tokens,
+    };
+    if !(features.hidden && random.one_in(3)) {
+        return request;
     }
+    // Either all rows or the last one is pooled; the prompt may fill the context.
+    let prompt_logits = random.one_in(2);
+    let mut prompt = request.prompt;
+    if random.one_in(4) {
+        prompt.resize(config.max_model_len as usize, 1);
+    }
+    NewRequest { prompt, n: 1, prompt_logits, output: Output::Hidden, ..request }
 }

@@ -1,0 +1,47 @@
+//! Pooling parameters from a Python mapping, and embeddings as JSON.
+
+use std::fmt::Write;
+
+use octavo_engine::{Pooling, PoolingParams};
+use pyo3::prelude::*;
+
+use crate::params::Fields;
+
+const NAMES: [&str; 6] = ["pooling", "normalize", "dimensions", "priority", "timeout", "cache_salt"];
+
+/// Reads the arguments of `octavo.LLM.embed`. Missing or None takes the default.
+pub fn read(params: &Bound<'_, PyAny>) -> PyResult<PoolingParams> {
+    let fields = Fields::new(params, &NAMES)?;
+    let pooling = match fields.get::<String>("pooling")? {
+        None => Pooling::default(),
+        Some(name) => {
+            Pooling::of(&name).ok_or_else(|| fields.refuse("pooling", "'mean' or 'last' is expected"))?
+        }
+    };
+    let p = PoolingParams {
+        pooling,
+        normalize: fields.get("normalize")?.unwrap_or(true),
+        dimensions: fields.get::<u32>("dimensions")?.map(|n| n as usize),
+        priority: fields.get("priority")?.unwrap_or(0),
+        timeout: fields.get("timeout")?,
+        cache_salt: fields.get("cache_salt")?,
+    };
+    fields.refuse_unknown()?;
+    Ok(p)
+}
+
+/// `[0.25,-1.5,...]` of little-endian float32 values, which are finite.
+pub fn json_array(values: &[u8]) -> String {
+    let mut out = String::with_capacity(values.len() * 3 + 2);
+    out.push('[');
+    for (i, bytes) in values.chunks_exact(4).enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        let x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        // Debug writes exponents as JSON has them. Writing to a String cannot fail.
+        let _ = write!(out, "{x:?}");
+    }
+    out.push(']');
+    out
+}
