@@ -6,14 +6,13 @@ import ipaddress
 import logging
 import signal
 import socket
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
-from octavo.cli.options import EngineOptions
+from octavo.cli.options import EngineOptions, with_model
 from octavo.errors import InvalidRequestError
 
 # Seconds that an idle connection is kept for its next request.
@@ -77,8 +76,7 @@ def serve(
         raise InvalidRequestError(
             f"--host {host} lets other machines in: set --api-key, or --insecure if everyone there may use this server"
         )
-    if folder is not None:
-        engine = replace(engine, model=folder)
+    engine = with_model(engine, folder)
     hosts = None
     if not keys and local:
         # Without a key only the name protects from web pages that rebind theirs to this address.
