@@ -52,6 +52,7 @@ def serve(
     ssl_certfile: Annotated[Path | None, Option(help="Certificate for TLS.")] = None,
     shutdown_timeout: Annotated[int, Option(help="Seconds for running requests after SIGTERM.", min=0)] = 30,
     stream_interval_ms: Annotated[float, Option(help="Least time between two pieces of a stream.")] = 10.0,
+    page: Annotated[bool, Option("--page/--no-page", help="A page at / to try a prompt and see metrics.")] = True,
     metrics_compat: Annotated[str | None, Option(help="vllm: metrics under vLLM's names too.")] = None,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info",
     config: Annotated[
@@ -90,6 +91,7 @@ def serve(
         metrics_compat=metrics_compat,
         tool_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
+        page=page,
     )
     _log_as_json(log_level)
     with (

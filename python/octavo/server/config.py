@@ -48,7 +48,7 @@ class ServerConfig:
     """Names, keys and habits of a server.
 
     Attributes:
-        api_keys: with any, every route but /health and /version asks for one as a bearer token, and each key has its
+        api_keys: with any, every route but /health, /version and the page asks for one as a bearer token, and each key has its
             own part of the prefix cache.
         served_model_names: what clients call the model; the first is reported. Default: the model's folder or hub id.
         allowed_hosts: values of the Host header that are served, without port; None: all. `octavo serve` sets it where
@@ -60,6 +60,7 @@ class ServerConfig:
         metrics_compat: "vllm" repeats the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.
         reasoning_parser: format of reasoning in the model's text, or None.
+        page: serve a small page at /. Its files need no key: it asks for one, and holds no data.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -72,6 +73,7 @@ class ServerConfig:
     metrics_compat: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str | None = None
+    page: bool = True
 
     def __post_init__(self) -> None:
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
