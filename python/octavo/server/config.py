@@ -48,8 +48,8 @@ class ServerConfig:
     """Names, keys and habits of a server.
 
     Attributes:
-        api_keys: with any, every route but /health, /version and the page asks for one as a bearer token, and each key has its
-            own part of the prefix cache.
+        api_keys: with any, every route but /health, /version and the page asks for one as a bearer token, and each key
+            has its own part of the prefix cache.
         served_model_names: what clients call the model; the first is reported. Default: the model's folder or hub id.
         allowed_hosts: values of the Host header that are served, without port; None: all. `octavo serve` sets it where
             no key protects a server on this machine from web pages that rebind a name to it.
