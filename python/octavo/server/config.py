@@ -6,6 +6,24 @@ from dataclasses import dataclass, field
 
 from octavo.errors import InvalidRequestError
 
+# The rows of octavo.server.formats, which a test compares.
+TOOL_PARSERS = (
+    "hermes",
+    "mistral",
+    "mistral_args",
+    "llama3_json",
+    "pythonic",
+    "olmo3",
+    "deepseek_v3",
+    "deepseek_v31",
+    "granite",
+    "phi4_mini",
+    "phi4_mini_json",
+    "cohere",
+    "glm4",
+)
+REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -78,10 +96,11 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InvalidRequestError("api_keys: a key is empty or not ASCII")
-        if self.tool_parser not in ("auto", "hermes", "mistral", "llama3_json"):
-            raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, hermes, mistral or llama3_json")
-        if self.reasoning_parser not in (None, "think"):
-            raise InvalidRequestError(f"reasoning_parser is {self.reasoning_parser!r}: 'think' or None is expected")
+        if self.tool_parser not in ("auto", *TOOL_PARSERS):
+            raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, {', '.join(TOOL_PARSERS)}")
+        if self.reasoning_parser not in (None, *REASONING_PARSERS):
+            known = ", ".join(REASONING_PARSERS)
+            raise InvalidRequestError(f"reasoning_parser is {self.reasoning_parser!r}: None, {known}")
         if self.metrics_compat not in (None, "vllm"):
             raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
         if not 0 <= self.stream_interval_ms <= 10_000:
