@@ -47,18 +47,20 @@ SCHEMAS = {t["name"]: t["parameters"] for t in TOOLS}
 def test_what_a_grammar_allows_its_parser_reads(name: str, parallel: bool, llm: LLM) -> None:
     form = FORMATS[name]
     held = Grammar(grammar(llm, form, TOOLS, forced=True, parallel=parallel))
-    params = [SamplingParams(max_tokens=300, temperature=1.5, seed=s, structured=held) for s in range(4)]
+    params = [SamplingParams(max_tokens=160, temperature=1.5, seed=s, structured=held) for s in range(3)]
     whole = 0
-    for output in llm.generate(["Hello"] * 4, params, use_tqdm=False):
+    for output in llm.generate(["Hello"] * 3, params, use_tqdm=False):
         parser = form.parser()
         pieces = [*parser.feed(output.text), *parser.finish()]
-        assert not [p for p in pieces if isinstance(p, Content)], output.text
+        cut = output.outputs[0].finish_reason == "length"
+        # A call that was begun and cut off before its name is text.
+        assert cut or not [p for p in pieces if isinstance(p, Content)], output.text
         calls = [p.name for p in pieces if isinstance(p, Call)]
         arguments = [p.text for p in pieces if isinstance(p, Arguments)]
         assert calls
         if not parallel:
             assert len(calls) == 1
-        if output.outputs[0].finish_reason == "stop":
+        if not cut:
             whole += 1
             for call, text in zip(calls, arguments, strict=True):
                 jsonschema.validate(json.loads(text), SCHEMAS[call])

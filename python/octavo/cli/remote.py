@@ -41,7 +41,11 @@ class Remote:
         self._headers = {"Content-Type": "application/json", "User-Agent": "octavo"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._opener = urllib.request.build_opener(NoRedirects)
+        handlers: list[Any] = [NoRedirects]
+        if parts.hostname in ("localhost", "127.0.0.1", "::1"):
+            # A proxy of the environment is for other machines, and would see the key.
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
         wanted = vars(sampling)
         self._fields = {k: v for k, v in wanted.items() if v is not None and _NEUTRAL.get(k, ...) != v}
         self.model = model or self._first_model()
