@@ -45,6 +45,11 @@ def test_serve_in_fastapi() -> None:
     assert "Octavo" in run("serve_in_fastapi.py")
 
 
-def test_every_example_is_run_here() -> None:
-    tested = set(re.findall(r'run\("(\w+\.py)"\)', Path(__file__).read_text()))
+def test_serve_in_flask() -> None:
+    assert "Octavo" in run("serve_in_flask.py")
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = Path(__file__).parents[1].rglob("test_*.py")
+    tested = {name for file in tests for name in re.findall(r'"(\w+\.py)"', file.read_text(encoding="utf-8"))}
     assert {p.name for p in EXAMPLES.glob("*.py")} <= tested, "add a test for the new example"

@@ -66,8 +66,13 @@ def spellings() -> list[str]:
         "/version;/v1/models",
         "/./v1/models",
         "/v1/models/",
+        "/page/app.js/",
+        "/page//app.js",
+        "/PAGE/app.js",
+        "/page/../v1/models",
+        "/page/..%2fmetrics",
     ]
-    return [p for p in paths if p not in ("/health", "/version")] + odd
+    return [p for p in paths if p not in ("/health", "/version", "/")] + odd
 
 
 def status(response: Any) -> int:
@@ -89,7 +94,8 @@ def test_closed_without_the_key(app: tuple[Any, str], path: str) -> None:
             "Basic %",
         ):
             headers = {} if value is None else {"Authorization": value}
-            found = client.request(method, prefix + path, headers=headers)
+            # With the host, or a client would take `//health` for one.
+            found = client.request(method, f"http://localhost{prefix}{path}", headers=headers)
             assert status(found) in (401, 404), (method, path, value, status(found))
             # Nothing at all may answer 404 without a key but the host of the mount.
             if status(found) == 404:

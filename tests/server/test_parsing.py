@@ -10,10 +10,27 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from octavo.server.formats import FORMATS
+from octavo.server.config import REASONING_PARSERS, TOOL_PARSERS
+from octavo.server.formats import FORMATS, REASONING, thinking
 from octavo.server.parsing import Arguments, Call, Content, Parser, Piece, Plain, Reasoning, Thinking
 
 HERMES, MISTRAL, LLAMA = (FORMATS[name].parser for name in ("hermes", "mistral", "llama3_json"))
+ARGS, PYTHON, OLMO, V3, V31, GRANITE, PHI, FUNCTOOLS, COHERE, GLM = (
+    FORMATS[name].parser
+    for name in (
+        "mistral_args", "pythonic", "olmo3", "deepseek_v3", "deepseek_v31", "granite", "phi4_mini", "phi4_mini_json",
+        "cohere", "glm4",
+    )
+)  # fmt: skip
+V3_TEXT = (
+    "Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
+    '{"x": "```"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```'
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+V31_TEXT = (
+    '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"x": [1]}<｜tool▁call▁end｜>'
+    "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
 
 
 def read(parser: Parser, text: str, cuts: list[int] | None = None) -> list[Piece]:
@@ -68,6 +85,77 @@ CASES: list[tuple[Callable[[], Parser], str, list[Piece]]] = [
     (LLAMA, '{"a": 1}', [Content('{"a": 1}')]),
     (LLAMA, '{"a', [Content('{"a')]),
     (LLAMA, " ", [Content(" ")]),
+    (ARGS, '[TOOL_CALLS]f[ARGS]{"x": "]"}', [Call("f"), Arguments('{"x": "]"}')]),
+    (
+        ARGS,
+        'Hm [TOOL_CALLS]f[CALL_ID]a1B2c3D4e[ARGS]{"x": {}}[TOOL_CALLS]g-2[ARGS]{} ok',
+        [Content("Hm "), Call("f"), Arguments('{"x": {}}'), Call("g-2"), Arguments("{}"), Content("ok")],
+    ),
+    (ARGS, "[TOOL_CALLS]no name[ARGS]{}", [Content("[TOOL_CALLS]no name[ARGS]{}")]),
+    (ARGS, "[TOOL_CALLS]f[AR", [Content("[TOOL_CALLS]f[AR")]),
+    (ARGS, "[TOOL_CALLS]" + "x" * 300, [Content("[TOOL_CALLS]" + "x" * 300)]),
+    (ARGS, '[TOOL_CALLS]f[ARGS]{"x": ', [Call("f"), Arguments('{"x": ')]),
+    (V3, V3_TEXT, [Content("Hm."), Call("f"), Arguments('{"x": "```"}'), Call("g"), Arguments("{}")]),
+    (V3, "<｜tool▁calls▁begin｜>what", [Content("<｜tool▁calls▁begin｜>what")]),
+    (V3, "<｜tool▁calls▁begin｜>", [Content("<｜tool▁calls▁begin｜>")]),
+    (V3, "a <｜tool", [Content("a <｜tool")]),
+    (V31, V31_TEXT, [Call("f"), Arguments('{"x": [1]}'), Call("g"), Arguments("{}")]),
+    (V31, f"{V31_TEXT}\nDone.", [Call("f"), Arguments('{"x": [1]}'), Call("g"), Arguments("{}"), Content("Done.")]),
+    (
+        GRANITE,
+        '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}, {"arguments": {}, "name": "g"}]',
+        [Call("f"), Arguments('{"x": 1}'), Call("g"), Arguments("{}")],
+    ),
+    (PHI, '<|tool_call|>[{"name": "f", "arguments": {"x": "]"}}]<|/tool_call|>', [Call("f"), Arguments('{"x": "]"}')]),
+    (FUNCTOOLS, 'functools[{"name": "f", "arguments": {"x": 1}}]', [Call("f"), Arguments('{"x": 1}')]),
+    (
+        COHERE,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {"name": "n"}},\n'
+        '    {"tool_call_id": "1", "tool_name": "g", "parameters": {}}\n]<|END_ACTION|>',
+        [Call("f"), Arguments('{"name": "n"}'), Call("g"), Arguments("{}")],
+    ),
+    (GLM, 'get_weather\n{"city": "Paris"}', [Call("get_weather"), Arguments('{"city": "Paris"}')]),
+    (GLM, "\nf \n {}\n", [Call("f"), Arguments("{}")]),
+    (GLM, "Hello.\nHow are you?", [Content("Hello.\nHow are you?")]),
+    (GLM, "Hello\nHow are you?", [Content("Hello\nHow are you?")]),
+    (GLM, "Hello", [Content("Hello")]),
+    (GLM, "\n{}", [Content("\n{}")]),
+    (GLM, " " * 300 + "f\n{}", [Content(" " * 300 + "f\n{}")]),
+    (
+        PYTHON,
+        "[f(x=1, s='it\\'s \"x\"', on=True, none=None), ns.g(a=[1, 2.5], d={'k': (1, -2)})]",
+        [
+            Call("f"),
+            Arguments('{"x": 1, "s": "it\'s \\"x\\"", "on": true, "none": null}'),
+            Call("ns.g"),
+            Arguments('{"a": [1, 2.5], "d": {"k": [1, -2]}}'),
+        ],
+    ),
+    (PYTHON, "<|python_start|>[f()]<|python_end|>", [Call("f"), Arguments("{}")]),
+    (PYTHON, 'f(x="a, b)")', [Content('f(x="a, b)")')]),
+    (PYTHON, "[1, 2]", [Content("[1, 2]")]),
+    (PYTHON, "[]", [Content("[]")]),
+    (PYTHON, "[see", [Content("[see")]),
+    (PYTHON, "Hello [f()]", [Content("Hello [f()]")]),
+    (PYTHON, '[f(x="\\u00e9\\x41\\n\\q")]', [Call("f"), Arguments('{"x": "\\u00e9\\u0041\\n\\\\q"}')]),
+    (PYTHON, "[f(x=bare, y=1_000)] and", [Call("f"), Arguments('{"x": "bare", "y": 1000}'), Content("and")]),
+    (PYTHON, '[f(x="a', [Call("f"), Arguments('{"x": "a')]),
+    (
+        OLMO,
+        "Hm.<function_calls>\nf(x='<', y=[])\ng()\n</function_calls>\nok",
+        [Content("Hm."), Call("f"), Arguments('{"x": "<", "y": []}'), Call("g"), Arguments("{}"), Content("ok")],
+    ),
+    (OLMO, "<function_calls>none</function_calls>", [Content("<function_calls>none</function_calls>")]),
+    (OLMO, "<function_calls>\nf", [Content("<function_calls>\nf")]),
+    (lambda: thinking("deepseek_r1", Plain(), ""), "so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
+    (lambda: thinking("deepseek_r1", V3(), ""), "<think>so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
+    (lambda: thinking("think", Plain(), "<think>\n"), "so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
+    (lambda: thinking("mistral", ARGS(), ""), "[THINK]a[/THINK]b", [Reasoning("a"), Content("b")]),
+    (
+        lambda: thinking("granite", Plain(), ""),
+        "Here is my thought process: a\n\nHere is my response: b",
+        [Reasoning(" a\n\n"), Content("b")],
+    ),
     (lambda: Thinking(Plain()), "<think>\nhm</think>\n\nYes.", [Reasoning("\nhm"), Content("Yes.")]),
     (lambda: Thinking(Plain()), "No thoughts <think>", [Content("No thoughts <think>")]),
     (lambda: Thinking(Plain(), inside=True), "so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
@@ -94,6 +182,14 @@ def joined(pieces: list[Piece]) -> list[Piece]:
 def test_pieces(make: Callable[[], Parser], text: str, want: list[Piece]) -> None:
     assert read(make(), text) == joined(want)
     assert read(make(), text, list(range(len(text)))) == joined(want), "character by character"
+    for at in range(1, len(text)):
+        assert read(make(), text, [at]) == joined(want), f"cut at {at}"
+    for size in (2, 3, 7):
+        for begin in range(size):
+            assert read(make(), text, list(range(begin, len(text), size))) == joined(want), f"{begin}, then by {size}"
+    if len(text) <= 32:
+        for pair in itertools.combinations(range(1, len(text)), 2):
+            assert read(make(), text, list(pair)) == joined(want), f"cut at {pair}"
 
 
 @settings(max_examples=200, deadline=None)
@@ -125,23 +221,86 @@ def test_arguments_come_back_as_they_were(arguments: list[dict[str, object]], cu
     assert [json.loads(p.text) for p in read(MISTRAL(), text, cuts) if isinstance(p, Arguments)] == arguments
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(OBJECTS, min_size=1, max_size=3), st.lists(st.integers(0, 500), max_size=9))
+def test_every_format_gives_back_what_was_written(arguments: list[dict[str, object]], cuts: list[int]) -> None:
+    def check(parser: Parser, text: str) -> None:
+        pieces = read(parser, text, cuts)
+        assert [p.name for p in pieces if isinstance(p, Call)] == [f"f{i}" for i in range(len(arguments))]
+        assert [json.loads(p.text) for p in pieces if isinstance(p, Arguments)] == arguments
+        assert len(pieces) == 2 * len(arguments), "nothing is left over"
+
+    whole = [(f"f{i}", json.dumps(a, ensure_ascii=i % 2 == 0)) for i, a in enumerate(arguments)]
+    objects = ", ".join(f'{{"name": "{n}", "arguments": {a}}}' for n, a in whole)
+    check(ARGS(), "".join(f"[TOOL_CALLS]{n}[ARGS]{a}" for n, a in whole))
+    check(GRANITE(), f"<|tool_call|>[{objects}]")
+    check(PHI(), f"<|tool_call|>[{objects}]<|/tool_call|>")
+    begin, end, one, last, sep = (
+        f"<｜tool▁{x}｜>" for x in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")
+    )
+    check(V31(), begin + "".join(f"{one}{n}{sep}{a}{last}" for n, a in whole) + end)
+    v3 = "\n".join(f"{one}function{sep}{n}\n```json\n{a}\n```{last}" for n, a in whole)
+    check(V3(), begin + v3 + end)
+    if len(whole) == 1:
+        check(GLM(), "{}\n{}".format(*whole[0]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(st.from_regex(r"[a-z_]{1,5}", fullmatch=True), VALUES, max_size=3), min_size=1, max_size=3
+    ),
+    st.lists(st.integers(0, 500), max_size=9),
+    st.booleans(),
+)
+def test_python_values_are_read_as_python_has_them(
+    arguments: list[dict[str, object]], cuts: list[int], literal: bool
+) -> None:
+    """Each argument as `repr` writes it, or as JSON does."""
+    write = repr if literal else json.dumps
+    calls = [f"f{i}({', '.join(f'{k}={write(v)}' for k, v in a.items())})" for i, a in enumerate(arguments)]
+    for parser, text in (
+        (PYTHON(), f"[{', '.join(calls)}]"),
+        (OLMO(), "<function_calls>\n" + "\n".join(calls) + "\n</function_calls>"),
+    ):
+        pieces = read(parser, text, cuts)
+        assert [p.name for p in pieces if isinstance(p, Call)] == [f"f{i}" for i in range(len(arguments))]
+        assert [json.loads(p.text) for p in pieces if isinstance(p, Arguments)] == arguments
+
+
+def test_the_settings_name_every_format() -> None:
+    assert tuple(FORMATS) == TOOL_PARSERS
+    assert tuple(REASONING) == REASONING_PARSERS
+
+
 # Openings without ends, ends without openings.
 HOSTILE = ["<tool_call>", "<tool_call", "{", "[", '"', "\\", "</tool_call>", "<think>", "[TOOL_CALLS]", "a"]
-HOSTILE += ['{"name": "f", "arguments": [']
+HOSTILE += [
+    '{"name": "f", "arguments": [',
+    "[TOOL_CALLS]f[ARGS]{",
+    "[f(x=(",
+    "\\'",
+    "<｜tool▁calls▁begin｜>",
+    " ",
+    "f\n",
+]
+PARSERS = [*(f.parser for f in FORMATS.values()), lambda: Thinking(HERMES()), lambda: thinking("granite", PYTHON(), "")]
 
 
-@pytest.mark.parametrize("make", [HERMES, MISTRAL, LLAMA, lambda: Thinking(HERMES())])
+@pytest.mark.parametrize("make", PARSERS)
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_linear_in_time(make: Callable[[], Parser], unit: str) -> None:
     """Sixteen times the text takes about sixteen times as long, not 256 times; nothing raises."""
 
     def seconds(count: int) -> float:
         text, parser = unit * count, make()
-        begin = time.perf_counter()
-        for start in range(0, len(text), 7):
-            parser.feed(text[start : start + 7])
+        begin = time.process_time()
+        for start in range(0, len(text), portion):
+            parser.feed(text[start : start + portion])
         parser.finish()
-        return time.perf_counter() - begin
+        return time.process_time() - begin
 
-    small = min(seconds(1000) for _ in range(3))
-    assert seconds(16_000) < 100 * small + 0.05
+    # In small portions, as a stream comes, and all at once.
+    for portion in (7, 1 << 30):
+        small = min(seconds(250) for _ in range(3))
+        assert seconds(4_000) < 100 * small + 0.05, portion

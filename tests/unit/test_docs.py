@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from octavo import LLM, SamplingParams, errors
 from octavo.cli import app
+from octavo.cli.bench import bench
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -106,9 +107,9 @@ def test_cli_document_names_every_command() -> None:
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
-    shown = "".join(
-        CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "serve", "eval", "info", "doctor")
-    )
+    benches = [["bench", name.name or ""] for name in bench.registered_commands]
+    known = [["generate"], ["chat"], ["serve"], ["eval"], ["info"], ["doctor"], *benches]
+    shown = "".join(CliRunner().invoke(app, [*c, "--help"]).stdout for c in known)
     assert option in shown
 
 

@@ -6,12 +6,14 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from dataclasses import fields
+from typing import Annotated, Protocol
 
 from typer import Option
 
 from octavo.cli.generate import dim, speed
 from octavo.cli.options import EngineOptions, SamplingOptions
+from octavo.cli.remote import Remote
 from octavo.errors import ContextLengthError, InvalidRequestError, OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
@@ -25,38 +27,90 @@ def chat(
     engine: EngineOptions,
     sampling: SamplingOptions,
     system: Annotated[str | None, Option("--system", "-s", help="System message.", show_default=False)] = None,
+    url: Annotated[
+        str | None, Option(help="Talk to a running server instead; --model is its name there.", show_default=False)
+    ] = None,
+    api_key: Annotated[
+        str | None, Option(help="Key for that server.", envvar="OCTAVO_API_KEY", show_default=False)
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Write each answer as a JSON object.")] = False,
 ) -> None:
-    """Talk to the model. Reads lines from a pipe too, and answers each."""
+    """Talk to the model, or to a server. Reads lines from a pipe too, and answers each."""
     start: list[Turn] = [{"role": "system", "content": system}] if system else []
+    if url is not None:
+        _refuse_engine_options(engine)
+        _converse(Remote(url, sampling, model=engine.model, api_key=api_key), start, as_json)
+        return
     params = sampling.params()
     with engine.load() as llm:
+        _converse(Local(llm, params), start, as_json)
+
+
+class Partner(Protocol):
+    """Who answers. `reason` and `speed` are those of the latest answer."""
+
+    reason: str | None
+    speed: str
+
+    def answer(self, history: list[Turn]) -> Iterator[str]:
+        """Pieces of the answer, as they come."""
+
+
+class Local:
+    """A model in this process."""
+
+    def __init__(self, llm: LLM, params: SamplingParams) -> None:
         if not llm.info()["model"]["chat_template"]:
             raise InvalidRequestError("this model has no chat template; use `octavo generate`")
-        terminal = sys.stdin.isatty() and not as_json
-        if terminal:
-            print(dim(f"{llm!r}\n{_HELP}"))
-        history = list(start)
-        for text in _typed() if terminal else _piped():
-            if text in ("/exit", "/quit"):
-                return
-            if text == "/help":
-                print(_HELP)
-            elif text == "/reset":
-                history = list(start)
-            elif text.strip():
-                history.append({"role": "user", "content": text})
-                try:
-                    answer = _answer(llm, history, params, as_json)
-                except OctavoError as error:
-                    if not terminal:
-                        raise
-                    # The turn does not count; the conversation goes on.
-                    history.pop()
-                    hint = " /reset starts a new conversation." if isinstance(error, ContextLengthError) else ""
-                    print(f"octavo: {error}.{hint}", file=sys.stderr)
-                    continue
-                history.append({"role": "assistant", "content": answer})
+        self._llm = llm
+        self._params = params
+        self.reason: str | None = None
+        self.speed = ""
+
+    def __repr__(self) -> str:
+        return repr(self._llm)
+
+    def answer(self, history: list[Turn]) -> Iterator[str]:
+        self.reason, self.speed = None, ""
+        for delta in self._llm.stream_chat(history, self._params):
+            if delta.metrics is not None:
+                self.speed = speed(delta.metrics)
+            self.reason = delta.outputs[0].finish_reason if delta.outputs else self.reason
+            yield delta.text
+
+
+def _refuse_engine_options(engine: EngineOptions) -> None:
+    for option in fields(engine):
+        if option.name != "model" and getattr(engine, option.name) != option.default:
+            name = option.name.replace("_", "-")
+            raise InvalidRequestError(f"--{name} is for a model in this process: the server at --url has its own")
+
+
+def _converse(partner: Partner, start: list[Turn], as_json: bool) -> None:
+    terminal = sys.stdin.isatty() and not as_json
+    if terminal:
+        print(dim(f"{partner!r}\n{_HELP}"))
+    history = list(start)
+    for text in _typed() if terminal else _piped():
+        if text in ("/exit", "/quit"):
+            return
+        if text == "/help":
+            print(_HELP)
+        elif text == "/reset":
+            history = list(start)
+        elif text.strip():
+            history.append({"role": "user", "content": text})
+            try:
+                answer = _answer(partner, history, as_json)
+            except OctavoError as error:
+                if not terminal:
+                    raise
+                # The turn does not count; the conversation goes on.
+                history.pop()
+                hint = " /reset starts a new conversation." if isinstance(error, ContextLengthError) else ""
+                print(f"octavo: {error}.{hint}", file=sys.stderr)
+                continue
+            history.append({"role": "assistant", "content": answer})
 
 
 def _typed() -> Iterator[str]:
@@ -76,27 +130,23 @@ def _piped() -> Iterator[str]:
         yield line.rstrip("\n")
 
 
-def _answer(llm: LLM, history: list[Turn], params: SamplingParams, as_json: bool) -> str:
+def _answer(partner: Partner, history: list[Turn], as_json: bool) -> str:
     """Streams the answer; returns its text. Ctrl-C in a terminal keeps what was said so far."""
     text = ""
-    reason, metrics = None, None
-    stream = llm.stream_chat(history, params)
+    pieces = partner.answer(history)
     try:
-        for delta in stream:
-            text += delta.text
-            metrics = delta.metrics or metrics
-            reason = delta.outputs[0].finish_reason if delta.outputs else reason
+        for piece in pieces:
+            text += piece
             if not as_json:
-                print(delta.text, end="", flush=True)
+                print(piece, end="", flush=True)
     except KeyboardInterrupt:
         if not sys.stdin.isatty():
             raise
     if as_json:
-        print(
-            json.dumps({"role": "assistant", "content": text, "finish_reason": reason}, ensure_ascii=False), flush=True
-        )
+        row = {"role": "assistant", "content": text, "finish_reason": partner.reason}
+        print(json.dumps(row, ensure_ascii=False), flush=True)
     else:
         print(flush=True)
-        if sys.stdin.isatty() and metrics is not None:
-            print(dim(speed(metrics)))
+        if sys.stdin.isatty() and partner.speed:
+            print(dim(partner.speed))
     return text

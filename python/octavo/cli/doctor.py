@@ -26,6 +26,7 @@ _LEAST_MEMORY_BYTES = 256 << 20
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 _EXTRAS = {
     "server": ("fastapi", "uvicorn", "prometheus_client", "yaml"),
+    "bench": ("matplotlib",),
     "hub": ("huggingface_hub",),
     "gpu": ("torch", "triton"),
     "train": ("torch", "safetensors", "tokenizers"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from octavo.cli.options import EngineOptions
+from octavo.cli.options import EngineOptions, with_model
 from octavo.evaluation import Estimate, Report, evaluate, held_out_cases, read_cases
 
 
@@ -29,9 +28,7 @@ def eval_(
 ) -> None:
     """Evaluate a model on held-out cases: accuracy and perplexity by skill."""
     cases = held_out_cases() if data is None else read_cases(data)
-    if folder is not None:
-        engine = replace(engine, model=folder)
-    with engine.load() as llm:
+    with with_model(engine, folder).load() as llm:
         report = evaluate(llm, cases, progress=sys.stderr.isatty())
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from octavo.cli.options import EngineOptions
+from octavo.cli.options import EngineOptions, with_model
 
 
 def info(
@@ -17,11 +17,7 @@ def info(
     as_json: Annotated[bool, Option("--json", help="Write a JSON object, with the full spec.")] = False,
 ) -> None:
     """Show the model, the machine and kernels in use, the plan of memory, the defaults."""
-    if folder is not None:
-        from dataclasses import replace
-
-        engine = replace(engine, model=folder)
-    with engine.load() as llm:
+    with with_model(engine, folder).load() as llm:
         facts = llm.info()
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))

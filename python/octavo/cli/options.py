@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from typer import Option
@@ -35,6 +35,11 @@ class EngineOptions:
         options["quantization"] = None if self.quantization == "none" else self.quantization
         options["kv_cache_memory"] = _size_or_fraction(self.kv_cache_memory)
         return LLM(**options, **more)
+
+
+def with_model(engine: EngineOptions, folder: str | None) -> EngineOptions:
+    """`engine`, with the model that stands in the command as an argument."""
+    return engine if folder is None else replace(engine, model=folder)
 
 
 @dataclass(frozen=True)

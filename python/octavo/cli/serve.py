@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from octavo.cli.options import EngineOptions
+from octavo.cli.options import EngineOptions, with_model
 from octavo.errors import InvalidRequestError
 
 # Seconds that an idle connection is kept for its next request.
@@ -57,6 +57,7 @@ def serve(
     ssl_certfile: Annotated[Path | None, Option(help="Certificate for TLS.")] = None,
     shutdown_timeout: Annotated[int, Option(help="Seconds for running requests after SIGTERM.", min=0)] = 30,
     stream_interval_ms: Annotated[float, Option(help="Time between two pieces of a stream.")] = 20.0,
+    page: Annotated[bool, Option("--page/--no-page", help="A page at / to try a prompt and see metrics.")] = True,
     metrics_compat: Annotated[str | None, Option(help="vllm: metrics under vLLM's names too.")] = None,
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info",
     config: Annotated[
@@ -81,8 +82,7 @@ def serve(
         raise InvalidRequestError(
             f"--host {host} lets other machines in: set --api-key, or --insecure if everyone there may use this server"
         )
-    if folder is not None:
-        engine = replace(engine, model=folder)
+    engine = with_model(engine, folder)
     hosts = None
     if not keys and local:
         # Without a key only the name protects from web pages that rebind theirs to this address.
@@ -96,6 +96,7 @@ def serve(
         metrics_compat=metrics_compat,
         tool_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
+        page=page,
     )
     _log_as_json(log_level)
     with (

@@ -6,6 +6,24 @@ from dataclasses import dataclass, field
 
 from octavo.errors import InvalidRequestError
 
+# The rows of octavo.server.formats, which a test compares.
+TOOL_PARSERS = (
+    "hermes",
+    "mistral",
+    "mistral_args",
+    "llama3_json",
+    "pythonic",
+    "olmo3",
+    "deepseek_v3",
+    "deepseek_v31",
+    "granite",
+    "phi4_mini",
+    "phi4_mini_json",
+    "cohere",
+    "glm4",
+)
+REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -49,8 +67,8 @@ class ServerConfig:
     """Names, keys and habits of a server.
 
     Attributes:
-        api_keys: with any, every route but /health and /version asks for one as a bearer token, and each key has its
-            own part of the prefix cache.
+        api_keys: with any, every route but /health, /version and the page asks for one as a bearer token, and each key
+            has its own part of the prefix cache.
         served_model_names: what clients call the model; the first is reported. Default: the model's folder or hub id.
         allowed_hosts: values of the Host header that are served, without port; None: all. `octavo serve` sets it where
             no key protects a server on this machine from web pages that rebind a name to it.
@@ -61,6 +79,7 @@ class ServerConfig:
         metrics_compat: "vllm" repeats the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.
         reasoning_parser: format of reasoning in the model's text, or None.
+        page: serve a small page at /. Its files need no key: it asks for one, and holds no data.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -73,14 +92,16 @@ class ServerConfig:
     metrics_compat: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str | None = None
+    page: bool = True
 
     def __post_init__(self) -> None:
         if any(not key.strip() or not key.isascii() for key in self.api_keys):
             raise InvalidRequestError("api_keys: a key is empty or not ASCII")
-        if self.tool_parser not in ("auto", "hermes", "mistral", "llama3_json"):
-            raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, hermes, mistral or llama3_json")
-        if self.reasoning_parser not in (None, "think"):
-            raise InvalidRequestError(f"reasoning_parser is {self.reasoning_parser!r}: 'think' or None is expected")
+        if self.tool_parser not in ("auto", *TOOL_PARSERS):
+            raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, {', '.join(TOOL_PARSERS)}")
+        if self.reasoning_parser not in (None, *REASONING_PARSERS):
+            known = ", ".join(REASONING_PARSERS)
+            raise InvalidRequestError(f"reasoning_parser is {self.reasoning_parser!r}: None, {known}")
         if self.metrics_compat not in (None, "vllm"):
             raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
         if not 0 <= self.stream_interval_ms <= 10_000:

@@ -1,51 +1,171 @@
-"""How models write tool calls: what marks them, which grammar holds them, which parser reads them back."""
+"""How models write tool calls and reasoning: what marks them, and which parser reads them back."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from octavo.errors import OctavoError
 from octavo.llm import LLM
-from octavo.server.parsing import Bare, Marked, Parser
+from octavo.server.parsing import Bare, FirstLine, Marked, Named, Parser, Pythonic, Thinking
+
+# A text in parts: one that is a special token must be a part of its own.
+Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to write calls.
+    """One way to write calls: `begin opening call (sep call)* closing`, each call in its `style`.
 
     Attributes:
-        begin: the mark before a call, or before the list of calls; "" without one.
-        end: the mark after a call.
-        is_list: the calls stand in one JSON list.
-        key: under which the arguments stand.
+        begin: the mark before the calls, by which they are told from text; "" without one.
+        opening, closing: around the calls of one mark.
+        sep: between them; None: a mark has one call, and may come again.
+        style: "object": `{"name": ..., key: {...}}`. "named": `before NAME between {...} after`.
+            "python": `NAME(argument=value)`.
+        key, name_key: of an object; fields: its further ones, as schemas.
+        text: regular expression of a text without calls, where there is no mark. `NAMES` stands for the tools' names.
     """
 
     name: str
-    begin: str
-    end: str
-    is_list: bool
-    key: str
     parser: Callable[[], Parser]
+    begin: str = ""
+    opening: Parts = ()
+    closing: Parts = ()
+    sep: Parts | None = None
+    style: Literal["object", "named", "python"] = "object"
+    key: str = "arguments"
+    name_key: str = "name"
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    before: Parts = ()
+    between: Parts = ()
+    after: Parts = ()
+    text: str = ""
+
+    @property
+    def marks(self) -> list[str]:
+        """All parts that may be special tokens."""
+        parts = (self.begin, *self.opening, *self.closing, *(self.sep or ()), *self.before, *self.between, *self.after)
+        return [part for part in dict.fromkeys(parts) if part.strip()]
 
 
 _HERMES = ("<tool_call>", "</tool_call>")
+_PHI = ("<|tool_call|>", "<|/tool_call|>")
+_COHERE = ("<|START_ACTION|>", "<|END_ACTION|>")
+_OLMO = ("<function_calls>", "</function_calls>")
+_DS = {n: f"<｜tool▁{n.replace('_', '▁')}｜>" for n in ("calls_begin", "calls_end", "call_begin", "call_end", "sep")}
+_DS_ENDS = (_DS["call_end"], _DS["calls_end"])
+
+
+def _deepseek(sep: str, *ends: str, drop: str = "") -> Callable[[], Parser]:
+    return lambda: Named(_DS["calls_begin"], sep, (*ends, *_DS_ENDS), repeat=_DS["call_begin"], drop=drop)
+
 
 FORMATS = {
     f.name: f
     for f in (
-        # Hermes 2, Qwen 2.5 and 3
-        Format("hermes", *_HERMES, False, "arguments", lambda: Marked(*_HERMES)),
-        # Mistral 7B v0.3 and later
-        Format("mistral", "[TOOL_CALLS]", "", True, "arguments", lambda: Marked("[TOOL_CALLS]", "")),
+        # Hermes 2, Qwen 2.5 and 3, SmolLM 3, Granite 4
+        Format("hermes", lambda: Marked(*_HERMES), _HERMES[0], ("\n",), ("\n", _HERMES[1])),
+        # Mistral 7B v0.3, Nemo, Large 2407
+        Format("mistral", lambda: Marked("[TOOL_CALLS]", ""), "[TOOL_CALLS]", ("[",), ("]",), (",",)),
+        # Mistral Small 3.1 and later, Devstral, Magistral
+        Format(
+            "mistral_args",
+            lambda: Named("[TOOL_CALLS]", "[ARGS]", cut="[CALL_ID]"),
+            "[TOOL_CALLS]",
+            style="named",
+            between=("[ARGS]",),
+        ),
         # Llama 3.1 and 3.2
-        Format("llama3_json", "", "", False, "parameters", lambda: Bare()),
+        Format("llama3_json", lambda: Bare(), key="parameters", text=r"[^{ \n](.|\n)*"),
+        # Llama 3.2 and 4, where they are told to
+        Format(
+            "pythonic",
+            lambda: Pythonic(around=("<|python_start|>", "<|python_end|>")),
+            opening=("[",),
+            closing=("]",),
+            sep=(", ",),
+            style="python",
+            text=r"[^\[ \n](.|\n)*",
+        ),
+        # OLMo 3
+        Format("olmo3", lambda: Pythonic(*_OLMO), _OLMO[0], ("\n",), ("\n", _OLMO[1]), ("\n",), "python"),
+        # DeepSeek V3 and R1
+        Format(
+            "deepseek_v3",
+            _deepseek("\n```json\n", "```", drop=_DS["sep"]),
+            _DS["calls_begin"],
+            closing=(_DS["calls_end"],),
+            sep=("\n",),
+            style="named",
+            before=(_DS["call_begin"], "function", _DS["sep"]),
+            between=("\n```json\n",),
+            after=("\n```", _DS["call_end"]),
+        ),
+        # DeepSeek V3.1
+        Format(
+            "deepseek_v31",
+            _deepseek(_DS["sep"]),
+            _DS["calls_begin"],
+            closing=(_DS["calls_end"],),
+            sep=(),
+            style="named",
+            before=(_DS["call_begin"],),
+            between=(_DS["sep"],),
+            after=(_DS["call_end"],),
+        ),
+        # Granite 3
+        Format("granite", lambda: Marked("<|tool_call|>", ""), "<|tool_call|>", ("[",), ("]",), (", ",)),
+        # Phi-4-mini, by its own tokens, and as vLLM's template tells it to
+        Format("phi4_mini", lambda: Marked(*_PHI), _PHI[0], ("[",), ("]", _PHI[1]), (", ",)),
+        Format("phi4_mini_json", lambda: Marked("functools", ""), "functools", ("[",), ("]",), (", ",)),
+        # Command R7B and A
+        Format(
+            "cohere",
+            lambda: Marked(*_COHERE, ("parameters",), name_key="tool_name"),
+            _COHERE[0],
+            ("[\n    ",),
+            ("\n]", _COHERE[1]),
+            (",\n    ",),
+            key="parameters",
+            name_key="tool_name",
+            fields={"tool_call_id": {"type": "string", "pattern": "^[0-9]{1,2}$"}},
+        ),
+        # GLM-4-0414: the whole text is one call
+        Format("glm4", FirstLine, style="named", between=("\n",), text=r"(.|\n)* & ~/(NAMES)\n(.|\n)*"),
     )
 }
+# What begins and ends reasoning.
+REASONING = {
+    # Qwen 3, SmolLM 3, OLMo 3 and whoever else writes both marks, or whose template has begun it
+    "think": ("<think>", "</think>"),
+    # The beginning may be missing: what comes before the end is reasoning
+    "deepseek_r1": ("<think>", "</think>"),
+    # Magistral
+    "mistral": ("[THINK]", "[/THINK]"),
+    # Granite 3.2
+    "granite": ("Here is my thought process:", "Here is my response:"),
+}
 _PROBE = {"name": "probe_tool", "description": "probe", "parameters": {"type": "object", "properties": {}}}
+# What a template says when it is given a tool and a call, and the format that it means. The first that is found counts.
+_SIGNS = (
+    ("<｜tool▁calls▁begin｜>", "```json", "deepseek_v3"),
+    ("<｜tool▁calls▁begin｜>", "", "deepseek_v31"),
+    ("[TOOL_CALLS]", "[ARGS]", "mistral_args"),
+    ("[TOOL_CALLS]", "", "mistral"),
+    ("<|START_ACTION|>", "", "cohere"),
+    ("<function_calls>", "", "olmo3"),
+    ("<|tool_call|>", "", "granite"),
+    ("<|tool|>", "", "phi4_mini"),
+    ("functools[", "", "phi4_mini_json"),
+    ("<tool_call>", "", "hermes"),
+    ("[probe_tool(", "", "pythonic"),
+    ("probe_tool\n{", "", "glm4"),
+    ('"parameters"', "", "llama3_json"),
+)
 
 
 def detect(llm: LLM) -> Format | None:
@@ -62,85 +182,25 @@ def detect(llm: LLM) -> Format | None:
     # Without that the description of the tools has to do.
     with contextlib.suppress(OctavoError):
         text += llm.render_chat([*turns, {"role": "assistant", "content": "", "tool_calls": [call]}], tools=tools)
-    marked = next((f for f in FORMATS.values() if f.begin and f.begin in text), None)
-    return marked or (FORMATS["llama3_json"] if '"parameters"' in text else FORMATS["hermes"])
+    name = next((name for sign, other, name in _SIGNS if sign in text and other in text), "hermes")
+    return FORMATS[name]
 
 
-def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool, parallel: bool) -> str:
-    """The Lark grammar of a text with calls of `tools`.
-
-    Args:
-        forced: at least one call and nothing else; else calls may stand anywhere in free text.
-        parallel: more than one call may come.
-    """
-    bodies = "\n    | ".join(f"%json {json.dumps(_call_schema(form, tool), ensure_ascii=False)}" for tool in tools)
-    mark = _literal(llm, form.begin) if form.begin else '""'
-    if form.is_list:
-        more = '("," " "? body)*' if parallel else ""
-        call = f'"[" body {more} "]"'
-    elif form.end:
-        call = f'"\\n" body "\\n" {_literal(llm, form.end)}'
-    else:
-        call = "body"
-    again = form.end and parallel
-    if forced:
-        start = f"{mark} {call}" + (f' ("\\n" {mark} {call})*' if again else "")
-    elif mark.startswith("<"):
-        # The mark is one token, which no text can spell.
-        start = f"TEXT ({mark} {call})" + ("* TEXT?" if again else "?")
-    elif form.begin:
-        start = f"(lead {call})" + ("*" if again else "?") + " TAIL?"
-    else:
-        # Without a mark only the first character tells.
-        start = "body | OTHER"
-    lines = [f"start: {start}", f"body: {bodies}"]
-    if not forced:
-        if mark.startswith("<"):
-            lines.append("TEXT: /(.|\\n)*/")
-        elif form.begin:
-            escaped = "".join(f"\\{c}" if c in "[]()/.|\\?*+{}" else c for c in form.begin)
-            lines += [
-                f"lead[lazy]: /(.|\\n)*{escaped}/",
-                f"TAIL: /(.|\\n)*/ & ~/(.|\\n)*{escaped}(.|\\n)*/",
-            ]
-        else:
-            lines.append("OTHER: /[^{ \\n](.|\\n)*/")
-    return "\n".join(lines) + "\n"
+def thinking(name: str, rest: Parser, prompt_end: str) -> Parser:
+    """Reads reasoning in front of what `rest` reads. `prompt_end`: how the prompt ends, which may have begun it."""
+    begin, end = REASONING[name]
+    begun = name == "deepseek_r1" or prompt_end.rstrip().endswith(begin)
+    return Thinking(rest, begin, end, inside=begun)
 
 
-def _call_schema(form: Format, tool: dict[str, Any]) -> dict[str, Any]:
-    schema = tool.get("parameters") or {"type": "object"}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": tool["name"]}, form.key: _own_definitions(schema, form.key)},
-        "required": ["name", form.key],
-        "additionalProperties": False,
-        # One way to write it: a weak model would else fill its answer with spaces.
-        "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "},
-    }
-
-
-def _own_definitions(value: Any, key: str) -> Any:
-    """`#/...` of a schema that has become a part of another one."""
-    if isinstance(value, dict):
-        moved = {k: _own_definitions(v, key) for k, v in value.items()}
-        ref = moved.get("$ref")
-        if isinstance(ref, str) and ref.startswith("#") and "$id" not in value:
-            moved["$ref"] = f"#/properties/{key}{ref[1:]}"
-        return moved
-    if isinstance(value, list):
-        return [_own_definitions(v, key) for v in value]
-    return value
-
-
-def _literal(llm: LLM, text: str) -> str:
+def literal(llm: LLM, text: str) -> str:
     """`text` in a grammar: by its token where it is a special one, which no text can spell."""
     ids = llm.tokenize(text, add_special_tokens=False)
     if len(ids) == 1 and llm.detokenize(ids, skip_special_tokens=True) == "":
         return f"<[{ids[0]}]>"
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
-def is_special(llm: LLM, form: Format) -> bool:
-    """Whether the marks are special tokens, which a text without these would lack."""
-    return any(mark and _literal(llm, mark).startswith("<[") for mark in (form.begin, form.end))
+def is_special(llm: LLM, marks: list[str] | Parts) -> bool:
+    """Whether marks are special tokens, which a text without these would lack."""
+    return any(literal(llm, mark).startswith("<[") for mark in marks if mark)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from octavo.server.config import ServerConfig
 from octavo.server.faults import ApiError
+from octavo.server.page import PATHS
 
 # Matched exactly: whatever else a path may mean to a router, it needs the key.
 OPEN = frozenset({"/health", "/version"})
@@ -35,6 +36,7 @@ class Gate:
     def __init__(self, config: ServerConfig) -> None:
         self._limits = config.limits
         self._hosts = None if config.allowed_hosts is None else {h.lower() for h in config.allowed_hosts}
+        self._page = PATHS if config.page else frozenset()
         self._keys = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
 
     def request_id(self, given: str | None) -> str:
@@ -66,15 +68,17 @@ class Gate:
         if int(length) > self._limits.body_bytes:
             raise self.too_large()
         salt = self._key_salt(headers.get("authorization", ""))
-        if salt is None and self._keys and path not in OPEN:
-            challenge = 'Basic realm="octavo: the API key as password", charset="UTF-8"' if path == "/" else "Bearer"
+        if salt is None and self._keys and path not in OPEN and not self._is_page(method, path):
             raise ApiError(
                 401,
                 "a valid API key is needed: send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
-                headers={"www-authenticate": challenge},
+                headers={"www-authenticate": "Bearer"},
             )
         return Pass(headers, self.request_id(headers.get("x-request-id")), salt)
+
+    def _is_page(self, method: str, path: str) -> bool:
+        return method in ("GET", "HEAD") and path in self._page
 
     def too_large(self) -> ApiError:
         return ApiError(413, f"the body is longer than the {self._limits.body_bytes} bytes that are read")
@@ -91,7 +95,7 @@ class Gate:
         scheme, _, given = authorization.partition(" ")
         given = given.strip()
         if scheme.lower() == "basic":
-            # For the built-in page: a browser asks for a password and sends it with every later request.
+            # For tools that know passwords only.
             try:
                 given = base64.b64decode(given, validate=True).decode().partition(":")[2]
             except (binascii.Error, ValueError):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.json_schema import models_json_schema
 
 from octavo import __version__
+from octavo.server.page import page
 
 if TYPE_CHECKING:
     from octavo.server.service import Service
@@ -22,6 +23,9 @@ def document(service: Service) -> dict[str, Any]:
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     paths: dict[str, Any] = {}
     for route in ROUTES:
+        if route.handler is page:
+            # For people, and not for clients.
+            continue
         operation: dict[str, Any] = {
             "summary": route.summary,
             "operationId": route.handler.__name__ + ("_by_name" if "{" in route.path else ""),

@@ -29,6 +29,7 @@ from octavo.server.generation import Generation, Pace
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.metrics import metrics
 from octavo.server.models import list_models, one_model
+from octavo.server.page import page
 from octavo.server.responses import ResponsesRequest, responses
 from octavo.server.text import detokenize, tokenize
 
@@ -255,4 +256,6 @@ ROUTES = [
     Route("GET", "/ready", ready, "Whether the server is ready for requests"),
     Route("GET", "/version", version, "The version of octavo"),
     Route("GET", "/metrics", metrics, "Metrics for Prometheus"),
+    Route("GET", "/", page, "The built-in page"),
+    Route("GET", "/page/{file}", page, "A file of the built-in page"),
 ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from octavo.server.call_grammar import grammar
 from octavo.server.faults import bad_request
-from octavo.server.formats import FORMATS, Format, grammar, is_special
-from octavo.server.parsing import Parser, Plain, Thinking
+from octavo.server.formats import FORMATS, REASONING, Format, is_special, thinking
+from octavo.server.parsing import Parser, Plain
 from octavo.server.requests import ChatRequest, Message, NamedTool
 from octavo.structured import Grammar, Structured
 
@@ -49,7 +50,10 @@ class Toolbox:
         active = bool(given) and self._choice != "none"
         self._native: Format | None = service.tool_format if active else None
         self._format = (self._native or FORMATS["hermes"]) if active else None
-        self.needs_special_tokens = self._format is not None and is_special(service.llm, self._format)
+        marks = [] if self._format is None else self._format.marks
+        reasoning = service.config.reasoning_parser
+        marks += () if reasoning is None else REASONING[reasoning]
+        self.needs_special_tokens = is_special(service.llm, marks)
 
     @property
     def forced(self) -> bool:
@@ -83,6 +87,5 @@ class Toolbox:
     def parser(self, prompt_end: str = "") -> Parser:
         """A parser for one sample. `prompt_end`: how the prompt ends, which may have begun the reasoning."""
         inner = self._format.parser() if self._format is not None else Plain()
-        if self._service.config.reasoning_parser is None:
-            return inner
-        return Thinking(inner, inside=prompt_end.rstrip().endswith("<think>"))
+        reasoning = self._service.config.reasoning_parser
+        return inner if reasoning is None else thinking(reasoning, inner, prompt_end)

@@ -48,6 +48,11 @@ class WsgiApp:
 
         try:
             passed = service.gate.check(method, path, _fields(environ))
+            if not environ.get("PATH_INFO") and environ.get("SCRIPT_NAME") and service.config.page:
+                # A browser resolves what the page names against its address, which needs the slash at its end.
+                start(308, {"location": environ["SCRIPT_NAME"] + "/", "content-length": "0"})
+                access.end()
+                return [b""]
             body = self._body(environ, passed.headers)
             outcome = service.respond(Call(method, path, passed.headers, body, access.request_id, passed.salt))
             if isinstance(outcome, Answer):

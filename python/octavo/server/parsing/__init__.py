@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from octavo.server.parsing.calls import Bare, Marked
+from octavo.server.parsing.named import FirstLine, Named
 from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Reasoning
+from octavo.server.parsing.pythonic import Pythonic
 from octavo.server.parsing.reasoning import Thinking
 
-__all__ = ["Arguments", "Bare", "Call", "Content", "Marked", "Parser", "Piece", "Plain", "Reasoning", "Thinking"]
+__all__ = [
+    "Arguments",
+    "Bare",
+    "Call",
+    "Content",
+    "FirstLine",
+    "Marked",
+    "Named",
+    "Parser",
+    "Piece",
+    "Plain",
+    "Pythonic",
+    "Reasoning",
+    "Thinking",
+]

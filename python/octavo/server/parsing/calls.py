@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, overlap
+from octavo.server.parsing.pieces import (
+    PORTION,
+    Arguments,
+    Call,
+    Content,
+    Parser,
+    Piece,
+    Plain,
+    add,
+    in_portions,
+    overlap,
+)
 
-_SPACE = " \t\r\n"
+SPACE = " \t\r\n"
 
 
 class CallReader:
@@ -13,8 +24,9 @@ class CallReader:
     The keys may stand in either order; arguments that come first wait for the name.
     """
 
-    def __init__(self, keys: tuple[str, ...]) -> None:
+    def __init__(self, keys: tuple[str, ...], name_key: str = "name") -> None:
         self._keys = keys
+        self._name_key = name_key
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -63,10 +75,10 @@ class CallReader:
             if self._taking:
                 self._end_value()
             self._after_colon = False
-        elif char not in _SPACE and self._depth == 0:
+        elif char not in SPACE and self._depth == 0:
             self.done = self.broken = True
         else:
-            if char not in _SPACE:
+            if char not in SPACE:
                 self._start_value()
             self._take(char, out)
 
@@ -85,7 +97,7 @@ class CallReader:
         if self.name is None:
             self._waiting.append(char)
         else:
-            _add(out, char)
+            add(out, Arguments(char))
 
     def _in_text(self, char: str, out: list[Piece]) -> None:
         self._take(char, out)
@@ -106,7 +118,7 @@ class CallReader:
     def _end_of_string(self, text: str, out: list[Piece]) -> None:
         if not self._after_colon:
             self._key = text
-        elif self._key == "name" and self.name is None:
+        elif self._key == self._name_key and self.name is None:
             self.name = text
             out.append(Call(text))
             if self._waiting:
@@ -114,12 +126,36 @@ class CallReader:
                 self._waiting = []
 
 
-def _add(out: list[Piece], text: str) -> None:
-    """Joins what belongs together, so that a portion of text makes few pieces."""
-    if out and isinstance(out[-1], Arguments):
-        out[-1] = Arguments(out[-1].text + text)
-    else:
-        out.append(Arguments(text))
+class ObjectReader:
+    """Finds the end of one JSON object."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.done = False
+        self._in_string = False
+        self._escaped = False
+
+    def feed(self, char: str) -> bool:
+        """Takes a character; False: it belongs to no object."""
+        if self._in_string:
+            if self._escaped:
+                self._escaped = False
+            elif char == "\\":
+                self._escaped = True
+            elif char == '"':
+                self._in_string = False
+        elif char in "{[":
+            if not self.depth and char != "{":
+                return False
+            self.depth += 1
+        elif not self.depth:
+            return False
+        elif char in "}]":
+            self.depth -= 1
+            self.done = not self.depth
+        elif char == '"':
+            self._in_string = True
+        return True
 
 
 class Marked(Parser):
@@ -129,15 +165,23 @@ class Marked(Parser):
         begin: the mark. What stands before it is content.
         end: the mark after each call, or "".
         keys: names under which the arguments may stand.
+        name_key: under which the name stands.
         begun: the text begins after the mark.
     """
 
     def __init__(
-        self, begin: str, end: str, keys: tuple[str, ...] = ("arguments", "parameters"), *, begun: bool = False
+        self,
+        begin: str,
+        end: str,
+        keys: tuple[str, ...] = ("arguments", "parameters"),
+        *,
+        name_key: str = "name",
+        begun: bool = False,
     ) -> None:
         self._begin = begin
         self._end = end
         self._keys = keys
+        self._name_key = name_key
         self._held = ""
         self._reader: CallReader | None = None
         # True between a mark and what ends the calls.
@@ -147,6 +191,8 @@ class Marked(Parser):
         self._called = False
 
     def feed(self, text: str) -> list[Piece]:
+        if len(text) > PORTION:
+            return in_portions(self, text)
         out: list[Piece] = []
         data = self._held + text
         self._held = ""
@@ -163,17 +209,17 @@ class Marked(Parser):
     def _outside(self, data: str, at: int, out: list[Piece]) -> int:
         if self._called:
             # Lines between calls are no text for the user.
-            if data[at] in _SPACE:
+            if data[at] in SPACE:
                 return at + 1
             self._called = False
         found = data.find(self._begin, at)
         if found >= 0:
-            _content(out, data[at:found])
+            add(out, Content(data[at:found]))
             self._inside = True
             self._raw = [self._begin]
             return found + len(self._begin)
         keep = overlap(data[at:], self._begin)
-        _content(out, data[at : len(data) - keep])
+        add(out, Content(data[at : len(data) - keep]))
         self._held = data[len(data) - keep :] if keep else ""
         return len(data)
 
@@ -181,7 +227,7 @@ class Marked(Parser):
         """Between calls: spaces, brackets, commas, marks; an object begins a call, anything else ends them."""
         char = data[at]
         if char == "{":
-            self._reader = CallReader(self._keys)
+            self._reader = CallReader(self._keys, self._name_key)
             return at
         if self._end and self._end.startswith(data[at : at + len(self._end)]):
             if len(data) - at < len(self._end):
@@ -191,15 +237,15 @@ class Marked(Parser):
             self._called = self._raw[:1] != [self._begin]
             self._raw = []
             return at + len(self._end)
-        if char in _SPACE or char in "[],;":
+        if char in SPACE or char in "[],;":
             self._raw.append(char)
-            if char == "]":
+            if char == "]" and not (self._end and self._raw[:1] != [self._begin]):
                 self._inside = False
                 self._called = True
                 self._raw = []
             return at + 1
         # Not what the mark promised: it was text.
-        _content(out, "".join(self._raw) if self._raw[:1] == [self._begin] else "")
+        add(out, Content("".join(self._raw) if self._raw[:1] == [self._begin] else ""))
         self._inside = False
         self._raw = []
         return at
@@ -213,7 +259,7 @@ class Marked(Parser):
         if reader.done:
             self._reader = None
             if reader.broken:
-                _content(out, "".join(self._raw) + reader.text)
+                add(out, Content("".join(self._raw) + reader.text))
                 self._inside = False
             self._raw = []
         return at
@@ -221,11 +267,11 @@ class Marked(Parser):
     def finish(self) -> list[Piece]:
         out: list[Piece] = []
         if self._reader is not None and self._reader.name is None:
-            _content(out, "".join(self._raw) + self._reader.text)
+            add(out, Content("".join(self._raw) + self._reader.text))
         elif self._reader is None and self._inside and self._raw and self._raw[0] == self._begin:
-            _content(out, "".join(self._raw) + self._held)
+            add(out, Content("".join(self._raw) + self._held))
         elif not self._inside:
-            _content(out, self._held)
+            add(out, Content(self._held))
         self._reader, self._held, self._raw, self._inside = None, "", [], False
         return out
 
@@ -256,8 +302,3 @@ class Bare(Parser):
         if self._inner is not None:
             return self._inner.finish()
         return [Content(self._start)] if self._start else []
-
-
-def _content(out: list[Piece], text: str) -> None:
-    if text:
-        out.append(Content(text))

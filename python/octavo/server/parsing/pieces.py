@@ -60,6 +60,29 @@ class Plain(Parser):
         return []
 
 
+# Characters that are joined one by one: a long text at once would take time that grows with its square.
+PORTION = 1024
+
+
+def in_portions(parser: Parser, text: str) -> list[Piece]:
+    """What `parser` makes of a long text."""
+    starts = range(0, len(text), PORTION)
+    return [piece for start in starts for piece in parser.feed(text[start : start + PORTION])]
+
+
+def add(out: list[Piece], piece: Content | Arguments) -> None:
+    """Joins what belongs together, so that a portion of text makes few pieces."""
+    if not piece.text:
+        return
+    last = out[-1] if out else None
+    if isinstance(last, Content) and isinstance(piece, Content):
+        out[-1] = Content(last.text + piece.text)
+    elif isinstance(last, Arguments) and isinstance(piece, Arguments):
+        out[-1] = Arguments(last.text + piece.text)
+    else:
+        out.append(piece)
+
+
 def overlap(text: str, mark: str) -> int:
     """Length of the longest end of `text` that begins `mark`: it may become the mark."""
     for size in range(min(len(text), len(mark) - 1), 0, -1):

@@ -11,14 +11,15 @@ class Thinking(Parser):
     Args:
         rest: reads what is not reasoning.
         begin, end: the marks.
-        inside: the text begins with reasoning: the template has written `begin` already.
+        inside: the text begins with reasoning: the template has written `begin` already. Once more, it is dropped.
     """
 
     def __init__(self, rest: Parser, begin: str = "<think>", end: str = "</think>", *, inside: bool = False) -> None:
         self._rest = rest
         self._begin = begin
         self._end = end
-        self._state = "inside" if inside else "before"
+        self._state = "before"
+        self._without = "inside" if inside else "after"
         self._held = ""
 
     def feed(self, text: str) -> list[Piece]:
@@ -34,7 +35,7 @@ class Thinking(Parser):
                 self._state = "inside"
                 data = start.removeprefix(self._begin)
             else:
-                self._state = "after"
+                self._state = self._without
         if self._state == "inside":
             found = data.find(self._end)
             if found < 0:
@@ -59,6 +60,6 @@ class Thinking(Parser):
         held, self._held = self._held, ""
         if not held:
             return self._rest.finish()
-        if self._state == "inside":
+        if self._state == "inside" or (self._state == "before" and self._without == "inside"):
             return [Reasoning(held), *self._rest.finish()]
         return [*self._rest.feed(held), *self._rest.finish()]

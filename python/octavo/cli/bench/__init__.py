@@ -1,0 +1,26 @@
+"""`octavo bench`: measurements. A file is a command, a line of the list below registers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import typer
+
+from octavo.cli.bench.latency import latency
+from octavo.cli.bench.serve import serve
+from octavo.cli.bench.throughput import throughput
+from octavo.cli.command import command
+
+__all__ = ["bench"]
+
+COMMANDS: list[Callable[..., None]] = [
+    serve,
+    latency,
+    throughput,
+]
+
+bench = typer.Typer(
+    name="bench", help="Measure: a server under load, or the engine in this process.", no_args_is_help=True
+)
+for _function in COMMANDS:
+    bench.command(_function.__name__)(command(_function))

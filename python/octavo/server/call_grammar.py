@@ -1,0 +1,134 @@
+"""The grammar that holds a text with tool calls: free text as it comes, every call valid by construction."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from octavo.llm import LLM
+from octavo.server.faults import bad_request
+from octavo.server.formats import Format, Parts, literal
+
+# One way to write it: a weak model would else fill its answer with spaces.
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# What a schema of arguments may say where each of these is written by itself.
+_OF_CALLS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "$schema"})
+
+
+def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool, parallel: bool) -> str:
+    """The Lark grammar of a text with calls of `tools`.
+
+    Args:
+        forced: at least one call and nothing else; else calls may stand anywhere in free text.
+        parallel: more than one call may come.
+
+    Raises:
+        ApiError: 400 for a schema that the format cannot hold.
+    """
+    rules: list[str] = []
+    bodies = "\n    | ".join(_call(llm, form, tool, f"t{i}", rules) for i, tool in enumerate(tools))
+    mark = literal(llm, form.begin) if form.begin else ""
+    more = f"({_join(llm, form.sep)} body)*" if parallel and form.sep is not None else ""
+    call = _words(_join(llm, form.opening), "body", more, _join(llm, form.closing))
+    # A mark of one call may come again.
+    again = bool(form.begin) and form.sep is None and parallel
+    if forced:
+        start = _words(mark, call)
+        if again:
+            gap = '"\\n"' if form.closing else ""
+            start = f"{start} ({_words(gap, mark, call)})*"
+    elif mark.startswith("<"):
+        # The mark is one token, which no text can spell.
+        start = f"TEXT ({_words(mark, call)})" + ("* TEXT?" if again else "?")
+        rules.append("TEXT: /(.|\\n)*/")
+    elif form.begin:
+        start = f"(lead {call})" + ("*" if again else "?") + " TAIL?"
+        escaped = _escaped(form.begin)
+        rules += [f"lead[lazy]: /(.|\\n)*{escaped}/", f"TAIL: /(.|\\n)*/ & ~/(.|\\n)*{escaped}(.|\\n)*/"]
+    else:
+        # Without a mark only the beginning tells.
+        start = f"{call} | OTHER"
+        names = "|".join(_escaped(tool["name"]) for tool in tools)
+        rules.append(_other(form.text.replace("NAMES", names)))
+    return "\n".join([f"start: {start}", f"body: {bodies}", *rules]) + "\n"
+
+
+def _other(text: str) -> str:
+    wanted, mark, unwanted = text.partition(" & ~/")
+    return f"OTHER: /{wanted}/" + (f" & ~/{unwanted}/" if mark else "")
+
+
+def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[str]) -> str:
+    """One call of `tool`, as an alternative. What it needs besides goes to `rules`."""
+    schema = tool.get("parameters") or {"type": "object"}
+    if form.style == "python":
+        return _python_call(tool["name"], schema, rule, rules)
+    if form.style == "named":
+        parts = (*form.before, tool["name"], *form.between)
+        return _words(_join(llm, parts), _json({**schema, "x-guidance": _COMPACT}), _join(llm, form.after))
+    properties = {
+        **form.fields,
+        form.name_key: {"const": tool["name"]},
+        form.key: _moved(schema, f"#/properties/{form.key}"),
+    }
+    whole = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    return _json({**whole, "x-guidance": _COMPACT})
+
+
+def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
+    """`name(required=..., optional=...)`: values are JSON, which the parser reads as well."""
+    odd = sorted(set(schema) - _OF_CALLS - {"$defs", "definitions"})
+    if odd:
+        raise bad_request(f"tools: {name!r}: calls in Python's form cannot be held to {odd[0]!r}", "tools")
+    needed = set(schema.get("required") or ())
+    properties = schema.get("properties") or {}
+    absent = sorted(needed - set(properties))
+    if absent:
+        raise bad_request(f"tools: {name!r}: the required {absent[0]!r} is no property", "tools")
+    shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
+    values = {}
+    for i, (key, value) in enumerate(properties.items()):
+        if not key.isidentifier():
+            raise bad_request(f"tools: {name!r}: {key!r} is no name of an argument in Python", "tools")
+        held = {**value, **shared} if isinstance(value, dict) else {**shared}
+        rules.append(f"{rule}v{i}: {json.dumps(key + '=')} {_json({**held, 'x-guidance': _COMPACT})}")
+        values[key] = f"{rule}v{i}"
+    first = [v for k, v in values.items() if k in needed]
+    later = [v for k, v in values.items() if k not in needed]
+    if first:
+        inside = ' ", " '.join(first) + "".join(f' (", " {v})?' for v in later)
+    else:
+        # Whichever comes first has no comma before it.
+        ways = [v + "".join(f' (", " {w})?' for w in later[i + 1 :]) for i, v in enumerate(later)]
+        inside = f"({' | '.join(ways)})?" if ways else ""
+    return _words(json.dumps(f"{name}("), inside, '")"')
+
+
+def _moved(value: Any, where: str) -> Any:
+    """`#/...` of a schema that has become a part of another one."""
+    if isinstance(value, dict):
+        moved = {k: _moved(v, where) for k, v in value.items()}
+        ref = moved.get("$ref")
+        if isinstance(ref, str) and ref.startswith("#") and "$id" not in value:
+            moved["$ref"] = where + ref[1:]
+        return moved
+    if isinstance(value, list):
+        return [_moved(v, where) for v in value]
+    return value
+
+
+def _json(schema: dict[str, Any]) -> str:
+    return f"%json {json.dumps(schema, ensure_ascii=False)}"
+
+
+def _join(llm: LLM, parts: Parts | None) -> str:
+    return _words(*(literal(llm, part) for part in parts or ()))
+
+
+def _words(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
+def _escaped(text: str) -> str:
+    """In a regular expression."""
+    return "".join(f"\\{c}" if c in "[]()/.|\\?*+{}^$" else c for c in text)

@@ -1,0 +1,55 @@
+"""GET /: a small page to try a prompt and to see the metrics. It holds no data; it asks the API as any client does."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.server.faults import ApiError
+from octavo.server.http import Call, Reply
+
+if TYPE_CHECKING:
+    from octavo.server.service import Service
+
+_FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/page/text.js": ("text.js", "text/javascript; charset=utf-8"),
+    "/page/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/page/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+# What is served without a key, so that the page can ask for one.
+PATHS = frozenset(_FILES)
+# Its own files and its own server: nothing inline, nothing from elsewhere, in nobody's frame.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+
+
+def page(service: Service, call: Call) -> Reply:
+    """A file of the page.
+
+    Raises:
+        ApiError: 404.
+    """
+    found = _FILES.get(call.path) if service.config.page else None
+    if found is None:
+        raise ApiError(404, f"there is nothing at {call.path[:200]!r}", code="not_found")
+    name, kind = found
+    return Reply(200, _read(name), kind, _HEADERS)
+
+
+@cache
+def _read(name: str) -> bytes:
+    return Path(__file__).with_name(name).read_bytes()
