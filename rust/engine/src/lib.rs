@@ -20,6 +20,7 @@ mod metrics;
 mod options;
 mod output;
 mod params;
+mod quantize;
 mod request;
 mod sampling;
 mod stats;
@@ -43,6 +44,7 @@ pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
 pub use params::{SamplingDefaults, SamplingParams};
+pub use quantize::quantize_weights;
 pub use sampling::Logprob;
 pub use stats::EngineStats;
 pub use stream::RequestStream;

@@ -8,6 +8,7 @@ use super::driver::TileKernel;
 use super::fetch::Fetch;
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::packed::Packed;
 use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, QuantizedRows};
@@ -18,7 +19,7 @@ const QUADS: usize = GROUP / 4;
 /// Codes of 16 rows x 4 columns, each as code + 128: one cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Quad([u8; 4 * LANES]);
+pub(super) struct Quad([u8; 4 * LANES]);
 
 // SAFETY: 64 bytes, any of them a value, no padding.
 unsafe impl Plain for Quad {}
@@ -27,10 +28,10 @@ unsafe impl Plain for Quad {}
 #[derive(Debug, Clone)]
 pub(super) struct MatmulInt8 {
     /// `[ceil(N / 16)][groups][32]`, code 0 beyond N and K.
-    codes: Pages<Quad>,
+    pub(super) codes: Packed<Quad>,
     /// `[ceil(N / 16)][groups]` of 16 bf16 scales.
-    scales: Vec<[u16; LANES]>,
-    columns: usize,
+    pub(super) scales: Packed<[u16; LANES]>,
+    pub(super) columns: usize,
 }
 
 /// How many times the typical magnitude the largest of a group of activations is: that of normal values.
@@ -82,7 +83,7 @@ impl MatmulInt8 {
         let groups = columns.div_ceil(GROUP);
         let count = source.rows.div_ceil(LANES);
         let mut codes = Pages::zeroed(count * groups * QUADS);
-        let mut scales = vec![[0; LANES]; count * groups];
+        let mut scales: Pages<[u16; LANES]> = Pages::zeroed(count * groups);
         let mut squares = vec![[Squares::default(); LANES]; count];
         let (code_parts, scale_parts) = (Shared::new(&mut codes), Shared::new(&mut scales));
         let square_parts = Shared::new(&mut squares);
@@ -109,8 +110,9 @@ impl MatmulInt8 {
                     squares[lane].add(values, scale.to_f32(), lane, quads, inputs);
                 }
             }
+            source.done(panel * LANES, LANES);
         });
-        (MatmulInt8 { codes, scales, columns }, squares)
+        (MatmulInt8 { codes: codes.into(), scales: scales.into(), columns }, squares)
     }
 
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
