@@ -9,6 +9,7 @@ mod driver;
 mod fetch;
 mod float;
 mod int8;
+mod int8_pack;
 mod rows;
 
 pub use arrays::{Element, PackedArray};
@@ -89,7 +90,7 @@ impl Linear {
         let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
         let inputs = inputs.unwrap_or(&alike);
         assert_eq!(inputs.len(), columns, "magnitudes of inputs");
-        let (weights, squares) = MatmulInt8::pack(kernels, &source, inputs);
+        let (weights, squares) = int8_pack::pack(kernels, &source, inputs);
         let mut rows = squares.as_flattened().iter();
         let errors = parts.iter().map(|part| {
             let (mut errors, mut outputs) = (0.0, 0.0);

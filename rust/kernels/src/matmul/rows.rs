@@ -42,15 +42,16 @@ impl Rows<'_> {
     }
 
     /// Writes row `row`, `to.len()` values.
+    #[inline(always)]
     pub(super) fn read(&self, row: usize, to: &mut [f32]) {
         let (start, end) = (row * to.len(), (row + 1) * to.len());
         match self {
             Rows::F32(x) => to.copy_from_slice(&x[start..end]),
-            Rows::Bf16(x) => convert(&x[start..end], to, |v| v.to_f32()),
+            Rows::Bf16(x) => convert(&x[start..end], to, |v| widen(v.to_bits())),
             Rows::F16(x) => convert(&x[start..end], to, |v| v.to_f32()),
             Rows::F32Bytes(x) => convert(x[4 * start..4 * end].as_chunks().0, to, |v| f32::from_le_bytes(*v)),
             Rows::Bf16Bytes(x) => {
-                convert(x[2 * start..2 * end].as_chunks().0, to, |v| bf16::from_le_bytes(*v).to_f32())
+                convert(x[2 * start..2 * end].as_chunks().0, to, |v| widen(u16::from_le_bytes(*v)))
             }
             Rows::F16Bytes(x) => {
                 convert(x[2 * start..2 * end].as_chunks().0, to, |v| f16::from_le_bytes(*v).to_f32())
@@ -73,6 +74,13 @@ impl Rows<'_> {
     }
 }
 
+/// A bf16 as f32, NaN with their bits as they are: without a branch, so that loops over it become vectors.
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+#[inline(always)]
 fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = f(from);
@@ -104,6 +112,7 @@ impl<'a> Stack<'a> {
     }
 
     /// Writes row `row`, `columns` values.
+    #[inline(always)]
     pub(super) fn read(&self, mut row: usize, to: &mut [f32]) {
         for part in self.parts {
             let rows = part.values() / self.columns;
