@@ -1,4 +1,4 @@
-"""Checkpoints of real shapes with random bfloat16 weights, written without torch, and a tokenizer of a real one's size."""
+"""Checkpoints of real shapes with random bfloat16 weights and a tokenizer of a real size, written without torch."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def parse_json(text: bytes, *, max_depth: int = 64, max_values: int = 1_000_000)
 def quantize_weights(
     model: str, output: str, source: str, *, quantization: str = "auto", threads: int | None = None
 ) -> dict[str, Any]:
-    """Writes the weights of the folder `model` to the new file `output`, as kernels read them. `source` is what the file
-    calls the model. Keys: `bytes`, `spared`, `warnings`, `origin`, `quantization_config` (for config.json)."""
+    """Writes the weights of the folder `model` to the new file `output`, as kernels read them. `source` is what the
+    file calls the model. Keys: `bytes`, `spared`, `warnings`, `origin`, `quantization_config` (for config.json)."""
 
 @final
 class Engine:

@@ -118,5 +118,5 @@ def _fill(
 
 
 def _name_of(model: str | os.PathLike[str], source: Path) -> str:
-    """What the file calls its model: a hub id as it is, of a folder only the name, since paths are nobody's business."""
+    """What the file calls its model: a hub id as it is; of a folder its name only: paths are private."""
     return source.resolve().name if Path(model).expanduser().is_dir() else os.fspath(model)

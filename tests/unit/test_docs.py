@@ -107,7 +107,8 @@ def test_cli_document_names_every_command() -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
     shown = "".join(
-        CliRunner().invoke(app, [c, "--help"]).stdout for c in ("generate", "chat", "serve", "eval", "info", "doctor")
+        CliRunner().invoke(app, [c, "--help"]).stdout
+        for c in ("generate", "chat", "serve", "eval", "quantize", "info", "doctor")
     )
     assert option in shown
 

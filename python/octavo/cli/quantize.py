@@ -15,9 +15,7 @@ from octavo.quantize import quantize_folder
 def quantize(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder or hub id.", show_default=False)],
     output: Annotated[str, Argument(metavar="OUTPUT", help="Folder to make.", show_default=False)],
-    quantization: Annotated[
-        str, Option(help="auto (int8, but for what it would change too much) or int8.")
-    ] = "auto",
+    quantization: Annotated[str, Option(help="auto (int8, but for what it would change too much) or int8.")] = "auto",
     threads: Annotated[int | None, Option(help="CPU threads.", show_default="one per core")] = None,
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub id.")] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
