@@ -17,6 +17,9 @@ use crate::options::EngineOptions;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
+/// As much as a main thread has: files of strangers may nest.
+const TEXT_STACK_BYTES: usize = 8 << 20;
+
 impl Engine {
     /// Loads the model of `folder` on the CPU and starts the engine thread.
     ///
@@ -36,13 +39,17 @@ impl Engine {
         Tokenizer::find(text_folder)?;
         let begin = Instant::now();
         // A large vocabulary takes longer to read than mapped weights do: side by side.
-        let (text, model) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| Text::load(folder, text_folder, options.chat_template.as_deref()));
+        let (text, mut model) = std::thread::scope(|scope| {
+            let load = || Text::load(folder, text_folder, options.chat_template.as_deref());
+            let thread = std::thread::Builder::new().name("octavo-text".into()).stack_size(TEXT_STACK_BYTES);
+            let failed = |why: String| EngineError::CorruptModel(format!("cannot read the tokenizer: {why}"));
+            let thread = thread.spawn_scoped(scope, load).map_err(|e| failed(e.to_string()))?;
             let model = Model::load(&kernels, folder, family, format);
-            (text.join().unwrap_or_else(|panic| Err(EngineError::CorruptModel(panic_text(panic)))), model)
-        });
-        let Text { tokenizer, generation, template } = text?;
-        let mut model = model?;
+            // The tokenizer's fault first: it is the one that costs least to mend.
+            let text = thread.join().unwrap_or_else(|panic| Err(failed(panic_text(panic))))?;
+            Ok::<_, EngineError>((text, model?))
+        })?;
+        let Text { tokenizer, generation, template } = text;
         let (limits, parts) = memory::plan(&model, options, kv_dtype)?;
         model.set_context(limits.max_model_len as usize);
         let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_dtype)?;

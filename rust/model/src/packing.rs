@@ -45,8 +45,8 @@ pub struct Quantized {
 /// `source` and `made_by` are for the file's metadata.
 ///
 /// # Errors
-/// As `Model::load`; `BadOption` for a format other than int8 or a folder that is quantised already; `Io` if `output` exists or
-/// cannot be written (it is left as it is then).
+/// As `Model::load`; `BadOption` for a format other than int8 or a folder that is quantised already; `Write` if `output` exists or
+/// cannot be written. What was written before a failure stays.
 pub fn quantize(
     kernels: &Kernels,
     folder: &Path,
@@ -77,7 +77,7 @@ pub fn quantize(
     let plan = Plan { kernels, layout: RefCell::default() };
     walk(&plan, family)?;
     let room = plan.layout.into_inner().room(&origin);
-    let io = |e| ModelError::io(output, e);
+    let io = |e| ModelError::write(output, e);
     let file = File::create_new(output).map_err(io)?;
     let writer = Writer {
         floats: Floats::new(kernels, &checkpoint, format),
@@ -96,7 +96,7 @@ pub fn quantize(
     let header = layout.into_inner().header(&origin, &spared);
     if header.len() > room - 8 {
         let what = format!("a header of {} bytes, {} were foreseen", header.len(), room - 8);
-        return Err(ModelError::io(output, std::io::Error::other(what)));
+        return Err(ModelError::write(output, std::io::Error::other(what)));
     }
     let bytes = file.finish(&((room - 8) as u64).to_le_bytes(), header.as_bytes()).map_err(io)?;
     Ok(Quantized { bytes, spared, warnings, origin })
@@ -236,7 +236,7 @@ impl Writer<'_> {
             for linear in all {
                 let bytes = linear.arrays()[number];
                 if is_first(array.name, array.bytes()) {
-                    self.file.borrow_mut().write(bytes).map_err(|e| ModelError::io(self.path, e))?;
+                    self.file.borrow_mut().write(bytes).map_err(|e| ModelError::write(self.path, e))?;
                 } else {
                     self.late.borrow_mut().extend_from_slice(bytes);
                 }
