@@ -225,8 +225,11 @@ pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
     read_header(file).map(|(entries, _)| entries)
 }
 
-/// As `read_entries`, and the `__metadata__`.
-fn read_header(file: &[u8]) -> Result<(Vec<(String, Entry)>, HashMap<String, String>), String> {
+/// Tensors by name, and the `__metadata__`.
+type Header = (Vec<(String, Entry)>, HashMap<String, String>);
+
+/// As `read_entries`, with all that the header says.
+fn read_header(file: &[u8]) -> Result<Header, String> {
     let (header, metadata) =
         SafeTensors::read_metadata(file).map_err(|e| format!("not a sound safetensors file: {e}"))?;
     check_names(&file[8..8 + header])?;

@@ -133,7 +133,9 @@ impl Loader<'_> {
             attention_post_norm: norm(after, n.attention_post_norm)?,
             mlp: match &layer.mlp {
                 FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m, mlp_inputs)?),
-                FeedForwardSpec::Experts(m) => FeedForwardWeights::Experts(self.experts(i, m, mlp_inputs)?),
+                FeedForwardSpec::Experts(m) => {
+                    FeedForwardWeights::Experts(Box::new(self.experts(i, m, mlp_inputs)?))
+                }
             },
             mlp_norm,
             mlp_post_norm: norm(after, n.mlp_post_norm)?,
