@@ -17,6 +17,7 @@ __all__ = [
     "check_params",
     "floats_json",
     "parse_json",
+    "quantize_weights",
 ]
 
 __version__: str
@@ -41,6 +42,12 @@ def floats_json(values: bytes) -> bytes:
 def parse_json(text: bytes, *, max_depth: int = 64, max_values: int = 1_000_000) -> Any:
     """Reads JSON of strangers: duplicate keys, numbers that are not finite, lone surrogates, nesting beyond
     `max_depth` and more than `max_values` values raise `InvalidRequestError`."""
+
+def quantize_weights(
+    model: str, output: str, source: str, *, quantization: str = "auto", threads: int | None = None
+) -> dict[str, Any]:
+    """Writes the weights of the folder `model` to the new file `output`, as kernels read them. `source` is what the
+    file calls the model. Keys: `bytes`, `spared`, `warnings`, `origin`, `quantization_config` (for config.json)."""
 
 @final
 class Engine:

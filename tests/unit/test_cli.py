@@ -33,8 +33,8 @@ def lines(text: str) -> list[Any]:
 def test_version_and_help() -> None:
     assert run("--version").stdout.strip() == f"octavo {octavo.__version__}"
     shown = run("--help").stdout
-    assert all(name in shown for name in ("generate", "chat", "eval", "info", "doctor"))
-    for name in ("generate", "chat", "eval", "info", "doctor"):
+    assert all(name in shown for name in ("generate", "chat", "eval", "quantize", "info", "doctor"))
+    for name in ("generate", "chat", "eval", "quantize", "info", "doctor"):
         assert run(name, "--help").stdout == run(name, "-h").stdout
 
 

@@ -108,7 +108,7 @@ def test_cli_document_names_every_command() -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
     benches = [["bench", name.name or ""] for name in bench.registered_commands]
-    known = [["generate"], ["chat"], ["serve"], ["eval"], ["info"], ["doctor"], *benches]
+    known = [["generate"], ["chat"], ["serve"], ["eval"], ["quantize"], ["info"], ["doctor"], *benches]
     shown = "".join(CliRunner().invoke(app, [*c, "--help"]).stdout for c in known)
     assert option in shown
 

@@ -40,6 +40,8 @@ def _show(facts: Mapping[str, Any]) -> None:
         console.print(table)
 
     model = {**facts["model"], "load_seconds": f"{facts['model']['load_seconds']:.2f}"}
+    if (origin := model["quantized_file"]) is not None:
+        model["quantized_file"] = f"mapped; made from {origin['source']} by {origin['made_by']}"
     section("Model", _rows(model))
     section("Machine", _rows(facts["machine"]))
     section("Kernels", _rows(facts["kernels"]))

@@ -63,7 +63,7 @@ impl From<ModelError> for EngineError {
             ModelError::NotFound { .. } | ModelError::Io { .. } => Self::ModelNotFound(text),
             ModelError::Unsupported(_) => Self::UnsupportedModel(text),
             ModelError::BadConfig { .. } | ModelError::Corrupt { .. } => Self::CorruptModel(text),
-            ModelError::BadOption(_) => Self::InvalidRequest(text),
+            ModelError::BadOption(_) | ModelError::Write { .. } => Self::InvalidRequest(text),
         }
     }
 }

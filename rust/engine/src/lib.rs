@@ -21,6 +21,7 @@ mod options;
 mod output;
 mod params;
 mod pooling;
+mod quantize;
 mod request;
 mod sampling;
 mod stats;
@@ -46,6 +47,7 @@ pub use output::{
 };
 pub use params::{SamplingDefaults, SamplingParams};
 pub use pooling::{Pooling, PoolingParams};
+pub use quantize::quantize_weights;
 pub use sampling::Logprob;
 pub use stats::EngineStats;
 pub use stream::RequestStream;

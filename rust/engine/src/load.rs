@@ -10,11 +10,15 @@ use serde_json::json;
 use crate::EngineError;
 use crate::cpu::CpuExecutor;
 use crate::engine::{Engine, EngineParts};
+use crate::error::panic_text;
 use crate::generation::GenerationDefaults;
 use crate::memory;
 use crate::options::EngineOptions;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
+
+/// As much as a main thread has: files of strangers may nest.
+const TEXT_STACK_BYTES: usize = 8 << 20;
 
 impl Engine {
     /// Loads the model of `folder` on the CPU and starts the engine thread.
@@ -27,25 +31,30 @@ impl Engine {
         let format = options.weight_format(float)?;
         let weight_dtype = format.dtype;
         let kv_format = options.kv_format(float)?;
-        if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
-            return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
-        }
-        let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
-        let generation = GenerationDefaults::read(folder, &tokenizer)?;
-        // A given template must compile. The model's own need not: generating needs none.
-        let template = match &options.chat_template {
-            Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
-            None => ChatTemplate::named(&ChatTemplate::find(folder, &tokenizer)?, &tokenizer),
-        };
+        options.check_threads()?;
         let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
+        let text_folder = options.tokenizer.as_deref().unwrap_or(folder);
+        Tokenizer::find(text_folder)?;
         let begin = Instant::now();
-        let mut model = Model::load(&kernels, folder, family, format)?;
+        // A large vocabulary takes longer to read than mapped weights do: side by side.
+        let (text, mut model) = std::thread::scope(|scope| {
+            let load = || Text::load(folder, text_folder, options.chat_template.as_deref());
+            let thread = std::thread::Builder::new().name("octavo-text".into()).stack_size(TEXT_STACK_BYTES);
+            let failed = |why: String| EngineError::CorruptModel(format!("cannot read the tokenizer: {why}"));
+            let thread = thread.spawn_scoped(scope, load).map_err(|e| failed(e.to_string()))?;
+            let model = Model::load(&kernels, folder, family, format);
+            // The tokenizer's fault first: it is the one that costs least to mend.
+            let text = thread.join().unwrap_or_else(|panic| Err(failed(panic_text(panic))))?;
+            Ok::<_, EngineError>((text, model?))
+        })?;
+        let Text { tokenizer, generation, template } = text;
         let (limits, parts) = memory::plan(&model, options, kv_format)?;
         model.set_context(limits.max_model_len as usize);
         let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_format)?;
         let spec = model.spec().clone();
+        let budget = model.origin().map_or(format.error_budget, |origin| origin.error_budget);
         let info = json!({
             "model": {
                 "path": folder.display().to_string(),
@@ -57,7 +66,8 @@ impl Engine {
                 "checkpoint_dtype": model.stored_dtype().name(),
                 "dtype": float.name(),
                 "quantization": if weight_dtype == WeightDtype::Int8 { "int8" } else { "none" },
-                "spared": spared_tensors(&model, format.error_budget),
+                "spared": spared_tensors(model.spared(), budget),
+                "quantized_file": model.origin(),
                 "kv_cache_dtype": kv_format.name(),
                 "chat_template": template.as_ref().is_some_and(Result::is_ok),
                 "load_seconds": begin.elapsed().as_secs_f64(),
@@ -92,8 +102,28 @@ impl Engine {
     }
 }
 
+/// What turns text into tokens and back.
+struct Text {
+    tokenizer: Tokenizer,
+    generation: GenerationDefaults,
+    template: Option<Result<ChatTemplate, EngineError>>,
+}
+
+impl Text {
+    fn load(folder: &Path, tokenizer: &Path, template: Option<&str>) -> Result<Self, EngineError> {
+        let tokenizer = Tokenizer::load(tokenizer)?;
+        let generation = GenerationDefaults::read(folder, &tokenizer)?;
+        // A given template must compile. The model's own need not: generating needs none.
+        let template = match template {
+            Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
+            None => ChatTemplate::named(&ChatTemplate::find(folder, &tokenizer)?, &tokenizer),
+        };
+        Ok(Self { tokenizer, generation, template })
+    }
+}
+
 /// A sentence for each tensor that int8 would change too much, for `info`.
-fn spared_tensors(model: &Model, budget: Option<f64>) -> Vec<String> {
+pub(crate) fn spared_tensors(spared: &[Spared], budget: Option<f64>) -> Vec<String> {
     let share = |x: f64| format!("{:.2} %", 100.0 * x);
     let limit = share(budget.unwrap_or(f64::INFINITY));
     let sentence = |t: &Spared| match Some(t.error) > budget {
@@ -104,5 +134,5 @@ fn spared_tensors(model: &Model, budget: Option<f64>) -> Vec<String> {
         ),
         false => format!("{} (bfloat16: packed together with one that is)", t.tensor),
     };
-    model.spared().iter().map(sentence).collect()
+    spared.iter().map(sentence).collect()
 }

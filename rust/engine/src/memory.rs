@@ -92,6 +92,9 @@ pub fn plan(
 
     let block = block_bytes(spec, kv_format)? as u64;
     let (total, available) = machine_memory();
+    // The system counts the pages of a mapped file as free, and every step reads them.
+    let mapped = if model.origin().is_some() { model.weight_bytes() as u64 } else { 0 };
+    let available = available.saturating_sub(mapped);
     let (budget, source) = match (options.kv_cache_bytes, options.kv_cache_fraction) {
         (Some(_), Some(_)) => {
             return refuse("kv_cache_memory is given both in bytes and as a fraction: give one".into());
@@ -149,18 +152,16 @@ pub fn plan(
         reason,
     };
     let mut parts = vec![
-        part(
-            "weights",
-            model.weight_bytes(),
-            match model.spared().len() {
-                0 => format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype()),
-                n => format!(
-                    "{} weights, held as {:?}, {n} tensors of them as Bf16",
-                    spec.parameters(),
-                    model.weight_dtype()
-                ),
-            },
-        ),
+        part("weights", model.weight_bytes(), {
+            let held = format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype());
+            let spared = match model.spared().len() {
+                0 => String::new(),
+                n => format!(", {n} tensors of them as Bf16"),
+            };
+            let mapped =
+                if model.origin().is_some() { "; the mapped file, shared with other processes" } else { "" };
+            held + &spared + mapped
+        }),
         part(
             "kv_cache",
             (num_blocks * block) as usize,

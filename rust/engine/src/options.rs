@@ -99,6 +99,16 @@ impl EngineOptions {
         }
     }
 
+    /// Refuses an impossible number of threads.
+    pub(crate) fn check_threads(&self) -> Result<(), EngineError> {
+        match self.threads {
+            None | Some(1..=1024) => Ok(()),
+            Some(_) => {
+                Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()))
+            }
+        }
+    }
+
     /// The instruction-set level of the kernels.
     pub(crate) fn isa_level(&self) -> Result<Isa, EngineError> {
         let (name, level) = match &self.isa {

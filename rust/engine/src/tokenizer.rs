@@ -1,6 +1,7 @@
 //! The model's tokenizer: tokenizer.json through the tokenizers crate, and what tokenizer_config.json and
 //! generation_config.json add.
 
+use std::fs::Metadata;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -24,20 +25,29 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    /// The file that `load` reads.
+    ///
+    /// # Errors
+    /// `ModelNotFound` without it.
+    pub fn find(path: &Path) -> Result<(PathBuf, Metadata), EngineError> {
+        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        match std::fs::metadata(&file) {
+            Ok(meta) => Ok((file, meta)),
+            Err(_) => Err(EngineError::ModelNotFound(format!(
+                "no tokenizer at {}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
+                 Save it with transformers' AutoTokenizer, or pass tokenizer=",
+                file.display()
+            ))),
+        }
+    }
+
     /// Loads from a folder, or from a tokenizer.json.
     ///
     /// # Errors
     /// `ModelNotFound` without the file, `CorruptModel` if it cannot be read; a panic of the parser is caught.
     pub fn load(path: &Path) -> Result<Self, EngineError> {
-        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        let (file, meta) = Self::find(path)?;
         let folder = file.parent().map(Path::to_path_buf).unwrap_or_else(|| PathBuf::from("."));
-        let Ok(meta) = std::fs::metadata(&file) else {
-            return Err(EngineError::ModelNotFound(format!(
-                "no tokenizer at {}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
-                 Save it with transformers' AutoTokenizer, or pass tokenizer=",
-                file.display()
-            )));
-        };
         let corrupt = |what: String| {
             EngineError::CorruptModel(format!("cannot read the tokenizer {}: {what}", file.display()))
         };

@@ -142,7 +142,7 @@ fn quantize_foretells_the_error_of_each_part() {
     let x: Vec<f32> = (0..m).flat_map(|_| normal(&mut rng, &inputs)).collect();
     let rows: Vec<Rows<'_>> = parts.iter().map(|part| Rows::F32(part)).collect();
     for kernels in every_context() {
-        let (linear, errors) = Linear::quantize(&kernels, &rows, k, Some(&inputs));
+        let (linear, errors) = Linear::quantize(&kernels, &rows, k, Some(&inputs), &|_| ());
         let exact = Linear::pack(&kernels, &rows, k, WeightDtype::F32);
         let (got, want) = (forward(&kernels, &linear, &x, m, None), reference(&exact, &x, m));
         let mut first = 0;
@@ -162,7 +162,7 @@ fn quantize_foretells_the_error_of_each_part() {
         assert!(errors[0] < 0.02 && errors[1] > 0.05, "{errors:?}");
     }
     let broken = [1.0, f32::NAN, 3.0];
-    let (_, errors) = Linear::quantize(&kernels(Isa::Portable, 1), &[Rows::F32(&broken)], 3, None);
+    let (_, errors) = Linear::quantize(&kernels(Isa::Portable, 1), &[Rows::F32(&broken)], 3, None, &|_| ());
     assert!(errors[0].is_nan());
 }
 

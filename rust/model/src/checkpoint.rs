@@ -3,23 +3,30 @@
 //! The format is the one of the safetensors project: an 8-byte header length, a JSON header, the data. Beyond the
 //! checks of its crate (overlaps, holes, oversize headers) duplicate names and unknown dtypes are refused here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
+use octavo_kernels::{Element, Region};
 use safetensors::SafeTensors;
 use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::ModelError;
-use crate::buffer::map_file;
+use crate::buffer::{give_back, map_file};
 use crate::config::read_json;
 use crate::spec::Dtype;
 
+/// Bytes after which pages that were read are given back.
+const WINDOW_BYTES: usize = 1 << 20;
+
 /// The mapped files of a checkpoint and where each tensor lies.
 pub struct Checkpoint {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, Arc<Mmap>)>,
+    /// What the headers say beside the tensors.
+    metadata: HashMap<String, String>,
     /// By name: the number of the file, and what its header says.
     tensors: BTreeMap<String, (usize, Entry)>,
 }
@@ -53,7 +60,7 @@ impl Checkpoint {
     /// # Errors
     /// `NotFound` without weights or with a missing shard, `Corrupt` for a damaged file or index.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self { files: Vec::new(), metadata: HashMap::new(), tensors: BTreeMap::new() };
         let index = folder.join("model.safetensors.index.json");
         let single = folder.join("model.safetensors");
         if index.is_file() {
@@ -89,7 +96,9 @@ impl Checkpoint {
         let map = map_file(&path)?;
         let file = path.display().to_string();
         let corrupt = |what: String| ModelError::corrupt(file.clone(), what);
-        for (name, entry) in read_entries(&map).map_err(corrupt)? {
+        let (entries, metadata) = read_header(&map).map_err(corrupt)?;
+        self.metadata.extend(metadata);
+        for (name, entry) in entries {
             if self.tensors.contains_key(&name) {
                 return Err(corrupt(format!("tensor {name} is in two files")));
             }
@@ -102,6 +111,30 @@ impl Checkpoint {
     /// True if the checkpoint holds `name`.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The headers' `__metadata__`.
+    pub fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
+    /// Says that `bytes`, a part of a tensor, are not needed in memory for now.
+    pub fn give_back(&self, bytes: &[u8]) {
+        self.files.iter().for_each(|(_, map)| give_back(map, bytes, 0));
+    }
+
+    /// As `give_back`, for a reader that comes along in small steps: only where it enters a new window is it worth a call,
+    /// which then takes all around.
+    pub fn passed(&self, bytes: &[u8]) {
+        let start = bytes.as_ptr().addr();
+        if start / WINDOW_BYTES != (start + bytes.len()) / WINDOW_BYTES {
+            self.files.iter().for_each(|(_, map)| give_back(map, bytes, WINDOW_BYTES));
+        }
     }
 
     /// Bytes of all tensors.
@@ -125,6 +158,32 @@ impl Checkpoint {
         Ok((entry.dtype.as_ref().err().map(String::as_str) == Some("I8")).then_some(data))
     }
 
+    /// The bytes of `name` where they are mapped; it must have this element type and shape.
+    pub fn region(&self, name: &str, element: Element, shape: &[usize]) -> Result<Region, ModelError> {
+        let (name, path, entry, _) = self.find(name, shape)?;
+        let stored = match &entry.dtype {
+            Ok(Dtype::Float32) => "F32",
+            Ok(Dtype::Bfloat16) => "BF16",
+            Ok(Dtype::Float16) => "F16",
+            Err(other) => other,
+        };
+        let corrupt = |what: String| ModelError::corrupt(path.display().to_string(), what);
+        if stored != element.to_string() {
+            return Err(corrupt(format!("tensor {name} is stored as {stored}: {element} is expected")));
+        }
+        let map = self.files.iter().find(|(file, _)| file == path).map(|(_, map)| map);
+        let region = map.and_then(|map| Region::new(map, entry.range.clone()));
+        region.ok_or_else(|| corrupt(format!("tensor {name} is not inside the file")))
+    }
+
+    /// The files' names, for messages.
+    pub fn files(&self) -> String {
+        match self.files.as_slice() {
+            [(path, _)] => path.display().to_string(),
+            files => format!("{} safetensors files", files.len()),
+        }
+    }
+
     /// The sizes of `name`, if there is such a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.tensors.get(name).map(|(_, entry)| entry.shape.as_slice())
@@ -132,12 +191,8 @@ impl Checkpoint {
 
     /// Its name, file, header entry and bytes.
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Path, &Entry, &[u8]), ModelError> {
-        let files = || match self.files.as_slice() {
-            [(path, _)] => path.display().to_string(),
-            files => format!("{} safetensors files", files.len()),
-        };
         let Some((name, (file, entry))) = self.tensors.get_key_value(name) else {
-            return Err(ModelError::corrupt(files(), format!("tensor {name} is missing")));
+            return Err(ModelError::corrupt(self.files(), format!("tensor {name} is missing")));
         };
         let (path, map) = &self.files[*file];
         if entry.shape != shape {
@@ -167,6 +222,14 @@ impl Tensor<'_> {
 /// # Errors
 /// What is wrong with the file: cut off, oversize header, overlaps, holes, bytes left over, a name twice.
 pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
+    read_header(file).map(|(entries, _)| entries)
+}
+
+/// Tensors by name, and the `__metadata__`.
+type Header = (Vec<(String, Entry)>, HashMap<String, String>);
+
+/// As `read_entries`, with all that the header says.
+fn read_header(file: &[u8]) -> Result<Header, String> {
     let (header, metadata) =
         SafeTensors::read_metadata(file).map_err(|e| format!("not a sound safetensors file: {e}"))?;
     check_names(&file[8..8 + header])?;
@@ -177,7 +240,7 @@ pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
         entries.push((name, Entry { dtype, shape: info.shape.clone(), range }));
     }
-    Ok(entries)
+    Ok((entries, metadata.metadata().clone().unwrap_or_default()))
 }
 
 fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use octavo_kernels::ThreadPool;
 
-use crate::checkpoint::Tensor;
 use crate::spec::Dtype;
 
 /// Bytes that one task looks at.
@@ -24,15 +23,23 @@ pub(crate) struct Damage {
 }
 
 impl Damage {
-    /// Looks at all values of `tensor`.
-    pub fn look(&mut self, pool: &ThreadPool, tensor: &Tensor<'_>) {
+    /// Looks at all values of the tensor `name`; `taken` is told of bytes that have been read.
+    pub fn look(
+        &mut self,
+        pool: &ThreadPool,
+        name: &str,
+        dtype: Dtype,
+        data: &[u8],
+        taken: &(dyn Fn(&[u8]) + Sync),
+    ) {
         let count = AtomicUsize::new(0);
-        let parts: Vec<&[u8]> = tensor.data.chunks(PART_BYTES).collect();
+        let parts: Vec<&[u8]> = data.chunks(PART_BYTES).collect();
         pool.run(parts.len(), &|i| {
-            count.fetch_add(not_finite(parts[i], tensor.dtype), Ordering::Relaxed);
+            count.fetch_add(not_finite(parts[i], dtype), Ordering::Relaxed);
+            taken(parts[i]);
         });
         if count.load(Ordering::Relaxed) > 0 {
-            self.found.push((tensor.name.to_string(), count.into_inner()));
+            self.found.push((name.to_string(), count.into_inner()));
         }
     }
 

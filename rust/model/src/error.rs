@@ -21,6 +21,14 @@ pub enum ModelError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The operating system refused to write a file.
+    #[error("cannot write {path}: {source}. Give a new file in a folder with room for it")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The architecture or one of its options is outside what the spec can express.
     #[error("unsupported model: {0}")]
     Unsupported(String),
@@ -52,6 +60,10 @@ pub enum ModelError {
 impl ModelError {
     pub(crate) fn io(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn write(path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Write { path: path.to_path_buf(), source }
     }
 
     pub(crate) fn corrupt(file: impl Into<String>, what: impl Into<String>) -> Self {

@@ -1,14 +1,16 @@
 //! From tensors of a checkpoint to packed weights, one layer after the other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::path::Path;
 
-use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
+use octavo_kernels::{Kernels, Linear, WeightDtype};
 
 use crate::ModelError;
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::damage::Damage;
+use crate::checkpoint::Checkpoint;
 use crate::families::{Family, TensorNames};
+use crate::floats::Floats;
+use crate::packed::{Origin, PackedFile};
+use crate::source::Source;
 use crate::spec::{
     AttentionSpec, Dtype, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
     NormPlacement, QkNorm,
@@ -27,6 +29,8 @@ pub(crate) struct Loaded {
     pub warnings: Vec<String>,
     /// The tensors that stayed in bfloat16.
     pub spared: Vec<Spared>,
+    /// What a quantised file says of itself, where the weights lie in one.
+    pub origin: Option<Origin>,
 }
 
 /// A tensor that stays in bfloat16 since int8 would change it too much.
@@ -55,29 +59,33 @@ impl From<WeightDtype> for WeightFormat {
     }
 }
 
-/// Packs the weights of `folder` in `format`, layer by layer.
+/// Loads the weights of `folder` in `format`, layer by layer.
 pub(crate) fn load(
     kernels: &Kernels,
     folder: &Path,
     family: &Family,
     format: WeightFormat,
 ) -> Result<Loaded, ModelError> {
-    let Family { spec, names } = family;
     let checkpoint = Checkpoint::open(folder)?;
-    let loader = Loader {
-        kernels,
-        checkpoint: &checkpoint,
-        spec,
-        names,
-        format,
-        damage: RefCell::default(),
-        spared: RefCell::default(),
-        bytes: Cell::default(),
-    };
-    let stored = checkpoint.tensor(names.embed, &[spec.vocab, spec.hidden])?.dtype;
+    if let Some(file) = PackedFile::of(kernels, &checkpoint, family, format)? {
+        let weights = walk(&file, family)?;
+        return file.finish(weights);
+    }
+    let names = &family.names;
+    let stored = checkpoint.tensor(names.embed, &[family.spec.vocab, family.spec.hidden])?.dtype;
+    let source = Floats::new(kernels, &checkpoint, format);
+    let weights = walk(&source, family)?;
+    let (warnings, spared) = source.findings();
+    Ok(Loaded { weights, stored, warnings, spared, origin: None })
+}
+
+/// Asks `source` for every weight of the model, in the order in which a step reads them.
+pub(crate) fn walk(source: &dyn Source, family: &Family) -> Result<Weights, ModelError> {
+    let Family { spec, names, .. } = family;
+    let loader = Loader { source, spec, names, bytes: Cell::default() };
     let norm = loader.vector(names.norm, spec.hidden)?;
     let inputs = loader.magnitudes(&norm);
-    let embed = loader.measured(
+    let embed = loader.matrix(
         &[(names.embed.into(), spec.vocab)],
         spec.hidden,
         spec.tied_embeddings.then_some(&*inputs),
@@ -86,55 +94,18 @@ pub(crate) fn load(
     let (embed, head) = if spec.tied_embeddings {
         (None, embed)
     } else {
-        (Some(embed), loader.measured(&[(names.head.into(), spec.vocab)], spec.hidden, Some(&inputs))?)
+        (Some(embed), loader.matrix(&[(names.head.into(), spec.vocab)], spec.hidden, Some(&inputs))?)
     };
     let layers = spec.layers.iter().enumerate().map(|(i, l)| loader.layer(i, l)).collect::<Result<_, _>>()?;
-    let weights = Weights { embed, layers, norm, head, bytes: loader.bytes.get() };
-    let (warnings, spared) = (loader.damage.into_inner().warnings(), loader.spared.into_inner());
-    Ok(Loaded { weights, stored, warnings, spared })
+    Ok(Weights { embed, layers, norm, head, bytes: loader.bytes.get() })
 }
 
 struct Loader<'a> {
-    kernels: &'a Kernels,
-    checkpoint: &'a Checkpoint,
+    source: &'a dyn Source,
     spec: &'a ModelSpec,
     names: &'a TensorNames,
-    format: WeightFormat,
-    damage: RefCell<Damage>,
-    spared: RefCell<Vec<Spared>>,
-    /// Bytes packed so far.
+    /// Bytes loaded so far.
     bytes: Cell<usize>,
-}
-
-/// Where the rows of a matrix come from.
-enum Source<'a> {
-    Float(Tensor<'a>),
-    /// Codes with one scale per row.
-    Int8(&'a [u8], Vec<f32>),
-}
-
-impl Source<'_> {
-    fn rows(&self) -> Rows<'_> {
-        match self {
-            Source::Float(t) => match t.dtype {
-                Dtype::Float32 => Rows::F32Bytes(t.data),
-                Dtype::Bfloat16 => Rows::Bf16Bytes(t.data),
-                Dtype::Float16 => Rows::F16Bytes(t.data),
-            },
-            Source::Int8(codes, scales) => Rows::Int8 { codes, scales },
-        }
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Source::Float(tensor) => tensor.to_f32(),
-            Source::Int8(codes, scales) => {
-                let columns = codes.len() / scales.len();
-                let value = |(i, &code): (usize, &u8)| f32::from(code.cast_signed()) * scales[i / columns];
-                codes.iter().enumerate().map(value).collect()
-            }
-        }
-    }
 }
 
 impl Loader<'_> {
@@ -162,7 +133,9 @@ impl Loader<'_> {
             attention_post_norm: norm(after, n.attention_post_norm)?,
             mlp: match &layer.mlp {
                 FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m, mlp_inputs)?),
-                FeedForwardSpec::Experts(m) => FeedForwardWeights::Experts(self.experts(i, m, mlp_inputs)?),
+                FeedForwardSpec::Experts(m) => {
+                    FeedForwardWeights::Experts(Box::new(self.experts(i, m, mlp_inputs)?))
+                }
             },
             mlp_norm,
             mlp_post_norm: norm(after, n.mlp_post_norm)?,
@@ -206,26 +179,15 @@ impl Loader<'_> {
             }
             None => (None, self.projection(&[(at(n.q, i), q_rows)], hidden, false, inputs)?),
         };
-        let rows = a.nope_dim + a.v_dim;
-        let kv_b = self.source(&format!("{}.weight", at(n.kv_b, i)), a.heads * rows, a.kv_rank)?.to_f32();
-        let (mut to_latent, mut to_value) = (Vec::new(), Vec::new());
-        for head in kv_b.chunks_exact(rows * a.kv_rank) {
-            let (keys, values) = head.split_at(a.nope_dim * a.kv_rank);
-            let turned = (0..a.kv_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_rank)).copied();
-            to_latent.push(self.pack(
-                &[Rows::F32(&turned.collect::<Vec<_>>())],
-                a.nope_dim,
-                self.format.dtype,
-            ));
-            to_value.push(self.pack(&[Rows::F32(values)], a.kv_rank, self.format.dtype));
-        }
+        let absorbed = self.source.absorbed(&format!("{}.weight", at(n.kv_b, i)), a)?;
+        absorbed.to_latent.iter().chain(&absorbed.to_value).for_each(|linear| self.count(linear.bytes()));
         Ok(LatentWeights {
             q_a,
             q,
             kv_a: self.projection(&[(at(n.kv_a, i), a.kv_rank + a.rope_dim)], hidden, a.bias, inputs)?,
             kv_a_norm: self.vector(&at(n.kv_a_norm, i), a.kv_rank)?,
-            to_latent,
-            to_value,
+            to_latent: absorbed.to_latent,
+            to_value: absorbed.to_value,
             o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_dim, a.bias, None)?,
         })
     }
@@ -264,58 +226,44 @@ impl Loader<'_> {
                 let gate_up = stacked(n.shared_gate_up, &[s.intermediate; 2], i);
                 let block = self.gated(&gate_up, at(n.shared_down, i), s.intermediate, false, inputs)?;
                 let gate = format!("{}.weight", at(n.shared_gate, i));
-                let gate = s.gated.then(|| self.linear(&gate, 1, hidden, WeightDtype::F32)).transpose()?;
+                let gate = s.gated.then(|| self.exact(&gate, 1, hidden)).transpose()?;
                 Some((block, gate))
             }
             None => None,
         };
         let bias = m.choice_bias.then(|| self.vector(&at(n.choice_bias, i), m.experts)).transpose()?;
         Ok(MoeWeights {
-            router: self.linear(&router, m.experts, hidden, WeightDtype::F32)?,
+            router: self.exact(&router, m.experts, hidden)?,
             choice_bias: bias,
             experts: (0..m.experts).map(expert).collect::<Result<_, _>>()?,
             shared,
         })
     }
 
-    /// The tensor, with its values looked at.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
-        let tensor = self.checkpoint.tensor(name, shape)?;
-        self.damage.borrow_mut().look(self.kernels.pool(), &tensor);
-        Ok(tensor)
+    fn count(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        self.bytes.set(self.bytes.get() + 4 * len);
-        Ok(self.tensor(name, &[len])?.to_f32())
+        self.count(4 * len);
+        self.source.vector(name, len)
     }
 
-    /// A matrix in floats, or in int8 with `NAME_scale` beside it: `[rows, 1]`, `[rows]` or one for all.
-    fn source(&self, name: &str, rows: usize, columns: usize) -> Result<Source<'_>, ModelError> {
-        let scale = format!("{name}_scale");
-        let int8 =
-            if self.checkpoint.has(&scale) { self.checkpoint.int8(name, &[rows, columns])? } else { None };
-        let Some(codes) = int8 else { return Ok(Source::Float(self.tensor(name, &[rows, columns])?)) };
-        let shape = match self.checkpoint.shape(&scale) {
-            Some([1]) => vec![1],
-            Some([n]) if *n == rows => vec![rows],
-            _ => vec![rows, 1],
-        };
-        let mut scales = self.tensor(&scale, &shape)?.to_f32();
-        if shape == [1] {
-            scales = vec![scales[0]; rows];
-        }
-        Ok(Source::Int8(codes, scales))
+    fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
+        let linear = self.source.exact(name, rows, columns)?;
+        self.count(linear.bytes());
+        Ok(linear)
     }
 
-    fn linear(
+    fn matrix(
         &self,
-        name: &str,
-        rows: usize,
+        parts: &[(String, usize)],
         columns: usize,
-        dtype: WeightDtype,
+        inputs: Option<&[f32]>,
     ) -> Result<Linear, ModelError> {
-        Ok(self.pack(&[self.source(name, rows, columns)?.rows()], columns, dtype))
+        let linear = self.source.matrix(parts, columns, inputs)?;
+        self.count(linear.bytes());
+        Ok(linear)
     }
 
     /// Several projections `(name, rows)` of the same input, packed below each other. `inputs`: the typical magnitude of
@@ -328,7 +276,7 @@ impl Loader<'_> {
         inputs: Option<&[f32]>,
     ) -> Result<Projection, ModelError> {
         let names = parts.iter().map(|(name, rows)| (format!("{name}.weight"), *rows)).collect::<Vec<_>>();
-        let weight = self.measured(&names, columns, inputs)?;
+        let weight = self.matrix(&names, columns, inputs)?;
         let bias = match bias {
             true => {
                 let all = parts.iter().map(|(name, rows)| self.vector(&format!("{name}.bias"), *rows));
@@ -337,38 +285,6 @@ impl Loader<'_> {
             false => None,
         };
         Ok(Projection { weight, bias })
-    }
-
-    /// Tensors `(name, rows)` below each other in the format of the model, or in bfloat16 where int8 would change the
-    /// outputs of one of them too much. Those that come in int8 stay so.
-    fn measured(
-        &self,
-        parts: &[(String, usize)],
-        columns: usize,
-        inputs: Option<&[f32]>,
-    ) -> Result<Linear, ModelError> {
-        let sources = parts.iter().map(|(name, rows)| self.source(name, *rows, columns));
-        let sources = sources.collect::<Result<Vec<_>, _>>()?;
-        let rows = sources.iter().map(Source::rows).collect::<Vec<_>>();
-        let floats = sources.iter().all(|source| matches!(source, Source::Float(_)));
-        let WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(budget) } = self.format else {
-            return Ok(self.pack(&rows, columns, self.format.dtype));
-        };
-        let (packed, errors) = Linear::quantize(self.kernels, &rows, columns, inputs);
-        // An error that is NaN is damage: it is reported as such, and shows in any format.
-        if !floats || errors.iter().all(|error| *error <= budget || error.is_nan()) {
-            self.bytes.set(self.bytes.get() + packed.bytes());
-            return Ok(packed);
-        }
-        let found = parts.iter().zip(errors).map(|((name, _), error)| Spared { tensor: name.clone(), error });
-        self.spared.borrow_mut().extend(found);
-        Ok(self.pack(&rows, columns, WeightDtype::Bf16))
-    }
-
-    fn pack(&self, rows: &[Rows<'_>], columns: usize, dtype: WeightDtype) -> Linear {
-        let packed = Linear::pack(self.kernels, rows, columns, dtype);
-        self.bytes.set(self.bytes.get() + packed.bytes());
-        packed
     }
 }
 

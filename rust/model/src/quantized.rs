@@ -1,19 +1,30 @@
-//! Checkpoints that are quantised already. One form is read: compressed-tensors with int8 weights and a scale per row or per
-//! tensor, whose activations are quantised while the model runs, as LLM Compressor publishes them ("W8A8").
+//! Checkpoints that are quantised already. Two forms are read: octavo's own (see `packed`), and compressed-tensors with int8
+//! weights and a scale per row or per tensor, whose activations are quantised while the model runs, as LLM Compressor
+//! publishes them ("W8A8").
 //!
-//! Which layers are quantised is seen from the tensors themselves: one stored as I8 beside a `..._scale`.
+//! Which layers of the latter are quantised is seen from the tensors themselves: one stored as I8 beside a `..._scale`.
 
 use serde_json::Value;
 
 use crate::ModelError;
 use crate::config::Config;
+use crate::packed_form::{METHOD, check_layout};
+
+/// How the weights of a checkpoint are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One tensor for each matrix.
+    Plain,
+    /// As kernels read them, by `octavo quantize`.
+    Packed,
+}
 
 /// Checks `quantization_config`; fine if there is none.
 ///
 /// # Errors
 /// `Unsupported` names what is in it that is not read.
-pub fn check(config: &Config<'_>) -> Result<(), ModelError> {
-    let Some(q) = config.object("quantization_config")? else { return Ok(()) };
+pub fn check(config: &Config<'_>) -> Result<Form, ModelError> {
+    let Some(q) = config.object("quantization_config")? else { return Ok(Form::Plain) };
     let refuse = |what: String| {
         Err(ModelError::Unsupported(format!(
             "the checkpoint is quantised with {what} (quantization_config). Give one in bfloat16, float16 or float32 (octavo quantises it while it \
@@ -21,6 +32,11 @@ pub fn check(config: &Config<'_>) -> Result<(), ModelError> {
         )))
     };
     let method = q.text("quant_method")?.unwrap_or("none named");
+    if method == METHOD {
+        let version = q.int("version", 0..=u64::from(u32::MAX))?.map(|version| version.to_string());
+        check_layout(version.as_deref(), q.text("layout")?, "config.json")?;
+        return Ok(Form::Packed);
+    }
     if method != "compressed-tensors" {
         return refuse(format!("quant_method {method:?}"));
     }
@@ -75,7 +91,7 @@ pub fn check(config: &Config<'_>) -> Result<(), ModelError> {
             }
         }
     }
-    Ok(())
+    Ok(Form::Plain)
 }
 
 fn is_empty(value: &Value) -> bool {

@@ -59,7 +59,7 @@ pub(crate) struct LatentWeights {
 /// Weights of a feed-forward block.
 pub(crate) enum FeedForwardWeights {
     Dense(MlpWeights),
-    Experts(MoeWeights),
+    Experts(Box<MoeWeights>),
 }
 
 /// Weights of a gated feed-forward block.

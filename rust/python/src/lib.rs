@@ -13,6 +13,8 @@ use pyo3::prelude::*;
 /// The compiled engine: everything between a prompt and its output.
 #[pymodule(gil_used = false)]
 mod _core {
+    use std::path::PathBuf;
+
     use octavo_engine::machine_memory;
     use octavo_kernels::{Isa, default_threads};
     use pyo3::prelude::*;
@@ -64,6 +66,27 @@ mod _core {
     fn floats_json<'py>(py: Python<'py>, values: &[u8]) -> Bound<'py, PyBytes> {
         let text = py.detach(|| crate::pooling::json_array(values));
         PyBytes::new(py, text.as_bytes())
+    }
+
+    /// Writes a folder's weights as a file that loads by mapping.
+    #[pyfunction]
+    #[pyo3(signature = (model, output, source, *, quantization="auto", threads=None))]
+    fn quantize_weights<'py>(
+        py: Python<'py>,
+        model: PathBuf,
+        output: PathBuf,
+        source: &str,
+        quantization: &str,
+        threads: Option<usize>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let options = octavo_engine::EngineOptions {
+            quantization: quantization.into(),
+            threads,
+            ..octavo_engine::EngineOptions::default()
+        };
+        let write = || octavo_engine::quantize_weights(&model, &output, source, &options);
+        let report = py.detach(write).map_err(|e| crate::errors::to_python(py, &e))?;
+        crate::json::to_python(py, &report)
     }
 
     #[pymodule_init]

@@ -6,6 +6,7 @@ use super::driver::TileKernel;
 use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::packed::Packed;
 use crate::pages::Pages;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
@@ -14,8 +15,8 @@ use crate::simd::{LANES, Simd};
 #[derive(Debug, Clone)]
 pub(super) struct MatmulBf16 {
     /// `[ceil(N / 16)][ceil(K / 2)]` of `[16 rows][2 columns]` bf16 bits, zero beyond N and K.
-    panels: Pages<[u16; 2 * LANES]>,
-    columns: usize,
+    pub(super) panels: Packed<[u16; 2 * LANES]>,
+    pub(super) columns: usize,
 }
 
 impl MatmulBf16 {
@@ -34,9 +35,10 @@ impl MatmulBf16 {
                         panel[column / 2][2 * lane + column % 2] = bf16::from_f32(value).to_bits();
                     }
                 }
+                source.done(start, LANES);
             }
         });
-        MatmulBf16 { panels, columns }
+        MatmulBf16 { panels: panels.into(), columns }
     }
 
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {

@@ -4,6 +4,7 @@ use super::driver::TileKernel;
 use super::fetch::{Fetch, STEP};
 use super::rows::Stack;
 use crate::context::Kernels;
+use crate::packed::Packed;
 use crate::pages::Pages;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Simd};
@@ -12,8 +13,8 @@ use crate::simd::{LANES, Simd};
 #[derive(Debug, Clone)]
 pub(super) struct MatmulF32 {
     /// `[ceil(N / 16)][K]`, rows beyond N zero.
-    panels: Pages<[f32; LANES]>,
-    columns: usize,
+    pub(super) panels: Packed<[f32; LANES]>,
+    pub(super) columns: usize,
 }
 
 impl MatmulF32 {
@@ -29,9 +30,10 @@ impl MatmulF32 {
                     source.read(start + lane, &mut row);
                     panel.iter_mut().zip(&row).for_each(|(to, &value)| to[lane] = value);
                 }
+                source.done(start, LANES);
             }
         });
-        MatmulF32 { panels, columns }
+        MatmulF32 { panels: panels.into(), columns }
     }
 
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {

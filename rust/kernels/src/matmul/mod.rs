@@ -3,13 +3,16 @@
 //! Each output element is one chain over k (int8: over groups of 128, exact inside), so a row of y has the same bits
 //! for every m, number of threads and instruction set.
 
+mod arrays;
 mod bfloat;
 mod driver;
 mod fetch;
 mod float;
 mod int8;
+mod int8_pack;
 mod rows;
 
+pub use arrays::{Element, PackedArray};
 use bfloat::MatmulBf16;
 use driver::Output;
 use float::MatmulF32;
@@ -50,11 +53,23 @@ impl Linear {
     ///
     /// n is the sum of the n_i; any n and any number of columns from 1 on. Values are rounded to the nearest of `dtype`.
     pub fn pack(kernels: &Kernels, parts: &[Rows<'_>], columns: usize, dtype: WeightDtype) -> Linear {
-        let source = Stack::new(parts, columns);
+        Linear::pack_taking(kernels, parts, columns, dtype, &|_| ())
+    }
+
+    /// As [`Linear::pack`]; `taken` is called with bytes of `..Bytes` and int8 rows that will not be read again, so that
+    /// their memory can be given back meanwhile. It is called from several threads.
+    pub fn pack_taking(
+        kernels: &Kernels,
+        parts: &[Rows<'_>],
+        columns: usize,
+        dtype: WeightDtype,
+        taken: &(dyn Fn(&[u8]) + Sync),
+    ) -> Linear {
+        let source = Stack::new(parts, columns, taken);
         let weights = match dtype {
             WeightDtype::F32 => Weights::F32(MatmulF32::pack(kernels, &source)),
             WeightDtype::Bf16 => Weights::Bf16(MatmulBf16::pack(kernels, &source)),
-            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None).0,
+            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None, taken).0,
         };
         Linear { weights, rows: source.rows }
     }
@@ -63,18 +78,19 @@ impl Linear {
     ///
     /// The error is that of rounding weights and activations, expected over activations whose channels are independent and
     /// of the typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all alike). It is 0 for
-    /// a part that gives zeros, and NaN for one with values that are not finite.
+    /// a part that gives zeros, and NaN for one with values that are not finite. `taken` as for [`Linear::pack_taking`].
     pub fn quantize(
         kernels: &Kernels,
         parts: &[Rows<'_>],
         columns: usize,
         inputs: Option<&[f32]>,
+        taken: &(dyn Fn(&[u8]) + Sync),
     ) -> (Linear, Vec<f64>) {
-        let source = Stack::new(parts, columns);
+        let source = Stack::new(parts, columns, taken);
         let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
         let inputs = inputs.unwrap_or(&alike);
         assert_eq!(inputs.len(), columns, "magnitudes of inputs");
-        let (weights, squares) = MatmulInt8::pack(kernels, &source, inputs);
+        let (weights, squares) = int8_pack::pack(kernels, &source, inputs);
         let mut rows = squares.as_flattened().iter();
         let errors = parts.iter().map(|part| {
             let (mut errors, mut outputs) = (0.0, 0.0);

@@ -42,15 +42,16 @@ impl Rows<'_> {
     }
 
     /// Writes row `row`, `to.len()` values.
+    #[inline(always)]
     pub(super) fn read(&self, row: usize, to: &mut [f32]) {
         let (start, end) = (row * to.len(), (row + 1) * to.len());
         match self {
             Rows::F32(x) => to.copy_from_slice(&x[start..end]),
-            Rows::Bf16(x) => convert(&x[start..end], to, |v| v.to_f32()),
+            Rows::Bf16(x) => convert(&x[start..end], to, |v| widen(v.to_bits())),
             Rows::F16(x) => convert(&x[start..end], to, |v| v.to_f32()),
             Rows::F32Bytes(x) => convert(x[4 * start..4 * end].as_chunks().0, to, |v| f32::from_le_bytes(*v)),
             Rows::Bf16Bytes(x) => {
-                convert(x[2 * start..2 * end].as_chunks().0, to, |v| bf16::from_le_bytes(*v).to_f32())
+                convert(x[2 * start..2 * end].as_chunks().0, to, |v| widen(u16::from_le_bytes(*v)))
             }
             Rows::F16Bytes(x) => {
                 convert(x[2 * start..2 * end].as_chunks().0, to, |v| f16::from_le_bytes(*v).to_f32())
@@ -60,8 +61,26 @@ impl Rows<'_> {
             }
         }
     }
+
+    /// The bytes of some rows, where rows are bytes.
+    fn bytes(&self, rows: std::ops::Range<usize>, columns: usize) -> Option<&[u8]> {
+        let (bytes, size) = match self {
+            Rows::F32(_) | Rows::Bf16(_) | Rows::F16(_) => return None,
+            Rows::F32Bytes(x) => (x, 4 * columns),
+            Rows::Bf16Bytes(x) | Rows::F16Bytes(x) => (x, 2 * columns),
+            Rows::Int8 { codes, .. } => (codes, columns),
+        };
+        Some(&bytes[rows.start * size..rows.end * size])
+    }
 }
 
+/// A bf16 as f32, NaN with their bits as they are: without a branch, so that loops over it become vectors.
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+#[inline(always)]
 fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = f(from);
@@ -71,12 +90,14 @@ fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
 /// Several matrices with the same column count, one below the other.
 pub(super) struct Stack<'a> {
     parts: &'a [Rows<'a>],
+    /// Is told of bytes that have been read.
+    taken: &'a (dyn Fn(&[u8]) + Sync),
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
 
 impl<'a> Stack<'a> {
-    pub(super) fn new(parts: &'a [Rows<'a>], columns: usize) -> Stack<'a> {
+    pub(super) fn new(parts: &'a [Rows<'a>], columns: usize, taken: &'a (dyn Fn(&[u8]) + Sync)) -> Stack<'a> {
         assert!(columns > 0, "a matrix of no columns");
         for part in parts {
             let values = part.values();
@@ -87,10 +108,11 @@ impl<'a> Stack<'a> {
         }
         let rows = parts.iter().map(|part| part.values() / columns).sum();
         assert!(rows > 0, "a matrix of no rows");
-        Stack { parts, rows, columns }
+        Stack { parts, taken, rows, columns }
     }
 
     /// Writes row `row`, `columns` values.
+    #[inline(always)]
     pub(super) fn read(&self, mut row: usize, to: &mut [f32]) {
         for part in self.parts {
             let rows = part.values() / self.columns;
@@ -100,6 +122,19 @@ impl<'a> Stack<'a> {
             row -= rows;
         }
         panic!("row beyond the {} of the stack", self.rows);
+    }
+
+    /// Says that `count` rows from `first` on, as many of them as there are, have been read for the last time.
+    pub(super) fn done(&self, first: usize, count: usize) {
+        let (mut start, end) = (0, first + count);
+        for part in self.parts {
+            let rows = part.values() / self.columns;
+            let of_part = first.max(start)..end.min(start + rows);
+            if !of_part.is_empty() {
+                part.bytes(of_part.start - start..of_part.end - start, self.columns).map(self.taken);
+            }
+            start += rows;
+        }
     }
 
     /// The codes and the scale of a row that is stored as int8.

@@ -32,6 +32,8 @@ pub struct Family {
     pub spec: ModelSpec,
     /// Where its weights are.
     pub names: TensorNames,
+    /// config.json says that the weights lie in a file of `octavo quantize`.
+    pub packed: bool,
 }
 
 type FamilyFn = fn(&Config<'_>) -> Result<Family, ModelError>;
@@ -82,6 +84,6 @@ pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
             known().join(", ")
         )));
     };
-    quantized::check(config)?;
-    family(config)
+    let packed = quantized::check(config)? == quantized::Form::Packed;
+    Ok(Family { packed, ..family(config)? })
 }

@@ -20,6 +20,7 @@ use crate::ModelError;
 use crate::families::Family;
 use crate::kv::{KvPool, LayerStore};
 use crate::load::{self, Loaded, Spared, WeightFormat};
+use crate::packed_form::Origin;
 use crate::rope::RopeTable;
 use crate::spec::{AttentionSpec, Dtype, FeedForwardSpec, LayerSpec, ModelSpec, NormKind, NormPlacement};
 use crate::weights::{AttentionWeights, FeedForwardWeights, LayerWeights, Projection, Weights};
@@ -33,6 +34,7 @@ pub struct Model {
     spared: Vec<Spared>,
     inverse_frequencies: Vec<Vec<f32>>,
     warnings: Vec<String>,
+    origin: Option<Origin>,
 }
 
 /// The tokens of one step.
@@ -106,11 +108,11 @@ impl Model {
         format: impl Into<WeightFormat>,
     ) -> Result<Self, ModelError> {
         let format = format.into();
-        let Loaded { weights, stored: stored_dtype, warnings, spared } =
+        let Loaded { weights, stored: stored_dtype, warnings, spared, origin } =
             load::load(kernels, folder, &family, format)?;
         let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies(0)).collect();
         let (spec, weight_dtype) = (family.spec, format.dtype);
-        Ok(Self { spec, weights, stored_dtype, weight_dtype, spared, inverse_frequencies, warnings })
+        Ok(Self { spec, weights, stored_dtype, weight_dtype, spared, inverse_frequencies, warnings, origin })
     }
 
     /// Sets the longest context that will be served: the rope scalings that depend on a length take this one.
@@ -142,6 +144,11 @@ impl Model {
     /// The tensors that stayed in bfloat16 although the others are int8, with the reason.
     pub fn spared(&self) -> &[Spared] {
         &self.spared
+    }
+
+    /// Where the quantised file comes from in which the weights are mapped; None: they were packed while loading.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
     }
 
     /// How the weights are held, those of `spared` aside.

@@ -1,0 +1,122 @@
+"""`quantize_folder`: a copy of a model whose weights are int8 as kernels read them, and load by mapping."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo import _core
+from octavo.errors import InvalidRequestError, ModelNotFoundError
+from octavo.hub import resolve_model
+
+__all__ = ["QuantizedFolder", "quantize_folder"]
+
+_WEIGHTS = "model.safetensors"
+# What a model folder holds beside its weights. No code, no weights of other formats.
+_COPIED = re.compile(
+    r"generation_config\.json|tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json"
+    r"|merges\.txt|tokenizer\.model|chat_template\.(json|jinja)|(LICENSE|NOTICE|COPYING)[\w.-]*",
+    re.IGNORECASE,
+)
+_TEMPLATES = "additional_chat_templates"
+
+
+@dataclass(frozen=True)
+class QuantizedFolder:
+    """What `quantize_folder` has made.
+
+    Attributes:
+        folder: where it is.
+        weight_bytes: size of the weight file.
+        spared: a sentence for each tensor that stays in bfloat16.
+        warnings: what is odd about the weights, such as values that are not numbers.
+        files: the files that were copied from the model.
+    """
+
+    folder: Path
+    weight_bytes: int
+    spared: list[str]
+    warnings: list[str]
+    files: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "folder": os.fspath(self.folder)}
+
+
+def quantize_folder(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    quantization: str = "auto",
+    threads: int | None = None,
+    revision: str | None = None,
+) -> QuantizedFolder:
+    """Writes `model`, quantised, to the new folder `output`, which then loads like any other.
+
+    Its outputs have the bits that the original gives with the same `quantization`.
+
+    Args:
+        model: a local folder or a hub id.
+        output: a folder that does not exist yet, or is empty.
+        quantization: "auto" (int8, but for projections that it would change too much) or "int8".
+        threads: CPU threads; None: one per core.
+        revision: branch, tag or commit of a hub repository.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
+        InvalidRequestError: an argument, or the output cannot be written.
+    """
+    if quantization not in ("auto", "int8"):
+        raise InvalidRequestError(f"quantization is {quantization!r}: 'auto' or 'int8' is expected")
+    source = resolve_model(model, revision)
+    if not (source / "config.json").is_file():
+        raise ModelNotFoundError(f"no model at {source}: there is no config.json in it")
+    target = Path(os.path.abspath(Path(output).expanduser()))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InvalidRequestError(f"output {target} exists already: give a folder that does not")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that it appears there whole or not at all.
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        raise InvalidRequestError(f"cannot write to {target.parent}: {error.strerror or error}") from error
+    try:
+        made = _fill(partial, source, _name_of(model, source), quantization, threads)
+        partial.chmod(0o755)
+        partial.replace(target)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return QuantizedFolder(target, *made)
+
+
+def _fill(
+    folder: Path, source: Path, name: str, quantization: str, threads: int | None
+) -> tuple[int, list[str], list[str], list[str]]:
+    report = _core.quantize_weights(
+        os.fspath(source), os.fspath(folder / _WEIGHTS), name, quantization=quantization, threads=threads
+    )
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    # With it no other program takes the weights for those of an ordinary checkpoint.
+    config["quantization_config"] = report["quantization_config"]
+    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    copied = [f.name for f in sorted(source.iterdir()) if _COPIED.fullmatch(f.name) and f.is_file()]
+    copied += [f"{_TEMPLATES}/{f.name}" for f in sorted(source.glob(f"{_TEMPLATES}/*.jinja")) if f.is_file()]
+    for file in copied:
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / file, folder / file)
+    return report["bytes"], report["spared"], report["warnings"], copied
+
+
+def _name_of(model: str | os.PathLike[str], source: Path) -> str:
+    """What the file calls its model: a hub id as it is; of a folder its name only: paths are private."""
+    return source.resolve().name if Path(model).expanduser().is_dir() else os.fspath(model)

@@ -1,0 +1,38 @@
+//! From a model folder to its weights as a file that loads by mapping.
+
+use std::path::Path;
+
+use octavo_kernels::Kernels;
+use octavo_model::{Quantized, quantization_config, quantize, read_family};
+use serde_json::{Value, json};
+
+use crate::EngineError;
+use crate::load::spared_tensors;
+use crate::options::EngineOptions;
+
+/// Writes the weights of `folder` to the new file `output`, as `options` hold them. `source` is the model's name for the file.
+///
+/// # Errors
+/// As `Engine::load`; `InvalidRequest` for options without int8, or if `output` cannot be written.
+pub fn quantize_weights(
+    folder: &Path,
+    output: &Path,
+    source: &str,
+    options: &EngineOptions,
+) -> Result<Value, EngineError> {
+    let family = read_family(folder)?;
+    let format = options.weight_format(options.float_dtype(family.spec.checkpoint_dtype)?)?;
+    options.check_threads()?;
+    let kernels = Kernels::new(options.threads.unwrap_or(0), Some(options.isa_level()?))
+        .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
+    let made_by = concat!("octavo ", env!("CARGO_PKG_VERSION"));
+    let made = quantize(&kernels, folder, &family, format, output, source, made_by)?;
+    let Quantized { bytes, spared, warnings, origin } = made;
+    Ok(json!({
+        "bytes": bytes,
+        "spared": spared_tensors(&spared, format.error_budget),
+        "warnings": warnings,
+        "origin": origin,
+        "quantization_config": quantization_config(),
+    }))
+}

@@ -1,0 +1,132 @@
+//! The packed form as arrays of numbers: how a file keeps it.
+
+use std::fmt;
+
+use super::bfloat::MatmulBf16;
+use super::float::MatmulF32;
+use super::int8::MatmulInt8;
+use super::{Linear, WeightDtype, Weights};
+use crate::packed::{Packed, PackedError};
+use crate::quantize::GROUP;
+use crate::region::Region;
+use crate::simd::LANES;
+
+/// Element type of an array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// Bytes: int8 codes + 128.
+    U8,
+    /// bf16.
+    Bf16,
+    /// f32.
+    F32,
+}
+
+/// One array of a packed matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedArray {
+    /// What it holds, in a word.
+    pub name: &'static str,
+    /// Its element type, little-endian.
+    pub element: Element,
+    /// Its sizes, outermost first.
+    pub shape: Vec<usize>,
+}
+
+impl PackedArray {
+    /// Its size.
+    pub fn bytes(&self) -> usize {
+        let element = match self.element {
+            Element::U8 => 1,
+            Element::Bf16 => 2,
+            Element::F32 => 4,
+        };
+        element * self.shape.iter().product::<usize>()
+    }
+
+    /// The arrays of a matrix `[rows, columns]`, in the order of [`Linear::arrays`] and [`Linear::mapped`].
+    ///
+    /// Rows lie in panels of 16, the last one filled up. The formulas are those of the types that hold them; the first array
+    /// is a multiple of 64 bytes, and kernels want it to begin at one.
+    pub fn of(dtype: WeightDtype, rows: usize, columns: usize) -> Vec<PackedArray> {
+        let panels = rows.div_ceil(LANES);
+        let groups = columns.div_ceil(GROUP);
+        let array = |name, element, shape: &[usize]| PackedArray { name, element, shape: shape.to_vec() };
+        match dtype {
+            WeightDtype::Int8 => vec![
+                array("codes", Element::U8, &[panels, groups, GROUP / 4, LANES, 4]),
+                array("scales", Element::Bf16, &[panels, groups, LANES]),
+            ],
+            WeightDtype::Bf16 => {
+                vec![array("panels", Element::Bf16, &[panels, columns.div_ceil(2), LANES, 2])]
+            }
+            WeightDtype::F32 => vec![array("panels", Element::F32, &[panels, columns, LANES])],
+        }
+    }
+}
+
+impl Linear {
+    /// Name of the packed form, with its version: it changes when any array does.
+    pub const LAYOUT: &str = "panels-16x4-group-128-v1";
+
+    /// The arrays as bytes in the order of this machine, as [`PackedArray::of`] describes them.
+    pub fn arrays(&self) -> Vec<&[u8]> {
+        match &self.weights {
+            Weights::F32(weights) => vec![weights.panels.bytes()],
+            Weights::Bf16(weights) => vec![weights.panels.bytes()],
+            Weights::Int8(weights) => vec![weights.codes.bytes(), weights.scales.bytes()],
+        }
+    }
+
+    /// A matrix whose arrays lie in `arrays`, where they stay. What it computes is bounded whatever the bytes are.
+    ///
+    /// # Errors
+    /// The number of the array that is not as [`PackedArray::of`] says, and why.
+    pub fn mapped(
+        dtype: WeightDtype,
+        rows: usize,
+        columns: usize,
+        arrays: Vec<Region>,
+    ) -> Result<Linear, (usize, PackedError)> {
+        if rows == 0 || columns == 0 {
+            return Err((0, PackedError::Shape));
+        }
+        let panels = rows.div_ceil(LANES);
+        let elements = |number: usize, per_panel: usize| {
+            panels.checked_mul(per_panel).ok_or((number, PackedError::Shape))
+        };
+        let mut arrays = arrays.into_iter();
+        let mut next = |number| arrays.next().ok_or((number, PackedError::Shape));
+        let at = |number| move |error| (number, error);
+        let weights = match dtype {
+            WeightDtype::F32 => {
+                let panels = Packed::mapped(next(0)?, elements(0, columns)?).map_err(at(0))?;
+                Weights::F32(MatmulF32 { panels, columns })
+            }
+            WeightDtype::Bf16 => {
+                let pairs = elements(0, columns.div_ceil(2))?;
+                let panels = Packed::mapped(next(0)?, pairs).map_err(at(0))?;
+                Weights::Bf16(MatmulBf16 { panels, columns })
+            }
+            WeightDtype::Int8 => {
+                let groups = columns.div_ceil(GROUP);
+                let quads = elements(0, groups.saturating_mul(GROUP / 4))?;
+                let codes = Packed::mapped(next(0)?, quads).map_err(at(0))?;
+                let scales = Packed::mapped(next(1)?, elements(1, groups)?).map_err(at(1))?;
+                Weights::Int8(MatmulInt8 { codes, scales, columns })
+            }
+        };
+        Ok(Linear { weights, rows })
+    }
+}
+
+impl fmt::Display for Element {
+    /// As safetensors names it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Element::U8 => "U8",
+            Element::Bf16 => "BF16",
+            Element::F32 => "F32",
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! Weights from a checkpoint of floats (or int8 with a scale per row): looked at, packed, and given back to the system.
+
+use std::cell::RefCell;
+
+use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
+
+use crate::ModelError;
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::damage::Damage;
+use crate::load::{Spared, WeightFormat};
+use crate::source::{Absorbed, Source};
+use crate::spec::{Dtype, LatentSpec};
+
+/// Packs the tensors of a checkpoint in a format. Pages of its files that have been packed do not stay in memory.
+pub(crate) struct Floats<'a> {
+    kernels: &'a Kernels,
+    checkpoint: &'a Checkpoint,
+    format: WeightFormat,
+    damage: RefCell<Damage>,
+    spared: RefCell<Vec<Spared>>,
+}
+
+/// Where the rows of a matrix come from.
+enum Stored<'a> {
+    Float(Tensor<'a>),
+    /// Codes with one scale per row.
+    Int8(&'a [u8], Vec<f32>),
+}
+
+impl Stored<'_> {
+    fn rows(&self) -> Rows<'_> {
+        match self {
+            Stored::Float(t) => match t.dtype {
+                Dtype::Float32 => Rows::F32Bytes(t.data),
+                Dtype::Bfloat16 => Rows::Bf16Bytes(t.data),
+                Dtype::Float16 => Rows::F16Bytes(t.data),
+            },
+            Stored::Int8(codes, scales) => Rows::Int8 { codes, scales },
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Stored::Float(tensor) => tensor.data,
+            Stored::Int8(codes, _) => codes,
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Stored::Float(tensor) => tensor.to_f32(),
+            Stored::Int8(codes, scales) => {
+                let columns = codes.len() / scales.len();
+                let value = |(i, &code): (usize, &u8)| f32::from(code.cast_signed()) * scales[i / columns];
+                codes.iter().enumerate().map(value).collect()
+            }
+        }
+    }
+}
+
+impl<'a> Floats<'a> {
+    pub fn new(kernels: &'a Kernels, checkpoint: &'a Checkpoint, format: WeightFormat) -> Self {
+        Self { kernels, checkpoint, format, damage: RefCell::default(), spared: RefCell::default() }
+    }
+
+    /// What was odd about the files, and what stayed in bfloat16.
+    pub fn findings(self) -> (Vec<String>, Vec<Spared>) {
+        (self.damage.into_inner().warnings(), self.spared.into_inner())
+    }
+
+    /// The tensor, with its values looked at.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
+        let tensor = self.checkpoint.tensor(name, shape)?;
+        let taken = |bytes: &[u8]| self.checkpoint.give_back(bytes);
+        self.damage.borrow_mut().look(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
+        Ok(tensor)
+    }
+
+    /// A matrix in floats, or in int8 with `NAME_scale` beside it: `[rows, 1]`, `[rows]` or one for all.
+    fn stored(&self, name: &str, rows: usize, columns: usize) -> Result<Stored<'_>, ModelError> {
+        let scale = format!("{name}_scale");
+        let int8 =
+            if self.checkpoint.has(&scale) { self.checkpoint.int8(name, &[rows, columns])? } else { None };
+        let Some(codes) = int8 else { return Ok(Stored::Float(self.tensor(name, &[rows, columns])?)) };
+        let shape = match self.checkpoint.shape(&scale) {
+            Some([1]) => vec![1],
+            Some([n]) if *n == rows => vec![rows],
+            _ => vec![rows, 1],
+        };
+        let mut scales = self.tensor(&scale, &shape)?.to_f32();
+        if shape == [1] {
+            scales = vec![scales[0]; rows];
+        }
+        Ok(Stored::Int8(codes, scales))
+    }
+
+    fn pack(&self, stored: &[Stored<'_>], columns: usize, dtype: WeightDtype) -> Linear {
+        let rows = stored.iter().map(Stored::rows).collect::<Vec<_>>();
+        let checkpoint = self.checkpoint;
+        Linear::pack_taking(self.kernels, &rows, columns, dtype, &|bytes| checkpoint.passed(bytes))
+    }
+}
+
+impl Source for Floats<'_> {
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        Ok(self.tensor(name, &[len])?.to_f32())
+    }
+
+    /// In the format of the model, or in bfloat16 where int8 would change the outputs of one of the parts too much. Those
+    /// that come in int8 stay so.
+    fn matrix(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        inputs: Option<&[f32]>,
+    ) -> Result<Linear, ModelError> {
+        let stored = parts.iter().map(|(name, rows)| self.stored(name, *rows, columns));
+        let stored = stored.collect::<Result<Vec<_>, _>>()?;
+        let floats = stored.iter().all(|stored| matches!(stored, Stored::Float(_)));
+        let linear = match self.format {
+            WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(budget) } if floats => {
+                let rows = stored.iter().map(Stored::rows).collect::<Vec<_>>();
+                let checkpoint = self.checkpoint;
+                let (packed, errors) =
+                    Linear::quantize(self.kernels, &rows, columns, inputs, &|bytes| checkpoint.passed(bytes));
+                // An error that is NaN is damage: it is reported as such, and shows in any format.
+                if errors.iter().all(|error| *error <= budget || error.is_nan()) {
+                    packed
+                } else {
+                    drop(packed);
+                    let named = parts.iter().zip(errors);
+                    let found = named.map(|((name, _), error)| Spared { tensor: name.clone(), error });
+                    self.spared.borrow_mut().extend(found);
+                    self.pack(&stored, columns, WeightDtype::Bf16)
+                }
+            }
+            format => self.pack(&stored, columns, format.dtype),
+        };
+        stored.iter().for_each(|stored| self.checkpoint.give_back(stored.bytes()));
+        Ok(linear)
+    }
+
+    fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
+        Ok(self.pack(&[self.stored(name, rows, columns)?], columns, WeightDtype::F32))
+    }
+
+    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
+        let rows = a.nope_dim + a.v_dim;
+        let kv_b = self.stored(name, a.heads * rows, a.kv_rank)?.to_f32();
+        let pack = |values: &[f32], columns| {
+            Linear::pack(self.kernels, &[Rows::F32(values)], columns, self.format.dtype)
+        };
+        let mut absorbed = Absorbed { to_latent: Vec::new(), to_value: Vec::new() };
+        for head in kv_b.chunks_exact(rows * a.kv_rank) {
+            let (keys, values) = head.split_at(a.nope_dim * a.kv_rank);
+            let turned = (0..a.kv_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_rank)).copied();
+            absorbed.to_latent.push(pack(&turned.collect::<Vec<_>>(), a.nope_dim));
+            absorbed.to_value.push(pack(values, a.kv_rank));
+        }
+        Ok(absorbed)
+    }
+}

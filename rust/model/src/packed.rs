@@ -1,0 +1,225 @@
+//! Weights from a file of `octavo quantize`: read where they are mapped, nothing is copied but norms and biases.
+//!
+//! Every name, type, shape and size is held against the spec before use, and all bytes are looked at once, which also
+//! brings their pages into memory before the first step wants them.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use octavo_kernels::{Element, Kernels, Linear, Region, WeightDtype};
+
+use crate::ModelError;
+use crate::checkpoint::Checkpoint;
+use crate::damage::Damage;
+use crate::families::Family;
+use crate::load::{Loaded, WeightFormat};
+pub use crate::packed_form::Origin;
+use crate::packed_form::{Facts, METHOD, MatrixEntry, check_layout, key_of, read_metadata};
+use crate::source::{Absorbed, Source};
+use crate::spec::{Dtype, LatentSpec};
+use crate::weights::Weights;
+
+/// Bytes that one task looks at.
+const PART_BYTES: usize = 1 << 20;
+
+/// A mapped file of packed weights.
+pub(crate) struct PackedFile<'a> {
+    kernels: &'a Kernels,
+    checkpoint: &'a Checkpoint,
+    facts: Facts,
+    damage: RefCell<Damage>,
+    /// Tensors that the model has asked for.
+    used: RefCell<HashSet<String>>,
+}
+
+impl<'a> PackedFile<'a> {
+    /// The checkpoint as a packed file; None if it is an ordinary one.
+    ///
+    /// # Errors
+    /// `Unsupported` for another version, `Corrupt` for bad metadata, `BadOption` for a format that it does not hold.
+    pub fn of(
+        kernels: &'a Kernels,
+        checkpoint: &'a Checkpoint,
+        family: &Family,
+        format: WeightFormat,
+    ) -> Result<Option<Self>, ModelError> {
+        let metadata = checkpoint.metadata();
+        let corrupt = |what: &str| ModelError::corrupt(checkpoint.files(), what);
+        match (metadata.get("format").map(String::as_str) == Some(METHOD), family.packed) {
+            (true, true) => {}
+            (false, false) => return Ok(None),
+            (true, false) => {
+                return Err(corrupt(
+                    "it holds weights of `octavo quantize`, and quantization_config of config.json does not say so",
+                ));
+            }
+            (false, true) => {
+                return Err(corrupt(
+                    "config.json says that it comes from `octavo quantize`, and its metadata does not",
+                ));
+            }
+        }
+        let text = |key: &str| metadata.get(key).map(String::as_str);
+        check_layout(text("version"), text("layout"), &checkpoint.files())?;
+        if cfg!(target_endian = "big") {
+            let what = "files of `octavo quantize` are read on little-endian machines only";
+            return Err(ModelError::Unsupported(what.into()));
+        }
+        let facts = read_metadata(metadata).map_err(|what| corrupt(&what))?;
+        check_format(format, &facts)?;
+        let (damage, used) = (RefCell::default(), RefCell::default());
+        Ok(Some(Self { kernels, checkpoint, facts, damage, used }))
+    }
+
+    /// What was loaded; all of the file must have been asked for.
+    pub fn finish(self, weights: Weights) -> Result<Loaded, ModelError> {
+        let used = self.used.into_inner();
+        if let Some(name) = self.checkpoint.names().find(|name| !used.contains(*name)) {
+            let what = format!("tensor {name} is not one of the model that config.json describes");
+            return Err(ModelError::corrupt(self.checkpoint.files(), what));
+        }
+        let stored = [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16];
+        let stored =
+            stored.into_iter().find(|d| d.name() == self.facts.origin.stored_dtype).ok_or_else(|| {
+                let what = format!("stored_dtype in its metadata: {:?}", self.facts.origin.stored_dtype);
+                ModelError::corrupt(self.checkpoint.files(), what)
+            })?;
+        let warnings = self.damage.into_inner().warnings();
+        Ok(Loaded { weights, stored, warnings, spared: self.facts.spared, origin: Some(self.facts.origin) })
+    }
+
+    /// The matrices under `key`, held against the spec.
+    fn matrices(
+        &self,
+        key: &str,
+        rows: &[usize],
+        columns: usize,
+        count: Option<usize>,
+        allowed: &[WeightDtype],
+    ) -> Result<Vec<Linear>, ModelError> {
+        let corrupt = |what: String| ModelError::corrupt(self.checkpoint.files(), what);
+        let Some(entry) = self.facts.matrices.get(key) else {
+            return Err(corrupt(format!("tensor {key} is missing")));
+        };
+        let dtype = entry.weight_dtype().filter(|dtype| allowed.contains(dtype));
+        let Some(dtype) = dtype else {
+            return Err(corrupt(format!("tensor {key} is held as {:?}, which is not expected", entry.dtype)));
+        };
+        let asked = MatrixEntry { rows: rows.to_vec(), columns, dtype: entry.dtype.clone(), count };
+        if *entry != asked {
+            let what = format!("tensor {key} is {entry:?}, config.json asks for {asked:?}");
+            return Err(corrupt(what));
+        }
+        let mut names = Vec::new();
+        let mut parts: Vec<Vec<Region>> = vec![Vec::new(); count.unwrap_or(1)];
+        for (name, array) in asked.arrays(key, dtype) {
+            let region = self.checkpoint.region(&name, array.element, &array.shape)?;
+            self.look(&name, array.element, &region)?;
+            let split = region.split(parts.len());
+            let split = split.ok_or_else(|| corrupt(format!("tensor {name} cannot be divided")))?;
+            parts.iter_mut().zip(split).for_each(|(part, region)| part.push(region));
+            self.used.borrow_mut().insert(name.clone());
+            names.push(name);
+        }
+        let total = rows.iter().sum();
+        let linear = |arrays: Vec<Region>| {
+            Linear::mapped(dtype, total, columns, arrays)
+                .map_err(|(number, error)| corrupt(format!("tensor {}: {error}", names[number])))
+        };
+        parts.into_iter().map(linear).collect()
+    }
+
+    fn one(
+        &self,
+        key: &str,
+        rows: &[usize],
+        columns: usize,
+        allowed: &[WeightDtype],
+    ) -> Result<Linear, ModelError> {
+        let missing = || ModelError::corrupt(self.checkpoint.files(), format!("tensor {key} is missing"));
+        self.matrices(key, rows, columns, None, allowed)?.pop().ok_or_else(missing)
+    }
+
+    /// Reads an array once. A byte that is no code is refused: instruction sets would differ in what they make of it.
+    fn look(&self, name: &str, element: Element, region: &Region) -> Result<(), ModelError> {
+        let pool = self.kernels.pool();
+        let dtype = match element {
+            Element::F32 => Dtype::Float32,
+            Element::Bf16 => Dtype::Bfloat16,
+            Element::U8 => {
+                let wrong = AtomicUsize::new(0);
+                let parts: Vec<&[u8]> = region.chunks(PART_BYTES).collect();
+                pool.run(parts.len(), &|i| {
+                    // The lowest of a run first: a loop without branches.
+                    if parts[i].iter().copied().min() == Some(0) {
+                        wrong
+                            .fetch_add(parts[i].iter().filter(|code| **code == 0).count(), Ordering::Relaxed);
+                    }
+                });
+                return match wrong.into_inner() {
+                    0 => Ok(()),
+                    n => Err(ModelError::corrupt(
+                        self.checkpoint.files(),
+                        format!("tensor {name} has {n} bytes that are no codes"),
+                    )),
+                };
+            }
+        };
+        self.damage.borrow_mut().look(pool, name, dtype, region, &|_| ());
+        Ok(())
+    }
+}
+
+/// Refuses a format that is not the file's.
+fn check_format(format: WeightFormat, facts: &Facts) -> Result<(), ModelError> {
+    let source = &facts.origin.source;
+    if format.dtype != WeightDtype::Int8 {
+        return Err(ModelError::BadOption(format!(
+            "quantization is None, and this model is already quantised to int8: leave quantization at \"auto\", or load the model that it was \
+             made from ({source})"
+        )));
+    }
+    if format.error_budget.is_none() && !facts.spared.is_empty() {
+        return Err(ModelError::BadOption(format!(
+            "quantization is \"int8\", and {} tensors of this quantised model are held in bfloat16: leave quantization at \"auto\", or \
+             make an int8 copy of {source} with `octavo quantize --quantization int8`",
+            facts.spared.len()
+        )));
+    }
+    Ok(())
+}
+
+impl Source for PackedFile<'_> {
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let region = self.checkpoint.region(name, Element::F32, &[len])?;
+        self.look(name, Element::F32, &region)?;
+        self.used.borrow_mut().insert(name.to_string());
+        Ok(region.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    fn matrix(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        _inputs: Option<&[f32]>,
+    ) -> Result<Linear, ModelError> {
+        let rows = parts.iter().map(|(_, rows)| *rows).collect::<Vec<_>>();
+        let key = key_of(parts.iter().map(|(name, _)| name.as_str()));
+        self.one(&key, &rows, columns, &[WeightDtype::Int8, WeightDtype::Bf16])
+    }
+
+    fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
+        self.one(name, &[rows], columns, &[WeightDtype::F32])
+    }
+
+    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
+        let of = |part: &str, rows, columns| {
+            self.matrices(&format!("{name}.{part}"), &[rows], columns, Some(a.heads), &[WeightDtype::Int8])
+        };
+        Ok(Absorbed {
+            to_latent: of("to_latent", a.kv_rank, a.nope_dim)?,
+            to_value: of("to_value", a.v_dim, a.kv_rank)?,
+        })
+    }
+}

@@ -1,0 +1,201 @@
+//! The file of `octavo quantize`: safetensors whose tensors are the arrays that kernels read. docs/quantized-files.md
+//! describes it for other readers.
+//!
+//! A matrix is named after its tensors in the checkpoint, `model.layers.0.mlp.{gate_proj,up_proj}.weight` for two that are
+//! packed below each other; its arrays are that name and `.codes`, `.scales` or `.panels`. The header's `__metadata__` says what
+//! the matrices are (`matrices`) and where they come from. Arrays that kernels read with aligned loads are multiples of
+//! 64 bytes and come first, so that each begins at one; then the scales, then what is in plain f32.
+
+use std::collections::{BTreeMap, HashMap};
+
+use octavo_kernels::{GROUP, Linear, PackedArray, WeightDtype};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::ModelError;
+use crate::load::Spared;
+
+/// `quant_method` in config.json and `format` in the file's metadata.
+pub const METHOD: &str = "octavo";
+/// Version of the file's form, beside the layout of the arrays, which the kernels name.
+pub const VERSION: &str = "1";
+/// Every array that kernels load from begins at a multiple of this, in bytes.
+pub const ALIGNMENT: usize = 64;
+
+/// What `matrices` says of one matrix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatrixEntry {
+    /// Rows of each of its tensors.
+    pub rows: Vec<usize>,
+    /// Columns.
+    pub columns: usize,
+    /// "int8", "bfloat16" or "float32".
+    pub dtype: String,
+    /// Matrices of this form that follow each other under the name, where there are several (one for each head).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<usize>,
+}
+
+/// Where a quantised file comes from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Origin {
+    /// Name of the model that was quantised.
+    pub source: String,
+    /// The program that wrote it, with its version.
+    pub made_by: String,
+    /// Element type of the embedding there.
+    pub stored_dtype: String,
+    /// The error above which a projection stayed in bfloat16; None: all are int8.
+    pub error_budget: Option<f64>,
+}
+
+impl MatrixEntry {
+    /// The tensor names and shapes of the arrays of matrix `key`.
+    pub fn arrays(&self, key: &str, dtype: WeightDtype) -> Vec<(String, PackedArray)> {
+        let arrays = PackedArray::of(dtype, self.rows.iter().sum(), self.columns);
+        let named = arrays.into_iter().map(|mut array| {
+            array.shape.splice(0..0, self.count);
+            (format!("{key}.{}", array.name), array)
+        });
+        named.collect()
+    }
+
+    /// The type of its elements, if it is a known one.
+    pub fn weight_dtype(&self) -> Option<WeightDtype> {
+        [WeightDtype::Int8, WeightDtype::Bf16, WeightDtype::F32]
+            .into_iter()
+            .find(|d| name_of(*d) == self.dtype)
+    }
+}
+
+/// The name of an element type in `matrices`.
+pub fn name_of(dtype: WeightDtype) -> &'static str {
+    match dtype {
+        WeightDtype::Int8 => "int8",
+        WeightDtype::Bf16 => "bfloat16",
+        WeightDtype::F32 => "float32",
+    }
+}
+
+/// One name for tensors that are packed below each other: what differs stands in braces.
+pub fn key_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let split: Vec<Vec<&str>> = names.map(|name| name.split('.').collect()).collect();
+    let [first, others @ ..] = split.as_slice() else { return String::new() };
+    if others.is_empty() {
+        return first.join(".");
+    }
+    let shortest = split.iter().map(Vec::len).min().unwrap_or(0);
+    let same = |at: &dyn Fn(&Vec<&'a str>) -> usize| others.iter().all(|o| o[at(o)] == first[at(first)]);
+    let before = (0..shortest).take_while(|i| same(&|_| *i)).count();
+    let after = (0..shortest - before).take_while(|i| same(&|name| name.len() - 1 - i)).count();
+    let inner = split.iter().map(|name| name[before..name.len() - after].join("."));
+    let inner = format!("{{{}}}", inner.collect::<Vec<_>>().join(","));
+    let parts = first[..before].iter().copied().chain([inner.as_str()]);
+    parts.chain(first[first.len() - after..].iter().copied()).collect::<Vec<_>>().join(".")
+}
+
+/// `quantization_config` for config.json of a quantised folder.
+pub fn quantization_config() -> Value {
+    json!({"quant_method": METHOD, "version": 1, "layout": Linear::LAYOUT, "bits": 8, "group_size": GROUP})
+}
+
+/// Refuses a version or layout that this program does not read.
+///
+/// # Errors
+/// `Unsupported`, with what to do.
+pub fn check_layout(version: Option<&str>, layout: Option<&str>, file: &str) -> Result<(), ModelError> {
+    if version == Some(VERSION) && layout == Some(Linear::LAYOUT) {
+        return Ok(());
+    }
+    let or = |text: Option<&str>| text.unwrap_or("none named").to_string();
+    Err(ModelError::Unsupported(format!(
+        "{file} is of octavo's quantised form in version {} with layout {}, and this octavo reads version {VERSION} with layout {}. \
+         Quantise the original model again with `octavo quantize`, or use the octavo that made it",
+        or(version),
+        or(layout),
+        Linear::LAYOUT
+    )))
+}
+
+/// The header's `__metadata__`.
+pub fn metadata(origin: &Origin, spared: &[Spared], matrices: &BTreeMap<String, MatrixEntry>) -> Value {
+    let spared = spared.iter().map(|s| json!({"tensor": s.tensor, "error": s.error})).collect::<Value>();
+    let mut map = json!({
+        "format": METHOD,
+        "version": VERSION,
+        "layout": Linear::LAYOUT,
+        "group_size": GROUP.to_string(),
+        "made_by": origin.made_by,
+        "source": origin.source,
+        "stored_dtype": origin.stored_dtype,
+        "spared": spared.to_string(),
+        "matrices": json!(matrices).to_string(),
+    });
+    if let Some(budget) = origin.error_budget {
+        map["error_budget"] = budget.to_string().into();
+    }
+    map
+}
+
+/// What a reader takes from the metadata.
+pub struct Facts {
+    /// Where the file comes from.
+    pub origin: Origin,
+    /// What is held in bfloat16.
+    pub spared: Vec<Spared>,
+    /// By name.
+    pub matrices: BTreeMap<String, MatrixEntry>,
+}
+
+/// Reads the metadata of a file whose version and layout are known.
+///
+/// # Errors
+/// The key that is missing or wrong.
+pub fn read_metadata(map: &HashMap<String, String>) -> Result<Facts, String> {
+    #[derive(Deserialize)]
+    struct Entry {
+        tensor: String,
+        error: f64,
+    }
+    let text = |key: &str| map.get(key).ok_or_else(|| format!("its metadata has no {key}"));
+    let bad = |key: &str, what: &dyn std::fmt::Display| format!("{key} in its metadata: {what}");
+    if *text("group_size")? != GROUP.to_string() {
+        return Err(bad("group_size", &format!("{GROUP} is expected")));
+    }
+    let error_budget = match map.get("error_budget") {
+        None => None,
+        Some(budget) => Some(budget.parse::<f64>().map_err(|e| bad("error_budget", &e))?),
+    };
+    let spared: Vec<Entry> = serde_json::from_str(text("spared")?).map_err(|e| bad("spared", &e))?;
+    let named: Map<String, Value> =
+        serde_json::from_str(text("matrices")?).map_err(|e| bad("matrices", &e))?;
+    let matrices = named.into_iter().map(|(key, value)| {
+        let entry = serde_json::from_value(value).map_err(|e| bad("matrices", &format!("{key}: {e}")))?;
+        Ok((key, entry))
+    });
+    Ok(Facts {
+        origin: Origin {
+            source: text("source")?.clone(),
+            made_by: text("made_by")?.clone(),
+            stored_dtype: text("stored_dtype")?.clone(),
+            error_budget,
+        },
+        spared: spared.into_iter().map(|s| Spared { tensor: s.tensor, error: s.error }).collect(),
+        matrices: matrices.collect::<Result<_, String>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_all_their_tensors() {
+        let key = |names: &[&str]| key_of(names.iter().copied());
+        assert_eq!(key(&["lm_head.weight"]), "lm_head.weight");
+        assert_eq!(key(&["a.0.q.weight", "a.0.k.weight"]), "a.0.{q,k}.weight");
+        assert_eq!(key(&["a.q.x.weight", "a.k.weight"]), "a.{q.x,k}.weight");
+        assert_eq!(key(&["q", "k"]), "{q,k}");
+        assert_eq!(key(&["a.a", "a.a.a"]), "a.a.{,a}");
+    }
+}

@@ -1,0 +1,40 @@
+//! Where the weights of a model come from, as the walk over its layers sees it.
+
+use octavo_kernels::{Linear, Rows, WeightDtype};
+
+use crate::ModelError;
+use crate::spec::LatentSpec;
+
+/// Gives weights by the names that the checkpoint has for them.
+pub(crate) trait Source {
+    /// A tensor of `len` values in f32.
+    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError>;
+
+    /// Matrices `(name, rows)` of the same input, packed below each other in the format of the model. `inputs`: the typical
+    /// magnitude of each column's input, where a norm before tells it.
+    fn matrix(
+        &self,
+        parts: &[(String, usize)],
+        columns: usize,
+        inputs: Option<&[f32]>,
+    ) -> Result<Linear, ModelError>;
+
+    /// A matrix that every format holds in f32.
+    fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError>;
+
+    /// The matrix of latent attention that makes keys and values, taken apart.
+    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError>;
+}
+
+/// The projection from the latent to keys and values in its absorbed form, head by head.
+pub(crate) struct Absorbed {
+    /// Queries to the space of the latent, each `[kv_rank, nope_dim]`.
+    pub to_latent: Vec<Linear>,
+    /// Latents to values, each `[v_dim, kv_rank]`.
+    pub to_value: Vec<Linear>,
+}
+
+/// What stands for a matrix where weights are only passed on.
+pub(crate) fn stand_in(kernels: &octavo_kernels::Kernels) -> Linear {
+    Linear::pack(kernels, &[Rows::F32(&[0.0])], 1, WeightDtype::F32)
+}
