@@ -28,7 +28,7 @@ impl CpuExecutor {
 }
 
 /// Rows of its chunk for which `seq` wants logits.
-pub(crate) fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
+pub fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
     match seq.logits {
         Logits::None => 0..0,
         Logits::Last => seq.query_len - 1..seq.query_len,

@@ -1,17 +1,18 @@
-//! From a model folder to a running engine on the CPU.
+//! From a model folder to a running engine, on the CPU or over an executor that was made elsewhere.
 
 use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, WeightDtype};
 use octavo_model::{KvPool, Model, Spared, read_family};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::EngineError;
 use crate::cpu::CpuExecutor;
 use crate::engine::{Engine, EngineParts};
+use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
-use crate::memory;
+use crate::memory::{self, Limits};
 use crate::options::EngineOptions;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
@@ -30,13 +31,7 @@ impl Engine {
         if options.threads == Some(0) || options.threads.is_some_and(|t| t > 1024) {
             return Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()));
         }
-        let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
-        let generation = GenerationDefaults::read(folder, &tokenizer)?;
-        // A given template must compile. The model's own need not: generating needs none.
-        let template = match &options.chat_template {
-            Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
-            None => ChatTemplate::named(&ChatTemplate::find(folder, &tokenizer)?, &tokenizer),
-        };
+        let Words { tokenizer, generation, template } = Words::read(folder, options)?;
         let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
@@ -84,6 +79,60 @@ impl Engine {
             seed: options.seed,
             info,
         })
+    }
+}
+
+impl Engine {
+    /// Starts the engine thread over an executor that was made elsewhere for the model of `folder`. `info` is what
+    /// `Engine::info` tells of it; of `options`, those count that are not the executor's.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_over(
+        folder: &Path,
+        options: &EngineOptions,
+        executor: Box<dyn Executor>,
+        limits: Limits,
+        mut info: Value,
+    ) -> Result<Self, EngineError> {
+        let spec = read_family(folder)?.spec;
+        let Words { tokenizer, generation, template } = Words::read(folder, options)?;
+        if let Some(Value::Object(model)) = info.get_mut("model") {
+            model.insert("chat_template".into(), template.as_ref().is_some_and(Result::is_ok).into());
+        }
+        Self::start(EngineParts {
+            vocab: spec.vocab,
+            spec: Some(spec),
+            executor,
+            tokenizer,
+            template,
+            generation,
+            limits,
+            prefix_caching: options.enable_prefix_caching,
+            prefill_chunk: options.prefill_chunk.map(|n| n as u32),
+            seed: options.seed,
+            info,
+        })
+    }
+}
+
+/// What a model folder holds beside the model.
+struct Words {
+    tokenizer: Tokenizer,
+    generation: GenerationDefaults,
+    template: Option<Result<ChatTemplate, EngineError>>,
+}
+
+impl Words {
+    fn read(folder: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
+        let tokenizer = Tokenizer::load(options.tokenizer.as_deref().unwrap_or(folder))?;
+        let generation = GenerationDefaults::read(folder, &tokenizer)?;
+        // A given template must compile. The model's own need not: generating needs none.
+        let template = match &options.chat_template {
+            Some(text) => Some(Ok(ChatTemplate::new(text, &tokenizer)?)),
+            None => ChatTemplate::named(&ChatTemplate::find(folder, &tokenizer)?, &tokenizer),
+        };
+        Ok(Self { tokenizer, generation, template })
     }
 }
 

@@ -40,8 +40,9 @@ impl StepPlan {
     }
 }
 
-/// One sequence of a step.
+/// One sequence of a step. Executors outside Rust read it as it lies in memory: the layout is C's, and has no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct PlanSeq {
     /// Its request.
     pub request: RequestId,
@@ -61,8 +62,9 @@ pub struct PlanSeq {
     pub logits: Logits,
 }
 
-/// Rows of a chunk whose logits are wanted.
+/// Rows of a chunk whose logits are wanted. As wide as a request id, so that `PlanSeq` ends without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Logits {
     /// None: an inner chunk of a prompt.
     None,
