@@ -61,5 +61,5 @@ def choose(scores: torch.Tensor, spec: Experts, bias: torch.Tensor | None) -> tu
 
 def _best(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest `count` along the last dimension, in order; of equals the first."""
-    ordered, index = values.sort(-1, descending=True, stable=True)
+    ordered, index = values.sort(dim=-1, descending=True, stable=True)
     return ordered[..., :count], index[..., :count]

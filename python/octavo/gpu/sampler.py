@@ -73,7 +73,7 @@ def draw(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
     weights = torch.where(rows >= limit[:, None], ((rows - top) / heat).exp(), 0.0).double()
     if rules.any_ordered:
         # Of equals the lowest id first, as on the CPU.
-        order = rows.sort(-1, descending=True, stable=True).indices
+        order = rows.sort(dim=-1, descending=True, stable=True).indices
         drawn = order.gather(1, _pick(_nucleus(weights.gather(1, order), rules), rules.uniform))[:, 0]
         plain = ((rules.top_k == 0) | (rules.top_k >= logits.shape[1])) & (rules.top_p >= 1.0)
         drawn = torch.where(plain, _pick(weights, rules.uniform)[:, 0], drawn)
@@ -114,7 +114,7 @@ def logprobs(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> tuple[torc
     top = min(top, logits.shape[1])
     ids, ranks = index, rank
     if top > 0:
-        order = logits.sort(-1, descending=True, stable=True).indices[:, :top]
+        order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top]
         ids = torch.cat((ids, order), 1)
         ranks = torch.cat((ranks, torch.arange(1, top + 1, device=logits.device).expand(len(order), -1)), 1)
     total = logits.double().logsumexp(-1, keepdim=True)

@@ -102,7 +102,7 @@ def load_weights(spec: Spec, names: Names, checkpoint: Checkpoint, format: Forma
     """
     loader = _Loader(spec, names, checkpoint, format)
     norm = loader.vector(names["norm"], spec.hidden)
-    embed = loader.linear([(names["embed"], spec.vocab)], spec.hidden, quantized=spec.tied_embeddings)
+    embed = loader.linear([(names["embed"], spec.vocab)], spec.hidden)
     head = embed if spec.tied_embeddings else loader.linear([(names["head"], spec.vocab)], spec.hidden)
     layers = tuple(loader.layer(i, layer) for i, layer in enumerate(spec.layers))
     return Weights(embed, layers, norm, head)
@@ -231,13 +231,12 @@ class _Loader:
         parts: Sequence[tuple[str, int]],
         columns: int,
         bias: torch.Tensor | None = None,
-        quantized: bool = True,
     ) -> Linear:
-        """Tensors `(name, rows)` below each other in the model's format. An embedding alone is not `quantized`."""
+        """Tensors `(name, rows)` below each other in the model's format."""
         f = self.format
         stored = [self.checkpoint.tensor(name, [rows, columns]) for name, rows in parts]
         comes_in_int8 = all(s.dtype == torch.int8 for s in stored)
-        if not ((quantized and f.int8) or (comes_in_int8 and f.int8 is not False)):
+        if not (f.int8 or (comes_in_int8 and f.int8 is None)):
             floats = [
                 s.float() * self.row_scales(name, rows)[:, None] if s.dtype == torch.int8 else s
                 for s, (name, rows) in zip(stored, parts, strict=True)
