@@ -1,8 +1,8 @@
 """Makes bfloat16 right in Triton's interpreter.
 
-Triton 3.6 to 3.9 hold bfloat16 as raw 16-bit integers there: dots, arithmetic and conversions from integers compute on the
-bits, and a conversion from float32 truncates where hardware rounds. This replaces those builder functions by ones that
-widen to float32, compute, and round to nearest even. Reductions stay wrong: kernels reduce in float32.
+Triton 3.6 to 3.9 hold bfloat16 as raw 16-bit integers there: dots, arithmetic and conversions from integers compute on
+the bits, and a conversion from float32 truncates where hardware rounds. This replaces those builder functions by ones
+that widen to float32, compute, and round to nearest even. Reductions stay wrong: kernels reduce in float32.
 """
 
 from __future__ import annotations

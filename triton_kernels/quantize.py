@@ -51,9 +51,9 @@ def quantize_rows_kernel(x_ptr, codes_ptr, scales_ptr, columns, x_stride, BLOCK:
 
 
 def quantize_rows(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes int8 `[T, K]` and scales f32 `[T, ceil(K / group)]` (`[T, 1]` for group None) of `x` `[T, K]`, bf16, f16 or f32.
+    """Codes int8 `[T, K]` and scales f32 `[T, ceil(K / group)]` (`[T, 1]` for group None) of `x` `[T, K]`.
 
-    Rows may lie at any distance. `group` is 128 or None.
+    x is bf16, f16 or f32; its rows may lie at any distance. `group` is 128 or None.
     """
     check_device(x=x)
     check_tensor("x", x, dtypes=FLOATS, shape=(None, None))

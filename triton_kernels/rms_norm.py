@@ -2,8 +2,8 @@
 
     r = residual + x  (where a residual is given)          y = r / sqrt(mean(r^2) + eps) * (weight + offset)
 
-`offset` is 1 for families that store weight - 1. All sums are f32; y is rounded once, r is what the residual's dtype holds
-only where it is stored: the norm is of the unrounded sum.
+`offset` is 1 for families that store weight - 1. All sums are f32 and y is rounded once. r is rounded to the residual's
+dtype where it is stored; the norm is of the unrounded sum.
 """
 
 from __future__ import annotations

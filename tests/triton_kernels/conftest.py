@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="kernel tests need pip install 'octavo[gpu]'")
+pytest.importorskip("torch", reason="kernel tests need pip install 'octavo[gpu]'")
 pytest.importorskip("triton", reason="kernel tests need pip install 'octavo[gpu]'")
 
 import numpy as np
+import torch
 from octavo.triton_kernels.interpreter import make_bfloat16_right
 from octavo.triton_kernels.launch import INTERPRETED
 
