@@ -1,0 +1,108 @@
+"""Dynamic int8 quantisation of rows, symmetric, one scale per row and group of columns.
+
+    scale[t, g] = max over the group of |x| / 127          code[t, k] = round(x[t, k] / scale[t, g]), ties to even
+
+Codes are in -127..127. A group of zeros has the scale 0, a group with NaN or an infinity the scale NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
+from .numerics import quantize_last
+
+GROUP = 128
+"""The only group length, as in octavo's CPU kernels."""
+
+MANY_GROUPS = 4096
+"""From here on a program takes several groups; below, more programs are worth more."""
+
+MAX_COLUMNS = 1 << 17
+"""Columns that a row with one scale may have."""
+
+
+@triton.jit
+def quantize_groups_kernel(
+    x_ptr, codes_ptr, scales_ptr, rows, columns, groups, x_stride, GROUP: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A program takes BLOCK groups, counted over all rows."""
+    group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = (group // groups).to(tl.int64)
+    column = (group % groups)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    live = (row < rows)[:, None] & (column < columns)
+    x = tl.load(x_ptr + row[:, None] * x_stride + column, mask=live, other=0.0).to(tl.float32)
+    codes, scale = quantize_last(x)
+    tl.store(codes_ptr + row[:, None] * columns + column, codes, mask=live)
+    tl.store(scales_ptr + group, scale, mask=row < rows)
+
+
+@triton.jit
+def quantize_rows_kernel(x_ptr, codes_ptr, scales_ptr, columns, x_stride, BLOCK: tl.constexpr):
+    """A program takes a row, held in registers."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * x_stride + column, mask=column < columns, other=0.0).to(tl.float32)
+    codes, scale = quantize_last(x[None, :])
+    tl.store(codes_ptr + row * columns + column[None, :], codes, mask=(column < columns)[None, :])
+    tl.store(scales_ptr + row + tl.arange(0, 1), scale)
+
+
+def quantize_rows(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes int8 `[T, K]` and scales f32 `[T, ceil(K / group)]` (`[T, 1]` for group None) of `x` `[T, K]`.
+
+    x is bf16, f16 or f32; its rows may lie at any distance. `group` is 128 or None.
+    """
+    check_device(x=x)
+    check_tensor("x", x, dtypes=FLOATS, shape=(None, None))
+    check(group in (GROUP, None), f"group is {group}, wanted {GROUP} or None")
+    rows, columns = x.shape
+    check(columns > 0, "x has no columns")
+    codes = torch.empty(rows, columns, dtype=torch.int8, device=x.device)
+    groups = ceil_div(columns, GROUP) if group else 1
+    scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
+    arguments = {"x_ptr": x, "codes_ptr": codes, "scales_ptr": scales, "columns": columns, "x_stride": x.stride(0)}
+    if group:
+        block = 8 if rows * groups >= MANY_GROUPS else 1
+        arguments |= {"rows": rows, "groups": groups}
+        grid = (ceil_div(rows * groups, block),)
+        launch(
+            quantize_groups_kernel, grid, arguments, {"GROUP": GROUP, "BLOCK": block}, Options(4 if block > 1 else 1, 1)
+        )
+        return codes, scales
+    check(columns <= MAX_COLUMNS, f"x has {columns} columns: with one scale per row at most {MAX_COLUMNS}")
+    block = power_of_two(columns)
+    launch(quantize_rows_kernel, (rows,), arguments, {"BLOCK": block}, Options(min(16, max(1, block // 512)), 1))
+    return codes, scales
+
+
+def quantize_rows_ref(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula of the module, group by group."""
+    rows, columns = x.shape
+    width = group or columns
+    groups = ceil_div(columns, width)
+    padded = torch.zeros(rows, groups * width, dtype=torch.float32, device=x.device)
+    padded[:, :columns] = x
+    parts = padded.view(rows, groups, width)
+    finite = parts.isfinite().all(-1)
+    largest = torch.where(finite, parts.nan_to_num().abs().amax(-1), 0.0)
+    empty = largest < 1e-35
+    scales = torch.where(empty, 0.0, largest / 127.0)
+    scales = torch.where(finite, scales, torch.nan)
+    inverse = torch.where(empty, 0.0, 127.0 / torch.where(empty, 1.0, largest))
+    codes = torch.round(parts.nan_to_num() * inverse[..., None]).to(torch.int8)
+    return codes.view(rows, groups * width)[:, :columns].contiguous(), scales
+
+
+def quantize_weight(w: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight `[N, K]` as int8 codes and scales `[N, G]`: the same rule as for activations. Done once, at load."""
+    return quantize_rows(w, group)
+
+
+def dequantize_ref(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """code * scale in f32; the number of groups tells the group length (one: the row)."""
+    groups = scales.shape[1]
+    wide = scales.float() if groups == 1 else scales.float().repeat_interleave(GROUP, 1)[:, : codes.shape[1]]
+    return codes.float() * wide
