@@ -10,22 +10,7 @@ import torch
 from octavo.gpu.batch import BLOCK_SIZE
 from octavo.gpu.ops import Ops
 from octavo.gpu.spec import Heads, Latent, Spec
-
-
-@dataclass(frozen=True)
-class FloatKV:
-    """Keys and values `[num_blocks, kv_heads, 32, head_dim]`."""
-
-    k: torch.Tensor
-    v: torch.Tensor
-
-    @property
-    def kv_heads(self) -> int:
-        return int(self.k.shape[1])
-
-    @property
-    def head_dim(self) -> int:
-        return int(self.k.shape[3])
+from octavo.triton_kernels.kv_cache import FloatKV
 
 
 @dataclass(frozen=True)
@@ -68,9 +53,8 @@ def _elements(attention: Heads | Latent) -> int:
 
 
 def _cache(attention: Heads | Latent, num_blocks: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    # Zeros, so that places which are masked but read hold no NaN.
     if isinstance(attention, Latent):
         width = attention.kv_rank + attention.rope_dim
+        # Zeros, so that places which are masked but read hold no NaN.
         return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=dtype, device=device))
-    shape = (num_blocks, attention.kv_heads, BLOCK_SIZE, attention.head_dim)
-    return FloatKV(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+    return FloatKV.empty(num_blocks, attention.kv_heads, attention.head_dim, dtype, device)

@@ -12,11 +12,12 @@ import torch
 
 from octavo.gpu.batch import Batch
 from octavo.gpu.experts import mixture
-from octavo.gpu.kv import FloatKV, KvPool, LatentKV
+from octavo.gpu.kv import KvPool, LatentKV
 from octavo.gpu.latent import latent_attention
 from octavo.gpu.ops import Ops, layer_norm
 from octavo.gpu.spec import Experts, Heads, Spec
 from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
+from octavo.triton_kernels.kv_cache import FloatKV
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 

@@ -30,16 +30,22 @@ class Ops:
 
 def kernel_ops() -> Ops:
     """The Triton kernels: for CUDA tensors, or for CPU tensors in the interpreter."""
-    from octavo.triton_kernels import activation, int8_matmul, kv_cache, paged_attention, quantize, rms_norm, rope_cache
+    from octavo.triton_kernels.activation import act_and_mul
+    from octavo.triton_kernels.int8_matmul import int8_matmul
+    from octavo.triton_kernels.kv_cache import copy_blocks
+    from octavo.triton_kernels.paged_attention import paged_attention
+    from octavo.triton_kernels.quantize import quantize_rows
+    from octavo.triton_kernels.rms_norm import rms_norm
+    from octavo.triton_kernels.rope_cache import rope_and_cache
 
     return Ops(
-        rms_norm=rms_norm.rms_norm,
-        rope_and_cache=rope_cache.rope_and_cache,
-        paged_attention=paged_attention.paged_attention,
-        act_and_mul=activation.act_and_mul,
-        quantize_rows=quantize.quantize_rows,
-        int8_matmul=int8_matmul.int8_matmul,
-        copy_blocks=kv_cache.copy_blocks,
+        rms_norm=rms_norm,
+        rope_and_cache=rope_and_cache,
+        paged_attention=paged_attention,
+        act_and_mul=act_and_mul,
+        quantize_rows=quantize_rows,
+        int8_matmul=int8_matmul,
+        copy_blocks=copy_blocks,
         kernels=True,
     )
 
@@ -47,13 +53,16 @@ def kernel_ops() -> Ops:
 def torch_ops() -> Ops:
     """Plain torch, for any device: slow, and what the kernels are compared with."""
     from octavo.gpu import reference
+    from octavo.triton_kernels.activation import act_and_mul_ref
+    from octavo.triton_kernels.quantize import quantize_rows_ref
+    from octavo.triton_kernels.rope_cache import rope_and_cache_ref
 
     return Ops(
-        rms_norm=reference.rms_norm,
-        rope_and_cache=reference.rope_and_cache,
-        paged_attention=reference.paged_attention,
-        act_and_mul=reference.act_and_mul,
-        quantize_rows=reference.quantize_rows,
+        rms_norm=reference.rms_norm_in_place,
+        rope_and_cache=rope_and_cache_ref,
+        paged_attention=reference.attention,
+        act_and_mul=act_and_mul_ref,
+        quantize_rows=quantize_rows_ref,
         int8_matmul=reference.int8_matmul,
         copy_blocks=reference.copy_blocks,
         kernels=False,
