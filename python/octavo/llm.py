@@ -56,8 +56,8 @@ class LLM:
         model: a local folder or a hub id; None: the small model that ships with octavo.
         device: "cpu", "cuda", or "auto": a GPU that can be used, else the CPU.
         dtype: "auto", "float32", "bfloat16", on a GPU also "float16": computation and storage where not quantised.
-        quantization: "auto" (int8 on the CPU, but for projections that it would change too much; on a GPU none, unless the
-            checkpoint is int8), "int8", or None.
+        quantization: "auto" (int8 on the CPU, but for projections that it would change too much; on a GPU none, unless
+            the checkpoint is int8), "int8", or None.
         kv_cache_dtype: "auto" (the model's dtype), "float32" or "bfloat16"; on a GPU the model's dtype.
         kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the device's memory; None: enough for
             `max_num_seqs`, at most half of what is free, on a GPU 90 % of what weights and the largest step leave.
@@ -126,7 +126,7 @@ class LLM:
                     dtype=dtype,
                     quantization=quantization,
                     kv_cache_dtype=kv_cache_dtype,
-                    wishes=gpu.sizes.Wishes(**counts, kv_cache_bytes=kv_bytes, kv_cache_fraction=kv_fraction),
+                    wishes=gpu.Wishes(**counts, kv_cache_bytes=kv_bytes, kv_cache_fraction=kv_fraction),
                     enable_prefix_caching=enable_prefix_caching,
                     deterministic=deterministic,
                     seed=_seed(seed),

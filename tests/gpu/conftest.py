@@ -1,4 +1,4 @@
-"""Where the torch executor runs: on tensors of the CPU with plain torch ops, and on the GPU with its kernels if there is one."""
+"""Where the torch executor runs: tensors of the CPU with torch ops, and the GPU with its kernels if there is one."""
 
 from __future__ import annotations
 

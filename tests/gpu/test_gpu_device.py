@@ -53,7 +53,7 @@ def test_a_usable_gpu_is_taken(driver: pytest.MonkeyPatch) -> None:
 
 
 def problem(kind: type[Exception], *texts: str) -> None:
-    """"auto" goes to the CPU, "cuda" says why it cannot."""
+    """ "auto" goes to the CPU, "cuda" says why it cannot."""
     assert device.choose("auto", embedded=False) == "cpu"
     with pytest.raises(kind) as caught:
         device.choose("cuda", embedded=False)

@@ -106,7 +106,9 @@ def test_a_sharded_checkpoint(tmp_path: Path) -> None:
     outputs = []
     for folder in (one, many):
         with torch_llm(folder) as llm:
-            outputs.append(llm.generate([5, 6, 7], SamplingParams(temperature=0, max_tokens=8, logprobs=2))[0].outputs[0])
+            outputs.append(
+                llm.generate([5, 6, 7], SamplingParams(temperature=0, max_tokens=8, logprobs=2))[0].outputs[0]
+            )
     assert outputs[0] == outputs[1]
 
 

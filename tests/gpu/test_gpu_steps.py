@@ -104,7 +104,9 @@ def test_sequences_are_ordered_decodes_first() -> None:
     assert layout.block_tables.tolist() == [[12, 0], [14, 15], [10, 11], [13, 0]]
     drawn, rest = wanted_rows(plan, layout)
     assert layout.tokens[drawn].tolist() == [6]
-    assert layout.tokens[rest].tolist() == [0, 1, 2, 3], "in the plan's order: all rows of the first, the last of the second"
+    assert layout.tokens[rest].tolist() == [0, 1, 2, 3], (
+        "in the plan's order: all rows of the first, the last of the second"
+    )
 
 
 @pytest.fixture
@@ -137,7 +139,7 @@ def test_an_exception_fails_the_requests_of_its_step_alone(failing: Callable[[Ex
 def test_out_of_memory_fails_the_step_with_a_remedy(failing: Callable[[Exception], None], tiny: Path) -> None:
     failing(torch.OutOfMemoryError("tried to allocate 3 GiB"))
     with torch_llm(tiny) as llm:
-        with pytest.raises(ExecutionError, match="lower max_num_batched_tokens.*3 GiB"):
+        with pytest.raises(ExecutionError, match=r"lower max_num_batched_tokens.*3 GiB"):
             llm.generate([99, 5], GREEDY)
         assert llm.generate([5, 6], GREEDY)[0].outputs[0].token_ids
 

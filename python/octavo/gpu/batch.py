@@ -1,6 +1,6 @@
-"""A plan laid out for the kernels: one packed int32 buffer goes to the device in one copy, views of it are the arguments.
+"""A plan laid out for the kernels: one packed int32 buffer goes to the device in one copy, its views are the arguments.
 
-Sequences are put in the order of the kernels, decodes (one query each) first; `order` says where each of the plan's went.
+Sequences are put in the order of the kernels, decodes (one query each) first; `first_rows` says where each went.
 """
 
 from __future__ import annotations
@@ -124,10 +124,16 @@ def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list
         layout.block_tables,
         *more,
     )
+    tokens, positions, slots, query_start, context_lens, block_tables, *rest = parts
     batch = Batch(
-        *parts[:6],
+        tokens,
+        positions,
+        slots,
+        query_start,
+        context_lens,
+        block_tables,
         num_decodes=layout.num_decodes,
         max_query_len=int(np.diff(layout.query_start).max()),
         max_context_len=int(layout.context_lens.max()),
     )
-    return batch, parts[6:]
+    return batch, rest

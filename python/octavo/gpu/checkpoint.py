@@ -41,10 +41,8 @@ class Checkpoint:
         """
         dtype, buffer = self._files.tensor(name, list(shape))
         data = np.frombuffer(buffer, np.uint8)
-        if self._stage is None:
-            raw = torch.from_numpy(data.copy())
-        else:
-            raw = self._stage.send(data, self._device)
+        stage = self._stage
+        raw = torch.from_numpy(data.copy()) if stage is None else stage.send(data, self._device)
         tensor = raw.view(DTYPES[dtype]).view(list(shape))
         if dtype != "int8":
             self._damaged.append((name, tensor.numel() - tensor.isfinite().sum()))
@@ -54,8 +52,8 @@ class Checkpoint:
         """One sentence for each tensor with values that are not numbers, up to a limit."""
         found = [(name, n) for name, count in self._damaged if (n := int(count))]
         texts = [
-            f"tensor {name} has {n} values that are NaN or infinite: outputs may be wrong. Download or convert the model "
-            "again"
+            f"tensor {name} has {n} values that are NaN or infinite: outputs may be wrong. Download or convert the "
+            "model again"
             for name, n in found[:_MAX_NAMED]
         ]
         more = len(found) - _MAX_NAMED

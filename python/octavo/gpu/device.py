@@ -1,6 +1,7 @@
 """Which device computes: what `device="auto"` takes, and why a GPU cannot be used, with the remedy.
 
-This module imports torch only where a GPU's driver answers: `import octavo` and `LLM()` on a machine without one stay fast.
+This module imports torch only where a GPU's driver answers: on a machine without one `import octavo` and `LLM()` stay
+fast.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _missing() -> OctavoError | None:
             continue  # Built from source: its own parts will say what they lack.
         if _version(found) < oldest:
             wanted = ".".join(map(str, oldest))
-            return MissingDependencyError(f"device 'cuda' needs {name} {wanted} or newer, {found} is installed: {extra}")
+            return MissingDependencyError(
+                f"device 'cuda' needs {name} {wanted} or newer, {found} is installed: {extra}"
+            )
     return None
 
 
@@ -124,14 +127,14 @@ def _unusable() -> OctavoError | None:
         )
     if not torch.cuda.is_available():
         return UnsupportedDeviceError(
-            f"device 'cuda': torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPU: the driver is often too "
-            "old for it. Update the driver, install a torch built for an older CUDA, or use device='cpu'"
+            f"device 'cuda': torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPU: the driver is "
+            "often too old for it. Update the driver, install a torch built for an older CUDA, or use device='cpu'"
         )
     capability = torch.cuda.get_device_capability(0)
     if capability < CAPABILITY:
         name, wanted = torch.cuda.get_device_name(0), ".".join(map(str, CAPABILITY))
         return UnsupportedDeviceError(
-            f"device 'cuda': {name} has compute capability {capability[0]}.{capability[1]}, {wanted} or newer is needed. "
-            "Use device='cpu'"
+            f"device 'cuda': {name} has compute capability {capability[0]}.{capability[1]}, {wanted} or newer is "
+            "needed. Use device='cpu'"
         )
     return None

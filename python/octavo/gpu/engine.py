@@ -22,6 +22,7 @@ from octavo.gpu.kv import KvPool, block_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
+from octavo.gpu.sizes import Wishes as Wishes
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
 from octavo.gpu.weights import Format, Weights, load_weights
 
@@ -92,8 +93,9 @@ def _memory_faults() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise DeviceMemoryError(
-            "the GPU's memory does not hold the model and its largest step: use quantization='int8', a smaller dtype, lower "
-            f"max_num_batched_tokens or max_num_seqs, or stop what else uses this GPU ({str(error).splitlines()[0]})"
+            "the GPU's memory does not hold the model and its largest step: use quantization='int8', a smaller dtype, "
+            f"lower max_num_batched_tokens or max_num_seqs, or stop what else uses this GPU "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -106,7 +108,7 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
     if kv_dtype != dtype:
         raise InvalidRequestError(
             f"kv_cache_dtype is {options.kv_cache_dtype!r}: on a GPU keys and values are cached in the model's dtype "
-            f"({str(dtype).removeprefix('torch.')}); give \"auto\", or that dtype"
+            f'({str(dtype).removeprefix("torch.")}); give "auto", or that dtype'
         )
     with torch.inference_mode():
         checkpoint = Checkpoint(folder, place.device)

@@ -28,8 +28,8 @@ def faults(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise StepFailedError(
-            f"the GPU ran out of memory in {what}: lower max_num_batched_tokens, max_num_seqs or kv_cache_memory, or stop "
-            f"what else uses this GPU ({_first_line(error)})"
+            f"the GPU ran out of memory in {what}: lower max_num_batched_tokens, max_num_seqs or kv_cache_memory, or "
+            f"stop what else uses this GPU ({_first_line(error)})"
         ) from error
     except RuntimeError as error:
         if _is_device_fault(error):

@@ -1,7 +1,7 @@
 """A mixture of experts: each row goes to the experts that its router scores highest.
 
-Rows are grouped by expert, so that a step reads an expert's weights once. Which experts have rows is known on the host: a
-step waits for it in each such layer, and is not captured in a graph.
+Rows are grouped by expert, so that a step reads an expert's weights once. Which experts have rows is known on the host:
+a step waits for it in each such layer, and is not captured in a graph.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gate
 
 
 def choose(scores: torch.Tensor, spec: Experts, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts int64 and their weights f32, `[T, per_token]`, from scores `[T, experts]`. Of equals the first is chosen."""
+    """Experts int64 and their weights f32, `[T, per_token]`, from scores `[T, experts]`. Of equals the first comes."""
     choice = scores if bias is None else scores + bias
     if spec.groups is not None:
         g = spec.groups

@@ -1,8 +1,8 @@
 """Steps of decodes alone, captured as CUDA graphs: the host then launches one graph instead of hundreds of kernels.
 
-There is a graph for each of some batch sizes (`sizes`); a step takes the smallest one that holds it. The rows beyond its
-sequences are padding: token 0, slot -1 (nothing is cached), context length 0 (attention reads nothing). They cost time but
-touch no request: each row of every op depends on its own sequence alone.
+There is a graph for each of some batch sizes (`sizes`); a step takes the smallest one that holds it. The rows beyond
+its sequences are padding: slot -1 (nothing is cached), context length 0 (attention reads nothing), any token. They cost
+time but touch no request: each row of every op depends on its own sequence alone.
 
 On tensors of the CPU the same padded step runs without capture, so that tests reach all of this but the capture.
 """
@@ -48,7 +48,7 @@ class DecodeGraph:
         return int(self.batch.tokens.shape[0])
 
     def run(self, rows: list[torch.Tensor]) -> None:
-        """Runs the step for (tokens, positions, slots, context_lens `[n]`, block_tables `[n, blocks]`) on the device."""
+        """Runs the step for (tokens, positions, slots, context_lens `[n]`, block_tables `[n, blocks]`)."""
         n, width = rows[4].shape
         b = self.batch
         for static, new in zip((b.tokens, b.positions, b.slots, b.context_lens), rows[:4], strict=True):

@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2) in its absorbed form: what is cached is what attention reads.
 
-q . (W_k c) = (W_k^T q) . c, and a weighted sum of W_v c is W_v times the weighted sum of c: queries go into the space of the
-latents and results come back from it. Plain torch: right on every device, with no kernel of its own yet.
+q . (W_k c) = (W_k^T q) . c, and a weighted sum of W_v c is W_v times the weighted sum of c: queries go into the space
+of the latents and results come back from it. Plain torch: right on every device, with no kernel of its own yet.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ def latent_attention(
     ops: Ops,
 ) -> torch.Tensor:
     """o(attention(x)) of normed rows `x` `[T, hidden]`; writes their latents."""
-    if w.q_a is None:
-        q = w.q(x)
-    else:
-        q = w.q(ops.rms_norm(w.q_a(x), w.q_a_norm, a.norm_eps))
+    q = w.q(x if w.q_a is None else ops.rms_norm(w.q_a(x), w.q_a_norm, a.norm_eps))
     nope, turned = q.view(-1, a.heads, a.nope_dim + a.rope_dim).split([a.nope_dim, a.rope_dim], -1)
     latent, key = w.kv_a(x).split([a.kv_rank, a.rope_dim], -1)
     latent = ops.rms_norm(latent, w.kv_a_norm, a.norm_eps)

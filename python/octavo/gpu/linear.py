@@ -1,7 +1,7 @@
 """Projections y = x W^T + b, in floats or with int8 weights and activations.
 
-int8 follows the CPU's rule: symmetric codes, one bfloat16 scale per row and group of 128 columns of W, rounded up so that
-no code is clamped; activations per row and group; exact integer sums inside a group, f32 across groups.
+int8 follows the CPU's rule: symmetric codes, one bfloat16 scale per row and group of 128 columns of W, rounded up so
+that no code is clamped; activations per row and group; exact integer sums inside a group, f32 across groups.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ class Int8Linear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, K]` in any float dtype to `[M, N]` in `dtype`."""
         codes, scales = self.ops.quantize_rows(x)
-        return self.ops.int8_matmul(
+        y: torch.Tensor = self.ops.int8_matmul(
             codes, scales, self.codes, self.scales, self.bias, self.dtype, deterministic=self.deterministic
         )
+        return y
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight: `[len(ids), K]`."""

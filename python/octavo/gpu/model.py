@@ -1,7 +1,7 @@
 """The forward pass: one flat batch of tokens through all layers.
 
-The residual stream, norms, rope, softmax and sums of experts are f32; projections run in the format of their weights, and
-what flows between them in the model's dtype.
+The residual stream, norms, rope, softmax and sums of experts are f32; projections run in the format of their weights,
+and what flows between them in the model's dtype.
 """
 
 from __future__ import annotations

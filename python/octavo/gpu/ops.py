@@ -1,6 +1,6 @@
-"""The ops that a step is made of: Triton kernels on a GPU (and in Triton's interpreter), their torch references elsewhere.
+"""The ops that a step is made of: Triton kernels on a GPU (and in Triton's interpreter), torch references elsewhere.
 
-Both sides have one meaning; `octavo.triton_kernels` says which. What stands here are the few differences in calling.
+Both sides have one meaning; `octavo.triton_kernels` says which.
 """
 
 from __future__ import annotations

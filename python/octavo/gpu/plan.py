@@ -73,5 +73,5 @@ class Plan:
         )
 
 
-def _view(buffer: _core.Buffer, dtype: Any) -> Any:
+def _view(buffer: memoryview, dtype: Any) -> Any:
     return np.frombuffer(buffer, dtype) if len(buffer) else np.empty(0, dtype)

@@ -1,4 +1,4 @@
-"""Plain torch with the calling conventions of the kernels, where the references of `octavo.triton_kernels` differ in them."""
+"""Plain torch, called as the kernels are, where the references of `octavo.triton_kernels` are called differently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rms_norm_in_place(
     out: torch.Tensor | None = None,
 ) -> Any:
     """As the kernel: a residual is updated, `out` is written."""
-    result = rms_norm_ref(x, weight, eps, offset=offset, residual=residual)
+    result: Any = rms_norm_ref(x, weight, eps, offset=offset, residual=residual)
     y = result if residual is None else result[0]
     if out is not None:
         y = out.copy_(y)

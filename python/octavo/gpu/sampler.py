@@ -1,8 +1,8 @@
 """Draws tokens on the device, by the rules and with the numbers of the CPU's sampler (`rust/engine/src/sampling`).
 
-Only requests whose logits need no other processing come here: bias, penalties, bad words and structured output draw on the
-host, from rows of logits. The draw itself, a number in [0, 1) that depends on seed, sample and position only, comes with
-the plan.
+Only requests whose logits need no other processing come here: bias, penalties, bad words and structured output draw on
+the host, from rows of logits. The draw itself, a number in [0, 1) that depends on seed, sample and position only, comes
+with the plan.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _nucleus(weights: torch.Tensor, rules: Rules) -> torch.Tensor:
 
 
 def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """`[R, 1]`: the place at which the running sum passes its share; the last one with weight if rounding runs past it."""
+    """`[R, 1]`: where the running sum passes its share; the last place with weight if rounding runs past it."""
     mass = weights.cumsum(-1)
     passed = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
     places = torch.arange(weights.shape[1], device=weights.device)

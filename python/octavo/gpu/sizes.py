@@ -1,7 +1,7 @@
 """Limits of an engine on a GPU, and how much memory goes where.
 
-The weights are loaded first, then the largest step runs once: what it takes at its peak is measured, and the KV pool gets of
-what is left.
+The weights are loaded first, then the largest step runs once: what it takes at its peak is measured, and the KV pool
+gets of what is left.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def context(wishes: Wishes, max_position: int, longest: int) -> int:
 
 
 def limits(wishes: Wishes, wanted_len: int, block_bytes: int, free: int, total: int) -> tuple[Limits, str]:
-    """The limits, and the reason of the KV pool's size. `free`: bytes of the device beside weights and the largest step.
+    """The limits, and the reason of the KV pool's size. `free`: bytes beside weights and the largest step.
 
     Raises:
         InvalidRequestError: the caller's numbers cannot hold together; the message says which to change.
@@ -81,8 +81,8 @@ def limits(wishes: Wishes, wanted_len: int, block_bytes: int, free: int, total: 
     explicit = wishes.kv_cache_bytes is not None or wishes.kv_cache_fraction is not None
     if explicit and budget > free:
         raise DeviceMemoryError(
-            f"the KV cache is to have {budget} bytes ({source}), and {free} are free beside weights and the largest step: "
-            "lower kv_cache_memory, max_num_batched_tokens or max_num_seqs"
+            f"the KV cache is to have {budget} bytes ({source}), and {free} are free beside weights and the largest "
+            "step: lower kv_cache_memory, max_num_batched_tokens or max_num_seqs"
         )
     per_sequence = -(-wanted_len // BLOCK_SIZE)
     needed = seqs * per_sequence

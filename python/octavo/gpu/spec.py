@@ -1,4 +1,4 @@
-"""The decoder as data, as `octavo._core.read_model` gives it. Names and meanings are those of `rust/model/src/spec.rs`."""
+"""The decoder as data, from `octavo._core.read_model`. Names and meanings are those of `rust/model/src/spec.rs`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Groups:
-    """Experts in groups of equal size, of which a token uses only the `chosen` best by the sum of their `best` scores."""
+    """Experts in groups of equal size. A token uses the `chosen` best groups, by the sum of their `best` scores."""
 
     count: int
     chosen: int
@@ -109,7 +109,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rope:
-    """One rotary embedding. `inverse_frequencies` f32 `[rotary_dim / 2]`; cosines and sines are multiplied by `amplitude`."""
+    """One rotary embedding: inverse frequencies `[rotary_dim / 2]`, and a factor on cosines and sines."""
 
     inverse_frequencies: np.ndarray[Any, np.dtype[np.float32]]
     amplitude: float
@@ -137,7 +137,7 @@ class Spec:
 
 
 def read_spec(facts: Facts) -> Spec:
-    """The spec of `_core.read_model`'s answer. A field that this module does not know is an error, not a silent loss."""
+    """The spec of `_core.read_model`'s answer. A field that this module does not know is an error, not a loss."""
     spec = dict(facts["spec"])
     ropes = tuple(
         Rope(np.array(values["inverse_frequencies"], np.float32), values["amplitude"], rope["interleaved"])

@@ -31,7 +31,7 @@ class HeadsWeights:
 
 @dataclass(frozen=True)
 class LatentWeights:
-    """Latent attention in its absorbed form: `to_latent` `[heads, nope_dim, kv_rank]`, `to_value` `[heads, v_dim, kv_rank]`."""
+    """The absorbed form: `to_latent` `[heads, nope_dim, kv_rank]`, `to_value` `[heads, v_dim, kv_rank]`."""
 
     q_a: Linear | None
     q_a_norm: torch.Tensor | None
@@ -171,12 +171,10 @@ class _Loader:
 
     def gated(self, gate_up: list[tuple[str, int]], down: str, inner: int, bias: bool) -> MlpWeights:
         hidden = self.spec.hidden
-        return MlpWeights(
-            self.projection(gate_up, hidden, bias), self.projection([(down, hidden)], inner, bias)
-        )
+        return MlpWeights(self.projection(gate_up, hidden, bias), self.projection([(down, hidden)], inner, bias))
 
     def experts(self, i: int, m: Experts) -> ExpertsWeights:
-        n, hidden = self.names["experts"], self.spec.hidden
+        n = self.names["experts"]
 
         def expert(e: int) -> MlpWeights:
             gate_up = [
@@ -188,7 +186,9 @@ class _Loader:
         shared = gate = None
         if m.shared is not None:
             inner = m.shared.intermediate
-            shared = self.gated(_stacked(n["shared_gate_up"], (inner, inner), i), _at(n["shared_down"], i), inner, False)
+            shared = self.gated(
+                _stacked(n["shared_gate_up"], (inner, inner), i), _at(n["shared_down"], i), inner, False
+            )
             if m.shared.gated:
                 gate = self.exact(f"{_at(n['shared_gate'], i)}.weight", 1)
         return ExpertsWeights(

@@ -10,6 +10,7 @@ use octavo_scheduler::PlanSeq;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyMemoryView;
 
 /// Elements whose bytes may be read as they lie.
 ///
@@ -29,7 +30,7 @@ unsafe impl Plain for PlanSeq {}
 unsafe impl Plain for Draw {}
 const _: () = assert!(size_of::<PlanSeq>() == 8 + 6 * 4 + 8 && size_of::<Draw>() == 4 * 4 + 8 + 8 + 4 * 4);
 
-/// Bytes of a value that Rust owns, read-only. Whoever reads them keeps the value alive.
+/// Bytes of a value that Rust owns, read-only. Whoever reads them keeps the value alive. Python sees it as a memoryview.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Buffer {
     /// Address of the first byte; inside what `owner` holds.
@@ -40,19 +41,20 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The slice that `part` finds in `owner`.
-    pub fn new<T: Send + Sync + 'static, E: Plain>(owner: &Arc<T>, part: impl FnOnce(&T) -> &[E]) -> Self {
+    /// A view of the slice that `part` finds in `owner`.
+    pub fn view<'py, T: Send + Sync + 'static, E: Plain>(
+        py: Python<'py>,
+        owner: &Arc<T>,
+        part: impl FnOnce(&T) -> &[E],
+    ) -> PyResult<Bound<'py, PyMemoryView>> {
         let slice = part(owner);
-        Self { start: slice.as_ptr().expose_provenance(), bytes: size_of_val(slice), owner: Arc::clone(owner) as _ }
+        let (start, bytes) = (slice.as_ptr().expose_provenance(), size_of_val(slice));
+        PyMemoryView::from(Bound::new(py, Self { start, bytes, owner: Arc::clone(owner) as _ })?.as_any())
     }
 }
 
 #[pymethods]
 impl Buffer {
-    fn __len__(&self) -> usize {
-        self.bytes
-    }
-
     /// # Safety
     /// CPython calls this with a `view` to fill, or NULL.
     unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {

@@ -22,8 +22,6 @@ mod _core {
     use pyo3::types::PyDict;
 
     #[pymodule_export]
-    use crate::buffer::Buffer;
-    #[pymodule_export]
     use crate::engine::{Engine, Stream};
     #[pymodule_export]
     use crate::model::Checkpoint;

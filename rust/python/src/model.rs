@@ -6,6 +6,7 @@ use std::sync::Arc;
 use octavo_engine::EngineError;
 use octavo_model::{Dtype, ModelError, read_family};
 use pyo3::prelude::*;
+use pyo3::types::PyMemoryView;
 use serde_json::json;
 
 use crate::buffer::Buffer;
@@ -54,14 +55,19 @@ impl Checkpoint {
         self.0.shape(name).map(<[usize]>::to_vec)
     }
 
-    fn tensor(&self, py: Python<'_>, name: &str, shape: Vec<usize>) -> PyResult<(&'static str, Buffer)> {
+    fn tensor<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        shape: Vec<usize>,
+    ) -> PyResult<(&'static str, Bound<'py, PyMemoryView>)> {
         if self.0.int8(name, &shape).map_err(|e| raise(py, e))?.is_some() {
             // It was found a moment ago, in a checkpoint that does not change.
-            let codes = Buffer::new(&self.0, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
-            return Ok(("int8", codes));
+            let codes = Buffer::view(py, &self.0, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
+            return Ok(("int8", codes?));
         }
         let dtype: Dtype = self.0.tensor(name, &shape).map_err(|e| raise(py, e))?.dtype;
-        let data = Buffer::new(&self.0, |c| c.tensor(name, &shape).map_or(&[][..], |t| t.data));
-        Ok((dtype.name(), data))
+        let data = Buffer::view(py, &self.0, |c| c.tensor(name, &shape).map_or(&[][..], |t| t.data));
+        Ok((dtype.name(), data?))
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use octavo_engine::Draw;
 use octavo_scheduler::StepPlan;
 use pyo3::prelude::*;
+use pyo3::types::PyMemoryView;
 
 use crate::buffer::Buffer;
 
@@ -23,37 +24,37 @@ impl Plan {
     }
 
     #[getter]
-    fn tokens(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.tokens.as_slice())
+    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.tokens.as_slice())
     }
 
     #[getter]
-    fn positions(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.positions.as_slice())
+    fn positions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.positions.as_slice())
     }
 
     #[getter]
-    fn slots(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.slots.as_slice())
+    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.slots.as_slice())
     }
 
     #[getter]
-    fn seqs(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.seqs.as_slice())
+    fn seqs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.seqs.as_slice())
     }
 
     #[getter]
-    fn block_tables(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.block_tables.as_slice())
+    fn block_tables<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.block_tables.as_slice())
     }
 
     #[getter]
-    fn copies(&self) -> Buffer {
-        Buffer::new(&self.plan, |p| p.copies.as_slice())
+    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.copies.as_slice())
     }
 
     #[getter]
-    fn draws(&self) -> Buffer {
-        Buffer::new(&self.draws, |d| d.as_slice())
+    fn draws<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.draws, |d| d.as_slice())
     }
 }
