@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, Logits, NewRequest, NextToken, NextTokens, PlanSeq, Refusal, Scheduler,
-    SeqResult, StepPlan,
+    Actions, Event, FinishReason as Ended, Logits, NewRequest, NextToken, NextTokens, PlanSeq, Refusal,
+    Scheduler, SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 

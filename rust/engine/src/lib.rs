@@ -6,6 +6,8 @@
 
 mod cpu;
 mod detokenizer;
+#[cfg(test)]
+mod drawing_tests;
 mod engine;
 mod engine_loop;
 #[cfg(test)]

@@ -20,9 +20,7 @@ fn raise(py: Python<'_>, error: ModelError) -> PyErr {
 /// Spec and tensor names of a model folder, and its ropes where no sequence is longer than `context`.
 pub fn read(py: Python<'_>, folder: PathBuf, context: usize) -> PyResult<Bound<'_, PyAny>> {
     let family = py.detach(|| read_family(&folder)).map_err(|e| raise(py, e))?;
-    let rope = |r: &octavo_model::RopeSpec| {
-        json!({"inverse_frequencies": r.inverse_frequencies(context), "amplitude": r.amplitude()})
-    };
+    let rope = |r: &octavo_model::RopeSpec| json!({"inverse_frequencies": r.inverse_frequencies(context), "amplitude": r.amplitude()});
     let ropes: Vec<_> = family.spec.ropes.iter().map(rope).collect();
     let value = json!({
         "spec": family.spec,
@@ -63,7 +61,8 @@ impl Checkpoint {
     ) -> PyResult<(&'static str, Bound<'py, PyMemoryView>)> {
         if self.0.int8(name, &shape).map_err(|e| raise(py, e))?.is_some() {
             // It was found a moment ago, in a checkpoint that does not change.
-            let codes = Buffer::view(py, &self.0, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
+            let codes =
+                Buffer::view(py, &self.0, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
             return Ok(("int8", codes?));
         }
         let dtype: Dtype = self.0.tensor(name, &shape).map_err(|e| raise(py, e))?.dtype;
