@@ -1,4 +1,4 @@
-"""Whole models with random weights on a GPU: the time of a decode step against the memory that it must read, and against
+"""Whole models with random weights on a GPU: a decode step against the memory that it must read, and against
 transformers. Writes benches/results/gpu_model.json and, with matplotlib, gpu_model.svg.
 
     python benches/gpu_model.py                            # Llama-3.2-1B and Llama-3.1-8B shapes on the GPU
@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_scaling": None,
     },
 }
-PROMPT_TOKENS = 512
-DECODED_TOKENS = 128
-CONTEXT = 1024
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt, and tokens over which decode steps are timed."""
+
+    prompt: int
+    decoded: int
+
+    @property
+    def middle(self) -> int:
+        """The context half way through the decodes."""
+        return self.prompt + self.decoded // 2
 
 
 class RandomCheckpoint:
@@ -126,8 +137,9 @@ def write_folder(shape: dict[str, Any], folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def start(folder: Path, place: engine.Place, quantization: str | None, seqs: int) -> LLM:
-    wishes = engine.Wishes(max_model_len=CONTEXT, max_num_seqs=seqs, max_num_batched_tokens=4096)
+def start(folder: Path, place: engine.Place, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
+    context = lengths.prompt + lengths.decoded + 2
+    wishes = engine.Wishes(max_model_len=context, max_num_seqs=seqs, max_num_batched_tokens=4096)
     options = engine.Options(quantization=quantization, wishes=wishes, enable_prefix_caching=False)
     return LLM._over(engine.start(folder, options, place), folder)
 
@@ -155,35 +167,35 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def prompts(count: int, vocab: int) -> list[list[int]]:
+def prompts(count: int, vocab: int, length: int) -> list[list[int]]:
     draw = torch.Generator().manual_seed(count)
-    return torch.randint(vocab, (count, PROMPT_TOKENS), generator=draw).tolist()
+    return torch.randint(vocab, (count, length), generator=draw).tolist()
 
 
-def decode_step(llm: LLM, batch: int, vocab: int, rounds: int) -> list[float]:
+def decode_step(llm: LLM, batch: int, vocab: int, rounds: int, lengths: Lengths) -> list[float]:
     """Seconds of a decode step, one figure a round: what further tokens take, over their number."""
-    asked = prompts(batch, vocab)
+    asked = prompts(batch, vocab, lengths.prompt)
 
     def run(tokens: int) -> float:
         params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
         return seconds(lambda: llm.generate(asked, params, use_tqdm=False))
 
     run(4)
-    return [(run(DECODED_TOKENS + 1) - run(1)) / DECODED_TOKENS for _ in range(rounds)]
+    return [(run(lengths.decoded + 1) - run(1)) / lengths.decoded for _ in range(rounds)]
 
 
-def graph_seconds(runner: Any, batch: int, device: torch.device) -> float | None:
+def graph_seconds(runner: Any, batch: int, device: torch.device, context: int) -> float | None:
     """What the device alone takes for a step of this size: the captured graph, again and again."""
     graphs = runner.graphs.graphs if runner.graphs is not None else []
     graph = next((g for g in graphs if g.size >= batch), None)
     if graph is None or device.type != "cuda":
         return None
-    # Contexts as long as they are in the middle of the measurement.
-    tokens = PROMPT_TOKENS + DECODED_TOKENS // 2
-    graph.batch.context_lens.fill_(tokens)
+    graph.batch.context_lens.fill_(context)
     graph.batch.slots.fill_(-1)
-    graph.batch.positions.fill_(tokens - 1)
-    graph.batch.block_tables.zero_()
+    graph.batch.positions.fill_(context - 1)
+    # Blocks of their own for each sequence, so that nothing comes from a cache that a real step would not have.
+    tables = graph.batch.block_tables
+    tables.copy_((torch.arange(tables.numel(), device=device) % runner.kv.num_blocks).view_as(tables))
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     graph.replay()
     first.record()
@@ -194,7 +206,9 @@ def graph_seconds(runner: Any, batch: int, device: torch.device) -> float | None
     return float(first.elapsed_time(last)) / 1e3 / 20
 
 
-def measure(name: str, place: engine.Place, quantization: str | None, batches: Sequence[int], rounds: int) -> list[Any]:
+def measure(
+    name: str, place: engine.Place, quantization: str | None, batches: Sequence[int], rounds: int, lengths: Lengths
+) -> list[Any]:
     device = place.device
     rate = copy_rate(device)
     rows = []
@@ -204,17 +218,17 @@ def measure(name: str, place: engine.Place, quantization: str | None, batches: S
     engine.Runner = lambda *a: made.append(runner_class(*a)) or made[-1]  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         write_folder(SHAPES[name], Path(folder))
-        with start(Path(folder), place, quantization, max(batches)) as llm:
+        with start(Path(folder), place, quantization, max(batches), lengths) as llm:
             spec = made[0].model.spec
             weights = next(p["bytes"] for p in llm.info()["memory"] if p["name"] == "weights")
             if not spec.tied_embeddings:
                 weights -= spec.vocab * spec.hidden * (1 if quantization else 2)
             kv_token = block_bytes(spec, made[0].model.dtype) // 32
             for batch in batches:
-                steps = decode_step(llm, batch, spec.vocab, rounds)
+                steps = decode_step(llm, batch, spec.vocab, rounds, lengths)
                 step = statistics.median(steps)
-                device_step = graph_seconds(made[0], batch, device)
-                read = weights + batch * kv_token * (PROMPT_TOKENS + DECODED_TOKENS // 2)
+                device_step = graph_seconds(made[0], batch, device, lengths.middle)
+                read = weights + batch * kv_token * lengths.middle
                 rows.append(
                     {
                         "model": name,
@@ -234,7 +248,7 @@ def measure(name: str, place: engine.Place, quantization: str | None, batches: S
     return rows
 
 
-def transformers_rows(name: str, device: torch.device, batches: Sequence[int]) -> list[Any]:
+def transformers_rows(name: str, device: torch.device, batches: Sequence[int], lengths: Lengths) -> list[Any]:
     """The same figures of transformers' `generate`, with torch's scaled dot product attention."""
     import transformers
 
@@ -251,7 +265,7 @@ def transformers_rows(name: str, device: torch.device, batches: Sequence[int]) -
         torch.set_default_device(None)
     rows = []
     for batch in batches:
-        ids = torch.tensor(prompts(batch, config.vocab_size), device=device)
+        ids = torch.tensor(prompts(batch, config.vocab_size, lengths.prompt), device=device)
 
         def run(tokens: int, ids: torch.Tensor = ids) -> float:
             options = {"do_sample": False, "max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0}
@@ -259,7 +273,7 @@ def transformers_rows(name: str, device: torch.device, batches: Sequence[int]) -
                 return seconds(lambda: (model.generate(ids, **options), _synchronize(device)))
 
         run(4)
-        step = (run(DECODED_TOKENS + 1) - run(1)) / DECODED_TOKENS
+        step = (run(lengths.decoded + 1) - run(1)) / lengths.decoded
         rows.append({"model": name, "batch": batch, "step_ms": 1e3 * step, "tokens_per_second": batch / step})
         print(json.dumps({"transformers": rows[-1]}), flush=True)
     return rows
@@ -302,20 +316,30 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-3.2-1b", "llama-3.1-8b"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=128, help="tokens over which decode steps are timed")
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     place = engine.gpu() if options.device == "cuda" else engine.Place(torch.device("cpu"), torch_ops())
-    document: dict[str, Any] = {"machine": machine(place.device), "octavo": [], "transformers": [], "faults": []}
+    lengths = Lengths(options.prompt_tokens, options.tokens)
+    document: dict[str, Any] = {
+        "machine": machine(place.device),
+        "prompt_tokens": lengths.prompt,
+        "decoded_tokens": lengths.decoded,
+        "octavo": [],
+        "transformers": [],
+        "faults": [],
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gpu_model.json"
     for name in options.shapes:
         jobs: list[tuple[str, Callable[[], list[Any]]]] = [
-            ("octavo", lambda n=name: measure(n, place, None, options.batches, options.rounds)),
-            ("octavo", lambda n=name: measure(n, place, "int8", options.batches, options.rounds)),
+            ("octavo", lambda n=name: measure(n, place, None, options.batches, options.rounds, lengths)),
+            ("octavo", lambda n=name: measure(n, place, "int8", options.batches, options.rounds, lengths)),
         ]
         if not options.no_peer:
-            jobs.append(("transformers", lambda n=name: transformers_rows(n, place.device, options.batches)))
+            jobs.append(("transformers", lambda n=name: transformers_rows(n, place.device, options.batches, lengths)))
         for key, job in jobs:
             try:
                 document[key] += job()
@@ -327,6 +351,8 @@ def main() -> None:
                 torch.cuda.empty_cache()
             file.write_text(json.dumps(document, indent=1) + "\n")
     plot(document, options.out / "gpu_model.svg")
+    if document["faults"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
