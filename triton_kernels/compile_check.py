@@ -89,7 +89,7 @@ def _type(value: Any) -> str:
 
 def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
     """Registers, spills, shared memory and instructions of one compiled kernel."""
-    options = {"num_warps": launch.options.warps, "num_stages": launch.options.stages}
+    options = {"num_warps": launch.options.warps, "num_stages": launch.options.stages, "enable_fp_fusion": True}
     begin = time.perf_counter()
     compiled = triton.compile(compile_source(launch), target=GPUTarget("cuda", arch, 32), options=options)
     seconds = time.perf_counter() - begin
@@ -155,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
             failed += bool(row["faults"])
             print(
                 f"sm_{row['capability']:<4}{row['op']:<20}{row['case']:<34}{row['kernel']:<30}"
-                f"{row['registers']:>4} registers {row['shared_bytes']:>7} B shared  {' '.join(row['instructions']):<20} "
+                f"{row['registers']:>4} registers {row['shared_bytes']:>7} B shared  "
+                f"{' '.join(row['instructions']):<20} "
                 f"{'; '.join(row['faults'])}",
                 flush=True,
             )

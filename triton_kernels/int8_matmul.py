@@ -2,8 +2,8 @@
 
     out[m, n] = bias[n] + sum over groups g: x_scale[m, g] w_scale[n, g] sum over k in g: x_q[m, k] w_q[n, k]
 
-Groups have 128 columns, or there is one per row. Products of int8 are exact in i32 inside a group and summed in f32 across
-groups. W8A16 multiplies by the codes as floats (exact in bf16 and f16) and has no x_scale.
+Groups have 128 columns, or there is one per row. Products of int8 are exact in i32 inside a group and summed in f32
+across groups. W8A16 multiplies by the codes as floats (exact in bf16 and f16) and has no x_scale.
 
 Few rows are bound by the memory that the weights are read from: tiles of 16 rows, the depth split over programs until
 the device is full, the parts added in a fixed order by a second kernel. Many rows are bound by the tensor cores: large

@@ -43,8 +43,8 @@ def _best(row_ptr, vocab, BLOCK: tl.constexpr):
 
 @triton.jit
 def _above(row_ptr, vocab, key, highest, temperature, BLOCK: tl.constexpr):
-    """How many tokens are at or above a place in the order, and their mass."""
-    count = tl.full((), 0, tl.int32)
+    """How many tokens are at or above a place in the order, and their mass; both as f64."""
+    count = tl.full((), 0.0, tl.float64)
     mass = tl.full((), 0.0, tl.float64)
     for start in tl.range(0, vocab, BLOCK):
         at = start + tl.arange(0, BLOCK)
@@ -71,10 +71,16 @@ def _search(
     """The highest place from `low` on whose tokens at or above it reach `wanted` (count, or mass; PASS: exceed it)."""
     while high - low > 1:
         middle = (low + high) >> 1
-        count, mass = _above(row_ptr, vocab, middle, highest, temperature, BLOCK)
-        value = mass
-        if COUNT:
-            value = count.to(tl.float64)
+        value = tl.full((), 0.0, tl.float64)
+        for start in tl.range(0, vocab, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            x = tl.load(row_ptr + at, mask=at < vocab, other=float("-inf"))
+            bits = x.to(tl.int32, bitcast=True)
+            inside = (tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >= middle) & (at < vocab)
+            if COUNT:
+                value += tl.sum(tl.where(inside, 1, 0), 0)
+            else:
+                value += tl.sum(tl.where(inside, tl.exp((x - highest) / temperature), 0.0).to(tl.float64), 0)
         enough = value >= wanted
         if PASS:
             enough = value > wanted
@@ -268,7 +274,7 @@ def sample_kernel(
                     wanted = top_k.to(tl.float64)
                     edge = _search(x_ptr, vocab, lowest, end, wanted, highest, temperature, True, False, BLOCK)
                     over, over_mass = _above(x_ptr, vocab, edge + 1, highest, temperature, BLOCK)
-                    ties = top_k - over
+                    ties = top_k - over.to(tl.int32)
                     mass = over_mass + ties.to(tl.float64) * _weight_of_key(edge, highest, temperature)
             if TOP_P:
                 if top_p < 1.0:
@@ -277,7 +283,9 @@ def sample_kernel(
                     weight = _weight_of_key(nucleus, highest, temperature)
                     over, over_mass = _above(x_ptr, vocab, nucleus + 1, highest, temperature, BLOCK)
                     upto, upto_mass = _above(x_ptr, vocab, nucleus, highest, temperature, BLOCK)
-                    there = tl.where(nucleus == edge, tl.minimum(ties, upto - over), upto - over)
+                    there = tl.where(
+                        nucleus == edge, tl.minimum(ties, (upto - over).to(tl.int32)), (upto - over).to(tl.int32)
+                    )
                     needed = (goal - over_mass) / tl.where(weight > 0.0, weight, 1.0)
                     ties = tl.minimum(tl.maximum(tl.ceil(needed).to(tl.int32), 1), there)
                     edge = nucleus
@@ -287,7 +295,7 @@ def sample_kernel(
             weight = _weight_of_key(place, highest, temperature)
             over, over_mass = _above(x_ptr, vocab, place + 1, highest, temperature, BLOCK)
             upto, upto_mass = _above(x_ptr, vocab, place, highest, temperature, BLOCK)
-            there = tl.where(place == edge, tl.minimum(ties, upto - over), upto - over)
+            there = tl.where(place == edge, tl.minimum(ties, (upto - over).to(tl.int32)), (upto - over).to(tl.int32))
             number = tl.floor((target - over_mass) / tl.where(weight > 0.0, weight, 1.0)).to(tl.int32)
             number = tl.minimum(tl.maximum(number, 0), there - 1)
             token = _nth_equal(x_ptr, vocab, place, number, BLOCK)

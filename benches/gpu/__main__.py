@@ -1,10 +1,10 @@
 """Micro-benchmarks of the GPU kernels.
 
     python -m benches.gpu --out benches/results/gpu_kernels.json      on a GPU
-    TRITON_INTERPRET=1 python -m benches.gpu --check                  without one: runs each bench once, small; no times
+    TRITON_INTERPRET=1 python -m benches.gpu --check                  without one: each bench once, small, no times
 
-Each row has p20, p50 and p80 of the time (L2 flushed between runs), the bytes and operations needed per second, their share
-of this device's measured copy rate and bf16 matmul rate, and the peer's time in the same process.
+Each row has p20, p50 and p80 of the time (L2 flushed between runs), the bytes and operations needed per second, their
+share of this device's measured copy rate and bf16 matmul rate, and the peer's time in the same process.
 """
 
 from __future__ import annotations

@@ -151,11 +151,10 @@ def attention_prefill(device: torch.device, small: bool) -> Iterator[Bench]:
             torch.tensor([length], **index),
         )
         k, v = (random(1, kv_heads, length, dim, device=device) for _ in range(2))
+        rows = q.transpose(0, 1)[None]
         peer = (
             "SDPA, best back end",
-            lambda q=q.transpose(0, 1)[None], k=k, v=v: F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=True
-            ),
+            lambda q=rows, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
         )
         yield Bench(
             "paged_attention",

@@ -1,4 +1,4 @@
-"""What a micro-benchmark is: an op on some shape, the bytes and operations that it needs, and a peer that does the same."""
+"""A micro-benchmark: an op on some shape, the bytes and operations that it needs, and a peer that does the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Bench:
-    """One row. `needed_bytes`: what must be moved at least; `operations`: multiplications and additions, 0 if none count."""
+    """One row. `needed_bytes`: moved at least; `operations`: multiplications and additions, 0 if none count."""
 
     op: str
     case: str
@@ -25,7 +25,7 @@ MAKERS: list[Maker] = []
 
 
 def entry(maker: Maker) -> Maker:
-    """Registers a function (device, small) -> benches. `small`: shapes for the interpreter, which only shows that they run."""
+    """Registers a function (device, small) -> benches. `small`: shapes for the interpreter, to show that they run."""
     MAKERS.append(maker)
     return maker
 
