@@ -17,7 +17,7 @@ from .rms_norm import rms_norm, rms_norm_quantize
 from .rope_cache import rope_and_cache
 from .sampling import SamplingBatch, logprobs, sample
 
-BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+BF16, F32, I32 = torch.bfloat16, torch.float32, torch.int32
 
 
 class Case(NamedTuple):
@@ -94,17 +94,15 @@ def _cache() -> Iterator[Case]:
 
 
 def _attention() -> Iterator[Case]:
-    forms = [(False, BF16), (False, F16), (False, F32), (True, BF16), (True, F32)]
-    for int8, dtype in forms:
+    for int8 in (False, True):
         for head_dim in (64, 80, 128, 256):
             for phase in ("decode", "prefill"):
-                if dtype != BF16 and head_dim not in (128, 256):
-                    continue
-                yield _attention_case(int8, dtype, head_dim, 4, phase)
-    for group in (1, 8, 16):
-        for phase in ("decode", "prefill"):
-            yield _attention_case(False, BF16, 128, group, phase)
-            yield _attention_case(True, BF16, 128, group, phase)
+                yield _attention_case(int8, BF16, head_dim, 4, phase)
+    for phase in ("decode", "prefill"):
+        # float16 compiles as bfloat16 does; float32 is for tests.
+        yield _attention_case(False, F32, 128, 4, phase)
+        yield _attention_case(False, F32, 256, 4, phase)
+        yield _attention_case(False, BF16, 128, 8, phase)
     for int8 in (False, True):
         for phase in ("decode", "prefill"):
             yield _attention_case(int8, BF16, 128, 4, phase, window=4096)
