@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import int8_matmul as matmul
 from .activation import act_and_mul, act_and_mul_quantize
+from .int8_matmul import int8_matmul, int8_weight_matmul
 from .kv_cache import FloatKV, Int8KV, PagedKV, copy_blocks, quantize_blocks
 from .paged_attention import paged_attention
 from .quantize import quantize_rows
@@ -171,9 +171,9 @@ def _matmul() -> Iterator[Case]:
 def _multiply(kind: str, rows: int, columns: int, depth: int, groups: int, deterministic: bool) -> object:
     w_q, w_scale = _empty(columns, depth, dtype=torch.int8), _empty(columns, groups)
     if kind == "w8a16":
-        return matmul.int8_weight_matmul(_empty(rows, depth), w_q, w_scale, deterministic=deterministic)
+        return int8_weight_matmul(_empty(rows, depth), w_q, w_scale, deterministic=deterministic)
     x_q, x_scale = _empty(rows, depth, dtype=torch.int8), _empty(rows, groups, dtype=F32)
-    return matmul.int8_matmul(x_q, x_scale, w_q, w_scale, _empty(columns), deterministic=deterministic)
+    return int8_matmul(x_q, x_scale, w_q, w_scale, _empty(columns), deterministic=deterministic)
 
 
 def _sampling() -> Iterator[Case]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from octavo.triton_kernels import int8_matmul
 from octavo.triton_kernels.compile_cases import cases
 from octavo.triton_kernels.compile_check import faults
+from octavo.triton_kernels.int8_matmul import int8_matmul
 from octavo.triton_kernels.launch import record
 
 
@@ -36,7 +36,7 @@ def test_recorded_launches_choose_by_the_device_asked_for() -> None:
     descriptors = []
     for capability in ((8, 0), (9, 0)):
         with record(capability) as launches:
-            int8_matmul.int8_matmul(x, scales[0], w, scales[1])
+            int8_matmul(x, scales[0], w, scales[1])
         descriptors.append(launches[0].constants["DESCRIPTORS"])
     assert descriptors == [False, True]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from closeness import assert_close
-from octavo.triton_kernels import int8_matmul as module
 from octavo.triton_kernels.int8_matmul import (
     CONFIGS,
     DETERMINISTIC,
@@ -17,6 +18,9 @@ from octavo.triton_kernels.int8_matmul import (
     int8_weight_matmul_ref,
 )
 from octavo.triton_kernels.quantize import quantize_rows_ref
+
+# The package's attribute of this name is the function.
+module = sys.modules[int8_matmul.__module__]
 
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
 from closeness import assert_close
-from octavo.triton_kernels import paged_attention as module
 from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV, quantize_blocks_ref
 from octavo.triton_kernels.paged_attention import paged_attention, paged_attention_ref
+
+# The package's attribute of this name is the function.
+module = sys.modules[paged_attention.__module__]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Probabilities and (of int8 blocks) keys are rounded to the dtype before their products."""
