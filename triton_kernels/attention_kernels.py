@@ -191,6 +191,9 @@ def paged_attention_kernel(
     else:
         full_step = tl.minimum((first + 1) // KEYS, end_step)
 
+    limit = context
+    if OWN_APART:
+        limit = last // BLOCK_SIZE * BLOCK_SIZE
     key = tl.arange(0, KEYS)
     token = tl.arange(0, BLOCK_SIZE)
     page = tl.arange(0, PAGES)
@@ -210,14 +213,15 @@ def paged_attention_kernel(
                 if SELECTED:
                     logical = tl.load(chosen + entry, mask=inside, other=0)
                 at = logical * BLOCK_SIZE + key % BLOCK_SIZE
-                inside = inside & (at < context)
+                # Blocks after the last query's own may hold anything, its own has no int8 form yet.
+                inside = inside & (at < limit)
                 if INT8:
                     page_entry = step * PAGES + page
                     page_live = page_entry < entries
                     page_logical = page_entry
                     if SELECTED:
                         page_logical = tl.load(chosen + page_entry, mask=page_live, other=0)
-                    page_live = page_live & (page_logical * BLOCK_SIZE < context)
+                    page_live = page_live & (page_logical * BLOCK_SIZE < limit)
                     block = tl.load(table + page_logical, mask=page_live, other=0).to(tl.int64) * KV_HEADS + head
                     plane = (block[:, None] * BLOCK_SIZE + token[None, :])[:, :, None] * HALF + half_channel[
                         None, None, :

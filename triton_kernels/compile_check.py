@@ -30,7 +30,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .compile_cases import Case, cases
 from .launch import INTERPRETED, Launch, record
 
-CAPABILITIES = (80, 90, 100)
+CAPABILITIES = (90, 80, 100)
 SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """What a block may have on that device."""
 
@@ -89,7 +89,7 @@ def _type(value: Any) -> str:
 
 def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
     """Registers, spills, shared memory and instructions of one compiled kernel."""
-    options = {"num_warps": launch.options.warps, "num_stages": launch.options.stages}
+    options = {"num_warps": launch.options.warps, "num_stages": launch.options.stages, "enable_fp_fusion": True}
     begin = time.perf_counter()
     compiled = triton.compile(compile_source(launch), target=GPUTarget("cuda", arch, 32), options=options)
     seconds = time.perf_counter() - begin
@@ -134,6 +134,13 @@ def rows_of(chosen: Iterable[Case], architectures: Iterable[int]) -> Iterator[di
                 yield head | row | {"faults": faults(row, arch)}
 
 
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows so far, so that an interrupted run is not lost."""
+    note = "Compiled ahead of time; nothing here was run or measured on a GPU."
+    result = {"note": note, "triton": triton.__version__, "torch": torch.__version__, "rows": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per kernel; 1 if any fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -155,14 +162,13 @@ def main(arguments: list[str] | None = None) -> int:
             failed += bool(row["faults"])
             print(
                 f"sm_{row['capability']:<4}{row['op']:<20}{row['case']:<34}{row['kernel']:<30}"
-                f"{row['registers']:>4} registers {row['shared_bytes']:>7} B shared  {' '.join(row['instructions']):<20} "
+                f"{row['registers']:>4} registers {row['shared_bytes']:>7} B shared  "
+                f"{' '.join(row['instructions']):<20} "
                 f"{'; '.join(row['faults'])}",
                 flush=True,
             )
-    if options.out:
-        note = "Compiled ahead of time; nothing here was run or measured on a GPU."
-        result = {"note": note, "triton": triton.__version__, "torch": torch.__version__, "rows": rows}
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            if options.out:
+                write(options.out, rows)
     print(f"{len(rows)} kernels compiled, {failed} failed")
     return 1 if failed else 0
 

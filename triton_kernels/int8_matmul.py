@@ -1,9 +1,9 @@
 """Matmul with int8 weights, and int8 (W8A8) or float (W8A16) activations.
 
-    out[m, n] = sum over groups g of x_scale[m, g] w_scale[n, g] sum over k in g of x_q[m, k] w_q[n, k]   + bias[n]
+    out[m, n] = bias[n] + sum over groups g: x_scale[m, g] w_scale[n, g] sum over k in g: x_q[m, k] w_q[n, k]
 
-Groups have 128 columns, or there is one per row. Products of int8 are exact in i32 inside a group and summed in f32 across
-groups. W8A16 multiplies by the codes as floats (exact in bf16 and f16) and has no x_scale.
+Groups have 128 columns, or there is one per row. Products of int8 are exact in i32 inside a group and summed in f32
+across groups. W8A16 multiplies by the codes as floats (exact in bf16 and f16) and has no x_scale.
 
 Few rows are bound by the memory that the weights are read from: tiles of 16 rows, the depth split over programs until
 the device is full, the parts added in a fixed order by a second kernel. Many rows are bound by the tensor cores: large
@@ -38,7 +38,7 @@ BAND = 8
 
 
 class Config(NamedTuple):
-    """Tile (rows x columns, `depth` columns of x per step), warps, stages; split: the depth may be split over programs."""
+    """Tile (rows x columns, `depth` columns of x per step), warps, stages; `split`: over parts of the depth."""
 
     rows: int
     columns: int
@@ -78,12 +78,12 @@ CONFIGS: dict[str, dict[int, list[tuple[int, Config]]]] = {
         8: [
             (16, Config(16, 32, 128, 4, 4, split=True)),
             (64, Config(64, 64, 64, 4, 3, split=True)),
-            (MANY, Config(128, 128, 64, 8, 3)),
+            (MANY, Config(128, 64, 64, 8, 3)),
         ],
         9: [
             (16, Config(16, 32, 128, 4, 4, split=True)),
             (64, Config(64, 64, 64, 4, 4, split=True)),
-            (MANY, Config(128, 128, 64, 8, 4)),
+            (MANY, Config(128, 64, 64, 8, 4)),
         ],
     },
     "float32": {8: [(MANY, Config(16, 64, 64, 4, 2, split=True))]},

@@ -82,11 +82,13 @@ def launch(
     if 0 in grid:
         return
     device = next(a.device for a in arguments.values() if isinstance(a, torch.Tensor))
+    # Triton 3.9 warns where fusion is left to its default, which is to change.
+    compiler = {"num_warps": options.warps, "num_stages": options.stages, "enable_fp_fusion": True}
     if INTERPRETED or device.index in (None, torch.cuda.current_device()):
-        kernel[grid](**arguments, **constants, num_warps=options.warps, num_stages=options.stages)
+        kernel[grid](**arguments, **constants, **compiler)
         return
     with torch.cuda.device(device):
-        kernel[grid](**arguments, **constants, num_warps=options.warps, num_stages=options.stages)
+        kernel[grid](**arguments, **constants, **compiler)
 
 
 def check(condition: bool, message: str) -> None:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
-from .numerics import quantize_last
+from .numerics import quantize_last, round_even
 
 GROUP = 128
 """The only group length, as in octavo's CPU kernels."""
@@ -20,8 +20,8 @@ GROUP = 128
 MANY_GROUPS = 4096
 """From here on a program takes several groups; below, more programs are worth more."""
 
-MAX_COLUMNS = 1 << 17
-"""Columns that a row with one scale may have."""
+BLOCK = 4096
+"""Columns that a program takes at a time where a row has one scale."""
 
 
 @triton.jit
@@ -41,13 +41,26 @@ def quantize_groups_kernel(
 
 @triton.jit
 def quantize_rows_kernel(x_ptr, codes_ptr, scales_ptr, columns, x_stride, BLOCK: tl.constexpr):
-    """A program takes a row, held in registers."""
+    """A program takes a row and reads it twice: a long one would not fit the registers."""
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + row * x_stride + column, mask=column < columns, other=0.0).to(tl.float32)
-    codes, scale = quantize_last(x[None, :])
-    tl.store(codes_ptr + row * columns + column[None, :], codes, mask=(column < columns)[None, :])
-    tl.store(scales_ptr + row + tl.arange(0, 1), scale)
+    largest = tl.full((), 0.0, tl.float32)
+    broken = tl.full((), 0, tl.int32)
+    for start in tl.range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * x_stride + column, mask=column < columns, other=0.0).to(tl.float32)
+        finite = tl.abs(x) <= 3.4028234663852886e38
+        largest = tl.maximum(largest, tl.max(tl.where(finite, tl.abs(x), 0.0), 0))
+        broken = tl.maximum(broken, tl.max(tl.where(finite, 0, 1), 0))
+    empty = largest < 1e-35
+    inverse = tl.where(empty, 0.0, 127.0 / tl.where(empty, 1.0, largest))
+    inverse = tl.where(broken > 0, 0.0, inverse)
+    for start in tl.range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * x_stride + column, mask=column < columns, other=0.0).to(tl.float32)
+        x = tl.where(tl.abs(x) <= 3.4028234663852886e38, x, 0.0)
+        tl.store(codes_ptr + row * columns + column, round_even(x * inverse).to(tl.int8), mask=column < columns)
+    scale = tl.where(empty, 0.0, largest / 127.0)
+    tl.store(scales_ptr + row, tl.where(broken > 0, float("nan"), scale))
 
 
 def quantize_rows(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,8 +85,7 @@ def quantize_rows(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Ten
             quantize_groups_kernel, grid, arguments, {"GROUP": GROUP, "BLOCK": block}, Options(4 if block > 1 else 1, 1)
         )
         return codes, scales
-    check(columns <= MAX_COLUMNS, f"x has {columns} columns: with one scale per row at most {MAX_COLUMNS}")
-    block = power_of_two(columns)
+    block = min(BLOCK, power_of_two(columns))
     launch(quantize_rows_kernel, (rows,), arguments, {"BLOCK": block}, Options(min(16, max(1, block // 512)), 1))
     return codes, scales
 

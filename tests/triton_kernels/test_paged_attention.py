@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
 from closeness import assert_close
-from octavo.triton_kernels import paged_attention as module
-from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV, quantize_blocks
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV, quantize_blocks_ref
 from octavo.triton_kernels.paged_attention import paged_attention, paged_attention_ref
+
+# The package's attribute of this name is the function.
+module = sys.modules[paged_attention.__module__]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 """Probabilities and (of int8 blocks) keys are rounded to the dtype before their products."""
@@ -54,7 +57,7 @@ def batch(
         kv: PagedKV = Int8KV.empty(blocks, blocks, kv_heads, head_dim, dtype, device, tail_of.to(device))
         kv.tail_k[tail_of.long()] = k.to(device, dtype)
         kv.tail_v[tail_of.long()] = v.to(device, dtype)
-        quantize_blocks(kv, torch.arange(blocks, dtype=torch.int32, device=device))
+        quantize_blocks_ref(kv, torch.arange(blocks))
         # What is read as int8 and from the tail must not be the same, or a wrong choice would go unseen.
         kv.tail_v.mul_(1.5)
     else:
