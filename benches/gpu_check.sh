@@ -59,9 +59,10 @@ if has pytest transformers safetensors; then
 else
     echo "tests left out: pytest, transformers or safetensors is not installed" >&2
 fi
-if [ -f benches/gpu_kernels.py ]; then
-    if [ -n "$cpu" ]; then kernels=(--interpret); else kernels=(); fi
-    run kernels 180 "$python" benches/gpu_kernels.py --out "$out" "${kernels[@]}"
+if [ -n "$cpu" ]; then
+    TRITON_INTERPRET=1 run kernels 180 "$python" -m benches.gpu --check
+else
+    run kernels 180 "$python" -m benches.gpu --out "$out/gpu_kernels.json"
 fi
 model=(--out "$out")
 [ -n "$cpu" ] && model+=(--device cpu --shapes tiny --rounds 1 --prompt-tokens 8 --tokens 4 --batches 1 2)

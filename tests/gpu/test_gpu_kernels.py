@@ -1,4 +1,4 @@
-"""A whole step with the real kernels: in Triton's interpreter where there is no GPU. Sizes are tiny, since it is slow."""
+"""Whole steps with the real kernels: in Triton's interpreter where there is no GPU, so sizes are tiny."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 from octavo import SamplingParams
-from octavo.gpu import engine
+from octavo.gpu import engine, sampler
 from octavo.gpu.ops import kernel_ops
+from octavo.gpu.plan import DRAW
 from octavo.triton_kernels.interpreter import make_bfloat16_right
 from octavo.triton_kernels.launch import INTERPRETED
+from octavo.triton_kernels.sampling import uniform_ref
 from places import torch_llm
-from random_models import CASES, Case, write_model
+from random_models import Case, write_model
 
 GPU = torch.cuda.is_available()
-ONE_LAYER = {"num_hidden_layers": 1, "vocab_size": 64, "max_position_embeddings": 96, "intermediate_size": 48}
-# Every option that a kernel takes: norms of heads, offset norms, soft caps, windows, partial and interleaved rope, GELU.
+ONE_LAYER: dict[str, object] = {
+    "num_hidden_layers": 1,
+    "vocab_size": 64,
+    "max_position_embeddings": 96,
+    "intermediate_size": 48,
+}
+# What kernels take: norms of heads, offset norms, soft caps, windows, partial and interleaved rope, GELU.
 MODELS = [
     Case("llama", "llama", ONE_LAYER),
     Case("qwen3", "qwen3", {**ONE_LAYER, "head_dim": 16}),
@@ -62,6 +69,33 @@ def test_kernels_compute_what_torch_does(case: Case, tmp_path: Path) -> None:
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
     for (_, mine), (_, theirs) in zip(got, want, strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)
+
+
+def test_draws_by_kernel_are_those_by_torch() -> None:
+    draws = np.zeros(6, DRAW)
+    for name, column in {
+        "temperature": [1.0, 0.7, 1.5, 0.0, 1.0, 2.0],
+        "top_p": [1.0, 0.8, 1.0, 1.0, 0.5, 1.0],
+        "top_k": [0, 9, 3, 0, 0, 0],
+        "min_p": [0.0, 0.0, 0.0, 0.0, 0.01, 0.2],
+        "seed": [1, 2**63 + 9, 3, 4, 5, 6],
+        "sample": [0, 1, 2, 0, 0, 5],
+        "position": range(6),
+    }.items():
+        draws[name] = column
+    draws["uniform"] = [uniform_ref(int(d["seed"]), int(d["sample"]), int(d["position"])) for d in draws]
+    device = kernels().device
+    rules = sampler.Rules.of(draws, torch.from_numpy(draws.view(np.int32).reshape(6, -1).copy()).to(device))
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(2)).to(device) * 3
+    logits[5, 7] = torch.nan
+    want, got = sampler.draw(logits, rules), sampler.draw(logits, rules, kernels=True)
+    assert got.tolist() == want.tolist()
+    assert want[5] == -1
+    logits[5, 7] = 0.0
+    for mine, theirs in zip(
+        sampler.logprobs(logits, got, 4, kernels=True), sampler.logprobs(logits, want, 4), strict=True
+    ):
+        assert torch.allclose(mine.double(), theirs.double(), atol=1e-5)
 
 
 def test_int8_with_kernels(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from octavo.cli.options import EngineOptions
+from octavo.gpu import device
 
 
 def info(
@@ -23,6 +24,8 @@ def info(
         engine = replace(engine, model=folder)
     with engine.load() as llm:
         facts = llm.info()
+    found = device.state()
+    facts["machine"]["gpu"] = found["name"] if found["usable"] else found["problem"]
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
     else:

@@ -68,9 +68,10 @@ class Runner:
         return self._draw(logits, plan.draws, rule_words)
 
     def _draw(self, logits: torch.Tensor, draws: Records, words: torch.Tensor) -> tuple[Array, Logprobs | None]:
-        tokens = sampler.draw(logits, sampler.Rules.of(draws, words))
+        kernels = self.model.ops.kernels
+        tokens = sampler.draw(logits, sampler.Rules.of(draws, words), kernels)
         most = int(draws["logprobs"].max())
-        table = sampler.logprobs(logits, tokens, most) if most >= 0 else None
+        table = sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else None
         found: Array = tokens.cpu().numpy().view(np.uint32)
         if table is None:
             return found, None

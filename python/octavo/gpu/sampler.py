@@ -26,9 +26,13 @@ class Rules:
     top_p: torch.Tensor
     min_p: torch.Tensor
     uniform: torch.Tensor
+    seed: torch.Tensor
+    sample: torch.Tensor
+    position: torch.Tensor
     all_greedy: bool
     any_ordered: bool
     """Some row has top-k or top-p: candidates must be sorted."""
+    any_min_p: bool
 
     @classmethod
     def of(cls, draws: Records, words: torch.Tensor) -> Rules:
@@ -37,15 +41,22 @@ class Rules:
         def float32(name: str) -> torch.Tensor:
             return words[:, _COLUMN[name]].clone().view(torch.float32)
 
-        at = _COLUMN["uniform"]
+        def of_64_bits(name: str, dtype: torch.dtype) -> torch.Tensor:
+            at = _COLUMN[name]
+            return words[:, at : at + 2].clone(memory_format=torch.contiguous_format).view(dtype)[:, 0]
+
         return cls(
             temperature=float32("temperature"),
-            top_k=words[:, _COLUMN["top_k"]],
+            top_k=words[:, _COLUMN["top_k"]].contiguous(),
             top_p=float32("top_p"),
             min_p=float32("min_p"),
-            uniform=words[:, at : at + 2].clone(memory_format=torch.contiguous_format).view(torch.float64)[:, 0],
+            uniform=of_64_bits("uniform", torch.float64),
+            seed=of_64_bits("seed", torch.int64).contiguous(),
+            sample=words[:, _COLUMN["sample"]].contiguous(),
+            position=words[:, _COLUMN["position"]].contiguous(),
             all_greedy=is_greedy(draws),
             any_ordered=bool(((draws["top_k"] > 0) | (draws["top_p"] < 1.0)).any()),
+            any_min_p=bool((draws["min_p"] > 0.0).any()),
         )
 
 
@@ -60,11 +71,34 @@ def best(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(numbers, logits.argmax(-1), -1).to(torch.int32)
 
 
-def draw(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
+def draw(logits: torch.Tensor, rules: Rules, kernels: bool = False) -> torch.Tensor:
     """A token for each row of `logits` `[D, vocab]` f32, -1 where the row holds NaN or +inf. int32."""
     greedy = best(logits)
     if rules.all_greedy:
         return greedy
+    if kernels:
+        return torch.where(greedy >= 0, _draw_by_kernel(logits, rules), greedy)
+    return _draw_by_torch(logits, rules, greedy)
+
+
+def _draw_by_kernel(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
+    """The kernel makes the draw itself, with the generator that made `uniform`."""
+    from octavo.triton_kernels.sampling import SamplingBatch, sample
+
+    batch = SamplingBatch(
+        temperature=rules.temperature,
+        seed=rules.seed,
+        sample=rules.sample,
+        position=rules.position,
+        top_k=rules.top_k if rules.any_ordered else None,
+        top_p=rules.top_p if rules.any_ordered else None,
+        min_p=rules.min_p if rules.any_min_p else None,
+    )
+    tokens: torch.Tensor = sample(logits, batch)
+    return tokens
+
+
+def _draw_by_torch(logits: torch.Tensor, rules: Rules, greedy: torch.Tensor) -> torch.Tensor:
     top = logits.amax(-1, keepdim=True)
     heat = torch.where(rules.temperature > 0, rules.temperature, 1.0)[:, None]
     limit = torch.where(rules.min_p > 0, top[:, 0] + heat[:, 0] * rules.min_p.log(), torch.finfo(torch.float32).min)
@@ -104,14 +138,26 @@ def _pick(weights: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return torch.minimum(passed, last)
 
 
-def logprobs(logits: torch.Tensor, tokens: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def logprobs(
+    logits: torch.Tensor, tokens: torch.Tensor, top: int, kernels: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ids, log-probabilities, ranks) `[D, 1 + top]`: the token's own, then the best ones in order. Ties rank by id."""
-    index = tokens.long().clamp(min=0)[:, None]
+    tokens, top = tokens.clamp(min=0), min(top, logits.shape[1])
+    if kernels:
+        from octavo.triton_kernels import sampling
+
+        value, own, best_ids, best_values = sampling.logprobs(logits, tokens.to(torch.int32), top)
+        places = torch.arange(1, top + 1, dtype=torch.int32, device=logits.device).expand(len(own), -1)
+        return (
+            torch.cat((tokens[:, None].to(torch.int32), best_ids), 1),
+            torch.cat((value[:, None], best_values), 1),
+            torch.cat((own[:, None], places), 1),
+        )
+    index = tokens.long()[:, None]
     mine = logits.gather(1, index)
     places = torch.arange(logits.shape[1], device=logits.device)
     before = (logits > mine) | ((logits == mine) & (places < index))
     rank = before.sum(-1, keepdim=True) + 1
-    top = min(top, logits.shape[1])
     ids, ranks = index, rank
     if top > 0:
         order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top]
