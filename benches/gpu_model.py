@@ -184,6 +184,7 @@ def decode_step(llm: LLM, batch: int, vocab: int, rounds: int, lengths: Lengths)
     return [(run(lengths.decoded + 1) - run(1)) / lengths.decoded for _ in range(rounds)]
 
 
+@torch.inference_mode()
 def graph_seconds(runner: Any, batch: int, device: torch.device, context: int) -> float | None:
     """What the device alone takes for a step of this size: the captured graph, again and again."""
     graphs = runner.graphs.graphs if runner.graphs is not None else []

@@ -14,6 +14,8 @@ import torch
 from octavo.gpu.plan import Ints, Plan
 
 BLOCK_SIZE = 32
+_ALIGNED_WORDS = 4
+"""Parts of the packed buffer begin on 16 bytes: Triton compiles a kernel anew for pointers that do not."""
 
 
 @dataclass(frozen=True)
@@ -90,27 +92,34 @@ def _rows(starts: Ints, lens: Ints) -> Ints:
 
 
 class Staging:
-    """Pinned memory on the host and its twin on the device. `send` may be called again once the step is done."""
+    """Pinned memory on the host, from which a step's integers go to the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._host = torch.empty(0, dtype=torch.int32)
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
     def send(self, *arrays: Any) -> list[torch.Tensor]:
         """The int32 arrays on the device, in one copy."""
         arrays = tuple(np.asarray(a, np.int32) for a in arrays)
-        total = sum(a.size for a in arrays)
+        rooms = [a.size + -a.size % _ALIGNED_WORDS for a in arrays]
+        total = sum(rooms)
+        if self._sent is not None:
+            # A step that draws nothing does not wait for the device: the last copy may still be on its way.
+            self._sent.synchronize()
         if self._host.numel() < total:
             pinned = self.device.type == "cuda"
             self._host = torch.empty(max(4096, 2 * total), dtype=torch.int32, pin_memory=pinned)
         host = self._host.numpy()
         at = 0
-        for a in arrays:
+        for a, room in zip(arrays, rooms, strict=True):
             host[at : at + a.size] = a.reshape(-1)
-            at += a.size
+            at += room
         packed = self._host[:total].to(self.device, non_blocking=True, copy=True)
-        parts = packed.split([a.size for a in arrays])
-        return [part.view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+        if self._sent is not None:
+            self._sent.record()
+        parts = packed.split(rooms)
+        return [part[: a.size].view(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
 def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:

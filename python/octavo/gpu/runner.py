@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ class Runner:
     def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None) -> None:
         self.model, self.kv, self.graphs = model, kv, graphs
         device = model.weights.norm.device
+        self._device = device
         self._staging = Staging(device)
         self._no_rows = torch.empty(0, model.spec.hidden, device=device)
         self._rest = self._no_rows
@@ -33,14 +35,18 @@ class Runner:
     def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
         """Runs a step. For the plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the logits were not numbers), and
         log-probabilities as `sampler.logprobs` gives them, if one of them asks for some."""
-        with faults("a step"), torch.inference_mode():
+        # The engine's thread has a current device of its own.
+        with faults("a step"), self._on_device(), torch.inference_mode():
             return self._step(Plan.of(plan))
 
     def logits(self, first: int, count: int) -> Array:
         """Logits f32 `[count, vocab]` of the step's other rows that the plan asks for, in the plan's order."""
-        with faults("the logits of a step"), torch.inference_mode():
+        with faults("the logits of a step"), self._on_device(), torch.inference_mode():
             logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
             return logits
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _step(self, plan: Plan) -> tuple[Array, Logprobs | None]:
         layout = lay_out(plan)
