@@ -24,7 +24,7 @@ BLOCK = 4096
 """Columns that a program takes at a time where a row has one scale."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def quantize_groups_kernel(
     x_ptr, codes_ptr, scales_ptr, rows, columns, groups, x_stride, GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
