@@ -146,6 +146,19 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as a table in Markdown."""
+    lines = [
+        "| device | op | case | kernel | registers | shared bytes | instructions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"sm_{row['capability']}", row["op"], row["case"], f"`{row['kernel']}`", row["registers"]]
+        cells += [row["shared_bytes"], ", ".join(row["instructions"]) or "-"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per kernel; 1 if any fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -154,7 +167,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--op", nargs="*", help="only these ops")
     parser.add_argument("--case", default="", help="only cases with this text in their name")
     parser.add_argument("--out", type=Path, help="write the rows as JSON; rows there of other kernels are kept")
+    parser.add_argument("--table", type=Path, help="compile nothing: print the rows of a JSON file as Markdown")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(json.loads(options.table.read_text(encoding="utf-8"))["rows"]))
+        return 0
     if INTERPRETED:
         print("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled", file=sys.stderr)
         return 2
