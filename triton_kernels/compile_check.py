@@ -1,6 +1,6 @@
 """Compiles every kernel in every committed configuration ahead of time: no GPU and no driver are needed.
 
-    python -m octavo.triton_kernels.compile_check [--quick] [--capability 80 ...] [--out FILE]
+    python -m octavo.triton_kernels.compile_check [--quick] [--op OP] [--case TEXT] [--capability 80] [--out FILE]
 
 Launchers run on meta tensors while their launches are recorded, so that what is compiled is what users launch. A kernel
 fails that spills registers (a stack in `cuobjdump -res-usage`) or wants more shared memory than a block of that device
@@ -135,10 +135,28 @@ def rows_of(chosen: Iterable[Case], architectures: Iterable[int]) -> Iterator[di
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The rows so far, so that an interrupted run is not lost."""
+    """Adds the rows to what the file has of the same Triton; called after each, so that nothing is lost."""
     note = "Compiled ahead of time; nothing here was run or measured on a GPU."
-    result = {"note": note, "triton": triton.__version__, "torch": torch.__version__, "rows": rows}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = old["rows"] if old.get("triton") == triton.__version__ else []
+    place = ("capability", "op", "case", "kernel")
+    merged = {tuple(row[name] for name in place): row for row in [*kept, *rows]}
+    ordered = [merged[key] for key in sorted(merged)]
+    result = {"note": note, "triton": triton.__version__, "rows": ordered}
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows as a table in Markdown."""
+    lines = [
+        "| device | op | case | kernel | registers | shared bytes | instructions |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [f"sm_{row['capability']}", row["op"], row["case"], f"`{row['kernel']}`", row["registers"]]
+        cells += [row["shared_bytes"], ", ".join(row["instructions"]) or "-"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,12 +165,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one configuration per kernel")
     parser.add_argument("--capability", type=int, nargs="*", default=list(CAPABILITIES), choices=CAPABILITIES)
     parser.add_argument("--op", nargs="*", help="only these ops")
-    parser.add_argument("--out", type=Path, help="write the rows as JSON")
+    parser.add_argument("--case", default="", help="only cases with this text in their name")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON; rows there of other kernels are kept")
+    parser.add_argument("--table", type=Path, help="compile nothing: print the rows of a JSON file as Markdown")
     options = parser.parse_args(arguments)
+    if options.table:
+        print(table(json.loads(options.table.read_text(encoding="utf-8"))["rows"]))
+        return 0
     if INTERPRETED:
         print("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled", file=sys.stderr)
         return 2
-    chosen = [c for c in cases() if (c.quick or not options.quick) and (not options.op or c.op in options.op)]
+    chosen = [
+        case
+        for case in cases()
+        if (case.quick or not options.quick) and (not options.op or case.op in options.op) and options.case in case.name
+    ]
     rows = []
     failed = 0
     with tempfile.TemporaryDirectory() as cache:

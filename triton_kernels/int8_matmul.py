@@ -167,7 +167,7 @@ def _run(
         splits = max(1, min(wanted, ceil_div(depth, step) // MIN_STEPS_PER_SPLIT, MAX_SPLITS))
         splits = power_of_two(splits + 1) // 2  # Few compiled variants: powers of two only.
     # A descriptor wants 16-byte aligned rows; a group must not be cut by a step.
-    aligned = depth % 16 == 0 and x.stride(0) % 16 == 0
+    aligned = depth % 16 == 0 and x.stride(0) % 16 == 0 and x.storage_offset() % 16 == 0
     descriptors = config.descriptors and aligned and rows > 0
     target = torch.empty(splits, rows, columns, dtype=torch.float32, device=x.device) if splits > 1 else out
     arguments = {

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
-from .numerics import round_even, to_half_above, to_half_below
+from .numerics import divide, round_even, to_half_above, to_half_below
 
 BLOCK_SIZE = 32
 """Tokens of a block."""
@@ -179,9 +179,10 @@ def _key_codes(k, live):
     """Codes, lo and step of the channels (dimension 1) of a block of keys."""
     smallest = tl.min(k, 0)
     lo = to_half_below(smallest)
-    step = to_half_above(tl.where(live, tl.max(k, 0) - lo.to(tl.float32), 0.0) / 255.0)
+    size = tl.where(live, tl.max(k, 0) - lo.to(tl.float32), 0.0)
+    step = to_half_above(divide(size, tl.zeros_like(size) + 255.0))
     wide = step.to(tl.float32)
-    inverse = tl.where(wide > 0.0, 1.0 / tl.where(wide > 0.0, wide, 1.0), 0.0)
+    inverse = tl.where(wide > 0.0, divide(1.0, tl.where(wide > 0.0, wide, 1.0)), 0.0)
     codes = round_even((k - lo.to(tl.float32)[None, :]) * inverse[None, :])
     codes = tl.minimum(tl.maximum(codes, 0.0), 255.0).to(tl.int32)
     # A key that is no number must not come back as one.
@@ -238,9 +239,10 @@ def quantize_blocks_kernel(
             largest = tl.maximum(tl.max(tl.abs(v_0), 1), tl.max(tl.abs(v_1), 1))
             finite = tl.where((tl.abs(v_0) <= 65504.0) & (tl.abs(v_1) <= 65504.0), 0, 1)
             broken = tl.max(finite, 1) > 0
-            scale = to_half_above(tl.where(broken, 0.0, largest) / 127.0)
+            largest = tl.where(broken, 0.0, largest)
+            scale = to_half_above(divide(largest, tl.zeros_like(largest) + 127.0))
             wide = scale.to(tl.float32)
-            inverse = tl.where(wide > 0.0, 1.0 / tl.where(wide > 0.0, wide, 1.0), 0.0)[:, None]
+            inverse = tl.where(wide > 0.0, divide(1.0, tl.where(wide > 0.0, wide, 1.0)), 0.0)[:, None]
             codes_0 = round_even(tl.where(broken[:, None], 0.0, v_0) * inverse)
             codes_1 = round_even(tl.where(broken[:, None], 0.0, v_1) * inverse)
             to = here * BLOCK_SIZE * 2 * HALF + token[:, None] * 2 * HALF + channel[None, :]

@@ -16,6 +16,12 @@ def round_even(x):
 
 
 @triton.jit
+def divide(a, b):
+    """a / b rounded to nearest, as the references divide; Triton's `/` is off by up to two units in the last place."""
+    return tl.div_rn(tl.zeros_like(b) + a, b)
+
+
+@triton.jit
 def tanh(x):
     """1 - 2 / (e^2x + 1): right at both ends, where e^2x is infinite or zero. (libdevice is not in the interpreter.)"""
     return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
@@ -33,9 +39,9 @@ def quantize_last(x):
     largest = tl.max(tl.where(finite, magnitude, 0.0), 1)
     broken = tl.max(tl.where(finite, 0, 1), 1) > 0
     empty = largest < 1e-35
-    inverse = 127.0 / tl.where(empty, 1.0, largest)
+    inverse = divide(127.0, tl.where(empty, 1.0, largest))
     codes = round_even(tl.where(finite, x, 0.0) * tl.where(empty | broken, 0.0, inverse)[:, None])
-    scale = tl.where(broken, float("nan"), tl.where(empty, 0.0, largest / 127.0))
+    scale = tl.where(broken, float("nan"), tl.where(empty, 0.0, divide(largest, tl.zeros_like(largest) + 127.0)))
     return codes.to(tl.int8), scale
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
-from .numerics import quantize_last, round_even
+from .numerics import divide, quantize_last, round_even
 
 GROUP = 128
 """The only group length, as in octavo's CPU kernels."""
@@ -24,7 +24,7 @@ BLOCK = 4096
 """Columns that a program takes at a time where a row has one scale."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def quantize_groups_kernel(
     x_ptr, codes_ptr, scales_ptr, rows, columns, groups, x_stride, GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -52,14 +52,14 @@ def quantize_rows_kernel(x_ptr, codes_ptr, scales_ptr, columns, x_stride, BLOCK:
         largest = tl.maximum(largest, tl.max(tl.where(finite, tl.abs(x), 0.0), 0))
         broken = tl.maximum(broken, tl.max(tl.where(finite, 0, 1), 0))
     empty = largest < 1e-35
-    inverse = tl.where(empty, 0.0, 127.0 / tl.where(empty, 1.0, largest))
+    inverse = tl.where(empty, 0.0, divide(127.0, tl.where(empty, 1.0, largest)))
     inverse = tl.where(broken > 0, 0.0, inverse)
     for start in tl.range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + row * x_stride + column, mask=column < columns, other=0.0).to(tl.float32)
         x = tl.where(tl.abs(x) <= 3.4028234663852886e38, x, 0.0)
         tl.store(codes_ptr + row * columns + column, round_even(x * inverse).to(tl.int8), mask=column < columns)
-    scale = tl.where(empty, 0.0, largest / 127.0)
+    scale = tl.where(empty, 0.0, divide(largest, tl.zeros_like(largest) + 127.0))
     tl.store(scales_ptr + row, tl.where(broken > 0, float("nan"), scale))
 
 

@@ -23,7 +23,7 @@ VALUES_PER_PROGRAM = 2048
 """Short rows (a norm per head) are taken together up to this many values."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(
     x_ptr,
     residual_ptr,

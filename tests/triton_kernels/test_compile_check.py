@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from octavo.triton_kernels.compile_cases import cases
-from octavo.triton_kernels.compile_check import faults
+from octavo.triton_kernels.compile_check import SHARED_MEMORY_BYTES, faults, table
 from octavo.triton_kernels.int8_matmul import int8_matmul
 from octavo.triton_kernels.launch import record
 
@@ -46,6 +46,19 @@ def test_faults() -> None:
     assert faults(fine, 90) == []
     assert "shared memory" in faults(fine, 80)[0]
     assert faults(fine | {"spill_bytes": 8}, 90) == ["spills 8 bytes a thread"]
+
+
+def test_the_committed_rows_have_no_faults_and_stand_in_the_document() -> None:
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benches" / "results" / "gpu_compile.json").read_text(encoding="utf-8"))["rows"]
+    for row in rows:
+        assert row["faults"] == faults(row, row["capability"]) == [], row
+        assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[row["capability"]]
+    names = {(case.op, case.name) for case in cases()}
+    unknown = [(row["op"], row["case"]) for row in rows if (row["op"], row["case"]) not in names]
+    assert not unknown, f"rows of cases that are gone: {unknown}"
+    document = (root / "docs" / "gpu-kernels.md").read_text(encoding="utf-8")
+    assert table(rows) in document, "run compile_check --table benches/results/gpu_compile.json and put it there"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")

@@ -72,12 +72,11 @@ RAGGED = [(1, 1), (5, 37), (40, 40), (1, 100), (9, 64), (0, 40)]
 MODELS = [
     # heads, kv_heads, head_dim, dtype
     (4, 1, 64, torch.bfloat16),
-    (3, 3, 80, torch.float32),
+    (3, 1, 80, torch.float32),
     (7, 1, 32, torch.float16),
     (8, 1, 128, torch.bfloat16),
-    (4, 2, 96, torch.float32),
-    (5, 1, 16, torch.float32),
-    (6, 1, 40, torch.bfloat16),
+    (2, 2, 16, torch.float32),
+    (5, 1, 40, torch.bfloat16),
     (2, 1, 256, torch.float16),
 ]
 

@@ -10,7 +10,7 @@ from octavo.triton_kernels.quantize import dequantize_ref, quantize_rows, quanti
 
 @pytest.mark.parametrize("group", [128, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (5, 320), (3, 1), (33, 200), (0, 64)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (5, 320), (3, 1), (9, 200), (0, 64)])
 def test_codes_and_scales_match_the_formula(
     rows: int, columns: int, dtype: torch.dtype, group: int | None, device: torch.device, generator: torch.Generator
 ) -> None:
