@@ -1,4 +1,59 @@
 """GPU kernels of octavo in Triton, one op a file: formula, kernel, checking launcher, plain torch reference.
 
 Imported as `octavo.triton_kernels`. Needs the extra `octavo[gpu]` (torch and triton), and nothing else of octavo.
+docs/gpu-kernels.md describes each op.
 """
+
+from .activation import act_and_mul, act_and_mul_quantize, act_and_mul_quantize_ref, act_and_mul_ref
+from .int8_matmul import int8_matmul, int8_matmul_ref, int8_weight_matmul, int8_weight_matmul_ref
+from .kv_cache import (
+    BLOCK_SIZE,
+    FloatKV,
+    Int8KV,
+    PagedKV,
+    copy_blocks,
+    gather_keys_values,
+    quantize_blocks,
+    quantize_blocks_ref,
+)
+from .paged_attention import paged_attention, paged_attention_ref
+from .quantize import dequantize_ref, quantize_rows, quantize_rows_ref, quantize_weight
+from .rms_norm import rms_norm, rms_norm_quantize, rms_norm_quantize_ref, rms_norm_ref
+from .rope_cache import rope_and_cache, rope_and_cache_ref
+from .sampling import SamplingBatch, logprobs, logprobs_ref, sample, sample_ref
+
+__all__ = [
+    "BLOCK_SIZE",
+    "FloatKV",
+    "Int8KV",
+    "PagedKV",
+    "SamplingBatch",
+    "act_and_mul",
+    "act_and_mul_quantize",
+    "act_and_mul_quantize_ref",
+    "act_and_mul_ref",
+    "copy_blocks",
+    "dequantize_ref",
+    "gather_keys_values",
+    "int8_matmul",
+    "int8_matmul_ref",
+    "int8_weight_matmul",
+    "int8_weight_matmul_ref",
+    "logprobs",
+    "logprobs_ref",
+    "paged_attention",
+    "paged_attention_ref",
+    "quantize_blocks",
+    "quantize_blocks_ref",
+    "quantize_rows",
+    "quantize_rows_ref",
+    "quantize_weight",
+    "rms_norm",
+    "rms_norm_quantize",
+    "rms_norm_quantize_ref",
+    "rms_norm_ref",
+    "rope_and_cache",
+    "rope_and_cache_ref",
+    "sample",
+    "sample_ref",
+]

@@ -4,12 +4,14 @@ This module only converts: the logic lives in the Rust crates. Users reach it th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final
 
 __all__ = [
+    "Checkpoint",
     "Delta",
     "Engine",
     "Logprob",
+    "Plan",
     "SampleDelta",
     "Stream",
     "__version__",
@@ -18,6 +20,7 @@ __all__ = [
     "floats_json",
     "parse_json",
     "quantize_weights",
+    "read_model",
 ]
 
 __version__: str
@@ -48,6 +51,70 @@ def quantize_weights(
 ) -> dict[str, Any]:
     """Writes the weights of the folder `model` to the new file `output`, as kernels read them. `source` is what the
     file calls the model. Keys: `bytes`, `spared`, `warnings`, `origin`, `quantization_config` (for config.json)."""
+
+def read_model(folder: str, *, context: int = 0) -> dict[str, Any]:
+    """What config.json of `folder` says, for executors in Python: `spec` (the decoder as data), `names` (of its
+    tensors, with "{i}" for the layer and "{e}" for the expert), `ropes` (a list of {inverse_frequencies, amplitude}
+    where no sequence is longer than `context` tokens), `longest_context`, `parameters`.
+
+    Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`.
+    """
+
+@final
+class Checkpoint:
+    """The safetensors files of a model folder, mapped; every name and offset is checked."""
+
+    def __new__(cls, folder: str) -> Checkpoint:
+        """Raises `ModelNotFoundError`, `CorruptModelError`."""
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+    def shape(self, name: str) -> list[int] | None:
+        """The sizes of a tensor; None: there is no such tensor."""
+    def tensor(self, name: str, shape: Sequence[int]) -> tuple[str, memoryview]:
+        """(element type, little-endian elements) of the tensor `name`: "float32", "bfloat16", "float16" or "int8".
+        Raises `CorruptModelError` if it is missing, has another shape, or another element type."""
+
+@final
+class Plan:
+    """One step, for an executor in Python: all new tokens of all its sequences. The views are of the engine's own
+    memory, read-only, and valid as long as they are held: arrays of u32, but for `seqs` and `draws`, whose records are
+    those of `octavo.gpu.plan`."""
+
+    @property
+    def step(self) -> int:
+        """Counted from 1."""
+    @property
+    def tokens(self) -> memoryview:
+        """`[T]`, the sequences one after the other."""
+    @property
+    def positions(self) -> memoryview:
+        """`[T]`."""
+    @property
+    def slots(self) -> memoryview:
+        """`[T]`: block * 32 + offset, where a token's key and value go."""
+    @property
+    def seqs(self) -> memoryview:
+        """`[S]` records."""
+    @property
+    def block_tables(self) -> memoryview:
+        """Block ids, concatenated."""
+    @property
+    def copies(self) -> memoryview:
+        """`[C, 2]`: (source, destination) of the block copies to make first."""
+    @property
+    def draws(self) -> memoryview:
+        """`[D]` records: sequences whose token the executor draws."""
+
+class _Executor(Protocol):
+    """What `Engine.over` calls from its thread. An exception fails the step's requests; one with a true attribute
+    `fatal` ends the engine."""
+
+    def step(self, plan: Plan, /) -> tuple[Any, Sequence[Any] | None]:
+        """Runs a step. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the logits were not numbers) and,
+        if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`, the token's own first."""
+    def logits(self, first: int, count: int, /) -> Any:
+        """Of the step's other rows that the plan asks for, in its order: f32 `[count, vocab]`."""
 
 @final
 class Engine:
@@ -80,6 +147,27 @@ class Engine:
         each other. `tokenizer` is a folder or a tokenizer.json; `chat_template` the text of a Jinja template.
         Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`, `InvalidRequestError`.
         """
+
+    @staticmethod
+    def over(
+        model: str,
+        executor: _Executor,
+        *,
+        vocab: int,
+        info: str,
+        num_blocks: int,
+        max_model_len: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_queue: int,
+        enable_prefix_caching: bool = True,
+        prefill_chunk: int | None = None,
+        seed: int = 0,
+        tokenizer: str | None = None,
+        chat_template: str | None = None,
+    ) -> Engine:
+        """Starts the engine thread over an executor in Python for the model of the folder `model`. `info` is JSON: what
+        `info()` tells of the executor. Raises as the constructor does for what else the folder holds."""
 
     def submit(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ContextLengthError",
     "CorruptModelError",
+    "DeviceMemoryError",
     "EngineDeadError",
     "ExecutionError",
     "InvalidRequestError",
@@ -13,6 +14,7 @@ __all__ = [
     "OctavoError",
     "QueueFullError",
     "RequestTimeoutError",
+    "UnsupportedDeviceError",
     "UnsupportedModelError",
 ]
 
@@ -59,6 +61,14 @@ class RequestTimeoutError(OctavoError, TimeoutError):
 
 class MissingDependencyError(OctavoError, ImportError):
     """An optional dependency is needed; the message names the extra that installs it."""
+
+
+class UnsupportedDeviceError(OctavoError):
+    """The device that was asked for is not there, or cannot be used; the message says what to install or change."""
+
+
+class DeviceMemoryError(OctavoError, MemoryError):
+    """The device's memory does not hold what was asked for; the message says what to lower."""
 
 
 def from_engine(class_name: str, message: str) -> OctavoError:

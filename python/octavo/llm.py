@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -16,7 +17,8 @@ from octavo.aio import Dispatcher
 from octavo.attention import DynamicAttention
 from octavo.attention import resolve as resolve_attention
 from octavo.batch import embed_batch, run_batch
-from octavo.errors import InvalidRequestError, MissingDependencyError, UnsupportedModelError
+from octavo.errors import InvalidRequestError
+from octavo.gpu.device import choose
 from octavo.hub import resolve_model
 from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
 from octavo.memory import parse_memory
@@ -40,6 +42,7 @@ _ARGUMENTS = [
     "max_queue",
     "enable_prefix_caching",
     "attention",
+    "deterministic",
     "threads",
     "seed",
     "revision",
@@ -53,19 +56,23 @@ class LLM:
 
     Args:
         model: a local folder or a hub id; None: the small model that ships with octavo.
-        device: "auto" or "cpu".
-        dtype: "auto", "float32" or "bfloat16": computation and storage where not quantised.
-        quantization: "auto" (int8 on the CPU, but for projections that it would change too much), "int8", or None.
-        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": half the memory of bfloat16.
-        kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the machine's memory; None: enough for
-            `max_num_seqs`, at most half of what is free.
+        device: "cpu", "cuda", or "auto": a GPU that can be used, else the CPU.
+        dtype: "auto", "float32", "bfloat16", on a GPU also "float16": computation and storage where not quantised.
+        quantization: "auto" (int8 on the CPU, but for projections that it would change too much; on a GPU none, unless
+            the checkpoint is int8), "int8", or None.
+        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": half the memory of bfloat16;
+            on a GPU the model's dtype.
+        kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the device's memory; None: enough for
+            `max_num_seqs`, at most half of what is free, on a GPU 90 % of what weights and the largest step leave.
         max_model_len: longest sequence, prompt and output together; None: what the model was made for, if it fits.
-        max_num_seqs: sequences that run at once (default 64).
-        max_num_batched_tokens: tokens of one step (default 512).
+        max_num_seqs: sequences that run at once (default 64, on a GPU 256).
+        max_num_batched_tokens: tokens of one step (default 512, on a GPU 8192).
         max_queue: requests that may wait (default 1024).
         enable_prefix_caching: share the KV blocks of equal prefixes.
         attention: "dense" (exact), "dynamic", or `DynamicAttention(...)`: each query reads only the values that matter,
-            from an int8 cache, and outputs say in `metrics.attention` what was left out at most.
+            from an int8 cache, and outputs say in `metrics.attention` what was left out at most. On the CPU.
+        deterministic: on a GPU, give a request the same bits whatever runs beside it, at some speed; on the CPU that
+            always holds.
         threads: CPU threads; None: one per core.
         seed: of requests that bring none.
         revision: branch, tag or commit of a hub repository.
@@ -76,6 +83,7 @@ class LLM:
         ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
         InvalidRequestError: an argument, named with its value.
         MissingDependencyError: an extra is needed; the message names it.
+        UnsupportedDeviceError, DeviceMemoryError: the GPU.
     """
 
     def __init__(
@@ -93,6 +101,7 @@ class LLM:
         max_queue: int | None = None,
         enable_prefix_caching: bool = True,
         attention: str | DynamicAttention = "dense",
+        deterministic: bool = False,
         threads: int | None = None,
         seed: int = 0,
         revision: str | None = None,
@@ -102,12 +111,36 @@ class LLM:
     ) -> None:
         if unknown:
             raise InvalidRequestError(_unknown_argument(next(iter(unknown))))
-        _check_device(device)
         dynamic = resolve_attention(attention)
         kv_bytes, kv_fraction = parse_memory(kv_cache_memory)
+        on = choose(device, embedded=model is None)
         self.model = resolve_model(model, revision)
+        counts = {
+            "max_model_len": _count("max_model_len", max_model_len),
+            "max_num_seqs": _count("max_num_seqs", max_num_seqs),
+            "max_num_batched_tokens": _count("max_num_batched_tokens", max_num_batched_tokens),
+            "max_queue": _count("max_queue", max_queue),
+        }
         try:
-            self._engine = _core.Engine(
+            if on == "cuda":
+                if dynamic is not None:
+                    raise InvalidRequestError(f"attention is {attention!r}: on a GPU 'dense' is available; use device='cpu'")
+                from octavo.gpu import engine as gpu
+
+                options = gpu.Options(
+                    dtype=dtype,
+                    quantization=quantization,
+                    kv_cache_dtype=kv_cache_dtype,
+                    wishes=gpu.Wishes(**counts, kv_cache_bytes=kv_bytes, kv_cache_fraction=kv_fraction),
+                    enable_prefix_caching=enable_prefix_caching,
+                    deterministic=deterministic,
+                    seed=_seed(seed),
+                    tokenizer=None if tokenizer is None else os.fspath(tokenizer),
+                    chat_template=chat_template,
+                )
+                self._use(gpu.start(self.model, options, gpu.gpu()))
+                return
+            engine = _core.Engine(
                 os.fspath(self.model),
                 dtype=dtype,
                 quantization="none" if quantization is None else quantization,
@@ -115,10 +148,7 @@ class LLM:
                 attention=None if dynamic is None else dynamic.as_tuple(),
                 kv_cache_bytes=kv_bytes,
                 kv_cache_fraction=kv_fraction,
-                max_model_len=_count("max_model_len", max_model_len),
-                max_num_seqs=_count("max_num_seqs", max_num_seqs),
-                max_num_batched_tokens=_count("max_num_batched_tokens", max_num_batched_tokens),
-                max_queue=_count("max_queue", max_queue),
+                **counts,
                 enable_prefix_caching=enable_prefix_caching,
                 threads=_count("threads", threads),
                 seed=_seed(seed),
@@ -128,9 +158,21 @@ class LLM:
         except (TypeError, OverflowError) as error:
             # The binding's own check of argument types: the message names the argument.
             raise InvalidRequestError(f"LLM: {error}") from error
+        self._use(engine)
+
+    def _use(self, engine: _core.Engine) -> None:
+        self._engine = engine
         self._dispatcher = Dispatcher(self._engine)
         for text in self._engine.info().get("warnings", []):
-            warnings.warn(f"{self.model}: {text}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{self.model}: {text}", RuntimeWarning, stacklevel=3)
+
+    @classmethod
+    def _over(cls, engine: _core.Engine, model: Path) -> LLM:
+        """Around an engine that was made elsewhere."""
+        llm = cls.__new__(cls)
+        llm.model = model
+        llm._use(engine)
+        return llm
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> LLM:
@@ -470,16 +512,3 @@ def _seed(seed: object) -> int:
     if isinstance(seed, int) and -(2**63) <= seed < 2**63:
         return seed
     raise InvalidRequestError(f"seed is {seed!r}: an integer of 64 bits is expected")
-
-
-def _check_device(device: str) -> None:
-    if device in ("auto", "cpu"):
-        return
-    if device != "cuda":
-        raise InvalidRequestError(f"device is {device!r}: 'auto' or 'cpu' is expected")
-    try:
-        import torch  # noqa: F401
-        import triton  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("device 'cuda' needs the extra: pip install 'octavo[gpu]'") from error
-    raise UnsupportedModelError("device 'cuda': this version computes on the CPU only; use device='cpu'")

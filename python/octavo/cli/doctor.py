@@ -17,6 +17,7 @@ from typer import Option
 from octavo import _core
 from octavo.cli.info import size
 from octavo.errors import OctavoError
+from octavo.gpu import device
 from octavo.hub import embedded_model
 from octavo.llm import LLM
 from octavo.params import SamplingParams
@@ -63,6 +64,7 @@ def run_checks() -> Iterator[Check]:
     else:
         yield Check("python", "ok", f"{version}, {platform.python_implementation()}, {platform.platform()}")
     yield from _check_engine()
+    yield from _check_gpu()
     yield from _check_embedded()
     for extra, modules in _EXTRAS.items():
         missing = [m for m in modules if importlib.util.find_spec(m) is None]
@@ -95,6 +97,15 @@ def _check_engine() -> Iterator[Check]:
         yield Check("memory", "broken", size(memory), f"at least {size(_LEAST_MEMORY_BYTES)} is needed")
     else:
         yield Check("memory", "ok", size(memory))
+
+
+def _check_gpu() -> Iterator[Check]:
+    found = device.state()
+    if found["usable"]:
+        facts = f"compute capability {found['capability']}, {size(found['memory_bytes'])}"
+        yield Check("gpu", "ok", f"{found['name']}, {facts}, torch {found['torch']}, triton {found['triton']}")
+    else:
+        yield Check("gpu", "note", "none that can be used: models run on the CPU", found["problem"])
 
 
 def _check_embedded() -> Iterator[Check]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from octavo.cli.options import EngineOptions, with_model
+from octavo.gpu import device
 
 
 def info(
@@ -19,6 +20,8 @@ def info(
     """Show the model, the machine and kernels in use, the plan of memory, the defaults."""
     with with_model(engine, folder).load() as llm:
         facts = llm.info()
+    found = device.state()
+    facts["machine"]["gpu"] = found["name"] if found["usable"] else found["problem"]
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
     else:

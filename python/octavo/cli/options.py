@@ -18,8 +18,9 @@ class EngineOptions:
     model: Annotated[
         str | None, Option("--model", "-m", help="Folder or hub id.", show_default="the embedded model")
     ] = None
-    dtype: Annotated[str, Option(help="auto, float32 or bfloat16.")] = "auto"
-    quantization: Annotated[str, Option(help="auto (int8), int8 or none.")] = "auto"
+    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto"
+    dtype: Annotated[str, Option(help="auto, float32 or bfloat16; on a GPU also float16.")] = "auto"
+    quantization: Annotated[str, Option(help="auto (int8 on the CPU), int8 or none.")] = "auto"
     kv_cache_memory: Annotated[
         str | None, Option(help="Size such as 4GiB, or a fraction of the memory such as 0.3.")
     ] = None

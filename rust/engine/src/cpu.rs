@@ -65,7 +65,7 @@ impl CpuExecutor {
 }
 
 /// Rows of its chunk for which `seq` wants logits or hidden states.
-pub(crate) fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
+pub fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
     match seq.logits {
         Logits::None => 0..0,
         Logits::Last => seq.query_len - 1..seq.query_len,

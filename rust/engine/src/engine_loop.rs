@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Output, Refusal, Scheduler,
-    SeqResult, StepPlan,
+    Actions, Event, FinishReason as Ended, Logits, NewRequest, NextToken, NextTokens, Output, PlanSeq,
+    Refusal, Scheduler, SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 
 use crate::EngineError;
 use crate::cpu::wanted_rows;
 use crate::error::panic_text;
-use crate::executor::{Executor, StepError};
+use crate::executor::{Draw, Executor, RowOutcome, StepError};
 use crate::health::Pulse;
 use crate::metrics::Histograms;
 use crate::output::FinishReason;
@@ -142,9 +142,10 @@ impl EngineLoop {
             self.update_counters();
             self.flush();
             if !self.actions.plan.is_empty() {
-                let plan = std::mem::take(&mut self.actions.plan);
+                let plan = Arc::new(std::mem::take(&mut self.actions.plan));
                 let goes_on = self.execute(&plan);
-                self.actions.plan = plan;
+                // Its memory is used again, unless the executor still holds on to it.
+                self.actions.plan = Arc::try_unwrap(plan).unwrap_or_default();
                 if !goes_on {
                     return;
                 }
@@ -302,7 +303,7 @@ impl EngineLoop {
     }
 
     /// Runs a step and reports it to the scheduler. False: the executor cannot go on.
-    fn execute(&mut self, plan: &StepPlan) -> bool {
+    fn execute(&mut self, plan: &Arc<StepPlan>) -> bool {
         let begin = Instant::now();
         self.shared.histograms.step(plan.tokens.len());
         let mut results: Vec<SeqResult> = plan
@@ -313,18 +314,21 @@ impl EngineLoop {
         let outcome = {
             let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
             let histograms = &self.shared.histograms;
-            let mut sink = |index: usize, row: u32, logits: &[f32]| {
+            let draws = if self.executor.draws() { draws(plan, requests) } else { Vec::new() };
+            let mut sink = |index: usize, row: u32, outcome: RowOutcome<'_>| {
                 let seq = &plan.seqs[index];
                 let Some(active) = requests.get_mut(&seq.request) else { return };
                 let position = seq.context_len - seq.query_len + row;
-                if let Some(pooler) = &mut active.request.pooler {
-                    if let Err(e) = pooler.take(position, logits) {
-                        active.error = Some(e);
-                        results[index] = SeqResult::Failed;
+                if let RowOutcome::Logits(row) = outcome {
+                    if let Some(pooler) = &mut active.request.pooler {
+                        if let Err(e) = pooler.take(position, row) {
+                            active.error = Some(e);
+                            results[index] = SeqResult::Failed;
+                        }
+                        return;
                     }
-                    return;
+                    active.prompt_row(tokenizer, position, row);
                 }
-                active.prompt_row(tokenizer, position, logits);
                 if seq.forks == 0 || row + 1 != seq.query_len {
                     return;
                 }
@@ -332,7 +336,17 @@ impl EngineLoop {
                 if let Some(gap) = active.gap(seq.sample, now) {
                     histograms.gap(gap);
                 }
-                results[index] = match draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now) {
+                let tokens = match outcome {
+                    RowOutcome::Logits(logits) => {
+                        draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now)
+                    }
+                    RowOutcome::Drawn(token, logprobs) => token.ok_or_else(not_numbers).and_then(|token| {
+                        let logprobs = Some(logprobs).filter(|l| !l.is_empty());
+                        let (token, stop) = active.push(tokenizer, seq.sample, token, logprobs, now)?;
+                        Ok(std::iter::once(NextToken { token, stop }).collect())
+                    }),
+                };
+                results[index] = match tokens {
                     Ok(tokens) => SeqResult::Tokens(tokens),
                     Err(e) => {
                         active.error = Some(e);
@@ -341,7 +355,7 @@ impl EngineLoop {
                 };
             };
             let executor = &mut self.executor;
-            catch_unwind(AssertUnwindSafe(|| executor.execute(plan, &mut sink)))
+            catch_unwind(AssertUnwindSafe(|| executor.execute_drawing(plan, draws, &mut sink)))
                 .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
         };
         for (seq, report) in plan.seqs.iter().zip(self.executor.attention_reports()) {
@@ -401,6 +415,24 @@ impl EngineLoop {
     }
 }
 
+/// The sequences whose token the executor may draw by itself.
+fn draws(plan: &StepPlan, requests: &FxHashMap<u64, Active>) -> Vec<Draw> {
+    let of = |(i, seq): (usize, &PlanSeq)| {
+        let alone = seq.forks == 1 && seq.logits == Logits::Last;
+        let draw = requests.get(&seq.request).filter(|_| alone)?.plain_draw(seq.sample)?;
+        Some(Draw { seq: i as u32, ..draw })
+    };
+    plan.seqs.iter().enumerate().filter_map(of).collect()
+}
+
+fn not_numbers() -> EngineError {
+    EngineError::Execution(
+        "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
+         overflowed: try dtype=\"float32\" and quantization=None"
+            .into(),
+    )
+}
+
 /// Draws the tokens of all forks of a sequence from one row.
 fn draw(
     active: &mut Active,
@@ -413,11 +445,7 @@ fn draw(
 ) -> Result<NextTokens, EngineError> {
     // NaN and +inf fail the comparison alike; -inf is a token that cannot come.
     if !logits.iter().all(|x| *x < f32::INFINITY) {
-        return Err(EngineError::Execution(
-            "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
-             overflowed: try dtype=\"float32\" and quantization=None"
-                .into(),
-        ));
+        return Err(not_numbers());
     }
     (0..forks)
         .map(|fork| {

@@ -1,7 +1,11 @@
 //! The seam between the engine and what computes: a step plan in, rows of logits (or hidden states) out.
 
+use std::sync::Arc;
+
 use octavo_kernels::AttentionReport;
 use octavo_scheduler::StepPlan;
+
+use crate::sampling::Logprob;
 
 /// What a failed step means for the engine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +21,44 @@ pub enum StepError {
 /// Receives rows: (index into `plan.seqs`, row of that sequence's chunk, its logits `[vocab]`). A sequence whose output
 /// is `Output::Hidden` gets hidden states `[hidden]` behind the last norm in their place.
 pub type RowSink<'a> = dyn FnMut(usize, u32, &[f32]) + 'a;
+
+/// How the token of a sequence is drawn where its logits need no other processing. The layout is C's, and has no gaps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
+pub struct Draw {
+    /// Index into `plan.seqs`.
+    pub seq: u32,
+    /// Which sample of the request.
+    pub sample: u32,
+    /// Tokens that the sample has so far.
+    pub position: u32,
+    /// Number of candidates; 0: all.
+    pub top_k: u32,
+    /// Seed of the request.
+    pub seed: u64,
+    /// A number in [0, 1) that depends on seed, sample and position only: the draw.
+    pub uniform: f64,
+    /// 0: greedy.
+    pub temperature: f32,
+    /// Smallest set of tokens whose probabilities reach this sum.
+    pub top_p: f32,
+    /// Candidates have at least this share of the best one's probability.
+    pub min_p: f32,
+    /// Candidates whose log-probabilities are wanted beside the token's own; below 0: not even that.
+    pub logprobs: i32,
+}
+
+/// What an executor gives for a row.
+pub enum RowOutcome<'a> {
+    /// Logits `[vocab]`, from which the engine draws.
+    Logits(&'a [f32]),
+    /// The token that the executor drew as a `Draw` asked, with its log-probability and the candidates', as
+    /// `row_logprobs` gives them. None: the logits were not numbers.
+    Drawn(Option<u32>, Vec<Logprob>),
+}
+
+/// Receives (index into `plan.seqs`, row of that sequence's chunk, what came of it).
+pub type OutcomeSink<'a> = dyn FnMut(usize, u32, RowOutcome<'_>) + 'a;
 
 /// Computes steps. Keeps no state of requests besides the KV pool.
 pub trait Executor: Send {
@@ -38,5 +80,22 @@ pub trait Executor: Send {
     /// nobody; it may be handed out again, empty, at any time.
     fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
         let _ = held;
+    }
+
+    /// Whether `execute_drawing` heeds `draws`.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// As `execute`, for executors that hand the plan on to where no borrow is checked, or that draw tokens where they
+    /// computed them: for each of `draws` (in order of `seq`) they may give the token instead of the row.
+    fn execute_drawing(
+        &mut self,
+        plan: &Arc<StepPlan>,
+        draws: Vec<Draw>,
+        sink: &mut OutcomeSink<'_>,
+    ) -> Result<(), StepError> {
+        drop(draws);
+        self.execute(plan, &mut |index, row, logits| sink(index, row, RowOutcome::Logits(logits)))
     }
 }

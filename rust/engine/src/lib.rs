@@ -6,6 +6,8 @@
 
 mod cpu;
 mod detokenizer;
+#[cfg(test)]
+mod drawing_tests;
 mod engine;
 mod engine_loop;
 #[cfg(test)]
@@ -32,10 +34,10 @@ mod structured;
 mod template;
 mod tokenizer;
 
-pub use cpu::CpuExecutor;
+pub use cpu::{CpuExecutor, wanted_rows};
 pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
-pub use executor::{Executor, RowSink, StepError};
+pub use executor::{Draw, Executor, OutcomeSink, RowOutcome, RowSink, StepError};
 pub use generation::GenerationDefaults;
 pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};

@@ -1,18 +1,19 @@
-//! From a model folder to a running engine on the CPU.
+//! From a model folder to a running engine, on the CPU or over an executor that was made elsewhere.
 
 use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, WeightDtype};
 use octavo_model::{KvPool, Model, Spared, read_family};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::EngineError;
 use crate::cpu::CpuExecutor;
 use crate::engine::{Engine, EngineParts};
 use crate::error::panic_text;
+use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
-use crate::memory;
+use crate::memory::{self, Limits};
 use crate::options::EngineOptions;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
@@ -90,6 +91,44 @@ impl Engine {
             vocab: spec.vocab,
             spec: Some(spec),
             executor: Box::new(CpuExecutor::new(kernels, model, kv, options.attention)),
+            tokenizer,
+            template,
+            generation,
+            limits,
+            prefix_caching: options.enable_prefix_caching,
+            prefill_chunk: options.prefill_chunk.map(|n| n as u32),
+            seed: options.seed,
+            info,
+        })
+    }
+}
+
+impl Engine {
+    /// Starts the engine thread over an executor that was made elsewhere for the model of `folder`. `info` is what
+    /// `Engine::info` tells of it; of `options`, those count that are not the executor's.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_over(
+        folder: &Path,
+        options: &EngineOptions,
+        executor: Box<dyn Executor>,
+        limits: Limits,
+        mut info: Value,
+    ) -> Result<Self, EngineError> {
+        let spec = read_family(folder)?.spec;
+        let Text { tokenizer, generation, template } = Text::load(
+            folder,
+            options.tokenizer.as_deref().unwrap_or(folder),
+            options.chat_template.as_deref(),
+        )?;
+        if let Some(Value::Object(model)) = info.get_mut("model") {
+            model.insert("chat_template".into(), template.as_ref().is_some_and(Result::is_ok).into());
+        }
+        Self::start(EngineParts {
+            vocab: spec.vocab,
+            spec: Some(spec),
+            executor,
             tokenizer,
             template,
             generation,

@@ -9,6 +9,7 @@ use octavo_kernels::AttentionReport;
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::Shared;
+use crate::executor::Draw;
 use crate::output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
@@ -19,6 +20,9 @@ use crate::stop::StopFilter;
 use crate::stream::Outbox;
 use crate::structured::{Constraint, Progress};
 use crate::tokenizer::Tokenizer;
+
+/// Most candidates that an executor is asked to report with a token that it draws; more come from the row of logits.
+const MAX_DRAWN_LOGPROBS: usize = 20;
 
 /// What the caller's thread has prepared for the engine.
 pub(crate) struct Prepared {
@@ -144,14 +148,38 @@ impl Active {
         logits: &[f32],
         now: Instant,
     ) -> Result<(u32, bool), EngineError> {
+        let r = &self.request;
+        let Some(s) = self.samples.get_mut(index as usize) else { return Err(no_sample(index)) };
+        let allowed = s.constraint.as_mut().map(Constraint::mask).transpose()?;
+        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index, allowed);
+        let logprobs = r.logprobs.map(|top| row_logprobs(logits, token, top));
+        self.push(tokenizer, index, token, logprobs, now)
+    }
+
+    /// How the next token of a sample is drawn; None: its logits must be processed, or more of them are wanted.
+    pub fn plain_draw(&self, index: u32) -> Option<Draw> {
+        let (r, s) = (&self.request, self.samples.get(index as usize)?);
+        let few = r.logprobs.is_none_or(|top| top <= MAX_DRAWN_LOGPROBS);
+        let free = s.constraint.is_none() && r.prompt_logprobs.is_none() && few;
+        let logprobs = r.logprobs.map_or(-1, |top| top as i32);
+        let draw = if free { r.rules.plain_draw(index, s.tokens.len() as u32) } else { None };
+        draw.map(|draw| Draw { logprobs, ..draw })
+    }
+
+    /// Takes the next token of a sample, with its log-probability and the candidates' if they are asked for: (token,
+    /// whether it stops the sample).
+    pub fn push(
+        &mut self,
+        tokenizer: &Tokenizer,
+        index: u32,
+        token: u32,
+        logprobs: Option<Vec<crate::sampling::Logprob>>,
+        now: Instant,
+    ) -> Result<(u32, bool), EngineError> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         let r = &self.request;
-        let Some(s) = self.samples.get_mut(index as usize) else {
-            return Err(EngineError::Execution(format!("there is no sample {index}")));
-        };
-        let allowed = s.constraint.as_mut().map(Constraint::mask).transpose()?;
-        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index, allowed);
+        let Some(s) = self.samples.get_mut(index as usize) else { return Err(no_sample(index)) };
         let complete = match &mut s.constraint {
             Some(constraint) => constraint.push(token)? == Progress::Complete,
             None => false,
@@ -162,8 +190,7 @@ impl Active {
             s.history.push(token);
         }
         let mut news = SampleDelta { index, token_ids: vec![token], ..SampleDelta::default() };
-        if let Some(top) = r.logprobs {
-            let row = row_logprobs(logits, token, top);
+        if let Some(row) = logprobs {
             s.cumulative += f64::from(row[0].logprob);
             news.cumulative_logprob = Some(s.cumulative);
             news.logprobs = Some(vec![with_text(tokenizer, row)]);
@@ -281,6 +308,10 @@ impl Active {
         }
         self.flush();
     }
+}
+
+fn no_sample(index: u32) -> EngineError {
+    EngineError::Execution(format!("there is no sample {index}"))
 }
 
 fn with_text(tokenizer: &Tokenizer, row: Vec<crate::sampling::Logprob>) -> Vec<TokenLogprob> {

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use octavo_engine::{DynamicParams, EngineOptions, Health, Prompt, RequestStream};
+use octavo_engine::{DynamicParams, EngineOptions, Health, Limits, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
 
 use crate::errors::{raise, to_python};
+use crate::executor::PyExecutor;
 use crate::json;
 use crate::output::Delta;
 use crate::{params, pooling};
@@ -104,6 +105,45 @@ impl Engine {
                 ..EngineOptions::default()
             };
         let load = || octavo_engine::Engine::load(Path::new(&model), &options);
+        py.detach(load).map(Self).map_err(|e| to_python(py, &e))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (model, executor, *, vocab, info, num_blocks, max_model_len, max_num_seqs, max_num_batched_tokens,
+        max_queue, enable_prefix_caching=true, prefill_chunk=None, seed=0, tokenizer=None, chat_template=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn over(
+        py: Python<'_>,
+        model: PathBuf,
+        executor: Py<PyAny>,
+        vocab: usize,
+        info: &str,
+        num_blocks: u32,
+        max_model_len: u32,
+        max_num_seqs: u32,
+        max_num_batched_tokens: u32,
+        max_queue: u32,
+        enable_prefix_caching: bool,
+        prefill_chunk: Option<usize>,
+        seed: i64,
+        tokenizer: Option<PathBuf>,
+        chat_template: Option<String>,
+    ) -> PyResult<Self> {
+        let options = EngineOptions {
+            enable_prefix_caching,
+            prefill_chunk,
+            seed: seed as u64,
+            tokenizer,
+            chat_template,
+            ..EngineOptions::default()
+        };
+        let block_size = octavo_kernels::BLOCK_SIZE as u32;
+        let limits =
+            Limits { max_model_len, max_num_seqs, max_num_batched_tokens, max_queue, block_size, num_blocks };
+        let info = serde_json::from_str(info)
+            .map_err(|e| raise(py, "InvalidRequestError", &format!("info: not JSON: {e}")))?;
+        let executor = Box::new(PyExecutor::new(executor, vocab));
+        let load = || octavo_engine::Engine::load_over(Path::new(&model), &options, executor, limits, info);
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }
 
@@ -240,6 +280,13 @@ impl Engine {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.0.close());
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // The engine thread may need the GIL for its last step.
+        Python::try_attach(|py| py.detach(|| self.0.close()));
     }
 }
 

@@ -1,11 +1,15 @@
 //! octavo._core: the engine as a Python module. This crate converts and holds no logic.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod buffer;
 mod engine;
 mod errors;
+mod executor;
 mod json;
+mod model;
 mod output;
 mod params;
+mod plan;
 mod pooling;
 
 use pyo3::prelude::*;
@@ -23,7 +27,18 @@ mod _core {
     #[pymodule_export]
     use crate::engine::{Engine, Stream};
     #[pymodule_export]
+    use crate::model::Checkpoint;
+    #[pymodule_export]
     use crate::output::{Delta, Logprob, SampleDelta};
+    #[pymodule_export]
+    use crate::plan::Plan;
+
+    /// What config.json of a folder says.
+    #[pyfunction]
+    #[pyo3(signature = (folder, *, context=0))]
+    fn read_model(py: Python<'_>, folder: std::path::PathBuf, context: usize) -> PyResult<Bound<'_, PyAny>> {
+        crate::model::read(py, folder, context)
+    }
 
     /// Facts of this build and machine.
     #[pyfunction]

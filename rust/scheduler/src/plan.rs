@@ -40,8 +40,9 @@ impl StepPlan {
     }
 }
 
-/// One sequence of a step.
+/// One sequence of a step. Executors outside Rust read it as it lies in memory: the layout is C's, and has no gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct PlanSeq {
     /// Its request.
     pub request: RequestId,
@@ -66,6 +67,7 @@ pub struct PlanSeq {
 
 /// What a request is computed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(u64)]
 pub enum Output {
     /// Tokens, drawn from logits.
     #[default]
@@ -75,8 +77,9 @@ pub enum Output {
     Hidden,
 }
 
-/// Rows of a chunk whose logits (or hidden states) are wanted.
+/// Rows of a chunk whose logits (or hidden states) are wanted. As wide as a request id, so that `PlanSeq` has no gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Logits {
     /// None: an inner chunk of a prompt.
     None,

@@ -9,6 +9,7 @@ mod rng;
 pub use logprobs::{Logprob, row_logprobs};
 pub use penalties::History;
 
+use crate::executor::Draw;
 use crate::params::{SamplingDefaults, SamplingParams};
 use candidates::Candidates;
 
@@ -65,6 +66,22 @@ impl SamplingRules {
 
     fn greedy(&self) -> bool {
         self.temperature == 0.0
+    }
+
+    /// How a sample's token is drawn after `generated` others, if the logits are used as they come.
+    pub fn plain_draw(&self, sample: u32, generated: u32) -> Option<Draw> {
+        self.plain(generated).then(|| Draw {
+            seq: 0,
+            sample,
+            position: generated,
+            top_k: self.top_k.min(u32::MAX as usize) as u32,
+            seed: self.seed,
+            uniform: rng::uniform(self.seed, sample, generated),
+            temperature: self.temperature,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            logprobs: -1,
+        })
     }
 
     /// True if the logits are used as they come.

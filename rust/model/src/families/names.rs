@@ -1,8 +1,10 @@
 //! Names under which checkpoints store tensors.
 
+use serde::Serialize;
+
 /// Names of tensors; `{i}` stands for the index of the layer, `{e}` for that of an expert. Projections are named without
 /// `.weight`. A list of names means matrices that are packed below each other; a single name in it, one that already is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize)]
 pub struct TensorNames {
     /// Embedding `[vocab, hidden]`.
     pub embed: &'static str,
@@ -37,7 +39,7 @@ pub struct TensorNames {
 }
 
 /// Names of latent attention's tensors.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize)]
 pub struct LatentNames {
     /// Query projection from the residual stream.
     pub q: &'static str,
@@ -56,7 +58,7 @@ pub struct LatentNames {
 }
 
 /// Names of a mixture of experts.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Serialize)]
 pub struct ExpertNames {
     /// Router `[experts, hidden]`.
     pub router: &'static str,

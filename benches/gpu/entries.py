@@ -1,0 +1,181 @@
+"""The ops of octavo.triton_kernels on the shapes of Llama 3 models, beside torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from octavo import triton_kernels as kernels
+
+from .registry import Bench, entry, nbytes
+
+BF16 = torch.bfloat16
+
+
+def random(*shape: int, device: torch.device, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.randn(shape, device=device, dtype=torch.float32).to(dtype)
+
+
+@entry
+def norms(device: torch.device, small: bool) -> Iterator[Bench]:
+    for rows, width in [(4, 256)] if small else [(1, 4096), (64, 4096), (8192, 4096)]:
+        x, residual = random(rows, width, device=device), random(rows, width, device=device, dtype=torch.float32)
+        weight = random(width, device=device)
+        moved = 2 * nbytes(x) + 2 * nbytes(residual)
+        case = f"[{rows}, {width}] bf16, residual f32"
+
+        def peer(x: torch.Tensor = x, r: torch.Tensor = residual, w: torch.Tensor = weight) -> object:
+            return F.rms_norm((x + r).to(BF16), w.shape, w, 1e-5)
+
+        yield Bench(
+            "rms_norm",
+            case,
+            lambda x=x, w=weight, r=residual: kernels.rms_norm(x, w, 1e-5, residual=r),
+            moved,
+            peer=("torch, two kernels", peer),
+        )
+        yield Bench(
+            "rms_norm_quantize",
+            case,
+            lambda x=x, w=weight, r=residual: kernels.rms_norm_quantize(x, w, 1e-5, residual=r),
+            moved - nbytes(x) // 2,
+        )
+        yield Bench("quantize_rows", case, lambda x=x: kernels.quantize_rows(x), nbytes(x) * 3 // 2)
+
+
+@entry
+def activations(device: torch.device, small: bool) -> Iterator[Bench]:
+    for rows, inner in [(4, 256)] if small else [(1, 14336), (64, 14336), (8192, 14336)]:
+        gate_up = random(rows, 2 * inner, device=device)
+
+        def peer(x: torch.Tensor = gate_up) -> object:
+            gate, up = x.chunk(2, -1)
+            return F.silu(gate) * up
+
+        case = f"[{rows}, 2 x {inner}] bf16"
+        run = lambda x=gate_up: kernels.act_and_mul(x, "silu")  # noqa: E731
+        yield Bench("act_and_mul", case, run, nbytes(gate_up) * 3 // 2, peer=("torch, two kernels", peer))
+        run = lambda x=gate_up: kernels.act_and_mul_quantize(x, "silu")  # noqa: E731
+        yield Bench("act_and_mul_quantize", case, run, nbytes(gate_up) * 5 // 4)
+
+
+@entry
+def rope(device: torch.device, small: bool) -> Iterator[Bench]:
+    heads, kv_heads, dim = (4, 1, 64) if small else (32, 8, 128)
+    for tokens in [3] if small else [1, 64, 8192]:
+        qkv = random(tokens, (heads + 2 * kv_heads) * dim, device=device)
+        angle = torch.rand(tokens, dim // 2, device=device)
+        slots = torch.arange(tokens, dtype=torch.int32, device=device)
+        kv = kernels.FloatKV.empty(tokens // 32 + 1, kv_heads, dim, BF16, device)
+        moved = nbytes(qkv) * (2 * heads + 5 * kv_heads) // (heads + 2 * kv_heads)
+        yield Bench(
+            "rope_and_cache",
+            f"{tokens} tokens, {heads} + 2 x {kv_heads} heads of {dim}",
+            lambda a=(qkv, angle, angle, slots, kv), h=heads: kernels.rope_and_cache(*a, heads=h),
+            moved + nbytes(angle, angle),
+        )
+
+
+@entry
+def matmul(device: torch.device, small: bool) -> Iterator[Bench]:
+    shapes = [(64, 256)] if small else [(4096, 4096), (28672, 4096), (4096, 14336)]
+    for columns, depth in shapes:
+        w = random(columns, depth, device=device)
+        w_q, w_scale = kernels.quantize_rows_ref(w) if small else kernels.quantize_weight(w)
+        w_scale = w_scale.to(BF16)
+        for rows in [3] if small else [1, 16, 64, 256, 2048, 8192]:
+            x = random(rows, depth, device=device)
+            x_q, x_scale = kernels.quantize_rows_ref(x) if small else kernels.quantize_rows(x)
+            operations = 2 * rows * columns * depth
+            case = f"{rows} x {columns} x {depth}, groups of 128"
+            out = 2 * rows * columns
+            peers = [("cuBLAS bf16", lambda x=x, w=w: x @ w.t())]
+            if device.type == "cuda" and rows > 16:
+                peers.append(("torch._int_mm, no scales", lambda x=x_q, w=w_q: torch._int_mm(x, w.t())))
+            run = lambda a=(x_q, x_scale, w_q, w_scale): kernels.int8_matmul(*a)  # noqa: E731
+            for peer in peers:
+                yield Bench("int8_matmul", case, run, nbytes(x_q, x_scale, w_q, w_scale) + out, operations, peer)
+            run = lambda a=(x, w_q, w_scale): kernels.int8_weight_matmul(*a)  # noqa: E731
+            yield Bench("int8_weight_matmul", case, run, nbytes(x, w_q, w_scale) + out, operations, peers[0])
+
+
+@entry
+def attention_decode(device: torch.device, small: bool) -> Iterator[Bench]:
+    heads, kv_heads, dim = (4, 1, 64) if small else (32, 8, 128)
+    for sequences, context in [(2, 70)] if small else [(1, 8192), (32, 8192), (1, 131072), (8, 32768)]:
+        blocks = -(-context // 32)
+        tables = torch.randperm(sequences * blocks).view(sequences, blocks).to(device, torch.int32)
+        starts = torch.arange(sequences + 1, dtype=torch.int32, device=device)
+        contexts = torch.full((sequences,), context, dtype=torch.int32, device=device)
+        q = random(sequences, heads, dim, device=device)
+        tail_of = torch.full((sequences * blocks,), -1, dtype=torch.int32, device=device)
+        tail_of[tables[:, -1].long()] = torch.arange(sequences, dtype=torch.int32, device=device)
+        dense_k, dense_v = (random(sequences, kv_heads, context, dim, device=device) for _ in range(2))
+        peer = (
+            "SDPA, contiguous KV",
+            lambda q=q, k=dense_k, v=dense_v: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
+        )
+        caches = (
+            kernels.FloatKV.empty(sequences * blocks, kv_heads, dim, BF16, device),
+            kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, tail_of),
+        )
+        for kv in caches:
+            form = "int8" if isinstance(kv, kernels.Int8KV) else "bf16"
+            bytes_of = kernels.Int8KV.block_bytes(kv_heads, dim)
+            if form == "bf16":
+                bytes_of = kernels.FloatKV.block_bytes(kv_heads, dim, BF16)
+            yield Bench(
+                "paged_attention",
+                f"decode, {sequences} x {context}, {heads}:{kv_heads} heads of {dim}, {form}",
+                lambda a=(q, kv, tables, starts, contexts), n=sequences: kernels.paged_attention(
+                    *a, scale=0.1, num_decodes=n
+                ),
+                sequences * blocks * bytes_of,
+                4 * sequences * heads * context * dim,
+                peer,
+            )
+
+
+@entry
+def attention_prefill(device: torch.device, small: bool) -> Iterator[Bench]:
+    heads, kv_heads, dim = (4, 1, 64) if small else (32, 8, 128)
+    for length in [40] if small else [4096, 16384, 32768]:
+        blocks = -(-length // 32)
+        kv = kernels.FloatKV.empty(blocks, kv_heads, dim, BF16, device)
+        q = random(length, heads, dim, device=device)
+        index = {"dtype": torch.int32, "device": device}
+        batch = (
+            torch.arange(blocks, **index)[None],
+            torch.tensor([0, length], **index),
+            torch.tensor([length], **index),
+        )
+        k, v = (random(1, kv_heads, length, dim, device=device) for _ in range(2))
+        rows = q.transpose(0, 1)[None]
+        peer = (
+            "SDPA, best back end",
+            lambda q=rows, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
+        )
+        yield Bench(
+            "paged_attention",
+            f"prefill, {length} causal, {heads}:{kv_heads} heads of {dim}, bf16",
+            lambda a=(q, kv, *batch): kernels.paged_attention(*a, scale=0.1),
+            2 * nbytes(q) + nbytes(kv.k, kv.v),
+            2 * heads * length * length * dim,
+            peer,
+        )
+
+
+@entry
+def samplers(device: torch.device, small: bool) -> Iterator[Bench]:
+    vocab = 512 if small else 128256
+    for rows in [2] if small else [1, 64]:
+        logits = random(rows, vocab, device=device, dtype=torch.float32)
+        zeros = torch.zeros(rows, dtype=torch.int32, device=device)
+        ones = torch.ones(rows, device=device)
+        plain = kernels.SamplingBatch(ones, zeros.long(), zeros, zeros)
+        cut = kernels.SamplingBatch(ones, zeros.long(), zeros, zeros, top_k=zeros + 50, top_p=ones * 0.9)
+        for name, rules in (("plain", plain), ("top-k 50, top-p 0.9", cut)):
+            run = lambda a=(logits, rules): kernels.sample(*a)  # noqa: E731
+            peer = ("torch softmax + multinomial", lambda x=logits: torch.multinomial(x.softmax(-1), 1))
+            yield Bench("sample", f"{rows} x {vocab}, {name}", run, nbytes(logits), peer=peer)

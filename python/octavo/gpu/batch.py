@@ -1,0 +1,148 @@
+"""A plan laid out for the kernels: one packed int32 buffer goes to the device in one copy, its views are the arguments.
+
+Sequences are put in the order of the kernels, decodes (one query each) first; `first_rows` says where each went.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from octavo.gpu.plan import Ints, Plan
+
+BLOCK_SIZE = 32
+_ALIGNED_WORDS = 4
+"""Parts of the packed buffer begin on 16 bytes: Triton compiles a kernel anew for pointers that do not."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of a step on the device; all int32.
+
+    Attributes:
+        tokens, positions, slots: `[T]`; slot -1 caches nothing.
+        query_start: `[S + 1]`, first row of each sequence.
+        context_lens: `[S]`, tokens in the cache after this step.
+        block_tables: `[S, max_blocks]`, unused entries 0.
+        num_decodes: sequences at the front that have one query.
+        max_query_len, max_context_len: on the host.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    block_tables: torch.Tensor
+    num_decodes: int
+    max_query_len: int
+    max_context_len: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A plan in the order of the kernels, still on the host."""
+
+    tokens: Ints
+    positions: Ints
+    slots: Ints
+    query_start: Ints
+    context_lens: Ints
+    block_tables: Ints
+    num_decodes: int
+    first_rows: Ints
+    """Row of the first query of each sequence of the plan, in the plan's order."""
+
+    @property
+    def all_decodes(self) -> bool:
+        return self.num_decodes == len(self.context_lens)
+
+
+def lay_out(plan: Plan) -> Layout:
+    """Orders the sequences and makes their block tables a rectangle."""
+    seqs = plan.seqs
+    lens = seqs["query_len"].astype(np.int32)
+    decodes = lens == 1
+    order = np.argsort(~decodes, kind="stable")
+    query_start = np.zeros(len(seqs) + 1, np.int32)
+    np.cumsum(lens[order], out=query_start[1:])
+    first_rows = np.empty(len(seqs), np.int32)
+    first_rows[order] = query_start[:-1]
+    rows = _rows(seqs["query_start"].astype(np.int32)[order], lens[order])
+    in_place = bool((order == np.arange(len(order))).all())
+    tokens, positions, slots = (a if in_place else a[rows] for a in (plan.tokens, plan.positions, plan.slots))
+    context = seqs["context_len"].astype(np.int32)[order]
+    blocks = -(-context // BLOCK_SIZE)
+    width = int(blocks.max())
+    columns = np.arange(width, dtype=np.int32)
+    used = columns < blocks[:, None]
+    tables = np.zeros((len(seqs), width), np.int32)
+    starts = seqs["block_table_start"].astype(np.int32)[order]
+    tables[used] = plan.block_tables[(starts[:, None] + columns)[used]]
+    return Layout(tokens, positions, slots, query_start, context, tables, int(decodes.sum()), first_rows)
+
+
+def _rows(starts: Ints, lens: Ints) -> Ints:
+    """starts[i], starts[i] + 1, ... lens[i] of them, one after the other."""
+    ends = np.cumsum(lens)
+    return (np.repeat(starts - (ends - lens), lens) + np.arange(int(ends[-1]))).astype(np.int32)
+
+
+class Staging:
+    """Pinned memory on the host, from which a step's integers go to the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._host = torch.empty(0, dtype=torch.int32)
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None
+
+    def send(self, *arrays: Any) -> list[torch.Tensor]:
+        """The int32 arrays on the device, in one copy."""
+        arrays = tuple(np.asarray(a, np.int32) for a in arrays)
+        rooms = [a.size + -a.size % _ALIGNED_WORDS for a in arrays]
+        total = sum(rooms)
+        if self._sent is not None:
+            # A step that draws nothing does not wait for the device: the last copy may still be on its way.
+            self._sent.synchronize()
+        if self._host.numel() < total:
+            pinned = self.device.type == "cuda"
+            self._host = torch.empty(max(4096, 2 * total), dtype=torch.int32, pin_memory=pinned)
+        host = self._host.numpy()
+        at = 0
+        for a, room in zip(arrays, rooms, strict=True):
+            host[at : at + a.size] = a.reshape(-1)
+            at += room
+        packed = self._host[:total].to(self.device, non_blocking=True, copy=True)
+        if self._sent is not None:
+            self._sent.record()
+        parts = packed.split(rooms)
+        return [part[: a.size].view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+
+
+def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
+    """The batch, and `more` int32 arrays that travel with it."""
+    parts = staging.send(
+        layout.tokens,
+        layout.positions,
+        layout.slots,
+        layout.query_start,
+        layout.context_lens,
+        layout.block_tables,
+        *more,
+    )
+    tokens, positions, slots, query_start, context_lens, block_tables, *rest = parts
+    batch = Batch(
+        tokens,
+        positions,
+        slots,
+        query_start,
+        context_lens,
+        block_tables,
+        num_decodes=layout.num_decodes,
+        max_query_len=int(np.diff(layout.query_start).max()),
+        max_context_len=int(layout.context_lens.max()),
+    )
+    return batch, rest

@@ -1,0 +1,261 @@
+"""From a model folder to a running engine over the torch executor."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo import _core
+from octavo.errors import DeviceMemoryError, InvalidRequestError
+from octavo.gpu import sizes
+from octavo.gpu.batch import BLOCK_SIZE, Batch
+from octavo.gpu.checkpoint import Checkpoint
+from octavo.gpu.graphs import DecodeGraphs, capture
+from octavo.gpu.kv import KvPool, block_bytes
+from octavo.gpu.model import Model
+from octavo.gpu.ops import Ops, kernel_ops
+from octavo.gpu.runner import Runner
+from octavo.gpu.sizes import Wishes as Wishes
+from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
+from octavo.gpu.weights import Format, Weights, load_weights
+
+_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `LLM` that an engine on a GPU takes."""
+
+    dtype: str = "auto"
+    quantization: str | None = "auto"
+    kv_cache_dtype: str = "auto"
+    wishes: sizes.Wishes = field(default_factory=sizes.Wishes)
+    enable_prefix_caching: bool = True
+    deterministic: bool = False
+    seed: int = 0
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    prefill_chunk: int | None = None
+    """Tokens of one sequence's prefill chunk at most; for tests."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the executor computes and with which ops. Users get `gpu()`; tests also run the torch ops on the CPU."""
+
+    device: torch.device
+    ops: Ops
+    graphs: bool = True
+
+
+def gpu() -> Place:
+    """The current CUDA device with the Triton kernels."""
+    return Place(torch.device("cuda", torch.cuda.current_device()), kernel_ops())
+
+
+def start(folder: Path, options: Options, place: Place) -> _core.Engine:
+    """Loads the model of `folder` and starts its engine.
+
+    Raises:
+        ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
+        InvalidRequestError: options that do not fit.
+        DeviceMemoryError: weights, one step and the KV cache of one sequence do not fit on the device.
+    """
+    begin = time.perf_counter()
+    with _memory_faults():
+        runner, limits, info = _load(folder, options, place)
+    info["model"]["load_seconds"] = time.perf_counter() - begin
+    return _core.Engine.over(
+        str(folder),
+        runner,
+        vocab=runner.model.spec.vocab,
+        info=json.dumps(info),
+        **asdict(limits),
+        enable_prefix_caching=options.enable_prefix_caching,
+        prefill_chunk=options.prefill_chunk,
+        seed=options.seed,
+        tokenizer=options.tokenizer,
+        chat_template=options.chat_template,
+    )
+
+
+@contextmanager
+def _memory_faults() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise DeviceMemoryError(
+            "the GPU's memory does not hold the model and its largest step: use quantization='int8', a smaller dtype, "
+            f"lower max_num_batched_tokens or max_num_seqs, or stop what else uses this GPU "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.Limits, dict[str, Any]]:
+    facts = _core.read_model(str(folder))
+    wanted = sizes.context(options.wishes, facts["spec"]["max_position"], facts["longest_context"])
+    spec = read_spec(_core.read_model(str(folder), context=wanted))
+    dtype = _float_dtype("dtype", options.dtype, spec.checkpoint_dtype or "bfloat16")
+    kv_dtype = _float_dtype("kv_cache_dtype", options.kv_cache_dtype, str(dtype).removeprefix("torch."))
+    if kv_dtype != dtype:
+        raise InvalidRequestError(
+            f"kv_cache_dtype is {options.kv_cache_dtype!r}: on a GPU keys and values are cached in the model's dtype "
+            f'({str(dtype).removeprefix("torch.")}); give "auto", or that dtype'
+        )
+    with torch.inference_mode():
+        checkpoint = Checkpoint(folder, place.device)
+        form = Format(dtype, _int8(options.quantization), options.deterministic, place.ops)
+        weights = load_weights(spec, facts["names"], checkpoint, form)
+        warnings = checkpoint.warnings()
+        frequencies = _frequencies(spec, place.device)
+        model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
+        limits, memory = _plan_memory(model, options.wishes, wanted, place)
+        if limits.max_model_len != wanted:
+            # Some ropes depend on the longest context that is served.
+            spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
+            frequencies = _frequencies(spec, place.device)
+            model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
+        kv = KvPool(spec, limits.num_blocks, dtype, place.device)
+        graphs = _graphs(model, kv, limits) if place.graphs else None
+    runner = Runner(model, kv, graphs)
+    return runner, limits, _info(folder, runner, facts, warnings, memory, place)
+
+
+def _float_dtype(name: str, value: str, auto: str) -> torch.dtype:
+    found = _FLOATS.get(auto if value == "auto" else value)
+    if found is None:
+        known = ", ".join(f'"{n}"' for n in ("auto", *_FLOATS))
+        raise InvalidRequestError(f"{name} is {value!r}: on a GPU one of {known} is expected")
+    return found
+
+
+def _int8(quantization: str | None) -> bool | None:
+    """As `Format.int8`."""
+    known: dict[str | None, bool | None] = {"auto": None, "int8": True, None: False}
+    if quantization not in known:
+        raise InvalidRequestError(f"quantization is {quantization!r}: 'auto', 'int8' or None is expected")
+    return known[quantization]
+
+
+def _frequencies(spec: Spec, device: torch.device) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.tensor(rope.inverse_frequencies, device=device) for rope in spec.ropes)
+
+
+def _plan_memory(
+    model: Model, wishes: sizes.Wishes, wanted: int, place: Place
+) -> tuple[sizes.Limits, list[dict[str, Any]]]:
+    """Runs the largest step to see what it takes, and sizes the KV pool."""
+    block = block_bytes(model.spec, model.dtype)
+    step = 0
+    if place.device.type == "cuda":
+        step = _measure_step(model, wishes, place.device)
+        free, total = torch.cuda.mem_get_info(place.device)
+        free = max(0, free - step)
+    else:
+        free = total = _core.build_info()["memory_bytes"] // 4
+    limits, reason = sizes.limits(wishes, wanted, block, free, total)
+    weights = _weight_bytes(model.weights)
+
+    def part(name: str, count: int, why: str) -> dict[str, Any]:
+        return {"name": name, "bytes": count, "reason": why}
+
+    return limits, [
+        part("weights", weights, f"held as {str(model.dtype).removeprefix('torch.')}, or int8 where quantised"),
+        part("kv_cache", limits.num_blocks * block, reason),
+        part("step_buffers", step, f"measured: a step of {limits.max_num_batched_tokens} tokens at its peak"),
+    ]
+
+
+def _measure_step(model: Model, wishes: sizes.Wishes, device: torch.device) -> int:
+    """Bytes that the largest step takes at its peak, beside weights and KV."""
+    seqs, tokens = sizes.most_tokens(wishes)
+    blocks = -(-tokens // BLOCK_SIZE)
+    kv = KvPool(model.spec, blocks, model.dtype, device)
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+
+    def ints(*values: int) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    rows = torch.arange(tokens, dtype=torch.int32, device=device)
+    tables = torch.arange(blocks, dtype=torch.int32, device=device)[None]
+    batch = Batch(rows * 0, rows, rows, ints(0, tokens), ints(tokens), tables, 0, tokens, tokens)
+    hidden = model.forward(batch, kv)
+    logits = model.logits(hidden[:seqs])
+    logits.sort(-1)
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del kv, hidden, logits, batch, rows, tables
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _graphs(model: Model, kv: KvPool, limits: sizes.Limits) -> DecodeGraphs | None:
+    """None for models with a layer that waits for the device, or that has no kernel."""
+    plain = all(isinstance(la.attention, Heads) and isinstance(la.mlp, Mlp) for la in model.spec.layers)
+    return capture(model, kv, limits.max_num_seqs, limits.max_model_len) if plain else None
+
+
+def _weight_bytes(weights: Weights) -> int:
+    seen: set[int] = set()
+
+    def count(value: Any) -> int:
+        if isinstance(value, torch.Tensor):
+            fresh = value.data_ptr() not in seen
+            seen.add(value.data_ptr())
+            return value.numel() * value.element_size() if fresh else 0
+        if isinstance(value, tuple):
+            return sum(map(count, value))
+        return sum(map(count, vars(value).values())) if hasattr(value, "__dataclass_fields__") else 0
+
+    return count(weights)
+
+
+def _info(
+    folder: Path,
+    runner: Runner,
+    facts: dict[str, Any],
+    warnings: list[str],
+    memory: list[dict[str, Any]],
+    place: Place,
+) -> dict[str, Any]:
+    model, spec = runner.model, runner.model.spec
+    dtype = str(model.dtype).removeprefix("torch.")
+    int8 = any(hasattr(w.attention.o, "codes") for w in model.weights.layers)
+    graphs = "none" if runner.graphs is None else ", ".join(str(g.size) for g in runner.graphs.graphs)
+    kind = "Triton kernels" if place.ops.kernels else "plain torch"
+    name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "torch on the CPU"
+    return {
+        "model": {
+            "path": str(folder),
+            "architecture": spec.architecture,
+            "parameters": facts["parameters"],
+            "layers": len(spec.layers),
+            "hidden": spec.hidden,
+            "vocab": spec.vocab,
+            "checkpoint_dtype": spec.checkpoint_dtype,
+            "dtype": dtype,
+            "quantization": "int8" if int8 else "none",
+            "spared": [],
+            "kv_cache_dtype": dtype,
+        },
+        "warnings": warnings,
+        "memory": memory,
+        "kernels": {
+            "device": name,
+            "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
+            "attention": f"paged, {dtype} KV, {kind}",
+            "decode graphs": graphs if place.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
+            "deterministic": model.deterministic,
+        },
+    }

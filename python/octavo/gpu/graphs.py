@@ -1,0 +1,121 @@
+"""Steps of decodes alone, captured as CUDA graphs: the host then launches one graph instead of hundreds of kernels.
+
+There is a graph for each of some batch sizes (`sizes`); a step takes the smallest one that holds it. The rows beyond
+its sequences are padding: slot -1 (nothing is cached), context length 0 (attention reads nothing), any token. They cost
+time but touch no request: each row of every op depends on its own sequence alone.
+
+On tensors of the CPU the same padded step runs without capture, so that tests reach all of this but the capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from octavo.gpu.batch import BLOCK_SIZE, Batch, Layout
+from octavo.gpu.kv import KvPool
+from octavo.gpu.model import Model
+from octavo.gpu.sampler import best
+
+LARGEST = 256
+_WARMUPS = 2
+
+
+def sizes(max_num_seqs: int) -> list[int]:
+    """1, 2, 4, 8, ... up to the first that holds `max_num_seqs`, at most 256."""
+    out = [1]
+    while out[-1] < min(max_num_seqs, LARGEST):
+        out.append(2 * out[-1])
+    return out
+
+
+@dataclass(frozen=True)
+class DecodeGraph:
+    """A step of `size` decodes with memory of its own."""
+
+    batch: Batch
+    hidden: torch.Tensor
+    logits: torch.Tensor
+    """f32 `[size, vocab]`."""
+    best: torch.Tensor
+    """int32 `[size]`: the best token of each row; -1 where its logits are not numbers."""
+    replay: Callable[[], None]
+
+    @property
+    def size(self) -> int:
+        return int(self.batch.tokens.shape[0])
+
+    def run(self, rows: list[torch.Tensor]) -> None:
+        """Runs the step for (tokens, positions, slots, context_lens `[n]`, block_tables `[n, blocks]`)."""
+        n, width = rows[4].shape
+        b = self.batch
+        for static, new in zip((b.tokens, b.positions, b.slots, b.context_lens), rows[:4], strict=True):
+            static[:n].copy_(new)
+        b.block_tables[:n, :width].copy_(rows[4])
+        if n < self.size:
+            b.slots[n:].fill_(-1)
+            b.context_lens[n:].zero_()
+        self.replay()
+
+
+class DecodeGraphs:
+    """The graphs of a model, smallest first."""
+
+    def __init__(self, graphs: list[DecodeGraph]) -> None:
+        self.graphs = graphs
+
+    def fitting(self, layout: Layout) -> DecodeGraph | None:
+        """The smallest graph that holds a step of decodes alone."""
+        if not layout.all_decodes:
+            return None
+        return next((g for g in self.graphs if g.size >= layout.num_decodes), None)
+
+
+def capture(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int) -> DecodeGraphs:
+    """Captures all sizes, the largest first, so that the smaller ones find their memory in its pool."""
+    device = model.weights.norm.device
+    pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+    graphs = [_capture(model, kv, size, max_model_len, device, pool) for size in reversed(sizes(max_num_seqs))]
+    return DecodeGraphs(graphs[::-1])
+
+
+def _capture(
+    model: Model, kv: KvPool, size: int, max_model_len: int, device: torch.device, pool: object | None
+) -> DecodeGraph:
+    def zeros(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=device)
+
+    batch = Batch(
+        tokens=zeros(size),
+        positions=zeros(size),
+        slots=torch.full((size,), -1, dtype=torch.int32, device=device),
+        query_start=torch.arange(size + 1, dtype=torch.int32, device=device),
+        context_lens=zeros(size),
+        block_tables=zeros(size, -(-max_model_len // BLOCK_SIZE)),
+        num_decodes=size,
+        max_query_len=1,
+        max_context_len=max_model_len,
+    )
+    hidden = torch.zeros(size, model.spec.hidden, device=device)
+    logits = torch.zeros(size, model.spec.vocab, device=device)
+    tokens = zeros(size)
+
+    def step() -> None:
+        hidden.copy_(model.forward(batch, kv))
+        logits.copy_(model.logits(hidden))
+        tokens.copy_(best(logits))
+
+    if pool is None:
+        return DecodeGraph(batch, hidden, logits, tokens, step)
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(_WARMUPS):
+            step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
+        step()
+    return DecodeGraph(batch, hidden, logits, tokens, graph.replay)

@@ -1,0 +1,60 @@
+"""Multi-head latent attention (DeepSeek-V2) in its absorbed form: what is cached is what attention reads.
+
+q . (W_k c) = (W_k^T q) . c, and a weighted sum of W_v c is W_v times the weighted sum of c: queries go into the space
+of the latents and results come back from it. Plain torch: right on every device, with no kernel of its own yet.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.gpu.batch import BLOCK_SIZE, Batch
+from octavo.gpu.kv import LatentKV
+from octavo.gpu.ops import Ops
+from octavo.gpu.spec import Latent
+from octavo.gpu.weights import LatentWeights
+
+
+def latent_attention(
+    x: torch.Tensor,
+    a: Latent,
+    w: LatentWeights,
+    cache: LatentKV,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    interleaved: bool,
+    batch: Batch,
+    ops: Ops,
+) -> torch.Tensor:
+    """o(attention(x)) of normed rows `x` `[T, hidden]`; writes their latents."""
+    q = w.q(x if w.q_a is None else ops.rms_norm(w.q_a(x), w.q_a_norm, a.norm_eps))
+    nope, turned = q.view(-1, a.heads, a.nope_dim + a.rope_dim).split([a.nope_dim, a.rope_dim], -1)
+    latent, key = w.kv_a(x).split([a.kv_rank, a.rope_dim], -1)
+    latent = ops.rms_norm(latent, w.kv_a_norm, a.norm_eps)
+    new = torch.cat((latent, rotate(key[:, None], angles, interleaved)[:, 0]), -1)
+    index = batch.slots.long()
+    cache.data[index // BLOCK_SIZE, index % BLOCK_SIZE] = new.to(cache.data.dtype)
+    inside = torch.einsum("thn,hnr->thr", nope, w.to_latent)
+    queries = torch.cat((inside, rotate(turned, angles, interleaved)), -1).float()
+    out = torch.empty(x.shape[0], a.heads, a.kv_rank, dtype=x.dtype, device=x.device)
+    starts, lens = batch.query_start.tolist(), batch.context_lens.tolist()
+    for s, context in enumerate(lens):
+        first, last = starts[s], starts[s + 1]
+        blocks = batch.block_tables[s, : -(-context // BLOCK_SIZE)].long()
+        seen = cache.data[blocks].flatten(0, 1)[:context].float()
+        scores = torch.einsum("qhc,kc->hqk", queries[first:last], seen) * a.scale
+        keys = torch.arange(context, device=x.device)
+        mine = torch.arange(context - (last - first), context, device=x.device)[:, None]
+        weights = scores.masked_fill(keys > mine, -torch.inf).softmax(-1)
+        out[first:last] = torch.einsum("hqk,kr->qhr", weights, seen[:, : a.kv_rank]).to(x.dtype)
+    return w.o(torch.einsum("thr,hvr->thv", out, w.to_value).flatten(1))
+
+
+def rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], interleaved: bool) -> torch.Tensor:
+    """Rope over all channels of `x` `[T, heads, D]`, in x's dtype; f32 inside."""
+    cos, sin = (t[:, None] for t in angles)
+    wide = x.float()
+    if interleaved:
+        a, b = wide[..., 0::2], wide[..., 1::2]
+        return torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2).to(x.dtype)
+    a, b = wide.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)

@@ -1,0 +1,166 @@
+"""The forward pass: one flat batch of tokens through all layers.
+
+The residual stream, norms, rope, softmax and sums of experts are f32; projections run in the format of their weights,
+and what flows between them in the model's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.gpu.batch import Batch
+from octavo.gpu.experts import mixture
+from octavo.gpu.kv import KvPool, LatentKV
+from octavo.gpu.latent import latent_attention
+from octavo.gpu.ops import Ops, layer_norm
+from octavo.gpu.spec import Experts, Heads, Spec
+from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
+from octavo.triton_kernels.kv_cache import FloatKV
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model. It keeps no state of requests."""
+
+    spec: Spec
+    weights: Weights
+    dtype: torch.dtype
+    ops: Ops
+    deterministic: bool
+    frequencies: tuple[torch.Tensor, ...]
+    """Inverse frequencies of each rope, f32 on the device."""
+
+    def forward(self, batch: Batch, kv: KvPool) -> torch.Tensor:
+        """Writes the batch's keys and values, and returns the last layer's output `[T, hidden]`, f32."""
+        s = self.spec
+        stream = _Stream(self, self.weights.embed.rows(batch.tokens).float() * s.embedding_scale)
+        angles = self._angles(batch.positions)
+        for layer, weights, cache in zip(s.layers, self.weights.layers, kv.layers, strict=True):
+            x = stream.normed(weights.attention_norm)
+            a, w = layer.attention, weights.attention
+            if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV):
+                branch = self._attention(x, a, w, cache, angles, batch)
+            else:
+                assert not isinstance(a, Heads)
+                assert isinstance(w, LatentWeights)
+                assert isinstance(cache, LatentKV)
+                branch = latent_attention(x, a, w, cache, angles[a.rope], s.ropes[a.rope].interleaved, batch, self.ops)
+            stream.add(branch, weights.attention_post_norm)
+            if s.norm_placement != "parallel":
+                x = stream.normed(weights.mlp_norm)
+            stream.add(self._mlp(x, layer.mlp, weights), weights.mlp_post_norm)
+        return stream.value()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits `[R, vocab]`, f32, of rows of `forward`'s result."""
+        logits = self.weights.head(self._norm(hidden, self.weights.norm)).float()
+        if self.spec.logit_scale != 1.0:
+            logits = logits * self.spec.logit_scale
+        cap = self.spec.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _attention(
+        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: FloatKV, angles: list[Angles], batch: Batch
+    ) -> torch.Tensor:
+        qkv = w.qkv(x)
+        q_width, k_width, _ = a.widths
+        norm = self.spec.norm
+        if a.qk_norm == "whole":
+            for part, weight in zip(qkv.split([q_width, k_width, k_width], -1), (w.q_norm, w.k_norm), strict=False):
+                self.ops.rms_norm(part, weight, norm.eps, offset=norm.offset, out=part)
+        own = a.qk_norm == "heads"
+        cos, sin = (None, None) if a.rope is None else angles[a.rope]
+        self.ops.rope_and_cache(
+            qkv,
+            cos,
+            sin,
+            batch.slots,
+            cache,
+            heads=a.heads,
+            interleaved=a.rope is not None and self.spec.ropes[a.rope].interleaved,
+            q_norm=w.q_norm if own else None,
+            k_norm=w.k_norm if own else None,
+            eps=norm.eps,
+            norm_offset=norm.offset,
+        )
+        out = self.ops.paged_attention(
+            qkv[:, :q_width].unflatten(1, (a.heads, a.head_dim)),
+            cache,
+            batch.block_tables,
+            batch.query_start,
+            batch.context_lens,
+            scale=a.scale,
+            window=a.window,
+            softcap=a.softcap,
+            num_decodes=batch.num_decodes,
+            max_query_len=batch.max_query_len,
+            max_context_len=batch.max_context_len,
+            deterministic=self.deterministic,
+        )
+        return w.o(out.flatten(1))
+
+    def _mlp(self, x: torch.Tensor, m: object, weights: LayerWeights) -> torch.Tensor:
+        if isinstance(m, Experts):
+            return mixture(x, m, weights.mlp, self._gated)  # type: ignore[arg-type]
+        return self._gated(x, weights.mlp, m.activation)  # type: ignore[arg-type, attr-defined]
+
+    def _gated(self, x: torch.Tensor, w: MlpWeights, activation: str) -> torch.Tensor:
+        inner: torch.Tensor = self.ops.act_and_mul(w.gate_up(x), activation)
+        return w.down(inner)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """In x's dtype."""
+        n = self.spec.norm
+        if n.kind == "layer":
+            return layer_norm(x, weight, n.eps, n.offset)
+        y: torch.Tensor = self.ops.rms_norm(x, weight, n.eps, offset=n.offset)
+        return y
+
+    def _angles(self, positions: torch.Tensor) -> list[Angles]:
+        """Cosines and sines `[T, rotary_dim / 2]` of each rope, f32. The products are rounded to f32, as transformers
+        does; their cosines are exact to f32."""
+        out = []
+        for rope, frequencies in zip(self.spec.ropes, self.frequencies, strict=True):
+            angle = (positions.float()[:, None] * frequencies).double()
+            out.append(((angle.cos().float() * rope.amplitude), (angle.sin().float() * rope.amplitude)))
+        return out
+
+
+class _Stream:
+    """The residual stream, f32. What a block adds is held back until the next norm, which takes both in one pass."""
+
+    def __init__(self, model: Model, x: torch.Tensor) -> None:
+        self._model, self._x = model, x
+        self._pending: torch.Tensor | None = None
+
+    def normed(self, weight: torch.Tensor | None) -> torch.Tensor:
+        """norm(x), or x itself without a weight, in the model's dtype."""
+        m, pending = self._model, self._pending
+        n = m.spec.norm
+        if weight is not None and pending is not None and n.kind == "rms" and pending.dtype == m.dtype:
+            self._pending = None
+            y: torch.Tensor = m.ops.rms_norm(pending, weight, n.eps, offset=n.offset, residual=self._x)[0]
+            return y
+        x = self.value()
+        return (x if weight is None else m._norm(x, weight)).to(m.dtype)
+
+    def add(self, branch: torch.Tensor, norm: torch.Tensor | None) -> None:
+        """x += factor * norm(branch), where there is a norm."""
+        m = self._model
+        if norm is not None:
+            branch = m._norm(branch, norm)
+        if m.spec.residual_scale != 1.0:
+            branch = branch.float() * m.spec.residual_scale
+        self.value()
+        self._pending = branch
+
+    def value(self) -> torch.Tensor:
+        """The stream with everything added."""
+        if self._pending is not None:
+            self._x.add_(self._pending)
+            self._pending = None
+        return self._x

@@ -1,0 +1,78 @@
+"""A step plan as numpy arrays, in place: what the engine's scheduler wrote is what is read here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from octavo import _core
+
+SEQUENCE = np.dtype(
+    [
+        ("request", "<u8"),
+        ("sample", "<u4"),
+        ("forks", "<u4"),
+        ("query_start", "<u4"),
+        ("query_len", "<u4"),
+        ("context_len", "<u4"),
+        ("block_table_start", "<u4"),
+        ("logits", "<u8"),
+        ("output", "<u8"),
+    ]
+)
+"""One sequence of a step: `PlanSeq` of `rust/scheduler/src/plan.rs`, byte for byte."""
+
+DRAW = np.dtype(
+    [
+        ("seq", "<u4"),
+        ("sample", "<u4"),
+        ("position", "<u4"),
+        ("top_k", "<u4"),
+        ("seed", "<u8"),
+        ("uniform", "<f8"),
+        ("temperature", "<f4"),
+        ("top_p", "<f4"),
+        ("min_p", "<f4"),
+        ("logprobs", "<i4"),
+    ]
+)
+"""How a token is drawn: `Draw` of `rust/engine/src/executor.rs`, byte for byte."""
+
+NO_LOGITS, LAST_LOGITS, ALL_LOGITS = range(3)
+
+Ints = np.ndarray[Any, np.dtype[np.int32]]
+Records = np.ndarray[Any, np.dtype[np.void]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`."""
+
+    step: int
+    tokens: Ints
+    positions: Ints
+    slots: Ints
+    seqs: Records
+    block_tables: Ints
+    copies: Ints
+    draws: Records
+
+    @classmethod
+    def of(cls, plan: _core.Plan) -> Plan:
+        """Views of what the engine hands over. Ids and slots are below 2^31, so int32 reads them as they are."""
+        return cls(
+            plan.step,
+            _view(plan.tokens, np.int32),
+            _view(plan.positions, np.int32),
+            _view(plan.slots, np.int32),
+            _view(plan.seqs, SEQUENCE),
+            _view(plan.block_tables, np.int32),
+            _view(plan.copies, np.int32).reshape(-1, 2),
+            _view(plan.draws, DRAW),
+        )
+
+
+def _view(buffer: memoryview, dtype: Any) -> Any:
+    return np.frombuffer(buffer, dtype) if len(buffer) else np.empty(0, dtype)

@@ -1,0 +1,101 @@
+"""What the engine calls once a step: the plan in, tokens out. Everything between stays on the device."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from octavo import _core
+from octavo.gpu import sampler
+from octavo.gpu.batch import Layout, Staging, lay_out, to_device
+from octavo.gpu.errors import faults
+from octavo.gpu.graphs import DecodeGraphs
+from octavo.gpu.kv import KvPool
+from octavo.gpu.model import Model
+from octavo.gpu.plan import ALL_LOGITS, NO_LOGITS, Ints, Plan, Records
+
+Array = np.ndarray[Any, Any]
+Logprobs = list[Array]
+
+
+class Runner:
+    """Runs steps of a model over a KV pool. It keeps no state of requests."""
+
+    def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None) -> None:
+        self.model, self.kv, self.graphs = model, kv, graphs
+        device = model.weights.norm.device
+        self._device = device
+        self._staging = Staging(device)
+        self._no_rows = torch.empty(0, model.spec.hidden, device=device)
+        self._rest = self._no_rows
+
+    def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
+        """Runs a step. For the plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the logits were not numbers), and
+        log-probabilities as `sampler.logprobs` gives them, if one of them asks for some."""
+        # The engine's thread has a current device of its own.
+        with faults("a step"), self._on_device(), torch.inference_mode():
+            return self._step(Plan.of(plan))
+
+    def logits(self, first: int, count: int) -> Array:
+        """Logits f32 `[count, vocab]` of the step's other rows that the plan asks for, in the plan's order."""
+        with faults("the logits of a step"), self._on_device(), torch.inference_mode():
+            logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
+            return logits
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def _step(self, plan: Plan) -> tuple[Array, Logprobs | None]:
+        layout = lay_out(plan)
+        drawn, rest = wanted_rows(plan, layout)
+        words = plan.draws.view(np.int32).reshape(-1, sampler.WORDS)
+        batch, (copies, drawn_rows, rest_rows, rule_words) = to_device(
+            layout, self._staging, plan.copies, drawn, rest, words
+        )
+        if len(plan.copies):
+            self.kv.copy(self.model.ops, copies)
+        graph = self.graphs.fitting(layout) if self.graphs is not None else None
+        if graph is None:
+            hidden = self.model.forward(batch, self.kv)
+            logits = self.model.logits(hidden[drawn_rows]) if len(drawn) else None
+        else:
+            graph.run([batch.tokens, batch.positions, batch.slots, batch.context_lens, batch.block_tables])
+            hidden = graph.hidden
+            if sampler.is_greedy(plan.draws) and (plan.draws["logprobs"] < 0).all():
+                self._rest = hidden[rest_rows] if len(rest) else self._no_rows
+                return graph.best.cpu().numpy()[drawn].view(np.uint32), None
+            logits = graph.logits[drawn_rows]
+        self._rest = hidden[rest_rows] if len(rest) else self._no_rows
+        if logits is None:
+            return np.empty(0, np.uint32), None
+        return self._draw(logits, plan.draws, rule_words)
+
+    def _draw(self, logits: torch.Tensor, draws: Records, words: torch.Tensor) -> tuple[Array, Logprobs | None]:
+        kernels = self.model.ops.kernels
+        tokens = sampler.draw(logits, sampler.Rules.of(draws, words), kernels)
+        most = int(draws["logprobs"].max())
+        table = sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else None
+        found: Array = tokens.cpu().numpy().view(np.uint32)
+        if table is None:
+            return found, None
+        ids, values, ranks = (t.cpu().numpy() for t in table)
+        return found, [ids.view(np.uint32), values, ranks.view(np.uint32)]
+
+
+def wanted_rows(plan: Plan, layout: Layout) -> tuple[Ints, Ints]:
+    """Rows of the batch whose tokens are drawn here, and the others whose logits the plan asks for, in its order."""
+    seqs = plan.seqs
+    lens = seqs["query_len"].astype(np.int32)
+    last = layout.first_rows + lens - 1
+    here = plan.draws["seq"].astype(np.int64)
+    elsewhere = seqs["logits"] != NO_LOGITS
+    elsewhere[here] = False
+    rows = [
+        np.arange(layout.first_rows[i] if seqs["logits"][i] == ALL_LOGITS else last[i], last[i] + 1)
+        for i in np.flatnonzero(elsewhere)
+    ]
+    rest = np.concatenate(rows) if rows else np.empty(0)
+    return last[here].astype(np.int32), rest.astype(np.int32)

@@ -1,0 +1,177 @@
+//! Executors that draw tokens by themselves: what they are asked, and what becomes of their answers.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use octavo_scheduler::StepPlan;
+
+use crate::sampling::row_logprobs;
+use crate::tokenizer::tests::byte_level;
+use crate::*;
+
+const VOCAB: usize = 257;
+
+/// Continues "a" with "bcd...": draws where it may, and gives logits where not.
+struct Drawing {
+    asked: Arc<Mutex<Vec<Draw>>>,
+    /// Draws nothing for this token: its logits are not numbers.
+    broken_after: Option<u32>,
+    /// Plans that are held beyond their step.
+    held: Vec<Arc<StepPlan>>,
+}
+
+fn logits_after(token: u32) -> Vec<f32> {
+    let mut row = vec![0.0; VOCAB];
+    row[(token as usize + 1) % 256] = 20.0;
+    row
+}
+
+impl Executor for Drawing {
+    fn execute(&mut self, _: &StepPlan, _: &mut RowSink<'_>) -> Result<(), StepError> {
+        Err(StepError::Dead("the engine must call execute_drawing".into()))
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn execute_drawing(
+        &mut self,
+        plan: &Arc<StepPlan>,
+        draws: Vec<Draw>,
+        sink: &mut OutcomeSink<'_>,
+    ) -> Result<(), StepError> {
+        self.held.push(Arc::clone(plan));
+        self.asked.lock().expect("asked").extend(&draws);
+        for (i, seq) in plan.seqs.iter().enumerate() {
+            let draw = draws.iter().find(|d| d.seq as usize == i);
+            for row in wanted_rows(seq) {
+                let token = plan.tokens[(seq.query_start + row) as usize];
+                let logits = logits_after(token);
+                let Some(draw) = draw else {
+                    sink(i, row, RowOutcome::Logits(&logits));
+                    continue;
+                };
+                let next = (token + 1) % 256;
+                let top = usize::try_from(draw.logprobs).ok();
+                let row_of = top.map_or_else(Vec::new, |top| row_logprobs(&logits, next, top));
+                let drawn = (self.broken_after != Some(token)).then_some(next);
+                sink(i, row, RowOutcome::Drawn(drawn, row_of));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn engine(broken_after: Option<u32>) -> (Engine, Arc<Mutex<Vec<Draw>>>) {
+    let asked = Arc::default();
+    let executor = Drawing { asked: Arc::clone(&asked), broken_after, held: Vec::new() };
+    let limits = Limits {
+        max_model_len: 128,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_queue: 16,
+        block_size: 4,
+        num_blocks: 256,
+    };
+    let engine = Engine::start(EngineParts {
+        executor: Box::new(executor),
+        tokenizer: byte_level(),
+        template: None,
+        vocab: VOCAB,
+        spec: None,
+        generation: GenerationDefaults { eos: vec![256], ..GenerationDefaults::default() },
+        limits,
+        prefix_caching: true,
+        prefill_chunk: None,
+        seed: 3,
+        info: serde_json::json!({}),
+    });
+    (engine.expect("engine"), asked)
+}
+
+/// The tokens, log-probabilities and error of a request.
+fn run(engine: &Engine, params: &SamplingParams) -> (Vec<u32>, Vec<Vec<TokenLogprob>>, Option<EngineError>) {
+    let stream = engine.submit(Prompt::Tokens(vec![97]), params).expect("submitted");
+    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+    loop {
+        let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
+        for news in delta.outputs {
+            tokens.extend(&news.token_ids);
+            logprobs.extend(news.logprobs.unwrap_or_default());
+        }
+        if delta.finished {
+            return (tokens, logprobs, delta.error);
+        }
+    }
+}
+
+fn params(change: impl FnOnce(&mut SamplingParams)) -> SamplingParams {
+    let mut params =
+        SamplingParams { temperature: Some(0.0), max_tokens: Some(3), ..SamplingParams::default() };
+    change(&mut params);
+    params
+}
+
+#[test]
+fn plain_requests_are_drawn_by_the_executor() {
+    let (engine, asked) = engine(None);
+    let drawn = params(|p| {
+        (p.temperature, p.top_k, p.top_p, p.min_p) = (Some(0.5), Some(1), Some(0.9), Some(0.1));
+        (p.seed, p.logprobs) = (Some(u64::MAX), Some(2));
+    });
+    let (tokens, logprobs, error) = run(&engine, &drawn);
+    assert_eq!((tokens, error), (vec![98, 99, 100], None));
+    let ids: Vec<Vec<u32>> = logprobs.iter().map(|row| row.iter().map(|l| l.token_id).collect()).collect();
+    assert_eq!(ids, [[98, 98, 0], [99, 99, 0], [100, 100, 0]]);
+    assert!(logprobs.iter().all(|row| row[0].rank == 1 && row[0].logprob > -1e-3));
+    let asked = asked.lock().expect("asked");
+    assert_eq!(asked.iter().map(|d| d.position).collect::<Vec<_>>(), [0, 1, 2]);
+    for d in asked.iter() {
+        assert_eq!((d.temperature, d.top_k, d.top_p, d.min_p), (0.5, 1, 0.9, 0.1));
+        assert_eq!((d.seed, d.sample, d.logprobs), (u64::MAX, 0, 2));
+        assert!((0.0..1.0).contains(&d.uniform));
+    }
+    assert!(asked[0].uniform != asked[1].uniform && asked[1].uniform != asked[2].uniform);
+}
+
+#[test]
+fn rules_beyond_a_draw_get_logits() {
+    let ruled: [&dyn Fn(&mut SamplingParams); 7] = [
+        &|p| p.repetition_penalty = Some(1.5),
+        &|p| p.presence_penalty = 0.5,
+        &|p| p.logit_bias = vec![(5, 1.0)],
+        &|p| p.bad_words = vec!["z".into()],
+        &|p| p.prompt_logprobs = Some(1),
+        &|p| p.logprobs = Some(21),
+        &|p| p.structured = Some(Structure::Regex("[a-z]+".into())),
+    ];
+    for change in ruled {
+        let (engine, asked) = engine(None);
+        let (tokens, _, error) = run(&engine, &params(change));
+        assert_eq!((tokens[0], error), (98, None));
+        assert!(asked.lock().expect("asked").is_empty());
+    }
+}
+
+#[test]
+fn min_tokens_needs_logits_until_it_is_reached_and_forks_for_their_first_token() {
+    let (engine, asked) = engine(None);
+    run(&engine, &params(|p| p.min_tokens = 2));
+    assert_eq!(asked.lock().expect("asked").iter().map(|d| d.position).collect::<Vec<_>>(), [2]);
+    asked.lock().expect("asked").clear();
+    run(&engine, &params(|p| p.n = 2));
+    let mut found: Vec<_> = asked.lock().expect("asked").iter().map(|d| (d.sample, d.position)).collect();
+    found.sort_unstable();
+    assert_eq!(found, [(0, 1), (0, 2), (1, 1), (1, 2)]);
+}
+
+#[test]
+fn what_is_no_number_fails_its_request_and_a_plan_may_be_held() {
+    let (engine, _) = engine(Some(98));
+    let (tokens, _, error) = run(&engine, &params(|_| {}));
+    assert_eq!(tokens, [98]);
+    assert!(matches!(error, Some(EngineError::Execution(text)) if text.contains("not numbers")));
+    // The executor still holds every plan: the engine has made new ones.
+    assert_eq!(run(&engine, &params(|p| p.max_tokens = Some(1))).0, [98]);
+}

@@ -1,0 +1,175 @@
+//! An executor that is a Python object, called once a step.
+//!
+//! `object.step(plan)` runs the step and returns, for the plan's draws in order, `(tokens, logprobs)`: tokens u32
+//! (`NOT_NUMBERS` where the logits were none), logprobs None or `(ids u32, values f32, ranks u32)`, each
+//! `[draws, columns]`, the token's own entry first. `object.logits(first, count)` then gives rows of logits, f32
+//! `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
+
+use std::sync::Arc;
+
+use octavo_engine::{Draw, Executor, Logprob, OutcomeSink, RowOutcome, RowSink, StepError, wanted_rows};
+use octavo_scheduler::StepPlan;
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::prelude::*;
+
+use crate::plan::Plan;
+
+/// Rows of logits that are fetched at once.
+const LOGIT_ROWS: usize = 32;
+/// Stands for a token where logits were not numbers.
+const NOT_NUMBERS: u32 = u32::MAX;
+
+/// Runs steps by calling a Python object.
+pub struct PyExecutor {
+    object: Option<Py<PyAny>>,
+    vocab: usize,
+    logits: Vec<f32>,
+}
+
+/// What `object.step` gave for the draws.
+struct Drawn {
+    tokens: Vec<u32>,
+    /// Ids, values and ranks, in rows of `columns`.
+    logprobs: Option<(Vec<u32>, Vec<f32>, Vec<u32>)>,
+    columns: usize,
+}
+
+impl PyExecutor {
+    pub fn new(object: Py<PyAny>, vocab: usize) -> Self {
+        Self { object: Some(object), vocab, logits: Vec::new() }
+    }
+
+    /// Calls `f` with the GIL held.
+    fn attached<T>(
+        &self,
+        f: impl FnOnce(Python<'_>, &Bound<'_, PyAny>) -> PyResult<T>,
+    ) -> Result<T, StepError> {
+        let gone = || StepError::Dead("the Python interpreter is shutting down".into());
+        let object = self.object.as_ref().ok_or_else(gone)?;
+        Python::try_attach(|py| f(py, object.bind(py)).map_err(|e| fault(py, &e))).ok_or_else(gone)?
+    }
+
+    fn step(&self, plan: &Arc<StepPlan>, draws: Arc<Vec<Draw>>) -> Result<Drawn, StepError> {
+        let count = draws.len();
+        self.attached(|py, object| {
+            let plan = Plan { plan: Arc::clone(plan), draws };
+            let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) =
+                object.call_method1("step", (plan,))?.extract()?;
+            let tokens = read(py, &tokens, count, "tokens")?;
+            let Some([ids, values, ranks]) = logprobs else {
+                return Ok(Drawn { tokens, logprobs: None, columns: 0 });
+            };
+            let columns = if count > 0 { ids.get_item(0)?.len()? } else { 0 };
+            let len = count * columns;
+            let logprobs = (
+                read(py, &ids, len, "ids")?,
+                read(py, &values, len, "logprobs")?,
+                read(py, &ranks, len, "ranks")?,
+            );
+            Ok(Drawn { tokens, logprobs: Some(logprobs), columns })
+        })
+    }
+}
+
+/// A contiguous array of `len` elements.
+fn read<T: Element + Copy + Default>(
+    py: Python<'_>,
+    array: &Bound<'_, PyAny>,
+    len: usize,
+    name: &str,
+) -> PyResult<Vec<T>> {
+    let mut out = vec![T::default(); len];
+    read_into(py, array, &mut out, name)?;
+    Ok(out)
+}
+
+fn read_into<T: Element + Copy>(
+    py: Python<'_>,
+    array: &Bound<'_, PyAny>,
+    out: &mut [T],
+    name: &str,
+) -> PyResult<()> {
+    let buffer = PyBuffer::<T>::get(array)?;
+    if buffer.item_count() != out.len() {
+        return Err(pyo3::exceptions::PyValueError::new_err(format!(
+            "{name}: {} values, {} are expected",
+            buffer.item_count(),
+            out.len()
+        )));
+    }
+    buffer.copy_to_slice(py, out)
+}
+
+/// What an exception of the object means: one with a true attribute `fatal` ends the engine, any other the step.
+fn fault(py: Python<'_>, error: &PyErr) -> StepError {
+    let value = error.value(py);
+    let class = value.get_type().qualname().map_or_else(|_| "exception".into(), |n| n.to_string());
+    let text = format!("{class}: {value}");
+    let fatal = value.getattr("fatal").and_then(|f| f.is_truthy()).unwrap_or(false);
+    if fatal { StepError::Dead(text) } else { StepError::Step(text) }
+}
+
+impl Executor for PyExecutor {
+    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
+        self.execute_drawing(&Arc::new(plan.clone()), Vec::new(), &mut |index, row, outcome| {
+            if let RowOutcome::Logits(logits) = outcome {
+                sink(index, row, logits);
+            }
+        })
+    }
+
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn execute_drawing(
+        &mut self,
+        plan: &Arc<StepPlan>,
+        draws: Vec<Draw>,
+        sink: &mut OutcomeSink<'_>,
+    ) -> Result<(), StepError> {
+        let draws = Arc::new(draws);
+        let drawn = self.step(plan, Arc::clone(&draws))?;
+        for (i, (draw, &token)) in draws.iter().zip(&drawn.tokens).enumerate() {
+            let token = (token != NOT_NUMBERS).then_some(token);
+            let row = plan.seqs[draw.seq as usize].query_len - 1;
+            sink(draw.seq as usize, row, RowOutcome::Drawn(token, logprobs_of(&drawn, i, draw)));
+        }
+        let mut rest = Vec::new();
+        for (i, seq) in plan.seqs.iter().enumerate() {
+            if draws.binary_search_by_key(&(i as u32), |d| d.seq).is_err() {
+                rest.extend(wanted_rows(seq).map(|row| (i, row)));
+            }
+        }
+        let mut logits = std::mem::take(&mut self.logits);
+        for (n, part) in rest.chunks(LOGIT_ROWS).enumerate() {
+            logits.resize(part.len() * self.vocab, 0.0);
+            self.attached(|py, object| {
+                let rows = object.call_method1("logits", (n * LOGIT_ROWS, part.len()))?;
+                read_into(py, &rows, &mut logits, "logits")
+            })?;
+            for (&(seq, row), logits) in part.iter().zip(logits.chunks_exact(self.vocab)) {
+                sink(seq, row, RowOutcome::Logits(logits));
+            }
+        }
+        self.logits = logits;
+        Ok(())
+    }
+}
+
+/// The log-probabilities that draw `i` asked for.
+fn logprobs_of(drawn: &Drawn, i: usize, draw: &Draw) -> Vec<Logprob> {
+    let Some((ids, values, ranks)) = &drawn.logprobs else { return Vec::new() };
+    let wanted = usize::try_from(draw.logprobs + 1).unwrap_or(0).min(drawn.columns);
+    let at = |column: usize| i * drawn.columns + column;
+    let entry = |c: usize| Logprob { token_id: ids[at(c)], logprob: values[at(c)], rank: ranks[at(c)] };
+    (0..wanted).map(entry).collect()
+}
+
+impl Drop for PyExecutor {
+    fn drop(&mut self) {
+        // The object holds the device's memory: it goes now, not when some thread next takes the GIL.
+        let object = self.object.take();
+        Python::try_attach(|_| drop(object));
+    }
+}

@@ -1,0 +1,36 @@
+"""Makes an `LLM` over the torch executor, wherever it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from octavo import LLM
+from octavo.gpu import engine
+from octavo.gpu.ops import torch_ops
+
+WISHES = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_cache_bytes", "kv_cache_fraction"}
+BLOCK_BYTES = 2 * 2 * 32 * 16 * 2 * 4
+"""A block of the fixture `tiny`: keys and values of 2 layers, 32 tokens, 2 heads of 16 channels, float32."""
+
+
+def cpu_tensors() -> engine.Place:
+    return engine.Place(torch.device("cpu"), torch_ops())
+
+
+def gpu() -> engine.Place:
+    return engine.gpu()
+
+
+PLACES: list[Callable[[], engine.Place]] = [cpu_tensors, *([gpu] if torch.cuda.is_available() else [])]
+
+
+def torch_llm(folder: Path, place: engine.Place | None = None, **options: Any) -> LLM:
+    """In float32 unless asked otherwise."""
+    wishes = {name: options.pop(name) for name in WISHES & options.keys()}
+    defaults = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "kv_cache_bytes": 4 << 20}
+    options = {"dtype": "float32", "quantization": None, **options}
+    chosen = engine.Options(wishes=engine.sizes.Wishes(**{**defaults, **wishes}), **options)
+    return LLM._over(engine.start(folder, chosen, place or cpu_tensors()), folder)

@@ -1,0 +1,63 @@
+"""Device functions that several kernels share. All compute in f32."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GROUP = tl.constexpr(128)
+"""Columns that share a scale, as in octavo's CPU kernels."""
+
+
+@triton.jit
+def round_even(x):
+    """The nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def divide(a, b):
+    """a / b rounded to nearest, as the references divide; Triton's `/` is off by up to two units in the last place."""
+    return tl.div_rn(tl.zeros_like(b) + a, b)
+
+
+@triton.jit
+def tanh(x):
+    """1 - 2 / (e^2x + 1): right at both ends, where e^2x is infinite or zero. (libdevice is not in the interpreter.)"""
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
+def quantize_last(x):
+    """int8 codes and scale along the last of two dimensions: scale = max |x| / 127, code = round(x / scale).
+
+    Zeros (below 1e-35, where 127 / max would overflow) get the scale 0; a group with NaN or an infinity the scale NaN,
+    so that everything computed from it becomes NaN.
+    """
+    magnitude = tl.abs(x)
+    finite = magnitude <= 3.4028234663852886e38
+    largest = tl.max(tl.where(finite, magnitude, 0.0), 1)
+    broken = tl.max(tl.where(finite, 0, 1), 1) > 0
+    empty = largest < 1e-35
+    inverse = divide(127.0, tl.where(empty, 1.0, largest))
+    codes = round_even(tl.where(finite, x, 0.0) * tl.where(empty | broken, 0.0, inverse)[:, None])
+    scale = tl.where(broken, float("nan"), tl.where(empty, 0.0, divide(largest, tl.zeros_like(largest) + 127.0)))
+    return codes.to(tl.int8), scale
+
+
+@triton.jit
+def to_half_below(x):
+    """The largest float16 that is at most x."""
+    half = x.to(tl.float16)
+    bits = half.to(tl.int16, bitcast=True)
+    # Floats of one sign are ordered as their bits; below zero the order turns.
+    below = tl.where(bits > 0, bits - 1, tl.where(bits == 0, -32767, bits + 1)).to(tl.int16)
+    return tl.where(half.to(tl.float32) > x, below.to(tl.float16, bitcast=True), half)
+
+
+@triton.jit
+def to_half_above(x):
+    """The smallest float16 that is at least x, for x >= 0."""
+    half = x.to(tl.float16)
+    above = (half.to(tl.int16, bitcast=True) + 1).to(tl.int16)
+    return tl.where(half.to(tl.float32) < x, above.to(tl.float16, bitcast=True), half)

@@ -1,0 +1,315 @@
+"""Attention of a ragged batch over the paged cache: prefill chunks and decodes, float and int8 blocks.
+
+    out[t, h] = sum over keys i <= p of softmax(f(scale * q[t, h] . k[i])) v[i]      p: the position of token t
+
+with f(s) = softcap * tanh(s / softcap) where a soft cap is given, and only keys i > p - window where a window is given.
+All query heads of a KV head are rows of one tile, so its blocks are read once for them; a tile of G heads and n queries
+has G * n rows. Softmax is online, in f32, in powers of two.
+
+Of an int8 cache a query reads the blocks before its own as int8, then its own block from the tail. With a list of
+selected blocks it reads those before its own that are in the list, then its own.
+
+Long contexts of few sequences are split over programs; the parts are added in a fixed order by a second kernel.
+`deterministic=True` takes one configuration and no split: then a row's result depends on its own query and keys only,
+down to the bits, whatever the batch and however the prompt was chunked.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from .attention_kernels import combine_splits_kernel, paged_attention_kernel
+from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV, gather_keys_values
+from .launch import (
+    FLOATS,
+    Options,
+    capability,
+    ceil_div,
+    check,
+    check_device,
+    check_tensor,
+    launch,
+    power_of_two,
+    processors,
+)
+
+MAX_SPLITS = 64
+MIN_KEYS_PER_SPLIT = 256
+"""Below this the second kernel costs more than the split gains."""
+
+
+class Config(NamedTuple):
+    """Rows of a tile, blocks read per step, warps, pipeline stages."""
+
+    rows: int
+    pages: int
+    warps: int
+    stages: int
+
+
+# Chosen by the compile check (registers, shared memory) and by reasoning; not yet measured on a GPU.
+# Keys: (form, phase, head_dim up to). Decode's rows are what the group needs, at least 16.
+CONFIGS: dict[tuple[str, str, int], Config] = {
+    ("half", "decode", 128): Config(16, 2, 4, 3),
+    ("half", "decode", 256): Config(16, 2, 4, 2),
+    ("half", "prefill", 64): Config(128, 2, 4, 3),
+    ("half", "prefill", 128): Config(128, 2, 8, 2),
+    ("half", "prefill", 256): Config(64, 1, 8, 2),
+    ("float32", "decode", 128): Config(16, 1, 4, 2),
+    ("float32", "decode", 256): Config(16, 1, 8, 1),
+    ("float32", "prefill", 128): Config(32, 1, 4, 1),
+    ("float32", "prefill", 256): Config(16, 1, 8, 1),
+    ("int8", "decode", 128): Config(16, 2, 4, 2),
+    ("int8", "decode", 256): Config(16, 1, 8, 2),
+    ("int8", "prefill", 128): Config(64, 2, 4, 2),
+    ("int8", "prefill", 256): Config(64, 1, 8, 1),
+}
+
+
+def paged_attention(
+    q: torch.Tensor,
+    kv: PagedKV,
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    out: torch.Tensor | None = None,
+    num_decodes: int = 0,
+    max_query_len: int | None = None,
+    max_context_len: int | None = None,
+    num_splits: int | None = None,
+    deterministic: bool = False,
+    selected: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Attention of `q` `[T, H, D]` over the cache, `[T, H, D]` in q's dtype (the cache's).
+
+    Sequence s has the queries query_start[s] .. query_start[s + 1] - 1, the last of its context_lens[s] tokens, whose
+    blocks block_tables[s] names. All index tensors are int32: `block_tables` `[S, blocks]`, `query_start` `[S + 1]`,
+    `context_lens` `[S]` (0: a padding row, its output is zero). The first `num_decodes` sequences have one query each,
+    query s for sequence s. `max_query_len` and `max_context_len`, known to the caller on the host, only choose the
+    configuration. `selected` is (logical blocks int32 `[S, KV heads, capacity]`, ascending, no repeats; counts int32
+    `[S, KV heads]`). Nothing is read on the host, so the call can be captured in a CUDA graph.
+    """
+    check_device(q=q, v=kv.v, block_tables=block_tables, query_start=query_start, context_lens=context_lens, out=out)
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    _check(q, kv, block_tables, query_start, context_lens, out, window, softcap, num_decodes, selected)
+    tokens, sequences = q.shape[0], context_lens.shape[0]
+    if num_splits is not None:
+        check(1 <= num_splits <= MAX_SPLITS, f"num_splits is {num_splits}, wanted 1 to {MAX_SPLITS}")
+    batch = _Batch(q, kv, block_tables, query_start, context_lens, out, scale, window, softcap, selected)
+    longest = block_tables.shape[1] * BLOCK_SIZE
+    longest = longest if max_context_len is None else min(longest, max_context_len)
+    if deterministic:
+        check(num_splits in (None, 1), "deterministic attention has one split: leave num_splits out")
+        _run(batch, "prefill", 0, sequences, tokens, 1)
+        return out
+    if num_decodes:
+        _run(batch, "decode", 0, num_decodes, num_decodes, num_splits or _splits(q, kv, num_decodes, longest, window))
+    rest = tokens - num_decodes
+    if rest:
+        # Chunks of a single tile read little more than decodes do: they are split as well.
+        small = max_query_len is not None and max_query_len * (q.shape[1] // kv.kv_heads) <= 64
+        splits = num_splits or (_splits(q, kv, sequences - num_decodes, longest, window) if small else 1)
+        _run(batch, "prefill", num_decodes, sequences - num_decodes, rest, splits)
+    return out
+
+
+class _Batch(NamedTuple):
+    q: torch.Tensor
+    kv: PagedKV
+    block_tables: torch.Tensor
+    query_start: torch.Tensor
+    context_lens: torch.Tensor
+    out: torch.Tensor
+    scale: float
+    window: int | None
+    softcap: float | None
+    selected: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def _splits(q: torch.Tensor, kv: PagedKV, sequences: int, longest: int, window: int | None) -> int:
+    """Enough parts to fill the device twice, none shorter than MIN_KEYS_PER_SPLIT."""
+    if window is not None:
+        longest = min(longest, window + BLOCK_SIZE)
+    wanted = ceil_div(2 * processors(q.device), max(1, sequences * kv.kv_heads))
+    return max(1, min(wanted, longest // MIN_KEYS_PER_SPLIT, MAX_SPLITS))
+
+
+def config_for(kv: PagedKV, phase: str) -> Config:
+    """The configuration of a cache form and phase ("decode" or "prefill")."""
+    form = "int8" if isinstance(kv, Int8KV) else "half"
+    if kv.dtype == torch.float32:
+        form = "float32"
+    limits = sorted(limit for f, p, limit in CONFIGS if (f, p) == (form, phase))
+    limit = next(limit for limit in limits if kv.head_dim <= limit)
+    config = CONFIGS[form, phase, limit]
+    if capability(kv.device) < (9, 0) and form != "float32" and phase == "prefill" and kv.head_dim > 64:
+        # Without wgmma accumulators and operands share the registers.
+        config = config._replace(rows=64, warps=4)
+    return config
+
+
+def _run(batch: _Batch, phase: str, first: int, sequences: int, tokens: int, splits: int) -> None:
+    q, kv, out = batch.q, batch.kv, batch.out
+    heads, head_dim = q.shape[1:]
+    group = heads // kv.kv_heads
+    config = config_for(kv, phase)
+    rows = max(config.rows, power_of_two(group)) if phase == "prefill" else max(16, power_of_two(group))
+    decode = phase == "decode"
+    tiles = sequences if decode else tokens // (rows // group) + sequences
+    plain = isinstance(kv, FloatKV)
+    partial = partial_m = partial_sum = None
+    if splits > 1:
+        # Indexed by token of the whole batch: a few rows stay unused where decodes and chunks are apart.
+        partial = torch.empty(q.shape[0], heads, splits, head_dim, dtype=torch.float32, device=q.device)
+        partial_m = torch.empty(q.shape[0], heads, splits, dtype=torch.float32, device=q.device)
+        partial_sum = torch.empty_like(partial_m)
+    log2e = math.log2(math.e)
+    indices, counts = batch.selected or (None, None)
+    arguments = {
+        "q_ptr": q,
+        "out_ptr": out,
+        "partial_ptr": partial,
+        "partial_m_ptr": partial_m,
+        "partial_sum_ptr": partial_sum,
+        "k_ptr": kv.k if plain else kv.tail_k,
+        "v_ptr": kv.v if plain else kv.tail_v,
+        "k_high_ptr": None if plain else kv.k_high,
+        "k_low_ptr": None if plain else kv.k_low,
+        "k_lo_ptr": None if plain else kv.k_lo,
+        "k_step_ptr": None if plain else kv.k_step,
+        "v_codes_ptr": None if plain else kv.v,
+        "v_scale_ptr": None if plain else kv.v_scale,
+        "tail_of_ptr": None if plain else kv.tail_of,
+        "tables_ptr": batch.block_tables,
+        "query_start_ptr": batch.query_start,
+        "context_ptr": batch.context_lens,
+        "selected_ptr": indices,
+        "counts_ptr": counts,
+        "factor": batch.scale / batch.softcap if batch.softcap else batch.scale * log2e,
+        "cap": (batch.softcap or 0.0) * log2e,
+        "window": batch.window or 0,
+        "first_sequence": first,
+        "sequences": sequences,
+        "splits": splits,
+        "q_token_stride": q.stride(0),
+        "q_head_stride": q.stride(1),
+        "out_token_stride": out.stride(0),
+        "out_head_stride": out.stride(1),
+        "table_stride": batch.block_tables.stride(0),
+        "capacity": indices.shape[2] if indices is not None else 0,
+    }
+    width = max(16, power_of_two(head_dim))
+    constants = {
+        "GROUP": group,
+        "KV_HEADS": kv.kv_heads,
+        "HEAD_DIM": head_dim,
+        "WIDTH": width,
+        "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
+        "ROWS": rows,
+        "PAGES": config.pages,
+        "BLOCK_SIZE": BLOCK_SIZE,
+        "DECODE": decode,
+        "INT8": not plain,
+        "SELECTED": batch.selected is not None,
+        "WINDOWED": batch.window is not None,
+        "CAPPED": batch.softcap is not None,
+        "SPLIT": splits > 1,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+    }
+    grid = (tiles, kv.kv_heads, splits)
+    launch(paged_attention_kernel, grid, arguments, constants, Options(config.warps, config.stages))
+    if splits > 1:
+        # Rows of this phase only: the others have no parts here.
+        arguments = {
+            "out_ptr": out,
+            "partial_ptr": partial,
+            "partial_m_ptr": partial_m,
+            "partial_sum_ptr": partial_sum,
+            "first_token": first,
+            "splits": splits,
+            "out_token_stride": out.stride(0),
+            "out_head_stride": out.stride(1),
+        }
+        constants = {"HEAD_DIM": head_dim, "WIDTH": width, "SPLITS": power_of_two(splits)}
+        launch(combine_splits_kernel, (tokens, heads), arguments, constants, Options(4, 1))
+
+
+def paged_attention_ref(
+    q: torch.Tensor,
+    kv: PagedKV,
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    selected: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The formula of the module in f32, query by query where the form of the keys differs."""
+    out = torch.zeros(q.shape, dtype=torch.float32, device=q.device)
+    starts, contexts = query_start.tolist(), context_lens.tolist()
+    group = q.shape[1] // kv.kv_heads
+    for s, context in enumerate(contexts):
+        length = min(starts[s + 1] - starts[s], context)
+        for i in range(length):
+            position = context - length + i
+            own = position // BLOCK_SIZE
+            k, v = gather_keys_values(kv, block_tables[s], position + 1, own * BLOCK_SIZE)
+            at = torch.arange(position + 1, device=q.device)
+            visible = torch.ones(kv.kv_heads, position + 1, dtype=torch.bool, device=q.device)
+            if window is not None:
+                visible &= at > position - window
+            if selected is not None:
+                for h in range(kv.kv_heads):
+                    chosen = selected[0][s, h, : int(selected[1][s, h])]
+                    visible[h] &= torch.isin(at // BLOCK_SIZE, chosen) | (at // BLOCK_SIZE == own)
+            rows = q[starts[s] + i].float().view(kv.kv_heads, group, -1)
+            scores = torch.einsum("hgd,nhd->hgn", rows, k) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1)
+            out[starts[s] + i] = torch.einsum("hgn,nhd->hgd", weights, v).reshape(q.shape[1:])
+    return out.to(q.dtype)
+
+
+def _check(
+    q: torch.Tensor,
+    kv: PagedKV,
+    block_tables: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    window: int | None,
+    softcap: float | None,
+    num_decodes: int,
+    selected: tuple[torch.Tensor, torch.Tensor] | None,
+) -> None:
+    check_tensor("q", q, dtypes=FLOATS, shape=(None, None, kv.head_dim))
+    check(q.dtype == kv.dtype, f"q is {q.dtype}, the cache's floats are {kv.dtype}: cast q")
+    heads = q.shape[1]
+    check(heads > 0 and heads % kv.kv_heads == 0, f"{heads} query heads over {kv.kv_heads} KV heads: wanted a multiple")
+    check(heads // kv.kv_heads <= 128, f"{heads // kv.kv_heads} query heads share a KV head, wanted at most 128")
+    index = (torch.int32,)
+    check_tensor("context_lens", context_lens, dtypes=index, shape=(None,), contiguous=True)
+    sequences = context_lens.shape[0]
+    check_tensor("block_tables", block_tables, dtypes=index, shape=(sequences, None))
+    check_tensor("query_start", query_start, dtypes=index, shape=(sequences + 1,), contiguous=True)
+    check_tensor("out", out, dtypes=(q.dtype,), shape=tuple(q.shape))
+    check(window is None or window > 0, f"window is {window}: wanted None or at least 1")
+    check(softcap is None or softcap > 0, f"softcap is {softcap}: wanted None or a positive number")
+    bound = min(sequences, q.shape[0])
+    check(
+        0 <= num_decodes <= bound, f"num_decodes is {num_decodes}, with {sequences} sequences and {q.shape[0]} queries"
+    )
+    if selected is not None:
+        check_tensor("selected[0]", selected[0], dtypes=index, shape=(sequences, kv.kv_heads, None), contiguous=True)
+        check_tensor("selected[1]", selected[1], dtypes=index, shape=(sequences, kv.kv_heads), contiguous=True)
