@@ -143,7 +143,7 @@ def test_faults_are_named(device: torch.device, generator: torch.Generator) -> N
         int8_matmul(x_q, x_scale[:, :1].contiguous(), w_q, w_scale)
     with pytest.raises(ValueError, match=r"w_q has strides .* pass w_q.contiguous"):
         int8_matmul(x_q, x_scale, w_q.t().contiguous().t(), w_scale)
-    with pytest.raises(ValueError, match="out_dtype is torch.int32"):
+    with pytest.raises(ValueError, match=r"out_dtype is torch.int32"):
         int8_matmul(x_q, x_scale, w_q, w_scale, out_dtype=torch.int32)
     with pytest.raises(ValueError, match=r"bias has shape \[31\]"):
         int8_weight_matmul(x_q.float(), w_q, w_scale, torch.ones(31, device=device))
