@@ -1,5 +1,7 @@
 //! The CPU executor: octavo-model over the octavo-kernels.
 
+use std::sync::Arc;
+
 use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, PlanSeq, StepPlan};
@@ -11,7 +13,7 @@ pub(crate) const LOGIT_ROWS: usize = 32;
 
 /// Runs steps on the cores of this machine.
 pub struct CpuExecutor {
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     model: Model,
     kv: KvPool,
     scratch: Scratch,
@@ -23,7 +25,7 @@ pub struct CpuExecutor {
 impl CpuExecutor {
     /// An executor for `model` with the pool `kv`.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool) -> Self {
-        Self { kernels, model, kv, scratch: Scratch::default(), logits: Vec::new(), wanted: Vec::new() }
+        Self { kernels: Arc::new(kernels), model, kv, scratch: Scratch::default(), logits: Vec::new(), wanted: Vec::new() }
     }
 }
 
@@ -70,10 +72,13 @@ impl Executor for CpuExecutor {
             }
             let logits = &mut self.logits[..part.len() * vocab];
             self.model.logits(&self.kernels, &rows, &mut self.scratch, logits);
-            for (&(seq, row, _), logits) in part.iter().zip(logits.chunks_exact(vocab)) {
-                sink(seq, row, logits);
-            }
+            let rows: Vec<(usize, u32)> = part.iter().map(|w| (w.0, w.1)).collect();
+            sink(&rows, logits);
         }
         Ok(())
+    }
+
+    fn kernels(&self) -> Arc<Kernels> {
+        Arc::clone(&self.kernels)
     }
 }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, NewRequest, NextToken, NextTokens, Refusal, Scheduler, SeqResult,
-    StepPlan,
+    Actions, Event, FinishReason as Ended, NewRequest, Refusal, Scheduler, SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 
@@ -20,7 +19,7 @@ use crate::health::Pulse;
 use crate::metrics::Histograms;
 use crate::output::FinishReason;
 use crate::request::{Active, Prepared};
-use crate::sampling::Sampler;
+use crate::rows::{RowReader, StepRows};
 use crate::stats::{Counters, add, set};
 use crate::tokenizer::Tokenizer;
 
@@ -81,7 +80,7 @@ pub(crate) struct EngineLoop {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     requests: FxHashMap<u64, Active>,
-    sampler: Sampler,
+    reader: RowReader,
     events: Vec<Event>,
     actions: Actions,
     /// Requests with news since the last flush.
@@ -99,6 +98,7 @@ impl EngineLoop {
         commands: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Self {
+        let reader = RowReader::new(executor.kernels());
         Self {
             scheduler,
             executor,
@@ -106,7 +106,7 @@ impl EngineLoop {
             commands,
             shared,
             requests: FxHashMap::default(),
-            sampler: Sampler::default(),
+            reader,
             events: Vec::new(),
             actions: Actions::default(),
             touched: Vec::new(),
@@ -307,28 +307,15 @@ impl EngineLoop {
             .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
             .collect();
         let outcome = {
-            let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
-            let histograms = &self.shared.histograms;
-            let mut sink = |index: usize, row: u32, logits: &[f32]| {
-                let seq = &plan.seqs[index];
-                let Some(active) = requests.get_mut(&seq.request) else { return };
-                let position = seq.context_len - seq.query_len + row;
-                active.prompt_row(tokenizer, position, logits);
-                if seq.forks == 0 || row + 1 != seq.query_len {
-                    return;
-                }
-                let now = Instant::now();
-                if let Some(gap) = active.gap(seq.sample, now) {
-                    histograms.gap(gap);
-                }
-                results[index] = match draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now) {
-                    Ok(tokens) => SeqResult::Tokens(tokens),
-                    Err(e) => {
-                        active.error = Some(e);
-                        SeqResult::Failed
-                    }
-                };
+            let mut step = StepRows {
+                plan,
+                requests: &mut self.requests,
+                tokenizer: &self.tokenizer,
+                histograms: &self.shared.histograms,
+                results: &mut results,
             };
+            let reader = &self.reader;
+            let mut sink = |rows: &[(usize, u32)], logits: &[f32]| step.take(reader, rows, logits);
             let executor = &mut self.executor;
             catch_unwind(AssertUnwindSafe(|| executor.execute(plan, &mut sink)))
                 .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
@@ -380,30 +367,4 @@ impl EngineLoop {
             active.flush();
         }
     }
-}
-
-/// Draws the tokens of all forks of a sequence from one row.
-fn draw(
-    active: &mut Active,
-    tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
-    sample: u32,
-    forks: u32,
-    logits: &[f32],
-    now: Instant,
-) -> Result<NextTokens, EngineError> {
-    // NaN and +inf fail the comparison alike; -inf is a token that cannot come.
-    if !logits.iter().all(|x| *x < f32::INFINITY) {
-        return Err(EngineError::Execution(
-            "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
-             overflowed: try dtype=\"float32\" and quantization=None"
-                .into(),
-        ));
-    }
-    (0..forks)
-        .map(|fork| {
-            let (token, stop) = active.sample(tokenizer, sampler, sample + fork, logits, now)?;
-            Ok(NextToken { token, stop })
-        })
-        .collect()
 }

@@ -21,6 +21,7 @@ mod options;
 mod output;
 mod params;
 mod request;
+mod rows;
 mod sampling;
 mod stats;
 mod stop;
