@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `serve`, `eval`, `info`, `doctor`. A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `eval`, `info`, `doctor`. A file is a command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from octavo import __version__
+from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.command import command
 from octavo.cli.doctor import doctor
@@ -29,6 +30,7 @@ app = typer.Typer(
 for _function in (generate, chat, eval_, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
+app.add_typer(bench)
 
 
 def _print_version(wanted: bool) -> None:

@@ -25,7 +25,14 @@ pub struct CpuExecutor {
 impl CpuExecutor {
     /// An executor for `model` with the pool `kv`.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool) -> Self {
-        Self { kernels: Arc::new(kernels), model, kv, scratch: Scratch::default(), logits: Vec::new(), wanted: Vec::new() }
+        Self {
+            kernels: Arc::new(kernels),
+            model,
+            kv,
+            scratch: Scratch::default(),
+            logits: Vec::new(),
+            wanted: Vec::new(),
+        }
     }
 }
 

@@ -136,7 +136,8 @@ impl Active {
     /// Makes ready what `draw` reads of samples `samples`.
     pub fn prepare(&mut self, samples: std::ops::Range<u32>) {
         for index in samples {
-            if let Some(constraint) = self.samples.get_mut(index as usize).and_then(|s| s.constraint.as_mut()) {
+            if let Some(constraint) = self.samples.get_mut(index as usize).and_then(|s| s.constraint.as_mut())
+            {
                 constraint.wait();
             }
         }

@@ -137,13 +137,15 @@ fn read(kernels: &Kernels, sampler: &mut Sampler, active: &Active, ask: &Ask, lo
     }
     let raw = peak(kernels, logits);
     let prompt = wanted.map(|(next, top)| sampler.logprobs(kernels, logits, raw, next, top));
-    let draw = |sample| match raw.sound {
+    let draw = |sample| {
+        match raw.sound {
         true => active.draw(kernels, sampler, sample, logits, raw),
         false => Err(EngineError::Execution(
             "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
              overflowed: try dtype=\"float32\" and quantization=None"
                 .into(),
         )),
+    }
     };
     RowNews { prompt, tokens: ask.samples.clone().map(draw).collect() }
 }

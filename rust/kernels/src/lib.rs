@@ -19,6 +19,7 @@ mod latent;
 mod layer_norm;
 mod logits;
 mod matmul;
+pub mod measure;
 mod norm;
 mod pages;
 mod parallel;

@@ -39,7 +39,8 @@ impl Cuts {
 /// Reusable memory of a draw.
 #[derive(Default)]
 pub struct Exact {
-    pub best: Best,
+    /// The candidates.
+    pub(super) best: Best,
 }
 
 impl Exact {

@@ -9,6 +9,7 @@ mod penalties;
 mod rng;
 
 use best::Best;
+pub use exact::{Cuts, Exact};
 pub use logprobs::Logprob;
 pub use penalties::History;
 
@@ -16,7 +17,6 @@ use octavo_kernels::{Kernels, Peak, peak};
 
 use crate::params::{SamplingDefaults, SamplingParams};
 use candidates::Candidates;
-use exact::Cuts;
 use logprobs::row_logprobs;
 
 /// The resolved rules of one request.

@@ -141,7 +141,11 @@ fn a_mask_allows_what_its_bits_say() {
     banned.bad_words = vec![vec![40], vec![70]];
     assert_eq!(sample(&mut sampler, &banned, &row, &history, &[], Some(&mask)), 3);
     banned.bad_words.push(vec![3]);
-    assert_eq!(sample(&mut sampler, &banned, &row, &history, &[], Some(&mask)), 70, "the rules yield to the mask");
+    assert_eq!(
+        sample(&mut sampler, &banned, &row, &history, &[], Some(&mask)),
+        70,
+        "the rules yield to the mask"
+    );
 }
 
 proptest! {
