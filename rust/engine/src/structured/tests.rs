@@ -21,7 +21,7 @@ fn allowed(mask: &[u32]) -> Vec<u32> {
 }
 
 /// The tokens that may come next.
-fn next(constraint: &mut Constraint) -> Vec<u32> {
+fn tokens(constraint: &mut Constraint) -> Vec<u32> {
     constraint.wait();
     allowed(constraint.mask().expect("a mask"))
 }
@@ -35,7 +35,7 @@ fn draw(
     let mut constraint = compiler.constraint(structure).expect("compiles");
     let mut out = Vec::new();
     for _ in 0..2000 {
-        let token = choose(&next(&mut constraint));
+        let token = choose(&tokens(&mut constraint));
         if token == EOS {
             return Some(out);
         }
@@ -78,17 +78,17 @@ TAIL: /(.|\n)*/ & ~/(.|\n)*<c>(.|\n)*/
         &[("hi <c", None), (">", Some(b'\n')), ("\n", Some(b'{')), ("{\"a\":1}\n</c>", None), ("x", None)]
     {
         for byte in text.bytes() {
-            let may = next(&mut constraint);
+            let may = tokens(&mut constraint);
             assert!(may.contains(&u32::from(byte)), "{:?} in {text:?}", char::from(byte));
             assert_eq!(constraint.push(byte.into()).expect("allowed"), Progress::Open);
         }
-        let may = next(&mut constraint);
+        let may = tokens(&mut constraint);
         match next {
             Some(only) => assert_eq!(may, [u32::from(only)], "after {text:?}"),
             None => assert!(may.len() > 150, "after {text:?} all is free: {}", may.len()),
         }
     }
-    assert!(next(&mut constraint).contains(&EOS));
+    assert!(tokens(&mut constraint).contains(&EOS));
 }
 
 #[test]
@@ -96,9 +96,9 @@ fn forks_go_their_own_ways() {
     let compiler = compiler();
     let mut a = compiler.constraint(&Structure::Regex("a|b".into())).expect("compiles");
     let mut b = a.fork();
-    assert_eq!(next(&mut a), [97, 98]);
+    assert_eq!(tokens(&mut a), [97, 98]);
     assert_eq!(a.push(97).expect("a"), Progress::Complete);
-    assert_eq!(next(&mut b), [97, 98]);
+    assert_eq!(tokens(&mut b), [97, 98]);
     assert_eq!(b.push(98).expect("b"), Progress::Complete);
     assert!(b.push(98).is_err(), "complete is complete");
 }
