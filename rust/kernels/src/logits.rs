@@ -31,7 +31,7 @@ pub fn argmax(kernels: &Kernels, row: &[f32]) -> usize {
 
 /// The largest value of each block of [`PEAK_BLOCK`] values, the last of which may be short, into `peaks`. NaN never is.
 pub fn block_peaks(kernels: &Kernels, row: &[f32], peaks: &mut Vec<f32>) {
-    peaks.clear();
+    peaks.resize(row.len().div_ceil(PEAK_BLOCK), 0.0);
     dispatch(kernels, BlockPeaks { row, peaks });
 }
 
@@ -110,7 +110,7 @@ impl Op for Find<'_> {
 
 struct BlockPeaks<'a> {
     row: &'a [f32],
-    peaks: &'a mut Vec<f32>,
+    peaks: &'a mut [f32],
 }
 
 impl Op for BlockPeaks<'_> {
@@ -118,13 +118,13 @@ impl Op for BlockPeaks<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.peaks.extend(self.row.chunks(PEAK_BLOCK).map(|block| {
+        for (block, peak) in self.row.chunks(PEAK_BLOCK).zip(self.peaks) {
             let mut largest = s.splat(f32::NEG_INFINITY);
             for part in block.chunks(LANES) {
                 largest = s.max(s.load_partial(part, f32::NEG_INFINITY), largest);
             }
-            s.reduce_max(largest)
-        }));
+            *peak = s.reduce_max(largest);
+        }
     }
 }
 

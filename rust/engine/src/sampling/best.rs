@@ -19,11 +19,10 @@ impl Best {
     }
 
     /// Takes, in order of their ids, logits not below `limit` that hold the best `count` of these: `count` themselves and some
-    /// more, or all there are. True if none was left out.
-    pub fn collect(&mut self, kernels: &Kernels, logits: &[f32], limit: f32, count: usize) -> bool {
+    /// more, or all there are.
+    pub fn collect(&mut self, kernels: &Kernels, logits: &[f32], limit: f32, count: usize) {
         if count == 0 || count >= logits.len().div_ceil(PEAK_BLOCK) {
-            self.collect_all(logits, limit);
-            return true;
+            return self.collect_all(logits, limit);
         }
         block_peaks(kernels, logits, &mut self.peaks);
         self.order.clone_from(&self.peaks);
@@ -35,7 +34,6 @@ impl Best {
             let ids = (index * PEAK_BLOCK) as u32..;
             self.items.extend(block.iter().zip(ids).filter(|(x, _)| **x >= least).map(|(x, i)| (*x, i)));
         }
-        least == limit
     }
 
     /// Puts the best `count` first, in order: the larger logit, among equals the lower id.

@@ -13,6 +13,8 @@ use super::exact::{Cuts, Exact, pick};
 const MARGIN: f64 = 1e-6;
 /// Sizes of the nucleus that are tried before the definition's way.
 const NUCLEI: [usize; 2] = [128, 1024];
+/// How much more the second holds than the first.
+const GROWTH: f64 = 8.0;
 
 /// Reusable memory of a draw.
 #[derive(Default)]
@@ -61,10 +63,9 @@ impl Candidates {
 
     /// Top-k, and top-p among what it keeps.
     fn best(&mut self, kernels: &Kernels, logits: &[f32], max: f32, cuts: Cuts, draw: f64) -> Option<u32> {
-        let all = self.exact.best.collect(kernels, logits, cuts.limit(max), cuts.top_k);
-        // With as many as top-k keeps it matters to top-p whether there are others: in which order they are summed.
-        let certain = all || cuts.top_p >= 1.0 || self.exact.best.items.len() != cuts.top_k;
-        certain.then(|| self.exact.draw_from_items(max, cuts, draw))
+        // One more than top-k keeps: whether there are others decides in which order top-p sums.
+        self.exact.best.collect(kernels, logits, cuts.limit(max), cuts.top_k + 1);
+        Some(self.exact.draw_from_items(max, cuts, draw))
     }
 
     /// Top-p alone: the whole is summed, the best are looked at one by one.
@@ -86,6 +87,10 @@ impl Candidates {
             if let Some(last) = reaches {
                 let nucleus = best[..=last].iter().map(|(x, i)| (*i, cuts.weight(*x, max)));
                 return (mass > goal + margin).then(|| pick(nucleus, draw * mass));
+            }
+            if mass * GROWTH < goal - margin {
+                // Each further candidate weighs no more than these do: the next size would not reach it either.
+                return None;
             }
         }
         None
