@@ -35,7 +35,8 @@ def bench_kernels(
     `bytes_per_second`, `operations_per_second` (0: not counted), `share` (of the limit; None: unknown) and `bound`
     ("reading" or "computing"). Only rows that hold each of `words` in the first four are measured.
 
-    Returns the machine's limits (None: no row was measured): `isa`, `threads`, `read` (bytes a second) and `int8`, `bf16`, `f32` (each None, or
+    Returns the machine's limits, or None where no row was measured:
+    `isa`, `threads`, `read` (bytes a second) and `int8`, `bf16`, `f32` (each None, or
     `rate` in operations a second and `instruction`).
     """
 

@@ -1,4 +1,4 @@
-"""The engine's threads: as many as asked for or as the process may use, and none of them busy while there is nothing to do."""
+"""The engine's threads: as many as asked for or as the process may use, none of them busy while nothing is to be done."""
 
 from __future__ import annotations
 

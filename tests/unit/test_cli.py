@@ -170,7 +170,9 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_bench_kernels() -> None:
-    result = run("bench", "kernels", "rms_norm", "qwen", "--seconds", "0", "--threads", "1", "--isa", "portable", "--json")
+    result = run(
+        "bench", "kernels", "rms_norm", "qwen", "--seconds", "0", "--threads", "1", "--isa", "portable", "--json"
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert (found["limits"]["isa"], found["limits"]["threads"]) == ("portable", 1)
