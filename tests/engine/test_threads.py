@@ -1,4 +1,4 @@
-"""The engine's threads: as many as asked for or as the process may use, none of them busy while nothing is to be done."""
+"""The threads: as many as asked for or as the process may use, none of them busy while nothing is to be done."""
 
 from __future__ import annotations
 
