@@ -3,7 +3,7 @@
 This module only converts: the logic lives in the Rust crates. Users reach it through `octavo.LLM`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, final
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "SampleDelta",
     "Stream",
     "__version__",
+    "bench_kernels",
     "build_info",
     "check_params",
     "floats_json",
@@ -24,6 +25,25 @@ __all__ = [
 ]
 
 __version__: str
+
+def bench_kernels(
+    on_row: Callable[[dict[str, Any]], object],
+    *,
+    words: Sequence[str] = ...,
+    isa: str | None = None,
+    threads: int | None = None,
+    seconds: float = 0.3,
+) -> dict[str, Any] | None:
+    """Measures the kernels and hands each row to `on_row`; what that raises ends the measurement.
+
+    A row has `kernel`, `dtype`, `shape` (the model's), `sizes`, `seconds_p20`, `seconds_p50`, `seconds_p80`,
+    `bytes_per_second`, `operations_per_second` (0: not counted), `share` (of the limit; None: unknown) and `bound`
+    ("reading" or "computing"). Only rows that hold each of `words` in the first four are measured.
+
+    Returns the machine's limits, or None where no row was measured:
+    `isa`, `threads`, `read` (bytes a second) and `int8`, `bf16`, `f32` (each None, or
+    `rate` in operations a second and `instruction`).
+    """
 
 def build_info() -> dict[str, Any]:
     """Facts of this build and machine.

@@ -169,6 +169,24 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "model.safetensors" in result.stdout
 
 
+def test_bench_kernels() -> None:
+    result = run(
+        "bench", "kernels", "rms_norm", "qwen", "--seconds", "0", "--threads", "1", "--isa", "portable", "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert (found["limits"]["isa"], found["limits"]["threads"]) == ("portable", 1)
+    assert found["limits"]["read"] > 1e8
+    (row,) = found["rows"]
+    assert (row["kernel"], row["shape"], row["sizes"]) == ("rms_norm", "qwen2.5-0.5b", "rows=256 width=896")
+    assert row["seconds_p20"] <= row["seconds_p50"] <= row["seconds_p80"]
+    assert row["share"] == pytest.approx(row["bytes_per_second"] / found["limits"]["read"])
+    wrong = run("bench", "kernels", "no", "such", "row")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (2, 1)
+    assert "no and such and row" in wrong.stderr
+    assert run("bench", "kernels", "--isa", "sse9").exit_code == 2
+
+
 def test_sizes() -> None:
     assert [size(n) for n in (5, 1536, 3 << 20, 5 << 30)] == [
         "5 bytes",

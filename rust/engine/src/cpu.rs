@@ -1,5 +1,7 @@
 //! The CPU executor: octavo-model over the octavo-kernels.
 
+use std::sync::Arc;
+
 use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, Output, PlanSeq, StepPlan};
@@ -11,7 +13,7 @@ pub(crate) const LOGIT_ROWS: usize = 32;
 
 /// Runs steps on the cores of this machine.
 pub struct CpuExecutor {
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     model: Model,
     kv: KvPool,
     scratch: Scratch,
@@ -28,7 +30,7 @@ impl CpuExecutor {
     /// An executor for `model` with the pool `kv`. Queries may leave out what `attention` allows, if the pool is int8.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool, attention: Option<DynamicParams>) -> Self {
         Self {
-            kernels,
+            kernels: Arc::new(kernels),
             model,
             kv,
             scratch: Scratch::default(),
@@ -57,9 +59,8 @@ impl CpuExecutor {
                 Output::Tokens => self.model.logits(&self.kernels, &rows, &mut self.scratch, out),
                 Output::Hidden => self.model.hidden(&self.kernels, &rows, &mut self.scratch, out),
             }
-            for (&(seq, row, _), values) in part.iter().zip(out.chunks_exact(width)) {
-                sink(seq, row, values);
-            }
+            let rows: Vec<(usize, u32)> = part.iter().map(|w| (w.0, w.1)).collect();
+            sink(&rows, out);
         }
     }
 }
@@ -114,5 +115,9 @@ impl Executor for CpuExecutor {
 
     fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
         self.kv.release_blocks(held);
+    }
+
+    fn kernels(&self) -> Arc<Kernels> {
+        Arc::clone(&self.kernels)
     }
 }

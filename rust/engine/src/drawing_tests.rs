@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use octavo_kernels::{Kernels, peak};
 use octavo_scheduler::StepPlan;
 
-use crate::sampling::row_logprobs;
+use crate::sampling::Sampler;
 use crate::tokenizer::tests::byte_level;
 use crate::*;
 
@@ -49,14 +50,17 @@ impl Executor for Drawing {
                 let token = plan.tokens[(seq.query_start + row) as usize];
                 let logits = logits_after(token);
                 let Some(draw) = draw else {
-                    sink(i, row, RowOutcome::Logits(&logits));
+                    sink(RowOutcome::Rows(&[(i, row)], &logits));
                     continue;
                 };
                 let next = (token + 1) % 256;
                 let top = usize::try_from(draw.logprobs).ok();
-                let row_of = top.map_or_else(Vec::new, |top| row_logprobs(&logits, next, top));
+                let (kernels, mut sampler) = (Kernels::single(), Sampler::default());
+                let raw = peak(&kernels, &logits);
+                let of = |top| sampler.logprobs(&kernels, &logits, raw, next, top);
+                let logprobs = top.map_or_else(Vec::new, of);
                 let drawn = (self.broken_after != Some(token)).then_some(next);
-                sink(i, row, RowOutcome::Drawn(drawn, row_of));
+                sink(RowOutcome::Drawn { seq: i, token: drawn, logprobs });
             }
         }
         Ok(())

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, Logits, NewRequest, NextToken, NextTokens, Output, PlanSeq,
-    Refusal, Scheduler, SeqResult, StepPlan,
+    Actions, Event, FinishReason as Ended, Logits, NewRequest, Output, PlanSeq, Refusal, Scheduler,
+    SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 
@@ -20,7 +20,7 @@ use crate::health::Pulse;
 use crate::metrics::Histograms;
 use crate::output::FinishReason;
 use crate::request::{Active, Prepared};
-use crate::sampling::Sampler;
+use crate::rows::{RowReader, StepRows};
 use crate::stats::{Counters, add, set};
 use crate::tokenizer::Tokenizer;
 
@@ -81,7 +81,7 @@ pub(crate) struct EngineLoop {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     requests: FxHashMap<u64, Active>,
-    sampler: Sampler,
+    reader: RowReader,
     events: Vec<Event>,
     actions: Actions,
     /// Requests with news since the last flush.
@@ -99,6 +99,7 @@ impl EngineLoop {
         commands: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Self {
+        let reader = RowReader::new(executor.kernels());
         Self {
             scheduler,
             executor,
@@ -106,7 +107,7 @@ impl EngineLoop {
             commands,
             shared,
             requests: FxHashMap::default(),
-            sampler: Sampler::default(),
+            reader,
             events: Vec::new(),
             actions: Actions::default(),
             touched: Vec::new(),
@@ -312,47 +313,18 @@ impl EngineLoop {
             .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
             .collect();
         let outcome = {
-            let (requests, sampler, tokenizer) = (&mut self.requests, &mut self.sampler, &self.tokenizer);
-            let histograms = &self.shared.histograms;
-            let draws = if self.executor.draws() { draws(plan, requests) } else { Vec::new() };
-            let mut sink = |index: usize, row: u32, outcome: RowOutcome<'_>| {
-                let seq = &plan.seqs[index];
-                let Some(active) = requests.get_mut(&seq.request) else { return };
-                let position = seq.context_len - seq.query_len + row;
-                if let RowOutcome::Logits(row) = outcome {
-                    if let Some(pooler) = &mut active.request.pooler {
-                        if let Err(e) = pooler.take(position, row) {
-                            active.error = Some(e);
-                            results[index] = SeqResult::Failed;
-                        }
-                        return;
-                    }
-                    active.prompt_row(tokenizer, position, row);
-                }
-                if seq.forks == 0 || row + 1 != seq.query_len {
-                    return;
-                }
-                let now = Instant::now();
-                if let Some(gap) = active.gap(seq.sample, now) {
-                    histograms.gap(gap);
-                }
-                let tokens = match outcome {
-                    RowOutcome::Logits(logits) => {
-                        draw(active, tokenizer, sampler, seq.sample, seq.forks, logits, now)
-                    }
-                    RowOutcome::Drawn(token, logprobs) => token.ok_or_else(not_numbers).and_then(|token| {
-                        let logprobs = Some(logprobs).filter(|l| !l.is_empty());
-                        let (token, stop) = active.push(tokenizer, seq.sample, token, logprobs, now)?;
-                        Ok(std::iter::once(NextToken { token, stop }).collect())
-                    }),
-                };
-                results[index] = match tokens {
-                    Ok(tokens) => SeqResult::Tokens(tokens),
-                    Err(e) => {
-                        active.error = Some(e);
-                        SeqResult::Failed
-                    }
-                };
+            let draws = if self.executor.draws() { draws(plan, &self.requests) } else { Vec::new() };
+            let mut step = StepRows {
+                plan,
+                requests: &mut self.requests,
+                tokenizer: &self.tokenizer,
+                histograms: &self.shared.histograms,
+                results: &mut results,
+            };
+            let reader = &self.reader;
+            let mut sink = |outcome: RowOutcome<'_>| match outcome {
+                RowOutcome::Rows(rows, values) => step.take(reader, rows, values),
+                RowOutcome::Drawn { seq, token, logprobs } => step.take_drawn(seq, token, logprobs),
             };
             let executor = &mut self.executor;
             catch_unwind(AssertUnwindSafe(|| executor.execute_drawing(plan, draws, &mut sink)))
@@ -423,34 +395,4 @@ fn draws(plan: &StepPlan, requests: &FxHashMap<u64, Active>) -> Vec<Draw> {
         Some(Draw { seq: i as u32, ..draw })
     };
     plan.seqs.iter().enumerate().filter_map(of).collect()
-}
-
-fn not_numbers() -> EngineError {
-    EngineError::Execution(
-        "the model produced logits that are not numbers for this request. Its weights may be damaged, or a value \
-         overflowed: try dtype=\"float32\" and quantization=None"
-            .into(),
-    )
-}
-
-/// Draws the tokens of all forks of a sequence from one row.
-fn draw(
-    active: &mut Active,
-    tokenizer: &Tokenizer,
-    sampler: &mut Sampler,
-    sample: u32,
-    forks: u32,
-    logits: &[f32],
-    now: Instant,
-) -> Result<NextTokens, EngineError> {
-    // NaN and +inf fail the comparison alike; -inf is a token that cannot come.
-    if !logits.iter().all(|x| *x < f32::INFINITY) {
-        return Err(not_numbers());
-    }
-    (0..forks)
-        .map(|fork| {
-            let (token, stop) = active.sample(tokenizer, sampler, sample + fork, logits, now)?;
-            Ok(NextToken { token, stop })
-        })
-        .collect()
 }

@@ -51,7 +51,7 @@ impl Executor for Alphabet {
                 if matches!(self.fault, Fault::NanAfter(t) if t == token) {
                     row_of_logits[3] = f32::NAN;
                 }
-                sink(i, row, &row_of_logits);
+                sink(&[(i, row)], &row_of_logits);
             }
         }
         Ok(())

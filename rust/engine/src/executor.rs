@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use octavo_kernels::AttentionReport;
+use octavo_kernels::{AttentionReport, Kernels};
 use octavo_scheduler::StepPlan;
 
 use crate::sampling::Logprob;
@@ -18,9 +18,10 @@ pub enum StepError {
     Dead(String),
 }
 
-/// Receives rows: (index into `plan.seqs`, row of that sequence's chunk, its logits `[vocab]`). A sequence whose output
-/// is `Output::Hidden` gets hidden states `[hidden]` behind the last norm in their place.
-pub type RowSink<'a> = dyn FnMut(usize, u32, &[f32]) + 'a;
+/// Receives blocks of rows: for each row (index into `plan.seqs`, row of that sequence's chunk), and their logits
+/// `[rows, vocab]`. The more rows come at once, the better they fill the threads that sample. A block of sequences whose
+/// output is `Output::Hidden` has hidden states `[rows, hidden]` behind the last norm instead.
+pub type RowSink<'a> = dyn FnMut(&[(usize, u32)], &[f32]) + 'a;
 
 /// How the token of a sequence is drawn where its logits need no other processing. The layout is C's, and has no gaps.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,17 +49,23 @@ pub struct Draw {
     pub logprobs: i32,
 }
 
-/// What an executor gives for a row.
+/// What an executor gives for rows that the plan asks for.
 pub enum RowOutcome<'a> {
-    /// Logits `[vocab]`, from which the engine draws.
-    Logits(&'a [f32]),
-    /// The token that the executor drew as a `Draw` asked, with its log-probability and the candidates', as
-    /// `row_logprobs` gives them. None: the logits were not numbers.
-    Drawn(Option<u32>, Vec<Logprob>),
+    /// A block of rows, as [`RowSink`] takes it.
+    Rows(&'a [(usize, u32)], &'a [f32]),
+    /// A token that the executor drew from the last row of a sequence, as a `Draw` asked.
+    Drawn {
+        /// Index into `plan.seqs`.
+        seq: usize,
+        /// None: the logits were not numbers.
+        token: Option<u32>,
+        /// The token's log-probability and the candidates', as the engine's own sampler gives them; empty if not asked for.
+        logprobs: Vec<Logprob>,
+    },
 }
 
-/// Receives (index into `plan.seqs`, row of that sequence's chunk, what came of it).
-pub type OutcomeSink<'a> = dyn FnMut(usize, u32, RowOutcome<'_>) + 'a;
+/// Receives what came of rows.
+pub type OutcomeSink<'a> = dyn FnMut(RowOutcome<'_>) + 'a;
 
 /// Computes steps. Keeps no state of requests besides the KV pool.
 pub trait Executor: Send {
@@ -96,6 +103,11 @@ pub trait Executor: Send {
         sink: &mut OutcomeSink<'_>,
     ) -> Result<(), StepError> {
         drop(draws);
-        self.execute(plan, &mut |index, row, logits| sink(index, row, RowOutcome::Logits(logits)))
+        self.execute(plan, &mut |rows, logits| sink(RowOutcome::Rows(rows, logits)))
+    }
+
+    /// The kernels with which rows are sampled: those of the executor, if it has any, so that it shares its threads.
+    fn kernels(&self) -> Arc<Kernels> {
+        Arc::new(Kernels::single())
     }
 }

@@ -25,6 +25,7 @@ mod params;
 mod pooling;
 mod quantize;
 mod request;
+mod rows;
 mod sampling;
 mod stats;
 mod stop;
@@ -57,3 +58,14 @@ pub use strict_json::{JsonLimits, parse_strict};
 pub use structured::Structure;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+
+/// Parts of the sampler, for its bench. No promise is made about them.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::sampling::{Cuts, Exact, History, Sampler, SamplingRules};
+
+    /// Rules of `params` for a model without habits.
+    pub fn rules(params: &crate::SamplingParams) -> SamplingRules {
+        SamplingRules::new(params, &crate::SamplingDefaults::default(), 1, Vec::new(), Vec::new())
+    }
+}

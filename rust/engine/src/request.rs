@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use octavo_kernels::AttentionReport;
+use octavo_kernels::{AttentionReport, Kernels, Peak};
 
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
@@ -14,7 +14,8 @@ use crate::output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
 use crate::pooling::Pooler;
-use crate::sampling::{History, Sampler, SamplingRules, row_logprobs};
+use crate::rows::Drawn;
+use crate::sampling::{History, Logprob, Sampler, SamplingRules};
 use crate::stats::add;
 use crate::stop::StopFilter;
 use crate::stream::Outbox;
@@ -122,15 +123,18 @@ impl Active {
         self.cached_tokens = cached_tokens;
     }
 
-    /// Takes the logits that predict prompt token `position + 1`.
-    pub fn prompt_row(&mut self, tokenizer: &Tokenizer, position: u32, logits: &[f32]) {
-        let Some(top) = self.request.prompt_logprobs else { return };
+    /// The prompt token after `position` and the number of candidates, if its log-probabilities are still to come.
+    pub fn wants_prompt_row(&self, position: u32) -> Option<(u32, usize)> {
         let next = position as usize + 1;
         // Each row comes once and in order; a recomputed one is already there.
-        if next == self.prompt_logprobs.len() && next < self.request.prompt.len() {
-            let row = row_logprobs(logits, self.request.prompt[next], top);
-            self.prompt_logprobs.push(Some(with_text(tokenizer, row)));
-        }
+        let missing = next >= self.prompt_logprobs.len();
+        let token = self.request.prompt.get(next).filter(|_| missing)?;
+        Some((*token, self.request.prompt_logprobs?))
+    }
+
+    /// Takes the log-probabilities of the next prompt token.
+    pub fn take_prompt_row(&mut self, tokenizer: &Tokenizer, row: Vec<Logprob>) {
+        self.prompt_logprobs.push(Some(with_text(tokenizer, row)));
     }
 
     /// Time since the last token of a sample, if it has one.
@@ -139,21 +143,34 @@ impl Active {
         Some(now.saturating_duration_since(last))
     }
 
-    /// Draws the next token of a sample from `logits`: (token, whether it stops the sample).
-    pub fn sample(
-        &mut self,
-        tokenizer: &Tokenizer,
+    /// Makes ready what `draw` reads of samples `samples`.
+    pub fn prepare(&mut self, samples: std::ops::Range<u32>) {
+        for index in samples {
+            if let Some(constraint) = self.samples.get_mut(index as usize).and_then(|s| s.constraint.as_mut())
+            {
+                constraint.wait();
+            }
+        }
+    }
+
+    /// Draws the next token of a sample from `logits`, whose peak is `raw`, and changes nothing.
+    ///
+    /// # Errors
+    /// Those of the sample's constraint.
+    pub fn draw(
+        &self,
+        kernels: &Kernels,
         sampler: &mut Sampler,
         index: u32,
         logits: &[f32],
-        now: Instant,
-    ) -> Result<(u32, bool), EngineError> {
+        raw: Peak,
+    ) -> Result<Drawn, EngineError> {
         let r = &self.request;
-        let Some(s) = self.samples.get_mut(index as usize) else { return Err(no_sample(index)) };
-        let allowed = s.constraint.as_mut().map(Constraint::mask).transpose()?;
-        let token = sampler.sample(&r.rules, logits, &s.history, &s.tokens, index, allowed);
-        let logprobs = r.logprobs.map(|top| row_logprobs(logits, token, top));
-        self.push(tokenizer, index, token, logprobs, now)
+        let s = self.samples.get(index as usize).ok_or_else(|| no_sample(index))?;
+        let allowed = s.constraint.as_ref().map(Constraint::mask).transpose()?;
+        let token = sampler.sample(kernels, &r.rules, logits, raw, &s.history, &s.tokens, index, allowed);
+        let logprobs = r.logprobs.map(|top| sampler.logprobs(kernels, logits, raw, token, top));
+        Ok(Drawn { token, logprobs })
     }
 
     /// How the next token of a sample is drawn; None: its logits must be processed, or more of them are wanted.
@@ -166,20 +183,18 @@ impl Active {
         draw.map(|draw| Draw { logprobs, ..draw })
     }
 
-    /// Takes the next token of a sample, with its log-probability and the candidates' if they are asked for: (token,
-    /// whether it stops the sample).
-    pub fn push(
+    /// Takes the next token of a sample: (token, whether it stops the sample).
+    pub fn take(
         &mut self,
         tokenizer: &Tokenizer,
         index: u32,
-        token: u32,
-        logprobs: Option<Vec<crate::sampling::Logprob>>,
+        Drawn { token, logprobs }: Drawn,
         now: Instant,
     ) -> Result<(u32, bool), EngineError> {
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
         let r = &self.request;
-        let Some(s) = self.samples.get_mut(index as usize) else { return Err(no_sample(index)) };
+        let s = self.samples.get_mut(index as usize).ok_or_else(|| no_sample(index))?;
         let complete = match &mut s.constraint {
             Some(constraint) => constraint.push(token)? == Progress::Complete,
             None => false,
@@ -314,7 +329,7 @@ fn no_sample(index: u32) -> EngineError {
     EngineError::Execution(format!("there is no sample {index}"))
 }
 
-fn with_text(tokenizer: &Tokenizer, row: Vec<crate::sampling::Logprob>) -> Vec<TokenLogprob> {
+fn with_text(tokenizer: &Tokenizer, row: Vec<Logprob>) -> Vec<TokenLogprob> {
     row.into_iter()
         .map(|l| TokenLogprob {
             token_id: l.token_id,

@@ -24,6 +24,11 @@ impl Kernels {
         Ok(Kernels { isa, pool: ThreadPool::new(threads) })
     }
 
+    /// One thread, on the best level: for work beside an executor that has no kernels of its own.
+    pub fn single() -> Kernels {
+        Kernels { isa: Isa::detect(), pool: ThreadPool::new(1) }
+    }
+
     /// The level in use.
     pub fn isa(&self) -> Isa {
         self.isa

@@ -19,6 +19,7 @@ mod latent;
 mod layer_norm;
 mod logits;
 mod matmul;
+pub mod measure;
 mod norm;
 mod packed;
 mod pages;
@@ -40,7 +41,9 @@ pub use half::{bf16, f16};
 pub use isa::{Isa, IsaError};
 pub use latent::{LatentKv, LatentParams, latent_attention};
 pub use layer_norm::layer_norm;
-pub use logits::{argmax, log_sum_exp};
+pub use logits::{
+    PEAK_BLOCK, Peak, SUM_BLOCK, Weighting, argmax, block_peaks, log_sum_exp, peak, weight_sums, weights,
+};
 pub use matmul::{Element, Linear, PackedArray, Rows, WeightDtype};
 pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use packed::PackedError;

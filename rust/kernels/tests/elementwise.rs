@@ -7,7 +7,7 @@ mod common;
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::*;
 
-on_each_isa!(norms, rotations, activations, sums, reductions, quantised_rows);
+on_each_isa!(norms, rotations, activations, sums, reductions, rows_of_logits, quantised_rows);
 
 const WIDTHS: [usize; 9] = [1, 2, 15, 16, 17, 64, 100, 576, 2049];
 
@@ -154,6 +154,44 @@ fn reductions(isa: Isa) {
     assert!(log_sum_exp(&kernels, &[1.0, f32::NAN]).is_nan());
 }
 
+/// Passes over logits against plain loops, with ties, faults and rows around every block.
+fn rows_of_logits(isa: Isa) {
+    let kernels = kernels(isa, 1);
+    let inf = f32::INFINITY;
+    for width in WIDTHS.into_iter().chain([0, 63, 64, 65, 1023, 1024, 1025, 5000]) {
+        let mut rng = Rng(width as u64);
+        let mut row: Vec<f32> = rng.floats(width).iter().map(|x| (20.0 * x).round() / 2.0).collect();
+        for fault in [0.0, -inf, inf, f32::NAN] {
+            if width > 0 {
+                row[rng.below(width)] = fault;
+            }
+            let value = row.iter().copied().filter(|x| !x.is_nan()).fold(-inf, f32::max);
+            let place = row.iter().position(|&x| x == value).unwrap_or(0);
+            let sound = row.iter().all(|&x| x < inf);
+            assert_eq!(peak(&kernels, &row), Peak { place, value, sound }, "width {width}, {fault}");
+            let mut peaks = vec![1.0; 3];
+            block_peaks(&kernels, &row, &mut peaks);
+            let of_block = |b: &[f32]| b.iter().copied().filter(|x| !x.is_nan()).fold(-inf, f32::max);
+            assert_eq!(peaks, row.chunks(PEAK_BLOCK).map(of_block).collect::<Vec<_>>(), "width {width}");
+        }
+        let row: Vec<f32> = rng.floats(width).iter().map(|x| 20.0 * x).collect();
+        let weighting = Weighting { largest: 20.0, temperature: 0.7, limit: -8.0 };
+        let exact = |x: &f32| match *x < -8.0 {
+            true => 0.0,
+            false => (f64::from(x - 20.0) / f64::from(0.7_f32)).exp(),
+        };
+        let want: Vec<f64> = row.iter().map(exact).collect();
+        let (mut found, mut sums) = (vec![1.0; 2], vec![1.0; 2]);
+        weights(&kernels, &row, weighting, &mut found);
+        // The argument, up to 57 here, is rounded to f32.
+        assert!(found.iter().zip(&want).all(|(w, e)| (f64::from(*w) - e).abs() <= 4e-6 * e), "width {width}");
+        weight_sums(&kernels, &row, weighting, &mut sums);
+        let blocks = found.chunks(SUM_BLOCK).map(|b| b.iter().map(|w| f64::from(*w)).sum::<f64>());
+        assert_eq!(sums.len(), width.div_ceil(SUM_BLOCK));
+        assert!(sums.iter().zip(blocks).all(|(s, b)| (s - b).abs() <= 1e-13 * b), "width {width}");
+    }
+}
+
 fn quantised_rows(isa: Isa) {
     let kernels = kernels(isa, 2);
     for columns in [1, 16, 100, 128, 129, 500] {
@@ -195,6 +233,12 @@ fn bits_are_the_same_everywhere() {
             all.extend(bits(&out));
         }
         all.push(log_sum_exp(kernels, &x).to_bits());
+        let weighting = Weighting { largest: 30.0, temperature: 3.0, limit: -25.0 };
+        let (mut each, mut sums) = (Vec::new(), Vec::new());
+        weights(kernels, &x, weighting, &mut each);
+        weight_sums(kernels, &x, weighting, &mut sums);
+        all.extend(bits(&each));
+        all.extend(sums.iter().flat_map(|sum| [sum.to_bits() as u32, (sum.to_bits() >> 32) as u32]));
         let mut quantized = QuantizedRows::new();
         quantized.quantize(kernels, &x, 2 * width);
         all.extend(bits(quantized.scales()));

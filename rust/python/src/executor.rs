@@ -111,9 +111,9 @@ fn fault(py: Python<'_>, error: &PyErr) -> StepError {
 
 impl Executor for PyExecutor {
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
-        self.execute_drawing(&Arc::new(plan.clone()), Vec::new(), &mut |index, row, outcome| {
-            if let RowOutcome::Logits(logits) = outcome {
-                sink(index, row, logits);
+        self.execute_drawing(&Arc::new(plan.clone()), Vec::new(), &mut |outcome| {
+            if let RowOutcome::Rows(rows, logits) = outcome {
+                sink(rows, logits);
             }
         })
     }
@@ -132,8 +132,8 @@ impl Executor for PyExecutor {
         let drawn = self.step(plan, Arc::clone(&draws))?;
         for (i, (draw, &token)) in draws.iter().zip(&drawn.tokens).enumerate() {
             let token = (token != NOT_NUMBERS).then_some(token);
-            let row = plan.seqs[draw.seq as usize].query_len - 1;
-            sink(draw.seq as usize, row, RowOutcome::Drawn(token, logprobs_of(&drawn, i, draw)));
+            let (seq, logprobs) = (draw.seq as usize, logprobs_of(&drawn, i, draw));
+            sink(RowOutcome::Drawn { seq, token, logprobs });
         }
         let mut rest = Vec::new();
         for (i, seq) in plan.seqs.iter().enumerate() {
@@ -148,9 +148,7 @@ impl Executor for PyExecutor {
                 let rows = object.call_method1("logits", (n * LOGIT_ROWS, part.len()))?;
                 read_into(py, &rows, &mut logits, "logits")
             })?;
-            for (&(seq, row), logits) in part.iter().zip(logits.chunks_exact(self.vocab)) {
-                sink(seq, row, RowOutcome::Logits(logits));
-            }
+            sink(RowOutcome::Rows(part, &logits));
         }
         self.logits = logits;
         Ok(())

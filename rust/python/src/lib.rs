@@ -1,6 +1,7 @@
 //! octavo._core: the engine as a Python module. This crate converts and holds no logic.
 #![deny(unsafe_code)]
 
+mod bench;
 mod buffer;
 mod engine;
 mod errors;
@@ -24,6 +25,8 @@ mod _core {
     use pyo3::prelude::*;
     use pyo3::types::{PyBytes, PyDict};
 
+    #[pymodule_export]
+    use crate::bench::bench_kernels;
     #[pymodule_export]
     use crate::engine::{Engine, Stream};
     #[pymodule_export]

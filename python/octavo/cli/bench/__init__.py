@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from octavo.cli.bench.kernels import kernels
 from octavo.cli.bench.latency import latency
 from octavo.cli.bench.serve import serve
 from octavo.cli.bench.throughput import throughput
@@ -17,10 +18,11 @@ COMMANDS: list[Callable[..., None]] = [
     serve,
     latency,
     throughput,
+    kernels,
 ]
 
 bench = typer.Typer(
-    name="bench", help="Measure: a server under load, or the engine in this process.", no_args_is_help=True
+    name="bench", help="Measure: a server under load, the engine in this process, or its kernels.", no_args_is_help=True
 )
 for _function in COMMANDS:
     bench.command(_function.__name__)(command(_function))

@@ -1,104 +1,102 @@
-//! Temperature, min-p, top-k, top-p and the draw, without sorting the vocabulary.
+//! The draw without a look at every candidate: the same token as [`super::exact`], to the last seed.
+//!
+//! What top-k or top-p keeps lies in the blocks with the largest peaks, so only these are read. Sums over the whole
+//! vocabulary are taken with the kernels' exponential, whose error is bounded; where a decision is so close that the error
+//! could turn it, the definition decides.
 
-/// How many candidates the first partial sort takes; grows eightfold until the nucleus is covered.
-const FIRST_CUT: usize = 128;
+use octavo_kernels::{Kernels, SUM_BLOCK, Weighting, weight_sums, weights};
 
-/// Reusable memory of a draw: (logit, token).
+use super::exact::{Cuts, Exact, pick};
+
+/// Bound of the difference between a sum here and by the definition, relative to the whole: twice that of the two
+/// exponentials (2e-7 and 1e-7) and room to spare.
+const MARGIN: f64 = 1e-6;
+/// Sizes of the nucleus that are tried before the definition's way.
+const NUCLEI: [usize; 2] = [128, 1024];
+/// How much more the second holds than the first.
+const GROWTH: f64 = 8.0;
+
+/// Reusable memory of a draw.
 #[derive(Default)]
 pub struct Candidates {
-    items: Vec<(f32, u32)>,
+    exact: Exact,
+    sums: Vec<f64>,
+    weights: Vec<f32>,
 }
 
 impl Candidates {
-    /// Draws from softmax(logits / temperature) restricted by min-p, then top-k, then top-p (over what is left).
-    ///
-    /// `draw` in [0, 1). Candidates are ordered by (logit descending, id ascending), so the result is a function of the
-    /// arguments alone. `top_k` 0 means all.
-    pub fn draw(
-        &mut self,
-        logits: &[f32],
-        temperature: f32,
-        top_k: usize,
-        top_p: f32,
-        min_p: f32,
-        draw: f64,
-    ) -> u32 {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if max == f32::NEG_INFINITY {
-            return 0;
-        }
-        let weight = |x: f32| f64::from(((x - max) / temperature).exp());
-        let limit = if min_p > 0.0 { max + temperature * min_p.ln() } else { f32::MIN };
-        let top_k = if top_k == 0 { usize::MAX } else { top_k };
-        if top_k >= logits.len() && top_p >= 1.0 {
-            // No order is needed: walk the vocabulary by id.
-            let allowed = || logits.iter().enumerate().filter(|(_, x)| **x >= limit);
-            let total: f64 = allowed().map(|(_, x)| weight(*x)).sum();
-            return pick(allowed().map(|(i, x)| (i as u32, weight(*x))), draw * total);
-        }
-        self.items.clear();
-        let all = logits.iter().enumerate().filter(|(_, x)| **x >= limit);
-        self.items.extend(all.map(|(i, x)| (*x, i as u32)));
-        let kept = self.items.len().min(top_k);
-        if top_p >= 1.0 {
-            self.sort_first(kept);
-            let top = &self.items[..kept];
-            let total: f64 = top.iter().map(|(x, _)| weight(*x)).sum();
-            return pick(top.iter().map(|(x, i)| (*i, weight(*x))), draw * total);
-        }
-        // The mass that top-p counts in is that of the top-k set, as in vLLM.
-        let mut sorted = 0;
-        let total: f64 = if kept < self.items.len() {
-            self.sort_first(kept);
-            sorted = kept;
-            self.items[..kept].iter().map(|(x, _)| weight(*x)).sum()
-        } else {
-            self.items.iter().map(|(x, _)| weight(*x)).sum()
+    /// As [`Exact::draw`].
+    pub fn draw(&mut self, kernels: &Kernels, logits: &[f32], max: f32, cuts: Cuts, draw: f64) -> u32 {
+        let all = cuts.most() >= logits.len();
+        let found = match (all, cuts.top_p >= 1.0) {
+            (true, true) => self.walk(kernels, logits, max, cuts, draw),
+            (true, false) => self.nucleus(kernels, logits, max, cuts, draw),
+            (false, _) => self.best(kernels, logits, max, cuts, draw),
         };
-        let goal = total * f64::from(top_p);
-        let mut cut = FIRST_CUT.min(kept);
-        loop {
-            if sorted < cut {
-                self.sort_first(cut);
-                sorted = cut;
-            }
-            let mut mass = 0.0;
-            let inside = self.items[..cut].iter().position(|(x, _)| {
-                mass += weight(*x);
-                mass >= goal
-            });
-            if let Some(last) = inside {
-                let nucleus = &self.items[..=last];
-                return pick(nucleus.iter().map(|(x, i)| (*i, weight(*x))), draw * mass);
-            }
-            if cut == kept {
-                return pick(self.items[..kept].iter().map(|(x, i)| (*i, weight(*x))), draw * mass);
-            }
-            cut = (cut * 8).min(kept);
-        }
+        found.unwrap_or_else(|| self.exact.draw(logits, max, cuts, draw))
     }
 
-    /// Puts the best `count` candidates first, in order.
-    fn sort_first(&mut self, count: usize) {
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if count < self.items.len() {
-            self.items.select_nth_unstable_by(count, order);
+    /// Over the whole vocabulary by id: the block first, then the place in it.
+    fn walk(&mut self, kernels: &Kernels, logits: &[f32], max: f32, cuts: Cuts, draw: f64) -> Option<u32> {
+        let weighting = weighting(max, cuts);
+        weight_sums(kernels, logits, weighting, &mut self.sums);
+        let total: f64 = self.sums.iter().sum();
+        let (target, margin) = (draw * total, MARGIN * total);
+        let mut before = 0.0;
+        let index = self.sums.iter().position(|sum| {
+            let inside = before + sum > target;
+            before += if inside { 0.0 } else { *sum };
+            inside
+        })?;
+        let start = index * SUM_BLOCK;
+        let block = &logits[start..logits.len().min(start + SUM_BLOCK)];
+        weights(kernels, block, weighting, &mut self.weights);
+        for (token, &weight) in (start as u32..).zip(&self.weights) {
+            let after = before + f64::from(weight);
+            if after > target {
+                return (target - before > margin && after - target > margin).then_some(token);
+            }
+            before = after;
         }
-        self.items[..count].sort_unstable_by(order);
+        None
+    }
+
+    /// Top-k, and top-p among what it keeps.
+    fn best(&mut self, kernels: &Kernels, logits: &[f32], max: f32, cuts: Cuts, draw: f64) -> Option<u32> {
+        // One more than top-k keeps: whether there are others decides in which order top-p sums.
+        self.exact.best.collect(kernels, logits, cuts.limit(max), cuts.top_k + 1);
+        Some(self.exact.draw_from_items(max, cuts, draw))
+    }
+
+    /// Top-p alone: the whole is summed, the best are looked at one by one.
+    fn nucleus(&mut self, kernels: &Kernels, logits: &[f32], max: f32, cuts: Cuts, draw: f64) -> Option<u32> {
+        weight_sums(kernels, logits, weighting(max, cuts), &mut self.sums);
+        let total: f64 = self.sums.iter().sum();
+        let (goal, margin) = (total * f64::from(cuts.top_p), MARGIN * total);
+        for count in NUCLEI {
+            let best = &mut self.exact.best;
+            best.collect(kernels, logits, cuts.limit(max), count);
+            let count = count.min(best.items.len());
+            best.sort_first(count);
+            let best = &best.items[..count];
+            let mut mass = 0.0;
+            let reaches = best.iter().position(|(x, _)| {
+                mass += cuts.weight(*x, max);
+                mass > goal - margin
+            });
+            if let Some(last) = reaches {
+                let nucleus = best[..=last].iter().map(|(x, i)| (*i, cuts.weight(*x, max)));
+                return (mass > goal + margin).then(|| pick(nucleus, draw * mass));
+            }
+            if mass * GROWTH < goal - margin {
+                // Each further candidate weighs no more than these do: the next size would not reach it either.
+                return None;
+            }
+        }
+        None
     }
 }
 
-/// The token at which the running sum of weights passes `target`; the last one with weight if rounding runs past it.
-fn pick(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
-    let (mut sum, mut last) = (0.0, 0);
-    for (token, weight) in weights {
-        if weight > 0.0 {
-            last = token;
-        }
-        sum += weight;
-        if sum > target {
-            return token;
-        }
-    }
-    last
+fn weighting(max: f32, cuts: Cuts) -> Weighting {
+    Weighting { largest: max, temperature: cuts.temperature, limit: cuts.limit(max) }
 }

@@ -1,25 +1,30 @@
 //! From a row of logits to a token: processors in vLLM's order, then a draw that depends on nothing but the row, the
 //! parameters, the seed, the sample and the position.
 
+mod best;
 mod candidates;
+mod exact;
 mod logprobs;
 mod penalties;
 mod rng;
 
-pub use logprobs::{Logprob, row_logprobs};
+use best::Best;
+pub use exact::{Cuts, Exact};
+pub use logprobs::Logprob;
 pub use penalties::History;
+
+use octavo_kernels::{Kernels, Peak, peak};
 
 use crate::executor::Draw;
 use crate::params::{SamplingDefaults, SamplingParams};
 use candidates::Candidates;
+use logprobs::row_logprobs;
 
 /// The resolved rules of one request.
 #[derive(Clone, Debug)]
 pub struct SamplingRules {
-    temperature: f32,
-    top_p: f32,
-    top_k: usize,
-    min_p: f32,
+    /// Temperature 0 is greedy.
+    cuts: Cuts,
     repetition: f32,
     presence: f32,
     frequency: f32,
@@ -43,11 +48,13 @@ impl SamplingRules {
     ) -> Self {
         let temperature = params.temperature.unwrap_or(defaults.temperature);
         Self {
-            // Below this a softmax in f32 is one-hot anyway, and dividing would overflow.
-            temperature: if temperature < 1e-5 { 0.0 } else { temperature },
-            top_p: params.top_p.unwrap_or(defaults.top_p),
-            top_k: params.top_k.unwrap_or(defaults.top_k) as usize,
-            min_p: params.min_p.unwrap_or(defaults.min_p),
+            cuts: Cuts {
+                // Below this a softmax in f32 is one-hot anyway, and dividing would overflow.
+                temperature: if temperature < 1e-5 { 0.0 } else { temperature },
+                top_p: params.top_p.unwrap_or(defaults.top_p),
+                top_k: params.top_k.unwrap_or(defaults.top_k) as usize,
+                min_p: params.min_p.unwrap_or(defaults.min_p),
+            },
             repetition: params.repetition_penalty.unwrap_or(defaults.repetition_penalty),
             presence: params.presence_penalty,
             frequency: params.frequency_penalty,
@@ -65,7 +72,7 @@ impl SamplingRules {
     }
 
     fn greedy(&self) -> bool {
-        self.temperature == 0.0
+        self.cuts.temperature == 0.0
     }
 
     /// How a sample's token is drawn after `generated` others, if the logits are used as they come.
@@ -74,12 +81,12 @@ impl SamplingRules {
             seq: 0,
             sample,
             position: generated,
-            top_k: self.top_k.min(u32::MAX as usize) as u32,
+            top_k: self.cuts.top_k.min(u32::MAX as usize) as u32,
             seed: self.seed,
             uniform: rng::uniform(self.seed, sample, generated),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            min_p: self.min_p,
+            temperature: self.cuts.temperature,
+            top_p: self.cuts.top_p,
+            min_p: self.cuts.min_p,
             logprobs: -1,
         })
     }
@@ -93,31 +100,35 @@ impl SamplingRules {
     }
 }
 
-/// Reusable memory of the sampler.
+/// Reusable memory of the sampler. One serves one thread.
 #[derive(Default)]
 pub struct Sampler {
     logits: Vec<f32>,
     candidates: Candidates,
+    best: Best,
 }
 
 impl Sampler {
     /// Draws the next token of one sequence.
     ///
-    /// `logits` `[vocab]`, f32, no NaN; `output` the tokens generated so far; `sample` the index among the `n` samples.
-    /// `allowed` has a bit per token, None: all may come. Equal arguments give equal tokens. Greedy ties go to the lowest
-    /// id.
+    /// `logits` `[vocab]`, f32, and `raw` their peak, which is sound; `output` the tokens generated so far; `sample` the index
+    /// among the `n` samples. `allowed` has a bit per token, None: all may come. Equal arguments give equal tokens. Greedy
+    /// ties go to the lowest id.
+    #[allow(clippy::too_many_arguments)]
     pub fn sample(
         &mut self,
+        kernels: &Kernels,
         rules: &SamplingRules,
         logits: &[f32],
+        raw: Peak,
         history: &History,
         output: &[u32],
         sample: u32,
         allowed: Option<&[u32]>,
     ) -> u32 {
         let generated = output.len() as u32;
-        let row = if rules.plain(generated) && allowed.is_none() {
-            logits
+        let (row, largest) = if rules.plain(generated) && allowed.is_none() {
+            (logits, raw)
         } else {
             self.logits.clear();
             self.logits.extend_from_slice(logits);
@@ -125,13 +136,26 @@ impl Sampler {
             if let Some(allowed) = allowed {
                 keep_allowed(&mut self.logits, logits, allowed);
             }
-            &self.logits
+            (&self.logits[..], peak(kernels, &self.logits))
         };
-        if rules.greedy() {
-            return argmax(row);
+        // Where every token is banned, the first.
+        if rules.greedy() || largest.value == f32::NEG_INFINITY {
+            return largest.place as u32;
         }
         let draw = rng::uniform(rules.seed, sample, generated);
-        self.candidates.draw(row, rules.temperature, rules.top_k, rules.top_p, rules.min_p, draw)
+        self.candidates.draw(kernels, row, largest.value, rules.cuts, draw)
+    }
+
+    /// The log-probability of `chosen`, then those of the best `top` candidates; `raw` is the row's peak.
+    pub fn logprobs(
+        &mut self,
+        kernels: &Kernels,
+        logits: &[f32],
+        raw: Peak,
+        chosen: u32,
+        top: usize,
+    ) -> Vec<Logprob> {
+        row_logprobs(kernels, &mut self.best, logits, raw.value, chosen, top)
     }
 }
 
@@ -158,32 +182,26 @@ fn process(rules: &SamplingRules, logits: &mut [f32], history: &History, output:
 
 /// Leaves only the allowed tokens. Where the other rules have banned all of these, they yield: what must be valid is.
 fn keep_allowed(row: &mut [f32], raw: &[f32], allowed: &[u32]) {
-    let may = |id: usize| allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
     let mut any = false;
-    for (id, x) in row.iter_mut().enumerate() {
-        if may(id) {
-            any |= *x > f32::NEG_INFINITY;
-        } else {
-            *x = f32::NEG_INFINITY;
+    for (index, x) in row.chunks_mut(32).enumerate() {
+        // Most words of a mask say the same of all their tokens.
+        match allowed.get(index).copied().unwrap_or(0) {
+            0 => x.fill(f32::NEG_INFINITY),
+            word => {
+                for (bit, x) in x.iter_mut().enumerate() {
+                    *x = if word >> bit & 1 == 1 { *x } else { f32::NEG_INFINITY };
+                    any |= *x > f32::NEG_INFINITY;
+                }
+            }
         }
     }
     if !any {
+        let may = |id: usize| allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
         for (id, x) in row.iter_mut().enumerate().filter(|(id, _)| may(*id)) {
             // Of tokens that the model itself rules out each is as good.
             *x = raw[id].max(f32::MIN / 2.0);
         }
     }
-}
-
-/// The index of the largest value; the lowest one among equals.
-pub fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &x) in row.iter().enumerate() {
-        if x > row[best] {
-            best = i;
-        }
-    }
-    best as u32
 }
 
 #[cfg(test)]

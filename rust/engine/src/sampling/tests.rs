@@ -1,5 +1,6 @@
 //! The sampler against plain definitions of each rule.
 
+use super::exact::Exact;
 use super::*;
 use proptest::prelude::*;
 
@@ -7,6 +8,19 @@ fn rules(change: impl FnOnce(&mut SamplingParams)) -> SamplingRules {
     let mut params = SamplingParams { temperature: Some(1.0), ..SamplingParams::default() };
     change(&mut params);
     SamplingRules::new(&params, &SamplingDefaults::default(), 1, vec![0], Vec::new())
+}
+
+/// Draws with kernels of this machine's best level.
+fn sample(
+    sampler: &mut Sampler,
+    rules: &SamplingRules,
+    row: &[f32],
+    history: &History,
+    output: &[u32],
+    allowed: Option<&[u32]>,
+) -> u32 {
+    let kernels = Kernels::single();
+    sampler.sample(&kernels, rules, row, peak(&kernels, row), history, output, 0, allowed)
 }
 
 /// Frequencies of each token over many seeds.
@@ -19,7 +33,7 @@ fn frequencies(logits: &[f32], change: impl Fn(&mut SamplingParams)) -> Vec<f64>
             change(p);
             p.seed = Some(seed);
         });
-        counts[sampler.sample(&rules, logits, &History::default(), &[], 0, None) as usize] +=
+        counts[sample(&mut sampler, &rules, logits, &History::default(), &[], None) as usize] +=
             1.0 / draws as f64;
     }
     counts
@@ -69,7 +83,7 @@ fn min_p_drops_what_is_far_below_the_best() {
 fn greedy_ties_go_to_the_lowest_id() {
     let greedy = rules(|p| p.temperature = Some(0.0));
     let row = [0.0, 3.0, 3.0, 1.0];
-    assert_eq!(Sampler::default().sample(&greedy, &row, &History::default(), &[], 0, None), 1);
+    assert_eq!(sample(&mut Sampler::default(), &greedy, &row, &History::default(), &[], None), 1);
 }
 
 #[test]
@@ -84,33 +98,54 @@ fn penalties_bias_and_bans_change_the_choice() {
     let mut history = History::new(&[2]);
     let row = [1.0, 1.9, 2.0, 0.0, 0.0];
     let r = greedy(&|p| p.repetition_penalty = Some(2.0));
-    assert_eq!(sampler.sample(&r, &row, &history, &[], 0, None), 1, "token 2 stands in the prompt");
+    assert_eq!(sample(&mut sampler, &r, &row, &history, &[], None), 1, "token 2 stands in the prompt");
     history.push(1);
     let r = greedy(&|p| p.presence_penalty = 1.0);
     assert_eq!(
-        sampler.sample(&r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], 0, None),
+        sample(&mut sampler, &r, &[0.0, 3.0, 2.5, 0.0, 0.0], &history, &[1], None),
         2,
         "presence counts the output"
     );
     let r = greedy(&|p| p.logit_bias = vec![(4, 5.0)]);
-    assert_eq!(sampler.sample(&r, &row, &history, &[], 0, None), 4);
+    assert_eq!(sample(&mut sampler, &r, &row, &history, &[], None), 4);
     let r = greedy(&|p| p.min_tokens = 2);
     assert_eq!(
-        sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1], 0, None),
+        sample(&mut sampler, &r, &[9.0, 1.0, 0.0], &history, &[1], None),
         1,
         "token 0 ends the output: too early"
     );
-    assert_eq!(sampler.sample(&r, &[9.0, 1.0, 0.0], &history, &[1, 1], 0, None), 0);
+    assert_eq!(sample(&mut sampler, &r, &[9.0, 1.0, 0.0], &history, &[1, 1], None), 0);
     let mut banned = greedy(&|_| {});
     banned.bad_words = vec![vec![3, 2]];
-    assert_eq!(sampler.sample(&banned, &row, &history, &[3], 0, None), 1, "2 may not follow 3");
-    assert_eq!(sampler.sample(&banned, &row, &history, &[1], 0, None), 2);
+    assert_eq!(sample(&mut sampler, &banned, &row, &history, &[3], None), 1, "2 may not follow 3");
+    assert_eq!(sample(&mut sampler, &banned, &row, &history, &[1], None), 2);
 }
 
 #[test]
 fn a_row_of_minus_infinity_still_gives_a_token() {
     let row = [f32::NEG_INFINITY; 4];
-    assert!(Sampler::default().sample(&rules(|_| {}), &row, &History::default(), &[], 0, None) < 4);
+    assert!(sample(&mut Sampler::default(), &rules(|_| {}), &row, &History::default(), &[], None) < 4);
+}
+
+#[test]
+fn a_mask_allows_what_its_bits_say() {
+    let greedy = rules(|p| p.temperature = Some(0.0));
+    let row: Vec<f32> = (0..100).map(|i| i as f32).collect();
+    let mut sampler = Sampler::default();
+    // Tokens 3, 40 and 70; the mask ends before the row does.
+    let mask = [1 << 3, 1 << 8, 1 << 6];
+    let history = History::default();
+    assert_eq!(sample(&mut sampler, &greedy, &row, &history, &[], Some(&mask)), 70);
+    assert_eq!(sample(&mut sampler, &greedy, &row, &history, &[], Some(&mask[..2])), 40);
+    let mut banned = greedy.clone();
+    banned.bad_words = vec![vec![40], vec![70]];
+    assert_eq!(sample(&mut sampler, &banned, &row, &history, &[], Some(&mask)), 3);
+    banned.bad_words.push(vec![3]);
+    assert_eq!(
+        sample(&mut sampler, &banned, &row, &history, &[], Some(&mask)),
+        70,
+        "the rules yield to the mask"
+    );
 }
 
 proptest! {
@@ -124,7 +159,7 @@ proptest! {
             *p = SamplingParams { temperature: Some(temperature), top_k: Some(top_k), top_p: Some(top_p),
                                   seed: Some(seed), ..p.clone() };
         });
-        let token = Sampler::default().sample(&rules, &row, &History::default(), &[], 0, None) as usize;
+        let token = sample(&mut Sampler::default(), &rules, &row, &History::default(), &[], None) as usize;
         let scaled: Vec<f32> = row.iter().map(|x| x / temperature).collect();
         let mut order: Vec<usize> = (0..row.len()).collect();
         order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
@@ -138,7 +173,8 @@ proptest! {
     #[test]
     fn logprobs_match_the_definition(row in prop::collection::vec(-20.0f32..20.0, 1..300), top in 0usize..12) {
         let chosen = (row.len() / 2) as u32;
-        let found = row_logprobs(&row, chosen, top);
+        let kernels = Kernels::single();
+        let found = Sampler::default().logprobs(&kernels, &row, peak(&kernels, &row), chosen, top);
         let p = softmax(&row, 1.0);
         prop_assert_eq!(found.len(), 1 + top.min(row.len()));
         for l in &found {
@@ -148,5 +184,50 @@ proptest! {
         if let Some(again) = found[1..].iter().find(|l| l.token_id == chosen) {
             prop_assert_eq!(again.rank, found[0].rank);
         }
+    }
+
+    /// What reads less comes to the same tokens as the definition, whatever the shape of the row: flat, peaked, with ties,
+    /// with tokens that cannot come.
+    #[test]
+    fn the_fast_draw_is_the_definition(
+        seed: u64, width in 1usize..20_000, spread in prop::sample::select(vec![0.01f32, 1.0, 6.0, 40.0]),
+        step in prop::sample::select(vec![0.0f32, 0.5]), banned in 0u64..4,
+        temperature in prop::sample::select(vec![0.05f32, 0.7, 1.0, 4.0]),
+        top_k in prop::sample::select(vec![0usize, 1, 5, 50, 64, 1000, 100_000]),
+        top_p in prop::sample::select(vec![0.05f32, 0.5, 0.9, 0.999, 1.0]),
+        min_p in prop::sample::select(vec![0.0f32, 0.02, 1.0]),
+    ) {
+        let cuts = Cuts { temperature, top_k, top_p, min_p };
+        let row: Vec<f32> = (0..width as u32).map(|i| {
+            let [a, b, c, _] = rng::philox([i, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
+            let x = ((a >> 8) as f32 + (b >> 8) as f32 - (1 << 24) as f32) / (1 << 24) as f32 * spread;
+            let x = if step > 0.0 { (x / step).round() * step } else { x };
+            if u64::from(c % 8) < banned { f32::NEG_INFINITY } else { x }
+        }).collect();
+        let kernels = Kernels::single();
+        let max = peak(&kernels, &row).value;
+        prop_assume!(max > f32::NEG_INFINITY);
+        let (mut fast, mut exact) = (Candidates::default(), Exact::default());
+        for position in 0..20 {
+            let draw = rng::uniform(seed, 1, position);
+            let found = fast.draw(&kernels, &row, max, cuts, draw);
+            prop_assert_eq!(found, exact.draw(&row, max, cuts, draw), "{:?}, draw {}", cuts, draw);
+        }
+    }
+
+    /// Counting and choosing without a sort gives the ranks that a sort gives, ties and infinities included.
+    #[test]
+    fn ranks_are_those_of_a_sort(
+        row in prop::collection::vec(prop::sample::select(vec![-1.0f32, 0.0, 0.5, 2.0, f32::NEG_INFINITY]), 1..2000),
+        place in 0.0f64..1.0, top in 0usize..200,
+    ) {
+        let chosen = (place * row.len() as f64) as usize;
+        let kernels = Kernels::single();
+        let found = Sampler::default().logprobs(&kernels, &row, peak(&kernels, &row), chosen as u32, top);
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+        prop_assert_eq!(found[0].rank as usize, order.iter().position(|i| *i == chosen).expect("it is there") + 1);
+        let best: Vec<usize> = found[1..].iter().map(|l| l.token_id as usize).collect();
+        prop_assert_eq!(&best[..], &order[..top.min(row.len())]);
     }
 }

@@ -47,11 +47,8 @@ impl Constraint {
         Self { state, jobs: self.jobs.clone() }
     }
 
-    /// The tokens that may come next, a bit each; waits for the worker if it is not done.
-    ///
-    /// # Errors
-    /// `InvalidRequest` if the grammar grew beyond its bounds.
-    pub fn mask(&mut self) -> Result<&[u32], EngineError> {
+    /// Waits for the worker if it is not done with the mask.
+    pub fn wait(&mut self) {
         if let State::Away(done) = &self.state {
             self.state = match done.recv() {
                 Ok(Done { matcher, mask: Ok(mask) }) => State::Ready(matcher, mask),
@@ -59,6 +56,13 @@ impl Constraint {
                 Err(_) => State::Failed("its worker has ended".into()),
             };
         }
+    }
+
+    /// The tokens that may come next, a bit each, after `wait`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if the grammar grew beyond its bounds.
+    pub fn mask(&self) -> Result<&[u32], EngineError> {
         match &self.state {
             State::Ready(_, mask) => Ok(mask),
             State::Failed(why) => Err(failed(why)),

@@ -175,7 +175,7 @@ impl Executor for Oracle {
                     Some(Fault::Infinite) if victim == Some(i) => logits[5] = f32::INFINITY,
                     _ => {}
                 }
-                sink(i, row, &logits);
+                sink(&[(i, row)], &logits);
             }
         }
         Ok(())

@@ -1,0 +1,185 @@
+//! What this machine allows, whatever the software: memory reads, int8, bfloat16 and float32 products.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
+
+#[cfg(target_arch = "x86_64")]
+use super::x86;
+
+/// Far more than any cache holds.
+const BYTES: usize = 512 << 20;
+/// Bytes of a cache line, and of an AVX-512 register.
+pub(super) const LINE: usize = 64;
+/// Turns of the inner loops that only compute: some milliseconds.
+pub(super) const TURNS: usize = 1 << 20;
+
+/// Median and best of some readings, in units a second.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate {
+    /// Of the readings in the best way found.
+    pub median: f64,
+    /// The best of them.
+    pub best: f64,
+}
+
+/// A product's limit.
+#[derive(Debug, Clone, Copy)]
+pub struct Peak {
+    /// Operations a second; a multiply and an add are two.
+    pub rate: Rate,
+    /// The instruction that reaches it.
+    pub instruction: &'static str,
+}
+
+/// The limits of this machine with some number of threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The threads.
+    pub threads: usize,
+    /// Bytes a second read from memory.
+    pub read: Rate,
+    /// None where the machine has no instruction that is known here.
+    pub int8: Option<Peak>,
+    /// That of float32 where the machine has no products of bfloat16, since these are then widened.
+    pub bf16: Option<Peak>,
+    /// As `int8`.
+    pub f32: Option<Peak>,
+}
+
+impl Limits {
+    /// Measures with `readings` readings of each rate.
+    ///
+    /// # Errors
+    /// When there is no memory for the buffer that is read.
+    pub fn measure(threads: usize, readings: usize) -> std::io::Result<Limits> {
+        let mut data = MmapMut::map_anon(BYTES)?;
+        // Where the kernel refuses, small pages serve.
+        #[cfg(target_os = "linux")]
+        let _ = data.advise(Advice::HugePage);
+        data.fill(1);
+        let compute = |found: Option<Loop>| {
+            found.map(|(instruction, per_turn, run)| {
+                let units = per_turn * (TURNS * threads) as f64;
+                Peak { rate: rate(threads, readings, units, |_| run()), instruction }
+            })
+        };
+        Ok(Limits {
+            threads,
+            read: read(threads, readings, &data),
+            int8: compute(int8_peak()),
+            bf16: compute(bf16_peak()),
+            f32: compute(f32_peak()),
+        })
+    }
+}
+
+/// Runs `f(thread)` on all threads at once, several times; `units` is the work of all threads together.
+fn rate(threads: usize, count: usize, units: f64, f: impl Fn(usize) + Sync) -> Rate {
+    let mut readings: Vec<f64> = (0..=count)
+        .map(|_| {
+            let barrier = Barrier::new(threads);
+            let seconds = std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..threads)
+                    .map(|thread| {
+                        let (f, barrier) = (&f, &barrier);
+                        scope.spawn(move || {
+                            barrier.wait();
+                            let start = Instant::now();
+                            f(thread);
+                            start.elapsed().as_secs_f64()
+                        })
+                    })
+                    .collect();
+                workers.into_iter().map(|w| w.join().expect("the loop does not panic")).fold(0.0, f64::max)
+            });
+            units / seconds
+        })
+        .skip(1) // The first warms up.
+        .collect();
+    readings.sort_by(f64::total_cmp);
+    Rate { median: readings[count / 2], best: readings[count - 1] }
+}
+
+/// The best way to read memory with so many threads: streams a thread, and lines that are asked for ahead.
+fn read(threads: usize, readings: usize, data: &[u8]) -> Rate {
+    let share = data.len() / threads;
+    let ways = [1, 2, 4, 8].into_iter().flat_map(|streams| [0, 8, 32, 64].map(|ahead| (streams, ahead)));
+    ways.map(|(streams, ahead)| {
+        rate(threads, readings, (share * threads) as f64, |thread| {
+            let part = &data[thread * share..(thread + 1) * share];
+            match streams {
+                1 => black_box(read_streams::<1>(part, ahead)),
+                2 => black_box(read_streams::<2>(part, ahead)),
+                4 => black_box(read_streams::<4>(part, ahead)),
+                _ => black_box(read_streams::<8>(part, ahead)),
+            };
+        })
+    })
+    .max_by(|a, b| a.median.total_cmp(&b.median))
+    .expect("there are ways")
+}
+
+/// Sums all words of `part`, in `STREAMS` equal pieces side by side, prefetching `ahead` lines.
+fn read_streams<const STREAMS: usize>(part: &[u8], ahead: usize) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the machine has the instruction set.
+        return unsafe { x86::read_avx512::<STREAMS>(part, ahead) };
+    } else if is_x86_feature_detected!("avx2") {
+        // SAFETY: as above.
+        return unsafe { x86::read_avx2::<STREAMS>(part, ahead) };
+    }
+    let _ = ahead;
+    let words = part.as_chunks::<8>().0;
+    words.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_ne_bytes(*word)))
+}
+
+/// Name of the instructions, operations of one turn, and the loop of [`TURNS`] turns.
+type Loop = (&'static str, f64, fn());
+
+/// The fastest int8 product of this machine.
+fn int8_peak() -> Option<Loop> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the machine has the instruction set.
+            return Some(("avx512 vpdpbusd", x86::CHAINS as f64 * 128.0, || unsafe { x86::int8_avx512() }));
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return Some(("avx2 vpmaddubsw", x86::CHAINS as f64 * 64.0, || unsafe { x86::int8_avx2() }));
+        }
+    }
+    None
+}
+
+/// The fastest bfloat16 product of this machine; float32 where it has none, since bfloat16 is then widened.
+fn bf16_peak() -> Option<Loop> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the machine has the instruction set.
+        return Some(("avx512 vdpbf16ps", x86::CHAINS as f64 * 64.0, || unsafe { x86::bf16_avx512() }));
+    }
+    f32_peak()
+}
+
+/// The fastest float32 product of this machine.
+fn f32_peak() -> Option<Loop> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has the instruction set.
+            return Some(("avx512 vfmadd (f32)", x86::CHAINS as f64 * 32.0, || unsafe { x86::f32_avx512() }));
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: as above.
+            return Some(("avx2 vfmadd (f32)", x86::CHAINS as f64 * 16.0, || unsafe { x86::f32_avx2() }));
+        }
+    }
+    None
+}

@@ -1,0 +1,74 @@
+//! `bench_kernels`: the measurements of octavo-kernels as dicts.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use octavo_kernels::measure::{Peak, Plan, Reading, read};
+use octavo_kernels::{Isa, Kernels};
+use pyo3::prelude::*;
+use serde_json::{Value, json};
+
+use crate::errors::raise;
+use crate::json::to_python;
+
+/// Measures the kernels whose line holds each of `words`, hands each row to `on_row`, and returns the machine's limits, or None
+/// where no line does.
+#[pyfunction]
+#[pyo3(signature = (on_row, *, words = Vec::new(), isa = None, threads = None, seconds = 0.3))]
+pub fn bench_kernels<'py>(
+    py: Python<'py>,
+    on_row: &Bound<'py, PyAny>,
+    words: Vec<String>,
+    isa: Option<String>,
+    threads: Option<usize>,
+    seconds: f64,
+) -> PyResult<Bound<'py, PyAny>> {
+    let refuse = |py, what: &dyn std::fmt::Display| raise(py, "InvalidRequestError", &what.to_string());
+    let isa = isa.map(|name| name.parse::<Isa>()).transpose().map_err(|e| refuse(py, &e))?;
+    if threads == Some(0) || threads.is_some_and(|t| t > 1024) {
+        return Err(refuse(py, &"threads: a number from 1 to 1024 is expected"));
+    }
+    let time = Duration::try_from_secs_f64(seconds).map_err(|e| refuse(py, &format!("seconds: {e}")))?;
+    let kernels = Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(py, &e))?;
+    let mut outcome = Ok(());
+    let each = on_row.clone().unbind();
+    let limits = py.detach(|| {
+        read(&kernels, &Plan { words, time }, &mut |reading| {
+            outcome = Python::attach(|py| {
+                py.check_signals()?;
+                each.call1(py, (to_python(py, &row(&reading))?,)).map(drop)
+            });
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+    })?;
+    outcome?;
+    let Some(limits) = limits else { return Ok(py.None().into_bound(py)) };
+    let peak = |peak: Option<Peak>| peak.map(|p| json!({"rate": p.rate.best, "instruction": p.instruction}));
+    to_python(
+        py,
+        &json!({
+            "isa": kernels.isa().name(),
+            "threads": limits.threads,
+            "read": limits.read.best,
+            "int8": peak(limits.int8),
+            "bf16": peak(limits.bf16),
+            "f32": peak(limits.f32),
+        }),
+    )
+}
+
+fn row(r: &Reading) -> Value {
+    json!({
+        "kernel": r.kernel,
+        "dtype": r.dtype,
+        "shape": r.shape,
+        "sizes": r.sizes,
+        "seconds_p20": r.seconds[0],
+        "seconds_p50": r.seconds[1],
+        "seconds_p80": r.seconds[2],
+        "bytes_per_second": r.bytes_per_second,
+        "operations_per_second": r.operations_per_second,
+        "share": r.share,
+        "bound": r.bound,
+    })
+}
