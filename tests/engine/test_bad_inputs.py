@@ -303,7 +303,7 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
         ({"max_queue": 0}, "max_queue"),
         ({"threads": 0}, "threads"),
         ({"threads": "two"}, "threads"),
-        ({"attention": "dynamic"}, "attention"),
+        ({"attention": "sparse"}, "attention"),
         ({"device": "tpu"}, "device"),
         ({"max_model_length": 5}, "max_model_len"),
         ({"temperature": 0.5}, "temperature"),

@@ -17,7 +17,7 @@ pub struct KvPool {
 /// What one layer keeps of past tokens.
 pub(crate) enum LayerStore {
     /// Keys and values of each KV head.
-    Heads(KvLayer),
+    Heads(Box<KvLayer>),
     /// One latent for all heads.
     Latent(LatentKv),
 }
@@ -103,7 +103,9 @@ impl KvPool {
     pub fn new(spec: &ModelSpec, blocks: usize, format: KvFormat) -> Result<Self, ModelError> {
         let dtype = format.dtype(spec)?;
         let layer = |l: &LayerSpec| match &l.attention {
-            AttentionSpec::Heads(a) => LayerStore::Heads(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)),
+            AttentionSpec::Heads(a) => {
+                LayerStore::Heads(Box::new(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)))
+            }
             AttentionSpec::Latent(a) => {
                 LayerStore::Latent(LatentKv::new(blocks, a.kv_rank + a.rope_dim, dtype))
             }

@@ -104,6 +104,7 @@ pub fn paged_attention(
 ///
 /// `reports[i]` takes in what its queries read. A query's output depends on its sequence, its position and
 /// `choices[i]` alone.
+#[allow(clippy::too_many_arguments)]
 pub fn dynamic_attention(
     kernels: &Kernels,
     layer: &KvLayer,

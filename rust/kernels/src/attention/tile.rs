@@ -277,6 +277,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Sums of values of R rows: acc = acc * rescale + weights times the values of a block.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn weigh<S: Simd, const R: usize>(
         &self,
         s: S,
