@@ -166,7 +166,7 @@ fn what_is_spared_stays_spared() {
         "",
         "",
     );
-    assert!(again.err().expect("refused").to_string().contains("quantised already"));
+    assert!(again.expect_err("refused").to_string().contains("quantised already"));
 }
 
 #[test]
