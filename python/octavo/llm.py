@@ -124,7 +124,7 @@ class LLM:
         try:
             if on == "cuda":
                 if dynamic is not None:
-                    raise InvalidRequestError(f"attention is {attention!r}: on a GPU 'dense' is available; use device='cpu'")
+                    raise InvalidRequestError(f"attention is {attention!r}: on a GPU only 'dense'; use device='cpu'")
                 from octavo.gpu import engine as gpu
 
                 options = gpu.Options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from conftest import assert_all_blocks_free
 from octavo import LLM, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=40, temperature=0, ignore_eos=True)
@@ -37,7 +36,7 @@ def test_samples_share_a_prompt_and_write_their_own_continuations() -> None:
     params = SamplingParams(n=4, max_tokens=40, temperature=1.0, seed=5, ignore_eos=True)
     with LLM(kv_cache_dtype="int8") as llm:
         together = llm.generate(PROMPTS, params)
-        assert_all_blocks_free(llm)
+        assert llm.stats()["blocks"]["total"] == llm.info()["limits"]["num_blocks"]
     with LLM(kv_cache_dtype="int8", enable_prefix_caching=False, max_num_seqs=4, max_num_batched_tokens=37) as llm:
         for prompt, output in zip(PROMPTS, together, strict=True):
             alone = llm.generate(prompt, params)[0]

@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `eval`, `quantize`, `info`, `doctor`. A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `eval`, `quantize`, ... A file is a command."""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ class EngineOptions:
     device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto"
     dtype: Annotated[str, Option(help="auto, float32 or bfloat16; on a GPU also float16.")] = "auto"
     quantization: Annotated[str, Option(help="auto (int8 on the CPU), int8 or none.")] = "auto"
+    kv_cache_dtype: Annotated[str, Option(help="auto, float32, bfloat16 or int8.")] = "auto"
+    attention: Annotated[str, Option(help="dense (exact), or dynamic: leaves out what does not matter.")] = "dense"
     kv_cache_memory: Annotated[
         str | None, Option(help="Size such as 4GiB, or a fraction of the memory such as 0.3.")
     ] = None

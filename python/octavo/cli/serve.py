@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +39,6 @@ def serve(
     chat_template: Annotated[
         str | None, Option(help="File with a Jinja template, or its text.", show_default="the model's")
     ] = None,
-    kv_cache_dtype: Annotated[str, Option(help="auto, float32, bfloat16 or int8.")] = "auto",
     max_queue: Annotated[int | None, Option(help="Requests that may wait.", show_default="1024")] = None,
     tool_call_parser: Annotated[str, Option(help="Format of tool calls in the model's text.")] = "auto",
     reasoning_parser: Annotated[
@@ -100,7 +98,7 @@ def serve(
     )
     _log_as_json(log_level)
     with (
-        engine.load(kv_cache_dtype=kv_cache_dtype, max_queue=max_queue, chat_template=_template(chat_template)) as llm,
+        engine.load(max_queue=max_queue, chat_template=_template(chat_template)) as llm,
         _listen(host, port) as listener,
     ):
         app = create_app(llm, settings)
