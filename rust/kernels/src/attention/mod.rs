@@ -7,14 +7,15 @@
 mod dynamic;
 mod int8;
 mod kv;
+mod report;
 mod rows;
 mod source;
 mod tile;
 mod write;
 
-pub use dynamic::{AttentionReport, DynamicParams};
 pub use int8::FilledBlock;
 pub use kv::{KvDtype, KvLayer, TailDtype};
+pub use report::{AttentionReport, DynamicParams};
 pub use write::{fill_blocks, write_kv};
 
 use crate::context::Kernels;
