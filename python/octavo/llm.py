@@ -60,8 +60,8 @@ class LLM:
         dtype: "auto", "float32", "bfloat16", on a GPU also "float16": computation and storage where not quantised.
         quantization: "auto" (int8 on the CPU, but for projections that it would change too much; on a GPU none, unless
             the checkpoint is int8), "int8", or None.
-        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": half the memory of bfloat16;
-            on a GPU the model's dtype.
+        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": a little over half of the memory
+            of bfloat16; on a GPU the model's dtype.
         kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the device's memory; None: enough for
             `max_num_seqs`, at most half of what is free, on a GPU 90 % of what weights and the largest step leave.
         max_model_len: longest sequence, prompt and output together; None: what the model was made for, if it fits.

@@ -330,7 +330,9 @@ impl EngineLoop {
             catch_unwind(AssertUnwindSafe(|| executor.execute_drawing(plan, draws, &mut sink)))
                 .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
         };
-        for (seq, report) in plan.seqs.iter().zip(self.executor.attention_reports()) {
+        // After a fault the reports may still be those of an earlier step, of other sequences.
+        let reports = if outcome.is_ok() { self.executor.attention_reports() } else { &[] };
+        for (seq, report) in plan.seqs.iter().zip(reports) {
             self.shared.counters.attention(report);
             if let Some(active) = self.requests.get_mut(&seq.request) {
                 active.attention.get_or_insert_default().add(report);
