@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -58,10 +59,8 @@ def _pointwise() -> Iterator[Case]:
     gate_up = _empty(64, 28672)
     for kind in ("silu", "gelu", "gelu_tanh"):
         quick = kind == "silu"
-        yield Case("activation", kind, lambda kind=kind: act_and_mul(gate_up, kind), quick=quick)
-        yield Case(
-            "activation", f"{kind}, quantised", lambda kind=kind: act_and_mul_quantize(gate_up, kind), quick=quick
-        )
+        yield Case("activation", kind, partial(act_and_mul, gate_up, kind), quick=quick)
+        yield Case("activation", f"{kind}, quantised", partial(act_and_mul_quantize, gate_up, kind), quick=quick)
 
 
 def _kv(int8: bool, kv_heads: int, head_dim: int, dtype: torch.dtype) -> PagedKV:
@@ -83,14 +82,14 @@ def _cache() -> Iterator[Case]:
             yield Case(
                 "rope_cache",
                 f"{form}, {head_dim}" + (", norms" if head_dim == 128 else ""),
-                lambda a=(qkv, cos, cos, slots, kv), o=options: rope_and_cache(*a, **o),
+                partial(rope_and_cache, qkv, cos, cos, slots, kv, **options),
                 quick=head_dim == 128,
             )
     for head_dim in (80, 128, 256):
-        kv = _kv(True, 8, head_dim, BF16)
-        yield Case("kv_cache", f"quantise {head_dim}", lambda kv=kv: quantize_blocks(kv, slots), quick=head_dim == 128)
-    kv = _kv(True, 8, 128, BF16)
-    yield Case("kv_cache", "copy", lambda kv=kv: copy_blocks(kv, _empty(4, 2, dtype=I32)))
+        cache = Int8KV.empty(64, 8, 8, head_dim, BF16, "meta")
+        yield Case("kv_cache", f"quantise {head_dim}", partial(quantize_blocks, cache, slots), quick=head_dim == 128)
+    cache = Int8KV.empty(64, 8, 8, 128, BF16, "meta")
+    yield Case("kv_cache", "copy", partial(copy_blocks, cache, _empty(4, 2, dtype=I32)))
 
 
 def _attention() -> Iterator[Case]:
@@ -163,7 +162,7 @@ def _matmul() -> Iterator[Case]:
                     yield Case(
                         "int8_matmul",
                         f"{kind} {'groups' if group else 'rows'} {rows}" + (", deterministic" if deterministic else ""),
-                        lambda a=(kind, rows, columns, depth, groups, deterministic): _multiply(*a),
+                        partial(_multiply, kind, rows, columns, depth, groups, deterministic),
                         quick=group == 128 and rows in (1, 8192),
                     )
 

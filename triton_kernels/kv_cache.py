@@ -56,6 +56,11 @@ class FloatKV:
         """Memory of a block of one layer."""
         return 2 * kv_heads * BLOCK_SIZE * head_dim * dtype.itemsize
 
+    def arguments(self) -> dict[str, torch.Tensor | None]:
+        """What kernels take of a cache; None for what only an int8 cache has."""
+        codes = ("k_high_ptr", "k_low_ptr", "k_lo_ptr", "k_step_ptr", "v_codes_ptr", "v_scale_ptr", "tail_of_ptr")
+        return {"k_ptr": self.k, "v_ptr": self.v, **dict.fromkeys(codes)}
+
     @property
     def num_blocks(self) -> int:
         return self.k.shape[0]
@@ -149,6 +154,20 @@ class Int8KV:
     def block_bytes(kv_heads: int, head_dim: int) -> int:
         """Memory of a full block of one layer, its entry in tail_of left out."""
         return kv_heads * (2 * BLOCK_SIZE * head_dim + 4 * head_dim + 2 * BLOCK_SIZE + 4)
+
+    def arguments(self) -> dict[str, torch.Tensor | None]:
+        """What kernels take of a cache: floats are those of the tails."""
+        return {
+            "k_ptr": self.tail_k,
+            "v_ptr": self.tail_v,
+            "k_high_ptr": self.k_high,
+            "k_low_ptr": self.k_low,
+            "k_lo_ptr": self.k_lo,
+            "k_step_ptr": self.k_step,
+            "v_codes_ptr": self.v,
+            "v_scale_ptr": self.v_scale,
+            "tail_of_ptr": self.tail_of,
+        }
 
     @property
     def num_blocks(self) -> int:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 
 from .attention_kernels import combine_splits_kernel, paged_attention_kernel
-from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV, gather_keys_values
+from .kv_cache import BLOCK_SIZE, Int8KV, PagedKV, gather_keys_values
 from .launch import (
     FLOATS,
     Options,
@@ -164,7 +164,6 @@ def _run(batch: _Batch, phase: str, first: int, sequences: int, tokens: int, spl
     rows = max(config.rows, power_of_two(group)) if phase == "prefill" else max(16, power_of_two(group))
     decode = phase == "decode"
     tiles = sequences if decode else tokens // (rows // group) + sequences
-    plain = isinstance(kv, FloatKV)
     partial = partial_m = partial_sum = None
     if splits > 1:
         # Indexed by token of the whole batch: a few rows stay unused where decodes and chunks are apart.
@@ -179,15 +178,7 @@ def _run(batch: _Batch, phase: str, first: int, sequences: int, tokens: int, spl
         "partial_ptr": partial,
         "partial_m_ptr": partial_m,
         "partial_sum_ptr": partial_sum,
-        "k_ptr": kv.k if plain else kv.tail_k,
-        "v_ptr": kv.v if plain else kv.tail_v,
-        "k_high_ptr": None if plain else kv.k_high,
-        "k_low_ptr": None if plain else kv.k_low,
-        "k_lo_ptr": None if plain else kv.k_lo,
-        "k_step_ptr": None if plain else kv.k_step,
-        "v_codes_ptr": None if plain else kv.v,
-        "v_scale_ptr": None if plain else kv.v_scale,
-        "tail_of_ptr": None if plain else kv.tail_of,
+        **kv.arguments(),
         "tables_ptr": batch.block_tables,
         "query_start_ptr": batch.query_start,
         "context_ptr": batch.context_lens,
@@ -217,7 +208,7 @@ def _run(batch: _Batch, phase: str, first: int, sequences: int, tokens: int, spl
         "PAGES": config.pages,
         "BLOCK_SIZE": BLOCK_SIZE,
         "DECODE": decode,
-        "INT8": not plain,
+        "INT8": isinstance(kv, Int8KV),
         "SELECTED": batch.selected is not None,
         "WINDOWED": batch.window is not None,
         "CAPPED": batch.softcap is not None,

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .kv_cache import BLOCK_SIZE, FloatKV, PagedKV
+from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
 
 VALUES_PER_PROGRAM = 2048
@@ -126,15 +126,13 @@ def rope_and_cache(
     width = power_of_two(head_dim)
     total = heads + 2 * kv.kv_heads
     rows = min(power_of_two(total), max(1, VALUES_PER_PROGRAM // width))
-    plain = isinstance(kv, FloatKV)
+    of_cache = kv.arguments()
     arguments = {
         "qkv_ptr": qkv,
         "cos_ptr": cos,
         "sin_ptr": sin,
         "slots_ptr": slots,
-        "k_ptr": kv.k if plain else kv.tail_k,
-        "v_ptr": kv.v if plain else kv.tail_v,
-        "tail_of_ptr": None if plain else kv.tail_of,
+        **{name: of_cache[name] for name in ("k_ptr", "v_ptr", "tail_of_ptr")},
         "q_norm_ptr": q_norm,
         "k_norm_ptr": k_norm,
         "qkv_stride": qkv.stride(0),
@@ -150,7 +148,7 @@ def rope_and_cache(
         "ROTARY_DIM": rotary_dim,
         "INTERLEAVED": interleaved,
         "NORM": q_norm is not None,
-        "TAILS": not plain,
+        "TAILS": isinstance(kv, Int8KV),
         "BLOCK_SIZE": BLOCK_SIZE,
         "ROWS": rows,
         "WIDTH": width,

@@ -227,7 +227,7 @@ def _sample_row(raw: torch.Tensor, batch: SamplingBatch, r: int) -> int:
     if temperature < 1e-5 or x.max() == -torch.inf:
         return int(x.argmax()) if x.max() > -torch.inf else 0
     draw = uniform_ref(int(batch.seed[r]) & (1 << 64) - 1, int(batch.sample[r]), int(batch.position[r]))
-    return _draw(x, temperature, draw, *(getattr(batch, n) for n in ("top_k", "top_p", "min_p")), r)
+    return _draw(x, temperature, draw, batch.top_k, batch.top_p, batch.min_p, r)
 
 
 def _draw(
