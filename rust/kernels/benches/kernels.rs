@@ -254,7 +254,7 @@ fn main() {
 
 /// Whether the words on the command line ask for `label`; without words everything is.
 fn wanted(label: &str, level: bool) -> bool {
-    let levels = ["avx2", "avx512", "t1", "t2"];
+    let levels = ["avx2", "avx512", "amx", "t1", "t2"];
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut words = words.iter().filter(|word| levels.contains(&word.as_str()) == level).peekable();
     if level {

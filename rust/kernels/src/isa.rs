@@ -16,13 +16,15 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL and VNNI.
     Avx512,
+    /// As `Avx512`, with tiles: AMX for int8 and bfloat16.
+    Amx,
 }
 
 /// Why an instruction-set level cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// The name is none of the levels.
-    #[error("unknown instruction set {name:?}: use \"portable\", \"avx2\" or \"avx512\"")]
+    #[error("unknown instruction set {name:?}: use \"portable\", \"avx2\", \"avx512\" or \"amx\"")]
     Unknown {
         /// The name as given.
         name: String,
@@ -48,7 +50,7 @@ impl Isa {
 
     /// Every level that this machine can run, lowest first.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx].into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine can run the level. Levels are nested: a machine runs all below its best.
@@ -88,6 +90,7 @@ impl Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 }
@@ -106,6 +109,7 @@ impl FromStr for Isa {
             "portable" => Ok(Isa::Portable),
             "avx2" => Ok(Isa::Avx2),
             "avx512" => Ok(Isa::Avx512),
+            "amx" => Ok(Isa::Amx),
             _ => Err(IsaError::Unknown { name: name.to_owned() }),
         }
     }
@@ -121,6 +125,7 @@ fn detect_now() -> Isa {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vnni");
     match (avx2, avx512) {
+        (true, true) if crate::amx::available() => Isa::Amx,
         (true, true) => Isa::Avx512,
         (true, false) => Isa::Avx2,
         _ => Isa::Portable,
@@ -138,7 +143,7 @@ mod tests {
 
     #[test]
     fn names_parse_back() {
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
             assert_eq!(isa.name().parse::<Isa>(), Ok(isa));
         }
         assert_eq!("AVX2".parse::<Isa>(), Ok(Isa::Avx2));

@@ -104,7 +104,7 @@ fn pools_end_at_once() {
 
 #[test]
 fn a_level_that_is_missing_is_refused() {
-    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512] {
+    for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx] {
         match Kernels::new(1, Some(isa)) {
             Ok(kernels) => assert_eq!(kernels.isa(), isa),
             Err(error) => {

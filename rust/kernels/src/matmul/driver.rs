@@ -47,19 +47,28 @@ pub(super) struct Output<'a> {
     pub(super) stride: usize,
 }
 
+impl Output<'_> {
+    /// Itself, if all that it names fits.
+    pub(super) fn checked(self) -> Self {
+        let Output { m, n, stride, .. } = self;
+        assert!(stride >= n, "row stride {stride} below the {n} columns of y");
+        let rows = m.saturating_sub(1).saturating_mul(stride);
+        let values = self.y.len();
+        assert!(values >= rows.saturating_add(n), "y holds {values} values, {m} rows of {n} are written");
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.len(), n, "bias length");
+        }
+        self
+    }
+}
+
 /// Computes the whole output. Threads take jobs (a run of panels for a block of rows) from a counter, one ahead of the
 /// job that they compute, so that the weights of the next come from memory meanwhile.
 pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: Output<'_>) {
-    let Output { m, n, bias, y, stride } = output;
-    if m == 0 {
+    if output.m == 0 {
         return;
     }
-    assert!(stride >= n, "row stride {stride} below the {n} columns of y");
-    let rows = (m - 1).saturating_mul(stride);
-    assert!(y.len() >= rows.saturating_add(n), "y holds {} values, {m} rows of {n} are written", y.len());
-    if let Some(bias) = bias {
-        assert_eq!(bias.len(), n, "bias length");
-    }
+    let Output { m, n, bias, y, stride } = output.checked();
     let y = Shared::new(y);
     let panels = n.div_ceil(LANES);
     // Small groups where large ones would leave threads without work.
@@ -69,7 +78,7 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: Output<'
     let block = (BLOCK_BYTES / kernel.row_bytes()).clamp(ROWS, 256) / ROWS * ROWS;
     let run = (panels.div_ceil(group) / (4 * kernels.threads())).max(1) * group;
     let runs = panels.div_ceil(run);
-    let jobs = Jobs { count: runs * m.div_ceil(block), next: AtomicUsize::new(0) };
+    let jobs = Jobs::new(runs * m.div_ceil(block));
     kernels.pool().run(kernels.threads(), &|_| {
         let jobs = &jobs;
         dispatch(kernels, Share { kernel, m, n, bias, y: &y, stride, panels, group, run, runs, block, jobs });
@@ -77,13 +86,17 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: Output<'
 }
 
 /// The jobs of a matmul; block of rows first, so that the rows stay in the cache.
-struct Jobs {
+pub(super) struct Jobs {
     count: usize,
     next: AtomicUsize,
 }
 
 impl Jobs {
-    fn take(&self) -> Option<usize> {
+    pub(super) fn new(count: usize) -> Jobs {
+        Jobs { count, next: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn take(&self) -> Option<usize> {
         Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|&job| job < self.count)
     }
 }

@@ -11,6 +11,8 @@ mod float;
 mod int8;
 mod int8_pack;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 pub use arrays::{Element, PackedArray};
 use bfloat::MatmulBf16;
@@ -21,6 +23,8 @@ pub use rows::Rows;
 use rows::Stack;
 
 use crate::context::Kernels;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 use crate::quantize::QuantizedRows;
 
 /// How packed weights are stored.
@@ -143,7 +147,7 @@ impl Linear {
             Weights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
             Weights::Int8(weights) => {
                 scratch.quantize(kernels, x, columns);
-                driver::run(kernels, &weights.with(scratch), output);
+                multiply_int8(kernels, weights, scratch, output);
             }
         }
     }
@@ -165,7 +169,7 @@ impl Linear {
         };
         assert_eq!(x.columns(), self.columns(), "columns of x");
         let output = Output { m: x.rows(), n: self.rows, bias, y, stride: y_stride };
-        driver::run(kernels, &weights.with(x), output);
+        multiply_int8(kernels, weights, x, output);
     }
 
     /// Writes row `row` as f32 into `out` (`columns` values): the look-up of an embedding.
@@ -210,4 +214,13 @@ impl Linear {
             Weights::Int8(weights) => weights.bytes(),
         }
     }
+}
+
+/// The same bits either way.
+fn multiply_int8(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: Output<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if kernels.isa() == Isa::Amx && output.m >= tiles::FEWEST_ROWS {
+        return tiles::run(kernels, weights, x, output);
+    }
+    driver::run(kernels, &weights.with(x), output);
 }

@@ -137,9 +137,9 @@ pub(crate) fn dispatch<O: Op>(kernels: &Kernels, op: O) -> O::Output {
         Isa::Avx2 => unsafe { run_avx2(op) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { run_avx512(op) },
+        Isa::Avx512 | Isa::Amx => unsafe { run_avx512(op) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => unreachable!("Kernels::new refuses x86 levels on other machines"),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("Kernels::new refuses x86 levels on other machines"),
     }
 }
 

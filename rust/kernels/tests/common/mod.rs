@@ -62,6 +62,7 @@ macro_rules! on_each_isa {
         $crate::on_each_isa!(@level portable, Portable, $($name),+);
         $crate::on_each_isa!(@level avx2, Avx2, $($name),+);
         $crate::on_each_isa!(@level avx512, Avx512, $($name),+);
+        $crate::on_each_isa!(@level amx, Amx, $($name),+);
     };
     (@level $level:ident, $isa:ident, $($name:ident),+) => {
         mod $level {
