@@ -32,6 +32,8 @@ mod region;
 mod rope;
 mod simd;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
 pub use attention::{

@@ -1,8 +1,12 @@
 //! Activations as int8: symmetric, one scale per row and group of 128 columns.
 
 use crate::context::Kernels;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
+#[cfg(target_arch = "x86_64")]
+use crate::tiled::Tiled;
 
 /// Columns that share a scale, in weights and activations.
 pub const GROUP: usize = 128;
@@ -10,6 +14,9 @@ pub const GROUP: usize = 128;
 const SMALLEST: f32 = 1e-35;
 /// Rows that one task quantises at least.
 const ROWS_PER_TASK: usize = 4;
+/// Fewer rows than this wait for memory on any level, so they are not laid out for tiles.
+#[cfg(target_arch = "x86_64")]
+const FEWEST_ROWS: usize = 5;
 
 /// Rows of activations as int8 codes in -127..=127: x ~ code * scale of its group.
 ///
@@ -25,6 +32,11 @@ pub struct QuantizedRows {
     scales: Vec<f32>,
     /// `[rows][groups]`: the sum of the codes.
     sums: Vec<i32>,
+    /// The same for tiles, where the rows are for them.
+    #[cfg(target_arch = "x86_64")]
+    tiled: Tiled,
+    #[cfg(target_arch = "x86_64")]
+    has_tiles: bool,
 }
 
 impl QuantizedRows {
@@ -46,6 +58,14 @@ impl QuantizedRows {
         self.scales.resize(self.rows * self.groups, 0.0);
         self.sums.resize(self.rows * self.groups, 0);
         let (groups, rows) = (self.groups, self.rows);
+        #[cfg(target_arch = "x86_64")]
+        let tiles = {
+            self.has_tiles = kernels.isa() == Isa::Amx && rows >= FEWEST_ROWS;
+            if self.has_tiles {
+                self.tiled.resize(rows, groups);
+            }
+            self.has_tiles.then(|| self.tiled.writer())
+        };
         let (codes, scales, sums) =
             (Shared::new(&mut self.codes), Shared::new(&mut self.scales), Shared::new(&mut self.sums));
         let run = rows.div_ceil(4 * kernels.threads()).max(ROWS_PER_TASK);
@@ -57,7 +77,13 @@ impl QuantizedRows {
                     let codes = codes.part(row * groups * GROUP..(row + 1) * groups * GROUP);
                     (codes, scales.part(of_row.clone()), sums.part(of_row))
                 };
-                dispatch(kernels, Row { x: &x[row * columns..(row + 1) * columns], codes, scales, sums });
+                let x = &x[row * columns..(row + 1) * columns];
+                dispatch(kernels, Row { x, codes: &mut *codes, scales: &mut *scales, sums: &mut *sums });
+                #[cfg(target_arch = "x86_64")]
+                if let Some(tiles) = &tiles {
+                    // SAFETY: as above.
+                    unsafe { tiles.row(row, codes, scales, sums) };
+                }
             }
         });
     }
@@ -85,6 +111,12 @@ impl QuantizedRows {
     /// All scales, `[rows][groups]`.
     pub fn scales(&self) -> &[f32] {
         &self.scales
+    }
+
+    /// The rows as tiles, if [`QuantizedRows::quantize`] was given the level that has them and rows enough.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn tiled(&self) -> Option<&Tiled> {
+        self.has_tiles.then_some(&self.tiled)
     }
 
     /// The sum of each group's codes, `[rows][groups]`.

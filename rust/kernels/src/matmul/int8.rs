@@ -52,7 +52,7 @@ impl MatmulInt8 {
         self.columns
     }
 
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         self.columns.div_ceil(GROUP)
     }
 

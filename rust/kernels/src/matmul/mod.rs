@@ -219,7 +219,7 @@ impl Linear {
 /// The same bits either way.
 fn multiply_int8(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: Output<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if kernels.isa() == Isa::Amx && output.m >= tiles::FEWEST_ROWS {
+    if let (Isa::Amx, Some(x)) = (kernels.isa(), x.tiled()) {
         return tiles::run(kernels, weights, x, output);
     }
     driver::run(kernels, &weights.with(x), output);

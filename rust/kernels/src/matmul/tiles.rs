@@ -12,11 +12,10 @@ use super::int8::{MatmulInt8, QUADS};
 use crate::amx::{ROW, ROWS, TILE, Tiles};
 use crate::context::Kernels;
 use crate::parallel::Shared;
-use crate::quantize::{GROUP, QuantizedRows};
+use crate::quantize::GROUP;
 use crate::simd::LANES;
+use crate::tiled::{GROUP_LINES, Tiled};
 
-/// Fewer rows than this wait for memory on any level.
-pub(super) const FEWEST_ROWS: usize = 5;
 /// Rows of x that two tiles hold.
 const PAIR: usize = 2 * ROWS;
 /// Rows of x that a job covers at most, and their bytes: they stay in the second-level cache while weights pass by.
@@ -30,10 +29,10 @@ const LINE: usize = 64;
 /// Bytes of a group of a panel: two tiles.
 const GROUP_BYTES: usize = 2 * TILE;
 
-const _: () = assert!(GROUP_BYTES == GROUP * LANES && QUADS * 4 == GROUP && ROW == 4 * LANES);
+const _: () = assert!(GROUP_BYTES == GROUP * LANES && QUADS * 4 == GROUP && GROUP_LINES == 2 * ROWS && ROW == 4 * LANES);
 
 /// Computes the whole output. The level of `kernels` is `Isa::Amx`.
-pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: Output<'_>) {
+pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &Tiled, output: Output<'_>) {
     if output.m == 0 {
         return;
     }
@@ -44,12 +43,13 @@ pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, ou
     // Small groups where large ones would leave threads without work.
     let threads = kernels.threads();
     let together = [together, 2].into_iter().find(|group| panels / group >= 4 * threads).unwrap_or(1);
-    let blocks = m.div_ceil((BLOCK_BYTES / (x.groups() * GROUP)).clamp(PAIR, BLOCK));
+    let groups = weights.groups();
+    let blocks = m.div_ceil((BLOCK_BYTES / (groups * GROUP)).clamp(PAIR, BLOCK));
     let block = m.div_ceil(blocks).next_multiple_of(PAIR);
     let run = (panels.div_ceil(together) / (4 * threads)).max(1) * together;
     let runs = panels.div_ceil(run);
     let jobs = Jobs::new(runs * m.div_ceil(block));
-    let share = Share { weights, x, m, n, bias, y: &y, stride, panels, together, run, runs, block, jobs: &jobs };
+    let share = Share { weights, x, groups, m, n, bias, y: &y, stride, panels, together, run, runs, block, jobs: &jobs };
     // SAFETY: the level is AMX, so the machine has all of this.
     kernels.pool().run(threads, &|_| unsafe { share.work() });
 }
@@ -57,7 +57,8 @@ pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, ou
 /// What every thread sees.
 struct Share<'a> {
     weights: &'a MatmulInt8,
-    x: &'a QuantizedRows,
+    x: &'a Tiled,
+    groups: usize,
     m: usize,
     n: usize,
     bias: Option<&'a [f32]>,
@@ -78,9 +79,14 @@ struct Share<'a> {
 #[repr(C, align(64))]
 struct Sums([[i32; LANES]; 4 * ROWS]);
 
-/// Totals of a job: `[rows][panels][16]`.
+/// What a thread computes in.
 #[repr(C, align(64))]
-struct Totals([[f32; LANES]; 2 * BLOCK]);
+struct Scratch {
+    /// Those of the group at hand and of the one before.
+    sums: [Sums; 2],
+    /// Of a job: `[rows][panels][16]`.
+    totals: [[f32; LANES]; 2 * BLOCK],
+}
 
 /// Some rows of x times some panels.
 #[derive(Clone, Copy)]
@@ -101,7 +107,8 @@ impl Share<'_> {
     unsafe fn work(&self) {
         // SAFETY: the caller's promise.
         let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
-        let mut totals = Totals([[0.0; LANES]; 2 * BLOCK]);
+        let mut scratch =
+            Scratch { sums: [const { Sums([[0; LANES]; 4 * ROWS]) }; 2], totals: [[0.0; LANES]; 2 * BLOCK] };
         let mut job = self.jobs.take();
         while let Some(now) = job {
             job = self.jobs.take();
@@ -121,9 +128,9 @@ impl Share<'_> {
                 // SAFETY: rows and panels exist; four panels come together with up to 16 rows only.
                 unsafe {
                     match count {
-                        4 => self.panels::<4>(&tiles, part, &mut totals),
-                        2 => self.panels::<2>(&tiles, part, &mut totals),
-                        _ => self.panels::<1>(&tiles, part, &mut totals),
+                        4 => self.panels::<4>(&tiles, part, &mut scratch),
+                        2 => self.panels::<2>(&tiles, part, &mut scratch),
+                        _ => self.panels::<1>(&tiles, part, &mut scratch),
                     }
                 }
                 panel += count;
@@ -135,14 +142,16 @@ impl Share<'_> {
     ///
     /// # Safety
     /// Rows and panels exist; NP is 1, 2, or 4 with up to 16 rows.
-    #[inline(always)]
-    unsafe fn panels<const NP: usize>(&self, tiles: &Tiles, part: Part, totals: &mut Totals) {
-        let totals = &mut totals.0[..part.rows * NP];
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn panels<const NP: usize>(&self, tiles: &Tiles, part: Part, scratch: &mut Scratch) {
+        let Scratch { sums, totals } = scratch;
+        let totals = &mut totals[..part.rows * NP];
         totals.fill([0.0; LANES]);
         let pairs = if part.rows > PAIR { part.rows / PAIR } else { 0 };
         if pairs > 0 {
             // SAFETY: the caller's promises, and NP is 1 or 2, since there are more than 16 rows.
-            unsafe { self.slabs::<NP>(tiles, part, pairs, totals) };
+            unsafe { self.slabs::<NP>(tiles, part, pairs, sums, totals) };
         }
         let done = pairs * PAIR;
         if done < part.rows {
@@ -151,9 +160,9 @@ impl Share<'_> {
             // SAFETY: as above.
             unsafe {
                 if rest.rows > ROWS {
-                    self.ends::<2, NP>(tiles, rest, totals, pairs == 0);
+                    self.ends::<2, NP>(tiles, rest, sums, totals, pairs == 0);
                 } else {
-                    self.ends::<1, NP>(tiles, rest, totals, pairs == 0);
+                    self.ends::<1, NP>(tiles, rest, sums, totals, pairs == 0);
                 }
             }
         }
@@ -161,25 +170,30 @@ impl Share<'_> {
     }
 
     /// The first `pairs` pairs of full tiles. Meanwhile the next slab comes from memory, each pair fetching a share of it.
-    #[inline(always)]
+    ///
+    /// # Safety
+    /// As `panels`; NP is 1 or 2.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
     unsafe fn slabs<const NP: usize>(
         &self,
         tiles: &Tiles,
         part: Part,
         pairs: usize,
+        sums: &mut [Sums; 2],
         totals: &mut [[f32; LANES]],
     ) {
         tiles.configure([ROWS as u8; 8]);
-        let groups = self.x.groups();
-        for start in (0..groups).step_by(SLAB) {
-            let end = groups.min(start + SLAB);
-            let next = if end < groups { Some((part.panel, end)) } else { part.next.map(|panel| (panel, 0)) };
+        for start in (0..self.groups).step_by(SLAB) {
+            let end = self.groups.min(start + SLAB);
+            let next = if end < self.groups { Some((part.panel, end)) } else { part.next.map(|panel| (panel, 0)) };
             for pair in 0..pairs {
                 let rows = Part { row: part.row + pair * PAIR, rows: PAIR, ..part };
-                let fetch = |group: usize| {
+                let fetch = |group: usize, step: usize, steps: usize| {
                     let Some((panel, first)) = next else { return };
-                    let lines = SLAB.min(groups - first) * GROUP_BYTES / LINE;
-                    let (turn, turns) = (pair * (end - start) + group - start, pairs * (end - start));
+                    let lines = SLAB.min(self.groups - first) * GROUP_BYTES / LINE;
+                    let turns = pairs * (end - start) * steps;
+                    let turn = (pair * (end - start) + group - start) * steps + step;
                     for line in lines * turn / turns..lines * (turn + 1) / turns {
                         for p in 0..NP {
                             prefetch_l2(self.codes(panel + p, first).wrapping_add(line * LINE));
@@ -188,17 +202,22 @@ impl Share<'_> {
                 };
                 let totals = &mut totals[pair * PAIR * NP..(pair + 1) * PAIR * NP];
                 // SAFETY: the caller's promises; all tiles have 16 rows.
-                unsafe { self.groups::<2, NP>(tiles, rows, start..end, totals, fetch) };
+                unsafe { self.groups::<2, NP>(tiles, rows, start..end, sums, totals, fetch) };
             }
         }
     }
 
     /// All groups for up to MT tiles of rows. `first`: nobody has read these weights before.
-    #[inline(always)]
+    ///
+    /// # Safety
+    /// As `panels`; MT tiles hold the rows.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
     unsafe fn ends<const MT: usize, const NP: usize>(
         &self,
         tiles: &Tiles,
         part: Part,
+        sums: &mut [Sums; 2],
         totals: &mut [[f32; LANES]],
         first: bool,
     ) {
@@ -208,56 +227,80 @@ impl Share<'_> {
             1 => [low, low, low, low, low, full, full, full],
             _ => [full, full, high, high, full, high, full, full],
         });
-        let groups = self.x.groups();
-        let fetch = |group: usize| {
-            let (panel, group) = match (group + AHEAD < groups, part.next) {
+        let fetch = |group: usize, step: usize, steps: usize| {
+            let (panel, group) = match (group + AHEAD < self.groups, part.next) {
                 _ if !first => return,
                 (true, _) => (part.panel, group + AHEAD),
-                (false, Some(next)) => (next, (group + AHEAD - groups).min(groups - 1)),
+                (false, Some(next)) => (next, (group + AHEAD - self.groups).min(self.groups - 1)),
                 (false, None) => return,
             };
-            for line in 0..GROUP_BYTES / LINE {
+            const LINES: usize = GROUP_BYTES / LINE;
+            for line in LINES * step / steps..LINES * (step + 1) / steps {
                 for p in 0..NP {
                     prefetch(self.codes(panel + p, group).wrapping_add(line * LINE));
                 }
             }
         };
         // SAFETY: the caller's promises; the tiles have the rows of the part.
-        unsafe { self.groups::<MT, NP>(tiles, part, 0..groups, totals, fetch) };
+        unsafe { self.groups::<MT, NP>(tiles, part, 0..self.groups, sums, totals, fetch) };
     }
 
-    /// Adds the products of `groups` to `totals`, `[rows][NP][16]`. `fetch(group)` runs before the group is computed.
-    #[inline(always)]
+    /// Adds the products of `groups` to `totals`, `[rows][NP][16]`. While the tiles multiply one group, the sums of the one
+    /// before are scaled and added, a part after each product, and `fetch(group, product, products)` is called.
+    ///
+    /// # Safety
+    /// As `panels`; the tiles are configured for the rows of `part`.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
     unsafe fn groups<const MT: usize, const NP: usize>(
         &self,
         tiles: &Tiles,
         part: Part,
         groups: Range<usize>,
+        sums: &mut [Sums; 2],
         totals: &mut [[f32; LANES]],
-        fetch: impl Fn(usize),
+        fetch: impl Fn(usize, usize, usize),
     ) {
-        let mut sums = Sums([[0; LANES]; 4 * ROWS]);
+        let products = 2 * MT * NP;
         for group in groups.clone() {
-            fetch(group);
-            // SAFETY: the caller's promises; a tile holds as many rows as `part` has.
-            unsafe {
-                self.multiply::<MT, NP>(tiles, part, group);
+            let [now, before] = &mut *sums;
+            let (now, before) = if group % 2 == 0 { (now, before) } else { (before, now) };
+            let mut between = |product: usize| {
+                fetch(group, product, products);
                 if group > groups.start {
-                    self.add::<MT, NP>(part, group - 1, &sums, totals);
+                    let rows = part.rows * product / products..part.rows * (product + 1) / products;
+                    // SAFETY: the caller's promises.
+                    unsafe { self.add::<MT, NP>(part, group - 1, rows, before, totals) };
                 }
-                store::<MT, NP>(tiles, &mut sums);
-            }
+            };
+            // SAFETY: the caller's promises.
+            unsafe { self.multiply::<MT, NP>(tiles, part, group, now, &mut between) };
         }
+        let last = groups.end - 1;
         // SAFETY: as above.
-        unsafe { self.add::<MT, NP>(part, groups.end - 1, &sums, totals) };
+        unsafe { self.add::<MT, NP>(part, last, 0..part.rows, &sums[last % 2], totals) };
     }
 
-    /// One group in tiles: tile `2 * t + p` becomes x tile t times panel p.
-    #[inline(always)]
-    unsafe fn multiply<const MT: usize, const NP: usize>(&self, tiles: &Tiles, part: Part, group: usize) {
-        let stride = self.x.groups() * GROUP;
-        let x = self.x.codes().as_ptr().wrapping_add(part.row * stride + group * GROUP).cast::<u8>();
-        let w = |p: usize, half: usize| self.codes(part.panel + p, group).wrapping_add(half * TILE);
+    /// The sums of one group: x tile t times panel p becomes number 2 t + p. `between` is called after each product.
+    ///
+    /// # Safety
+    /// As `groups`.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn multiply<const MT: usize, const NP: usize>(
+        &self,
+        tiles: &Tiles,
+        part: Part,
+        group: usize,
+        sums: &mut Sums,
+        between: &mut impl FnMut(usize),
+    ) {
+        let x = |tile: usize, half: usize| {
+            self.x.codes(part.row / ROWS + tile, group).wrapping_add(half * ROWS).cast::<u8>()
+        };
+        let w = |panel: usize, half: usize| self.codes(part.panel + panel, group).wrapping_add(half * TILE);
+        let first = sums.0.as_mut_ptr();
+        let at = |number: usize| first.wrapping_add(number * ROWS).cast::<u8>();
         tiles.zero::<0>();
         if NP > 1 {
             tiles.zero::<1>();
@@ -268,81 +311,116 @@ impl Share<'_> {
         if MT * NP > 2 {
             tiles.zero::<3>();
         }
-        for half in 0..2 {
-            let x = x.wrapping_add(half * ROW);
-            // SAFETY: 64 codes of each row of x, and whole tiles of weights: rows and panels exist (the caller's promise).
-            unsafe {
+        // SAFETY: whole tiles of x and weights, since rows and panels exist (the caller's promise); each sum has its own
+        // place of 16 rows.
+        unsafe {
+            for half in 0..2 {
                 match (MT, NP) {
                     (2, 2) => {
                         tiles.load::<6>(w(0, half), ROW);
-                        tiles.load::<4>(x, stride);
+                        tiles.load::<4>(x(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 6>();
+                        between(4 * half);
                         tiles.load::<7>(w(1, half), ROW);
                         tiles.dot_i8_u8::<1, 4, 7>();
-                        tiles.load::<5>(x.wrapping_add(ROWS * stride), stride);
+                        between(4 * half + 1);
+                        tiles.load::<5>(x(1, half), ROW);
                         tiles.dot_i8_u8::<2, 5, 6>();
+                        if half == 1 {
+                            tiles.store::<0>(at(0));
+                        }
+                        between(4 * half + 2);
                         tiles.dot_i8_u8::<3, 5, 7>();
+                        if half == 1 {
+                            tiles.store::<1>(at(1));
+                        }
+                        between(4 * half + 3);
                     }
                     (2, _) => {
                         tiles.load::<6>(w(0, half), ROW);
-                        tiles.load::<4>(x, stride);
+                        tiles.load::<4>(x(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 6>();
-                        tiles.load::<5>(x.wrapping_add(ROWS * stride), stride);
+                        between(2 * half);
+                        tiles.load::<5>(x(1, half), ROW);
                         tiles.dot_i8_u8::<2, 5, 6>();
+                        between(2 * half + 1);
                     }
                     _ => {
-                        tiles.load::<4>(x, stride);
+                        tiles.load::<4>(x(0, half), ROW);
                         tiles.load::<5>(w(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 5>();
+                        between(NP * half);
                         if NP > 1 {
                             tiles.load::<6>(w(1, half), ROW);
                             tiles.dot_i8_u8::<1, 4, 6>();
+                            between(NP * half + 1);
                         }
                         if NP > 2 {
                             tiles.load::<7>(w(2, half), ROW);
                             tiles.dot_i8_u8::<2, 4, 7>();
+                            if half == 1 {
+                                tiles.store::<0>(at(0));
+                            }
+                            between(NP * half + 2);
                             tiles.load::<5>(w(3, half), ROW);
                             tiles.dot_i8_u8::<3, 4, 5>();
+                            if half == 1 {
+                                tiles.store::<1>(at(1));
+                            }
+                            between(NP * half + 3);
                         }
                     }
                 }
             }
+            if MT * NP < 4 {
+                tiles.store::<0>(at(0));
+            }
+            if MT == 1 && NP == 2 {
+                tiles.store::<1>(at(1));
+            }
+            if MT > 1 || NP > 2 {
+                tiles.store::<2>(at(2));
+            }
+            if MT * NP > 2 {
+                tiles.store::<3>(at(3));
+            }
         }
     }
 
-    /// totals += sums of `group`, scaled.
-    #[inline(always)]
+    /// totals += sums of `group`, scaled, for `rows` of the part.
+    ///
+    /// # Safety
+    /// As `groups`.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    #[inline]
     unsafe fn add<const MT: usize, const NP: usize>(
         &self,
         part: Part,
         group: usize,
+        rows: Range<usize>,
         sums: &Sums,
         totals: &mut [[f32; LANES]],
     ) {
-        let groups = self.x.groups();
-        // SAFETY: work() has the features; loads and stores are of whole arrays; rows, panels and groups exist.
+        // SAFETY: `work` has the features; loads and stores are of whole arrays; rows, panels and the group exist.
         unsafe {
             let mut scales = [_mm512_setzero_ps(); NP];
             for p in 0..NP {
-                let at = &self.weights.scales[(part.panel + p) * groups + group];
+                let at = self.weights.scales.get_unchecked((part.panel + p) * self.groups + group);
                 let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.as_ptr().cast()));
                 scales[p] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide));
             }
-            for tile in 0..MT {
-                let rows = if MT == 1 || tile == 1 { part.rows - tile * ROWS } else { ROWS };
-                for r in 0..rows {
-                    let row = tile * ROWS + r;
-                    let place = (part.row + row) * groups + group;
-                    let excess = _mm512_set1_epi32(128 * *self.x.sums().get_unchecked(place));
-                    let scale = _mm512_set1_ps(*self.x.scales().get_unchecked(place));
-                    for p in 0..NP {
-                        let sum = sums.0.as_ptr().add((2 * tile + p) * ROWS + r);
-                        let exact = _mm512_sub_epi32(_mm512_load_si512(sum.cast()), excess);
-                        let total = totals.as_mut_ptr().add(row * NP + p).cast::<f32>();
-                        let scale = _mm512_mul_ps(scale, scales[p]);
-                        let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_loadu_ps(total));
-                        _mm512_storeu_ps(total, value);
-                    }
+            for row in rows {
+                let (tile, lane) = (row / ROWS, row % ROWS);
+                let row_tile = part.row / ROWS + tile;
+                let excess = _mm512_set1_epi32(self.x.excess(row_tile, group)[lane]);
+                let scale = _mm512_set1_ps(self.x.scales(row_tile, group)[lane]);
+                for p in 0..NP {
+                    let sum = sums.0.as_ptr().add((2 * tile + p) * ROWS + lane);
+                    let exact = _mm512_sub_epi32(_mm512_load_si512(sum.cast()), excess);
+                    let total = totals.as_mut_ptr().add(row * NP + p).cast::<f32>();
+                    let scale = _mm512_mul_ps(scale, scales[p]);
+                    let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_loadu_ps(total));
+                    _mm512_storeu_ps(total, value);
                 }
             }
         }
@@ -367,30 +445,7 @@ impl Share<'_> {
     /// Where the codes of a group of a panel begin.
     #[inline(always)]
     fn codes(&self, panel: usize, group: usize) -> *const u8 {
-        self.weights.codes.as_ptr().cast::<u8>().wrapping_add((panel * self.x.groups() + group) * GROUP_BYTES)
-    }
-}
-
-/// The products of MT tiles of x and NP panels.
-///
-/// # Safety
-/// No tile has more than 16 rows.
-#[inline(always)]
-unsafe fn store<const MT: usize, const NP: usize>(tiles: &Tiles, sums: &mut Sums) {
-    let first = sums.0.as_mut_ptr();
-    let at = |tile: usize| first.wrapping_add(tile * ROWS).cast::<u8>();
-    // SAFETY: each tile has its own part of `sums`, 16 rows of 64 bytes.
-    unsafe {
-        tiles.store::<0>(at(0));
-        if NP > 1 {
-            tiles.store::<1>(at(1));
-        }
-        if MT > 1 || NP > 2 {
-            tiles.store::<2>(at(2));
-        }
-        if MT * NP > 2 {
-            tiles.store::<3>(at(3));
-        }
+        self.weights.codes.as_ptr().cast::<u8>().wrapping_add((panel * self.groups + group) * GROUP_BYTES)
     }
 }
 
