@@ -1,7 +1,7 @@
 //! Speed of the kernels: one row per op, instruction set and thread count.
 //!
-//! `cargo bench -p octavo-kernels` prints p20/p50/p80 of each rate; `-- int8 avx512` only the rows whose label holds each
-//! word. Weights cover many layers, so that they come from memory as in a model, and a plain read of as many bytes
+//! `cargo bench -p octavo-kernels` prints p20/p50/p80 of each rate; `-- gemm avx512 t2` only the rows whose label holds one
+//! of the words, on that level and number of threads. Weights cover many layers, so that they come from memory as in a model, and a plain read of as many bytes
 //! stands beside the products with one row as the limit.
 
 use std::hint::black_box;
@@ -62,6 +62,10 @@ fn gemv(kernels: &Kernels, dtype: WeightDtype, layers: usize) {
 }
 
 fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
+    let name = format!("{dtype:?} m={m} k={k} n={n}");
+    if !wanted(&format!("gemm {name}"), false) {
+        return;
+    }
     let weights = numbers(n * k);
     let layers = if dtype == WeightDtype::Int8 { (1 << 28) / (n * k) } else { 1 };
     let layers: Vec<Linear> =
@@ -69,7 +73,7 @@ fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
     let (x, mut y) = (numbers(m * k), vec![0.0; m * n]);
     let mut scratch = QuantizedRows::new();
     let work = 2.0 * (layers.len() * m * n * k) as f64;
-    report(&format!("{dtype:?} m={m} k={k} n={n}"), kernels, "GOPS", work, || {
+    report(&name, kernels, "GOPS", work, || {
         for layer in &layers {
             layer.forward(kernels, black_box(&x), m, None, &mut y, &mut scratch);
         }
@@ -227,17 +231,15 @@ fn main() {
                 gemv(kernels, WeightDtype::Int8, 32);
                 gemv(kernels, WeightDtype::Bf16, 16);
             }
-            if wanted("gemm", false) {
-                for m in [2, 4, 6, 8, 12, 16, 32, 64, 256] {
-                    gemm(kernels, WeightDtype::Int8, m, 2048, 8192);
-                }
-                for m in [8, 32, 512] {
-                    gemm(kernels, WeightDtype::Int8, m, 896, 9728);
-                    gemm(kernels, WeightDtype::Int8, m, 4864, 896);
-                }
-                gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
-                gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
+            for m in [2, 4, 6, 8, 12, 16, 32, 64, 256] {
+                gemm(kernels, WeightDtype::Int8, m, 2048, 8192);
             }
+            for m in [8, 32, 512] {
+                gemm(kernels, WeightDtype::Int8, m, 896, 9728);
+                gemm(kernels, WeightDtype::Int8, m, 4864, 896);
+            }
+            gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
+            gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);
             for heads in [(32, 8, 64), (32, 8, 128)] {
                 dynamic(kernels, heads);
             }

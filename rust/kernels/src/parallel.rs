@@ -20,6 +20,17 @@ impl<'a, T> Shared<'a, T> {
         Shared { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
+    /// Where the slice begins, to compute addresses with.
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.data
+    }
+
+    /// Where element `index` is; whoever writes there keeps the promise of `part` for what it writes.
+    pub(crate) fn place(&self, index: usize) -> *mut T {
+        assert!(index < self.len, "element {index} of {}", self.len);
+        self.data.wrapping_add(index)
+    }
+
     /// The elements of `range`.
     ///
     /// # Safety

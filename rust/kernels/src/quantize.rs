@@ -61,10 +61,7 @@ impl QuantizedRows {
         #[cfg(target_arch = "x86_64")]
         let tiles = {
             self.has_tiles = kernels.isa() == Isa::Amx && rows >= FEWEST_ROWS;
-            if self.has_tiles {
-                self.tiled.resize(rows, groups);
-            }
-            self.has_tiles.then(|| self.tiled.writer())
+            self.has_tiles.then(|| self.tiled.writer(rows, groups))
         };
         let (codes, scales, sums) =
             (Shared::new(&mut self.codes), Shared::new(&mut self.scales), Shared::new(&mut self.sums));

@@ -4,70 +4,47 @@ use crate::amx::{ROW, ROWS};
 use crate::parallel::Shared;
 use crate::quantize::GROUP;
 
-/// 64 codes of a row: one row of a tile.
+/// Tiles of a group.
+const TILES: usize = GROUP / ROW;
+
+/// A group of sixteen rows. Places of rows that do not exist hold anything.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Line(pub(crate) [i8; ROW]);
+pub(crate) struct TileGroup {
+    pub(crate) codes: [[[i8; ROW]; ROWS]; TILES],
+    pub(crate) scales: [f32; ROWS],
+    /// 128 times the sum of a row's codes: what products with codes of weights + 128 are too large by.
+    pub(crate) excess: [i32; ROWS],
+}
 
-/// Lines of a group of 16 rows: two tiles.
-pub(crate) const GROUP_LINES: usize = GROUP / ROW * ROWS;
+const EMPTY: TileGroup =
+    TileGroup { codes: [[[0; ROW]; ROWS]; TILES], scales: [0.0; ROWS], excess: [0; ROWS] };
 
-/// The content of a `QuantizedRows`, row tile by row tile. Places of rows that do not exist hold anything.
+/// The content of a `QuantizedRows`: `[ceil(rows / 16)][groups]`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tiled {
-    /// `[ceil(rows / 16)][groups][2][16]`.
-    codes: Vec<Line>,
-    /// `[ceil(rows / 16)][groups][16]`.
-    scales: Vec<[f32; ROWS]>,
-    /// As `scales`: 128 times the sum of the codes, which products with codes of weights + 128 are too large by.
-    excess: Vec<[i32; ROWS]>,
     groups: usize,
+    data: Vec<TileGroup>,
 }
 
 impl Tiled {
-    /// Room for `rows` rows of `groups` groups.
-    pub(crate) fn resize(&mut self, rows: usize, groups: usize) {
-        let count = rows.div_ceil(ROWS) * groups;
+    /// Makes room for `rows` rows of `groups` groups, which several tasks write.
+    pub(crate) fn writer(&mut self, rows: usize, groups: usize) -> Writer<'_> {
         self.groups = groups;
-        self.codes.resize(count * GROUP_LINES, Line([0; ROW]));
-        self.scales.resize(count, [0.0; ROWS]);
-        self.excess.resize(count, [0; ROWS]);
+        self.data.resize(rows.div_ceil(ROWS) * groups, EMPTY);
+        Writer { data: Shared::new(&mut self.data), groups }
     }
 
-    /// What several tasks write, each its rows.
-    pub(crate) fn writer(&mut self) -> Writer<'_> {
-        Writer {
-            codes: Shared::new(&mut self.codes),
-            scales: Shared::new(self.scales.as_flattened_mut()),
-            excess: Shared::new(self.excess.as_flattened_mut()),
-            groups: self.groups,
-        }
-    }
-
-    /// Two tiles: the codes of a group of row tile `tile`.
+    /// Group `group` of row tile `tile` and all that come after it.
     #[inline(always)]
-    pub(crate) fn codes(&self, tile: usize, group: usize) -> *const Line {
-        self.codes.as_ptr().wrapping_add((tile * self.groups + group) * GROUP_LINES)
-    }
-
-    /// The scales of a group of row tile `tile`.
-    #[inline(always)]
-    pub(crate) fn scales(&self, tile: usize, group: usize) -> &[f32; ROWS] {
-        &self.scales[tile * self.groups + group]
-    }
-
-    /// The excess of a group of row tile `tile`.
-    #[inline(always)]
-    pub(crate) fn excess(&self, tile: usize, group: usize) -> &[i32; ROWS] {
-        &self.excess[tile * self.groups + group]
+    pub(crate) fn from(&self, tile: usize, group: usize) -> &[TileGroup] {
+        &self.data[tile * self.groups + group..]
     }
 }
 
-/// The parts of a [`Tiled`].
+/// Writes rows of a [`Tiled`].
 pub(crate) struct Writer<'a> {
-    codes: Shared<'a, Line>,
-    scales: Shared<'a, f32>,
-    excess: Shared<'a, i32>,
+    data: Shared<'a, TileGroup>,
     groups: usize,
 }
 
@@ -78,18 +55,17 @@ impl Writer<'_> {
     /// No two tasks write the same row.
     pub(crate) unsafe fn row(&self, row: usize, codes: &[i8], scales: &[f32], sums: &[i32]) {
         let (tile, lane) = (row / ROWS, row % ROWS);
-        for group in 0..self.groups {
-            let place = tile * self.groups + group;
-            for (half, codes) in codes[group * GROUP..][..GROUP].as_chunks::<ROW>().0.iter().enumerate() {
-                let line = place * GROUP_LINES + half * ROWS + lane;
-                // SAFETY: each row has lines and lanes of its own, and each row is one task's (the caller's promise).
-                unsafe { self.codes.part(line..line + 1)[0] = Line(*codes) };
-            }
-            let at = place * ROWS + lane;
-            // SAFETY: as above.
+        let groups = codes.as_chunks::<GROUP>().0.iter().zip(scales).zip(sums);
+        for (group, ((codes, scale), sum)) in groups.enumerate() {
+            let to = self.data.place(tile * self.groups + group);
+            // SAFETY: the place exists, and these elements of it are those of one row, which is one task's (the caller's
+            // promise); no reference to the whole is made.
             unsafe {
-                self.scales.part(at..at + 1)[0] = scales[group];
-                self.excess.part(at..at + 1)[0] = 128 * sums[group];
+                for (half, codes) in codes.as_chunks::<ROW>().0.iter().enumerate() {
+                    (&raw mut (*to).codes[half][lane]).write(*codes);
+                }
+                (&raw mut (*to).scales[lane]).write(*scale);
+                (&raw mut (*to).excess[lane]).write(128 * sum);
             }
         }
     }

@@ -1,20 +1,20 @@
 //! int8 products on the tiles of AMX: the sums of [`super::int8`], sixteen rows of x at a time.
 //!
 //! A panel's codes of 64 columns are one tile as they lie. Products of a group leave the tiles as exact i32 and join the
-//! totals in f32 while the tiles compute the next group. Codes of weights are unsigned here (code + 128), so each sum is
+//! totals in f32 while the tiles multiply the next group. Codes of weights are unsigned here (code + 128), so each product is
 //! 128 times the sum of the row's codes too large.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::driver::{Jobs, Output};
-use super::int8::{MatmulInt8, QUADS};
+use super::int8::{MatmulInt8, QUADS, Quad};
 use crate::amx::{ROW, ROWS, TILE, Tiles};
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::quantize::GROUP;
 use crate::simd::LANES;
-use crate::tiled::{GROUP_LINES, Tiled};
+use crate::tiled::{TileGroup, Tiled};
 
 /// Rows of x that two tiles hold.
 const PAIR: usize = 2 * ROWS;
@@ -29,7 +29,7 @@ const LINE: usize = 64;
 /// Bytes of a group of a panel: two tiles.
 const GROUP_BYTES: usize = 2 * TILE;
 
-const _: () = assert!(GROUP_BYTES == GROUP * LANES && QUADS * 4 == GROUP && GROUP_LINES == 2 * ROWS && ROW == 4 * LANES);
+const _: () = assert!(GROUP_BYTES == GROUP * LANES && QUADS * 4 == GROUP && ROW == 4 * LANES);
 
 /// Computes the whole output. The level of `kernels` is `Isa::Amx`.
 pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &Tiled, output: Output<'_>) {
@@ -38,25 +38,29 @@ pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &Tiled, output: Ou
     }
     let Output { m, n, bias, y, stride } = output.checked();
     let y = Shared::new(y);
-    let panels = n.div_ceil(LANES);
-    let together = if m <= ROWS { 4 } else { 2 };
+    let (panels, groups) = (n.div_ceil(LANES), weights.groups());
+    let (codes, scales): (&[Quad], &[[u16; LANES]]) = (&weights.codes, &weights.scales);
+    assert_eq!((codes.len(), scales.len()), (panels * groups * QUADS, panels * groups), "packed weights");
+    assert!(x.from(0, 0).len() >= m.div_ceil(ROWS) * groups, "rows of x");
     // Small groups where large ones would leave threads without work.
     let threads = kernels.threads();
+    let together = if m <= ROWS { 4 } else { 2 };
     let together = [together, 2].into_iter().find(|group| panels / group >= 4 * threads).unwrap_or(1);
-    let groups = weights.groups();
     let blocks = m.div_ceil((BLOCK_BYTES / (groups * GROUP)).clamp(PAIR, BLOCK));
     let block = m.div_ceil(blocks).next_multiple_of(PAIR);
     let run = (panels.div_ceil(together) / (4 * threads)).max(1) * together;
     let runs = panels.div_ceil(run);
     let jobs = Jobs::new(runs * m.div_ceil(block));
-    let share = Share { weights, x, groups, m, n, bias, y: &y, stride, panels, together, run, runs, block, jobs: &jobs };
-    // SAFETY: the level is AMX, so the machine has all of this.
+    let share =
+        Share { codes, scales, x, groups, m, n, bias, y: &y, stride, panels, together, run, runs, block, jobs: &jobs };
+    // SAFETY: the level is AMX, so the machine has all of this, and the threads of the pool hold no tiles.
     kernels.pool().run(threads, &|_| unsafe { share.work() });
 }
 
 /// What every thread sees.
 struct Share<'a> {
-    weights: &'a MatmulInt8,
+    codes: &'a [Quad],
+    scales: &'a [[u16; LANES]],
     x: &'a Tiled,
     groups: usize,
     m: usize,
@@ -75,15 +79,15 @@ struct Share<'a> {
     jobs: &'a Jobs,
 }
 
-/// Sums of a group as they leave the tiles: x tile t times panel p is number 2 t + p, `[16][16]`.
+/// Products of a group as they leave the tiles: x tile t times panel p is number 2 t + p, `[16][16]`.
 #[repr(C, align(64))]
-struct Sums([[i32; LANES]; 4 * ROWS]);
+struct Products([[i32; LANES]; 4 * ROWS]);
 
 /// What a thread computes in.
 #[repr(C, align(64))]
 struct Scratch {
     /// Those of the group at hand and of the one before.
-    sums: [Sums; 2],
+    products: [Products; 2],
     /// Of a job: `[rows][panels][16]`.
     totals: [[f32; LANES]; 2 * BLOCK],
 }
@@ -107,8 +111,10 @@ impl Share<'_> {
     unsafe fn work(&self) {
         // SAFETY: the caller's promise.
         let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
-        let mut scratch =
-            Scratch { sums: [const { Sums([[0; LANES]; 4 * ROWS]) }; 2], totals: [[0.0; LANES]; 2 * BLOCK] };
+        let mut scratch = Scratch {
+            products: [const { Products([[0; LANES]; 4 * ROWS]) }; 2],
+            totals: [[0.0; LANES]; 2 * BLOCK],
+        };
         let mut job = self.jobs.take();
         while let Some(now) = job {
             job = self.jobs.take();
@@ -141,70 +147,65 @@ impl Share<'_> {
     /// NP panels for rows of any number: for pairs of full tiles a slab of groups at a time, for the rest from end to end.
     ///
     /// # Safety
-    /// Rows and panels exist; NP is 1, 2, or 4 with up to 16 rows.
+    /// Rows and panels exist; NP is 1, 2, or 4 with up to 16 rows. The level is AMX.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
     unsafe fn panels<const NP: usize>(&self, tiles: &Tiles, part: Part, scratch: &mut Scratch) {
-        let Scratch { sums, totals } = scratch;
-        let totals = &mut totals[..part.rows * NP];
-        totals.fill([0.0; LANES]);
         let pairs = if part.rows > PAIR { part.rows / PAIR } else { 0 };
         if pairs > 0 {
             // SAFETY: the caller's promises, and NP is 1 or 2, since there are more than 16 rows.
-            unsafe { self.slabs::<NP>(tiles, part, pairs, sums, totals) };
+            unsafe { self.slabs::<NP>(tiles, part, pairs, scratch) };
         }
         let done = pairs * PAIR;
         if done < part.rows {
             let rest = Part { row: part.row + done, rows: part.rows - done, ..part };
-            let totals = &mut totals[done * NP..];
             // SAFETY: as above.
             unsafe {
                 if rest.rows > ROWS {
-                    self.ends::<2, NP>(tiles, rest, sums, totals, pairs == 0);
+                    self.ends::<2, NP>(tiles, rest, scratch, pairs == 0);
                 } else {
-                    self.ends::<1, NP>(tiles, rest, sums, totals, pairs == 0);
+                    self.ends::<1, NP>(tiles, rest, scratch, pairs == 0);
                 }
             }
         }
-        self.write::<NP>(part, totals);
     }
 
-    /// The first `pairs` pairs of full tiles. Meanwhile the next slab comes from memory, each pair fetching a share of it.
+    /// The first `pairs` pairs of full tiles. Meanwhile the next slab comes from memory, each step fetching a share of it.
     ///
     /// # Safety
     /// As `panels`; NP is 1 or 2.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn slabs<const NP: usize>(
-        &self,
-        tiles: &Tiles,
-        part: Part,
-        pairs: usize,
-        sums: &mut [Sums; 2],
-        totals: &mut [[f32; LANES]],
-    ) {
+    unsafe fn slabs<const NP: usize>(&self, tiles: &Tiles, part: Part, pairs: usize, scratch: &mut Scratch) {
         tiles.configure([ROWS as u8; 8]);
+        let of = |pair: usize| Part { row: part.row + pair * PAIR, rows: PAIR, ..part };
+        let totals = scratch.totals[..pairs * PAIR * NP].as_mut_ptr();
+        let products = &raw mut scratch.products;
+        let mut step = Step::default();
         for start in (0..self.groups).step_by(SLAB) {
             let end = self.groups.min(start + SLAB);
-            let next = if end < self.groups { Some((part.panel, end)) } else { part.next.map(|panel| (panel, 0)) };
+            let last = end == self.groups;
+            let (panel, first) = if last { (part.next.unwrap_or(part.panel), 0) } else { (part.panel, end) };
+            let fetched = if last && part.next.is_none() { 0 } else { SLAB.min(self.groups - first) };
+            step.ahead = self.codes(panel, first);
+            step.lines = (fetched * GROUP_BYTES / LINE).div_ceil(pairs * (end - start) * 4 * NP);
             for pair in 0..pairs {
-                let rows = Part { row: part.row + pair * PAIR, rows: PAIR, ..part };
-                let fetch = |group: usize, step: usize, steps: usize| {
-                    let Some((panel, first)) = next else { return };
-                    let lines = SLAB.min(self.groups - first) * GROUP_BYTES / LINE;
-                    let turns = pairs * (end - start) * steps;
-                    let turn = (pair * (end - start) + group - start) * steps + step;
-                    for line in lines * turn / turns..lines * (turn + 1) / turns {
-                        for p in 0..NP {
-                            prefetch_l2(self.codes(panel + p, first).wrapping_add(line * LINE));
-                        }
+                let place = self.place(of(pair), start, totals.wrapping_add(pair * PAIR * NP));
+                if last {
+                    self.expect(of(pair), NP);
+                }
+                for group in start..end {
+                    step.go_to(place.after(group - start));
+                    // SAFETY: the caller's promises; all tiles have 16 rows.
+                    unsafe { step.multiply::<2, NP, true, _>(tiles, PAIR, products, prefetch_l2) };
+                    if last && group == start && pair > 0 {
+                        self.write::<NP>(of(pair - 1), &scratch.totals[(pair - 1) * PAIR * NP..]);
                     }
-                };
-                let totals = &mut totals[pair * PAIR * NP..(pair + 1) * PAIR * NP];
-                // SAFETY: the caller's promises; all tiles have 16 rows.
-                unsafe { self.groups::<2, NP>(tiles, rows, start..end, sums, totals, fetch) };
+                }
             }
         }
+        step.go_to(step.now);
+        // SAFETY: as above.
+        unsafe { step.add::<2, NP>(0..PAIR, products) };
+        self.write::<NP>(of(pairs - 1), &scratch.totals[(pairs - 1) * PAIR * NP..]);
     }
 
     /// All groups for up to MT tiles of rows. `first`: nobody has read these weights before.
@@ -212,13 +213,11 @@ impl Share<'_> {
     /// # Safety
     /// As `panels`; MT tiles hold the rows.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
     unsafe fn ends<const MT: usize, const NP: usize>(
         &self,
         tiles: &Tiles,
         part: Part,
-        sums: &mut [Sums; 2],
-        totals: &mut [[f32; LANES]],
+        scratch: &mut Scratch,
         first: bool,
     ) {
         let (low, high) = (part.rows.min(ROWS) as u8, part.rows.saturating_sub(ROWS) as u8);
@@ -227,80 +226,186 @@ impl Share<'_> {
             1 => [low, low, low, low, low, full, full, full],
             _ => [full, full, high, high, full, high, full, full],
         });
-        let fetch = |group: usize, step: usize, steps: usize| {
-            let (panel, group) = match (group + AHEAD < self.groups, part.next) {
-                _ if !first => return,
-                (true, _) => (part.panel, group + AHEAD),
-                (false, Some(next)) => (next, (group + AHEAD - self.groups).min(self.groups - 1)),
-                (false, None) => return,
+        let place = self.place(part, 0, scratch.totals[..part.rows * NP].as_mut_ptr());
+        let products = &raw mut scratch.products;
+        let mut step = Step::default();
+        for group in 0..self.groups {
+            step.lines = if first { GROUP_BYTES / LINE / (2 * MT * NP) } else { 0 };
+            step.ahead = match (group + AHEAD < self.groups, part.next) {
+                (true, _) => self.codes(part.panel, group + AHEAD),
+                (false, Some(next)) => self.codes(next, (group + AHEAD - self.groups).min(self.groups - 1)),
+                (false, None) => {
+                    step.lines = 0;
+                    step.ahead
+                }
             };
-            const LINES: usize = GROUP_BYTES / LINE;
-            for line in LINES * step / steps..LINES * (step + 1) / steps {
-                for p in 0..NP {
-                    prefetch(self.codes(panel + p, group).wrapping_add(line * LINE));
+            step.go_to(place.after(group));
+            // SAFETY: the caller's promises; the tiles have the rows of the part.
+            unsafe { step.multiply::<MT, NP, false, _>(tiles, part.rows, products, prefetch) };
+        }
+        step.go_to(step.now);
+        // SAFETY: as above.
+        unsafe { step.add::<MT, NP>(0..part.rows, products) };
+        self.write::<NP>(part, &scratch.totals);
+    }
+
+    /// Asks for the places of y that NP panels write for the rows of the part.
+    #[inline(always)]
+    fn expect(&self, part: Part, panels: usize) {
+        for row in part.row..part.row + part.rows {
+            let y = self.y.as_ptr().wrapping_add(row * self.stride + part.panel * LANES);
+            for p in 0..panels {
+                prefetch_to_write(y.wrapping_add(p * LANES).cast());
+            }
+        }
+    }
+
+    /// Totals `[rows][NP][16]` and bias to y.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn write<const NP: usize>(&self, part: Part, totals: &[[f32; LANES]]) {
+        let totals = &totals[..part.rows * NP];
+        for p in 0..NP {
+            let first = (part.panel + p) * LANES;
+            let count = LANES.min(self.n - first);
+            let mask = u16::MAX >> (LANES - count);
+            let bias = match self.bias {
+                // SAFETY: the mask covers the columns from `first` on that exist.
+                Some(bias) => unsafe { _mm512_maskz_loadu_ps(mask, bias[first..first + count].as_ptr()) },
+                None => _mm512_setzero_ps(),
+            };
+            for (r, total) in totals.iter().skip(p).step_by(NP).enumerate() {
+                let start = (part.row + r) * self.stride + first;
+                // SAFETY: jobs have different rows or panels, so different parts of y; one part is held at a time.
+                let y = unsafe { self.y.part(start..start + count) };
+                // SAFETY: 16 values are read, and those of the mask are written.
+                unsafe {
+                    let total = _mm512_loadu_ps(total.as_ptr());
+                    let value = if self.bias.is_some() { _mm512_add_ps(total, bias) } else { total };
+                    _mm512_mask_storeu_ps(y.as_mut_ptr(), mask, value);
                 }
             }
-        };
-        // SAFETY: the caller's promises; the tiles have the rows of the part.
-        unsafe { self.groups::<MT, NP>(tiles, part, 0..self.groups, sums, totals, fetch) };
-    }
-
-    /// Adds the products of `groups` to `totals`, `[rows][NP][16]`. While the tiles multiply one group, the sums of the one
-    /// before are scaled and added, a part after each product, and `fetch(group, product, products)` is called.
-    ///
-    /// # Safety
-    /// As `panels`; the tiles are configured for the rows of `part`.
-    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn groups<const MT: usize, const NP: usize>(
-        &self,
-        tiles: &Tiles,
-        part: Part,
-        groups: Range<usize>,
-        sums: &mut [Sums; 2],
-        totals: &mut [[f32; LANES]],
-        fetch: impl Fn(usize, usize, usize),
-    ) {
-        let products = 2 * MT * NP;
-        for group in groups.clone() {
-            let [now, before] = &mut *sums;
-            let (now, before) = if group % 2 == 0 { (now, before) } else { (before, now) };
-            let mut between = |product: usize| {
-                fetch(group, product, products);
-                if group > groups.start {
-                    let rows = part.rows * product / products..part.rows * (product + 1) / products;
-                    // SAFETY: the caller's promises.
-                    unsafe { self.add::<MT, NP>(part, group - 1, rows, before, totals) };
-                }
-            };
-            // SAFETY: the caller's promises.
-            unsafe { self.multiply::<MT, NP>(tiles, part, group, now, &mut between) };
         }
-        let last = groups.end - 1;
-        // SAFETY: as above.
-        unsafe { self.add::<MT, NP>(part, last, 0..part.rows, &sums[last % 2], totals) };
     }
 
-    /// The sums of one group: x tile t times panel p becomes number 2 t + p. `between` is called after each product.
+    /// Where the codes of a group of a panel begin.
+    #[inline(always)]
+    fn codes(&self, panel: usize, group: usize) -> *const u8 {
+        self.codes.as_ptr().cast::<u8>().wrapping_add((panel * self.groups + group) * GROUP_BYTES)
+    }
+
+    /// Group `group` of a part, whose totals are at `totals`.
+    #[inline(always)]
+    fn place(&self, part: Part, group: usize, totals: *mut [f32; LANES]) -> Place {
+        Place {
+            x: self.x.from(part.row / ROWS, group).as_ptr(),
+            codes: self.codes(part.panel, group),
+            scales: self.scales[part.panel * self.groups + group..].as_ptr(),
+            totals,
+            first: group == 0,
+            groups: self.groups,
+        }
+    }
+}
+
+/// A group of tiles of x and of panels, and the totals that their products belong to.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Of the first tile; the next follows `groups` later. So with the others.
+    x: *const TileGroup,
+    codes: *const u8,
+    scales: *const [u16; LANES],
+    totals: *mut [f32; LANES],
+    /// Whether the totals are still to begin.
+    first: bool,
+    groups: usize,
+}
+
+impl Place {
+    /// The place `count` groups later.
+    #[inline(always)]
+    fn after(self, count: usize) -> Place {
+        Place {
+            x: self.x.wrapping_add(count),
+            codes: self.codes.wrapping_add(count * GROUP_BYTES),
+            scales: self.scales.wrapping_add(count),
+            first: self.first && count == 0,
+            ..self
+        }
+    }
+}
+
+/// What the tiles multiply now, what they multiplied before, and what comes from memory meanwhile.
+struct Step {
+    now: Place,
+    /// Its products are not yet in the totals.
+    before: Place,
+    /// How many groups have been multiplied; their products go to two places in turn.
+    count: usize,
+    /// Lines that are fetched after each product, from `ahead` on, of each panel.
+    lines: usize,
+    ahead: *const u8,
+}
+
+impl Default for Step {
+    fn default() -> Step {
+        let nowhere = Place {
+            x: std::ptr::null(),
+            codes: std::ptr::null(),
+            scales: std::ptr::null(),
+            totals: std::ptr::null_mut(),
+            first: true,
+            groups: 0,
+        };
+        Step { now: nowhere, before: nowhere, count: 0, lines: 0, ahead: std::ptr::null() }
+    }
+}
+
+impl Step {
+    /// Makes `next` what is multiplied now.
+    #[inline(always)]
+    fn go_to(&mut self, next: Place) {
+        self.before = self.now;
+        self.now = next;
+        self.count += 1;
+    }
+
+    /// Multiplies the group, and after each product adds a part of the products before to their totals.
     ///
     /// # Safety
-    /// As `groups`.
+    /// The groups exist for MT tiles of x, NP panels and `rows` rows (FULL: 16 MT), for which the tiles are configured.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn multiply<const MT: usize, const NP: usize>(
-        &self,
+    #[inline(never)]
+    unsafe fn multiply<const MT: usize, const NP: usize, const FULL: bool, F: Fn(*const u8)>(
+        &mut self,
         tiles: &Tiles,
-        part: Part,
-        group: usize,
-        sums: &mut Sums,
-        between: &mut impl FnMut(usize),
+        rows: usize,
+        products: *mut [Products; 2],
+        prefetch: F,
     ) {
+        let Step { now, before, count, lines, ahead } = *self;
+        let rows = if FULL { MT * ROWS } else { rows };
+        let panel_bytes = now.groups * GROUP_BYTES;
         let x = |tile: usize, half: usize| {
-            self.x.codes(part.row / ROWS + tile, group).wrapping_add(half * ROWS).cast::<u8>()
+            now.x.wrapping_add(tile * now.groups).cast::<u8>().wrapping_add(half * TILE)
         };
-        let w = |panel: usize, half: usize| self.codes(part.panel + panel, group).wrapping_add(half * TILE);
-        let first = sums.0.as_mut_ptr();
-        let at = |number: usize| first.wrapping_add(number * ROWS).cast::<u8>();
+        let w = |panel: usize, half: usize| now.codes.wrapping_add(panel * panel_bytes + half * TILE);
+        let first = products.cast::<Products>().wrapping_add(count % 2).cast::<u8>();
+        let at = |number: usize| first.wrapping_add(number * TILE);
+        let mut ahead = ahead;
+        let mut between = |product: usize| {
+            for _ in 0..lines {
+                for p in 0..NP {
+                    prefetch(ahead.wrapping_add(p * panel_bytes));
+                }
+                ahead = ahead.wrapping_add(LINE);
+            }
+            if count > 1 {
+                let parts = 2 * MT * NP;
+                let rows = rows * product / parts..rows * (product + 1) / parts;
+                // SAFETY: the caller's promises.
+                unsafe { add::<MT, NP>(before, rows, products.cast::<Products>().wrapping_add((count - 1) % 2)) };
+            }
+        };
         tiles.zero::<0>();
         if NP > 1 {
             tiles.zero::<1>();
@@ -311,8 +416,7 @@ impl Share<'_> {
         if MT * NP > 2 {
             tiles.zero::<3>();
         }
-        // SAFETY: whole tiles of x and weights, since rows and panels exist (the caller's promise); each sum has its own
-        // place of 16 rows.
+        // SAFETY: whole tiles of x and weights (the caller's promise); each product has its own place of 16 rows.
         unsafe {
             for half in 0..2 {
                 match (MT, NP) {
@@ -385,67 +489,51 @@ impl Share<'_> {
                 tiles.store::<3>(at(3));
             }
         }
+        self.ahead = ahead;
     }
 
-    /// totals += sums of `group`, scaled, for `rows` of the part.
+    /// Adds the products before to their totals.
     ///
     /// # Safety
-    /// As `groups`.
+    /// As `multiply`.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    #[inline]
-    unsafe fn add<const MT: usize, const NP: usize>(
-        &self,
-        part: Part,
-        group: usize,
-        rows: Range<usize>,
-        sums: &Sums,
-        totals: &mut [[f32; LANES]],
-    ) {
-        // SAFETY: `work` has the features; loads and stores are of whole arrays; rows, panels and the group exist.
-        unsafe {
-            let mut scales = [_mm512_setzero_ps(); NP];
+    unsafe fn add<const MT: usize, const NP: usize>(&self, rows: Range<usize>, products: *mut [Products; 2]) {
+        let products = products.cast::<Products>().wrapping_add((self.count - 1) % 2);
+        // SAFETY: the caller's promises.
+        unsafe { add::<MT, NP>(self.before, rows, products) };
+    }
+}
+
+/// totals += products of a group, scaled, for `rows` of MT tiles.
+///
+/// # Safety
+/// The group exists for all these rows and panels; its totals are `[rows][NP]`.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn add<const MT: usize, const NP: usize>(place: Place, rows: Range<usize>, products: *const Products) {
+    let products = products.cast::<[i32; LANES]>();
+    let old = if place.first { 0 } else { u16::MAX };
+    // SAFETY: loads and stores are of whole arrays that exist (the caller's promise).
+    unsafe {
+        let mut scales = [_mm512_setzero_ps(); NP];
+        for p in 0..NP {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(place.scales.add(p * place.groups).cast()));
+            scales[p] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide));
+        }
+        for row in rows {
+            let (tile, lane) = (row / ROWS, row % ROWS);
+            let x = place.x.wrapping_add(tile * place.groups);
+            let excess = _mm512_set1_epi32((*x).excess[lane]);
+            let scale = _mm512_set1_ps((*x).scales[lane]);
             for p in 0..NP {
-                let at = self.weights.scales.get_unchecked((part.panel + p) * self.groups + group);
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.as_ptr().cast()));
-                scales[p] = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide));
-            }
-            for row in rows {
-                let (tile, lane) = (row / ROWS, row % ROWS);
-                let row_tile = part.row / ROWS + tile;
-                let excess = _mm512_set1_epi32(self.x.excess(row_tile, group)[lane]);
-                let scale = _mm512_set1_ps(self.x.scales(row_tile, group)[lane]);
-                for p in 0..NP {
-                    let sum = sums.0.as_ptr().add((2 * tile + p) * ROWS + lane);
-                    let exact = _mm512_sub_epi32(_mm512_load_si512(sum.cast()), excess);
-                    let total = totals.as_mut_ptr().add(row * NP + p).cast::<f32>();
-                    let scale = _mm512_mul_ps(scale, scales[p]);
-                    let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_loadu_ps(total));
-                    _mm512_storeu_ps(total, value);
-                }
+                let product = products.add((2 * tile + p) * ROWS + lane);
+                let exact = _mm512_sub_epi32(_mm512_load_si512(product.cast()), excess);
+                let total = place.totals.add(row * NP + p).cast::<f32>();
+                let scale = _mm512_mul_ps(scale, scales[p]);
+                let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_maskz_loadu_ps(old, total));
+                _mm512_storeu_ps(total, value);
             }
         }
-    }
-
-    /// Totals and bias to y.
-    #[inline(always)]
-    fn write<const NP: usize>(&self, part: Part, totals: &[[f32; LANES]]) {
-        for (r, totals) in totals.chunks_exact(NP).enumerate() {
-            let first = part.panel * LANES;
-            let count = (NP * LANES).min(self.n - first);
-            let start = (part.row + r) * self.stride + first;
-            // SAFETY: jobs have different rows or panels, so different parts of y; one part is held at a time.
-            let y = unsafe { self.y.part(start..start + count) };
-            y.copy_from_slice(&totals.as_flattened()[..count]);
-            if let Some(bias) = self.bias {
-                y.iter_mut().zip(&bias[first..first + count]).for_each(|(y, bias)| *y += bias);
-            }
-        }
-    }
-
-    /// Where the codes of a group of a panel begin.
-    #[inline(always)]
-    fn codes(&self, panel: usize, group: usize) -> *const u8 {
-        self.weights.codes.as_ptr().cast::<u8>().wrapping_add((panel * self.groups + group) * GROUP_BYTES)
     }
 }
 
@@ -461,4 +549,11 @@ fn prefetch(p: *const u8) {
 fn prefetch_l2(p: *const u8) {
     // SAFETY: as above.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
+}
+
+/// As `prefetch`, of a line that will be written.
+#[inline(always)]
+fn prefetch_to_write(p: *const u8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) };
 }
