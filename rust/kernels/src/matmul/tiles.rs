@@ -19,10 +19,10 @@ use crate::tiled::{TileGroup, Tiled};
 /// Rows of x that two tiles hold.
 const PAIR: usize = 2 * ROWS;
 /// Rows of x that a job covers at most, and their bytes: they stay in the second-level cache while weights pass by.
-const BLOCK: usize = 256;
+const BLOCK: usize = 512;
 const BLOCK_BYTES: usize = 1 << 20;
 /// Groups of two panels that stay in the first-level cache while rows pass by: 4 KiB each.
-const SLAB: usize = 5;
+const SLAB: usize = 4;
 /// Groups that are fetched ahead where weights are read once.
 const AHEAD: usize = 2;
 const LINE: usize = 64;
@@ -186,7 +186,12 @@ impl Share<'_> {
             let (panel, first) = if last { (part.next.unwrap_or(part.panel), 0) } else { (part.panel, end) };
             let fetched = if last && part.next.is_none() { 0 } else { SLAB.min(self.groups - first) };
             step.ahead = self.codes(panel, first);
-            step.lines = (fetched * GROUP_BYTES / LINE).div_ceil(pairs * (end - start) * 4 * NP);
+            let lines = fetched * GROUP_BYTES / LINE;
+            let turns = pairs * (end - start) * 4 * NP;
+            // All lines in as many products as it takes, one or more after each.
+            step.lines = lines.div_ceil(turns);
+            step.every = (turns * step.lines / lines.max(1)).max(1).next_power_of_two();
+            step.every = if step.every * lines > turns * step.lines { step.every / 2 } else { step.every }.max(1);
             for pair in 0..pairs {
                 let place = self.place(of(pair), start, totals.wrapping_add(pair * PAIR * NP));
                 if last {
@@ -341,8 +346,9 @@ struct Step {
     before: Place,
     /// How many groups have been multiplied; their products go to two places in turn.
     count: usize,
-    /// Lines that are fetched after each product, from `ahead` on, of each panel.
+    /// Lines that are fetched after each product whose number is a multiple of `every` (a power of two), from `ahead` on, of each panel.
     lines: usize,
+    every: usize,
     ahead: *const u8,
 }
 
@@ -356,7 +362,7 @@ impl Default for Step {
             first: true,
             groups: 0,
         };
-        Step { now: nowhere, before: nowhere, count: 0, lines: 0, ahead: std::ptr::null() }
+        Step { now: nowhere, before: nowhere, count: 0, lines: 0, every: 1, ahead: std::ptr::null() }
     }
 }
 
@@ -382,7 +388,7 @@ impl Step {
         products: *mut [Products; 2],
         prefetch: F,
     ) {
-        let Step { now, before, count, lines, ahead } = *self;
+        let Step { now, before, count, lines, every, ahead } = *self;
         let rows = if FULL { MT * ROWS } else { rows };
         let panel_bytes = now.groups * GROUP_BYTES;
         let x = |tile: usize, half: usize| {
@@ -393,6 +399,7 @@ impl Step {
         let at = |number: usize| first.wrapping_add(number * TILE);
         let mut ahead = ahead;
         let mut between = |product: usize| {
+            let lines = if product & (every - 1) == 0 { lines } else { 0 };
             for _ in 0..lines {
                 for p in 0..NP {
                     prefetch(ahead.wrapping_add(p * panel_bytes));
