@@ -167,7 +167,7 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
         .flat_map(|head| q[head / (heads / kv_heads) * (heads / kv_heads) * head_dim..][..head_dim].to_vec())
         .collect();
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
-    let choice = DynamicParams { error_bound: 1e-2, min_context: 4096, sink_blocks: 1, local_blocks: 2 };
+    let choice = DynamicParams::default();
     let int8 = KvDtype::Int8(TailDtype::Bf16);
     let layers = [layer(KvDtype::Bf16, true), layer(int8, true), layer(int8, false)];
     let tails = &block_table[blocks - 1..];

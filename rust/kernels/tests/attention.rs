@@ -202,7 +202,9 @@ fn matches_f64(isa: Isa) {
         for dtype in DTYPES {
             for (index, got) in case.whole(&kernels, dtype).iter().enumerate() {
                 let what = format!("case {number} sequence {index} {dtype:?}");
-                assert_close(&what, got, &case.reference(index, dtype), 3e-6);
+                // Queries are rounded to 16 bits against int8 keys.
+                let tolerance = if is_int8(dtype) { 1e-4 } else { 3e-6 };
+                assert_close(&what, got, &case.reference(index, dtype), tolerance);
             }
         }
     }
@@ -273,7 +275,13 @@ fn faulty_blocks_read_as_nan(isa: Isa) {
 fn bits_depend_on_positions_only() {
     let contexts = every_context();
     // Concentrated enough for blocks to be left out, with few blocks always read.
-    let choice = DynamicParams { error_bound: 0.05, min_context: 40, sink_blocks: 0, local_blocks: 0 };
+    let choice = DynamicParams {
+        error_bound: 0.05,
+        min_context: 40,
+        sink_blocks: 0,
+        local_blocks: 0,
+        ..DynamicParams::default()
+    };
     let chosen = [[150, 40], [97, 260]].map(|lengths| {
         let mut case = Case::new(lengths[0] as u64, params(6, 2, 48), &lengths);
         case.choice = Some(choice);

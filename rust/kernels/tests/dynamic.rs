@@ -75,6 +75,8 @@ impl Case {
             min_context: 33 + rng.below(60),
             sink_blocks: rng.below(2),
             local_blocks: rng.below(3),
+            max_blocks: None,
+            audit: 1,
         };
         let strength = [1.0, 4.0, 12.0][rng.below(3)];
         let mut q = rng.floats(queries * heads * head_dim);
@@ -115,12 +117,23 @@ impl Case {
         (out, report[0])
     }
 
-    /// How far weights of a dense query in f32 may be off: sums round, and scores in proportion to their terms.
+    /// How far weights of a dense query may be off: sums round, and scores in proportion to their terms; and queries
+    /// are rounded to 16 bits, against keys whose codes spread evenly over 256 (five standard deviations).
     fn rounding(&self) -> f64 {
         let head_dim = self.params.head_dim;
         let norm = |row: &[f32]| row.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
         let longest = |rows: &[f32]| rows.chunks(head_dim).map(norm).fold(0.0, f64::max);
-        2e-5 + 1e-6 * longest(&self.q) * longest(&self.k) * f64::from(self.params.scale)
+        let column = |rows: &[f32], j: usize, f: fn(f32, f32) -> f32, start: f32| {
+            f64::from(rows.iter().skip(j).step_by(head_dim).fold(start, |a, &b| f(a, b)))
+        };
+        let peak = |j: usize| {
+            let q = column(&self.q, j, |a, b| a.max(b.abs()), 0.0);
+            let range = column(&self.k, j, f32::max, f32::MIN) - column(&self.k, j, f32::min, f32::MAX);
+            q * range / 255.0
+        };
+        let unit = (0..head_dim).map(peak).fold(0.0, f64::max) * f64::from(self.params.scale) / 32_767.0;
+        let rounded = 5.0 * unit * 74.0 * (head_dim as f64 / 12.0).sqrt();
+        2e-5 + 1e-6 * longest(&self.q) * longest(&self.k) * f64::from(self.params.scale) + rounded
     }
 
     /// True omitted masses of all calls, and the largest error of an output.
@@ -217,7 +230,39 @@ fn check(kernels: &Kernels, seed: u64) -> bool {
     );
     assert_eq!(report.calls as usize, masses.len(), "{what}");
     assert!(report.value_blocks <= report.blocks && report.dense_calls <= report.calls, "{what}: {report:?}");
+    assert_eq!(report.violations, 0, "{what}: {report:?}");
+    assert!(report.audited_calls + report.dense_calls >= report.calls, "{what}: {report:?}");
+    let audited = f64::from(report.max_audited_mass);
+    assert!((audited - largest).abs() <= rounding.max(2e-3 * largest), "{what}: {largest:e}, {report:?}");
     report.value_blocks < report.blocks
+}
+
+/// A limit on blocks: it is kept, and what is left out is still within what is reported.
+#[test]
+fn a_limit_on_blocks_is_kept_and_its_cost_is_told() {
+    let kernels = kernels(Isa::detect(), 2);
+    let (mut bit, mut above) = (0, 0);
+    for seed in 0..600 {
+        let mut case = Case::random(seed);
+        case.queries = 1;
+        case.q.truncate(case.params.heads * case.params.head_dim);
+        let most = seed as usize % 4;
+        case.choice =
+            DynamicParams { max_blocks: Some(most), sink_blocks: 0, local_blocks: 0, ..case.choice };
+        let (out, report) = case.run(&kernels);
+        let (masses, error) = case.truth(&out);
+        let largest = masses.iter().fold(0.0_f64, |a, &b| a.max(b));
+        let (what, rounding) = (&case.what, case.rounding());
+        if report.dense_calls < report.calls {
+            assert!(report.value_blocks as usize <= most, "{what}: {report:?}");
+            bit += 1;
+        }
+        above += u32::from(report.max_omitted_mass > case.choice.error_bound);
+        assert!(largest <= f64::from(report.max_omitted_mass) + rounding, "{what}: {largest:e}, {report:?}");
+        assert!(error <= f64::from(report.max_output_error) + rounding, "{what}: {error:e}, {report:?}");
+        assert_eq!(report.violations, 0, "{what}: {report:?}");
+    }
+    assert!(bit > 200 && above > 100, "{bit} cases were limited, {above} of them beyond their bound");
 }
 
 #[test]
@@ -258,7 +303,8 @@ fn a_needle_is_found_and_the_rest_left_out() {
     let mut seeds = (0..).map(Case::random).filter(|case| case.what.contains("Needle") && case.tokens > 900);
     let mut case = seeds.next().unwrap();
     case.params = AttentionParams { window: None, softcap: None, ..case.params };
-    case.choice = DynamicParams { error_bound: 1e-2, min_context: 64, sink_blocks: 1, local_blocks: 1 };
+    case.choice =
+        DynamicParams { error_bound: 1e-2, min_context: 64, sink_blocks: 1, local_blocks: 1, ..case.choice };
     let head_dim = case.params.head_dim;
     // All queries ask for the same.
     let wanted: Vec<f32> = case.q[..head_dim].to_vec();

@@ -18,11 +18,13 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::audit::{Answer, Claim, compare};
+use super::codes::score_error;
 use super::kv::padded;
 use super::report::{AttentionReport, DynamicParams};
 use super::rows::{Element, HALVES};
 use super::source::{Held, Source};
-use super::tile::{AHEAD, PLACES, State, Tile};
+use super::tile::{AHEAD, PLACES, ROWS, State, Tile};
 use super::{BLOCK_SIZE, first_visible};
 use crate::simd::{self, LANES, Op, Simd};
 
@@ -49,18 +51,29 @@ pub(super) struct Dynamic<'a, E> {
 struct Found {
     /// e^(score - the block's largest), `[blocks][rows]`.
     weights: Vec<[f32; BLOCK_SIZE]>,
-    /// Each block's largest score, `[rows][width]`; then its factor e^(largest - the row's largest).
+    /// Each block's largest score, `[rows][width]`.
+    peaks: Vec<f32>,
+    /// What makes a block's weights those of its row, e^(its largest score - the row's), `[rows][width]`.
     factors: Vec<f32>,
-    /// Each block's sum of weights, `[rows][width]`.
+    /// Each block's sum of weights, `[rows][width]`; then its part of the row's mass, the sum times its factor.
     sums: Vec<f32>,
+    /// Each row's largest score, and its sum of weights relative to it.
+    largest: Vec<f32>,
+    masses: Vec<f32>,
+    /// How far below its largest score lies the one that its factors refer to.
+    offsets: Vec<f32>,
     /// Whether a block's values are read by the position at hand.
     read: Vec<bool>,
+    /// 1 for each block that the position at hand sees and does not read, else 0: `[width]`.
+    unread: Vec<f32>,
+    /// What the query heads of the position at hand say of themselves.
+    claims: Vec<Claim>,
     width: usize,
 }
 
 thread_local! {
     /// Kept between tasks to spare allocations.
-    static MEMORY: RefCell<(State, Found)> = RefCell::default();
+    static MEMORY: RefCell<(State, Found, State)> = RefCell::default();
 }
 
 impl<E: Element> Op for Dynamic<'_, E> {
@@ -68,7 +81,7 @@ impl<E: Element> Op for Dynamic<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> AttentionReport {
-        let (mut state, mut found) = MEMORY.take();
+        let (mut state, mut found, mut whole) = MEMORY.take();
         let mut report = AttentionReport::default();
         self.tile.start(&mut state);
         self.score(s, &mut state, &mut found);
@@ -76,10 +89,14 @@ impl<E: Element> Op for Dynamic<'_, E> {
             let slack = self.slack(s, &state, index);
             self.choose(s, &mut found, index, slack);
             self.read(s, &mut state, &found, index);
-            self.account(s, &state, &found, index, slack, &mut report);
+            self.account(s, &state, &mut found, index, slack, &mut report);
+            let audit = self.params.audit;
+            if audit > 0 && self.tile.position(index).is_multiple_of(audit) {
+                self.audit(s, &mut state, &mut whole, &found, index, &mut report);
+            }
         }
         self.tile.finish(s, &state);
-        MEMORY.set((state, found));
+        MEMORY.set((state, found, whole));
         report
     }
 }
@@ -105,51 +122,26 @@ impl<E: Element> Dynamic<'_, E> {
         let rows = self.tile.count * self.tile.group();
         found.width = blocks.next_multiple_of(LANES);
         found.weights.resize(blocks * rows, [0.0; BLOCK_SIZE]);
-        found.factors.clear();
-        found.factors.resize(rows * found.width, f32::NEG_INFINITY);
+        found.peaks.clear();
+        found.peaks.resize(rows * found.width, f32::NEG_INFINITY);
+        found.factors.resize(rows * found.width, 0.0);
+        found.largest.resize(rows, 0.0);
+        found.masses.resize(rows, 0.0);
+        found.offsets.clear();
+        found.offsets.resize(rows, 0.0);
         found.sums.clear();
         found.sums.resize(rows * found.width, 0.0);
         for block in 0..blocks {
             self.tile.fetch_rest(s, first + (block + AHEAD).min(blocks - 1));
             // Whether the values will be read is not known yet: only keys are fetched.
             let mut ahead = self.tile.ahead(first + (block + AHEAD).min(blocks - 1));
-            let mut unpacked = false;
             let mut row = 0;
             while row < rows {
                 let run = self.tile.run_of_rows(first + block, row, rows);
                 if run.seen.0 < run.seen.1 {
                     let held = self.tile.held(first + block, run.own);
-                    unpacked = unpacked || held.unpack(&mut state.codes);
-                    match run.count {
-                        4.. => found.store::<S, 4>(
-                            s,
-                            self.tile.scores(s, state, held, run, ahead),
-                            block,
-                            row,
-                            rows,
-                        ),
-                        3 => found.store::<S, 3>(
-                            s,
-                            self.tile.scores(s, state, held, run, ahead),
-                            block,
-                            row,
-                            rows,
-                        ),
-                        2 => found.store::<S, 2>(
-                            s,
-                            self.tile.scores(s, state, held, run, ahead),
-                            block,
-                            row,
-                            rows,
-                        ),
-                        _ => found.store::<S, 1>(
-                            s,
-                            self.tile.scores(s, state, held, run, ahead),
-                            block,
-                            row,
-                            rows,
-                        ),
-                    }
+                    self.tile.scores(s, state, held, run, ahead);
+                    found.store(s, &state.scores[..run.count], block, row, rows);
                 } else {
                     found.weights[block * rows + row..][..run.count].fill([0.0; BLOCK_SIZE]);
                 }
@@ -178,8 +170,12 @@ impl<E: Element> Dynamic<'_, E> {
         // A chain over the channels, one of q . lo, the fold of its lanes, and the rounding of q itself.
         let roundings = 1.1 * head_dim as f32 + 16.0;
         let cap = tile.params.softcap.map_or(0.0, |cap| TANH_ERROR * cap);
+        let peak = state.peaks[index * tile.group()..(index + 1) * tile.group()]
+            .iter()
+            .fold(0.0, |a, &b| f32::max(a, b));
+        let rounded = score_error(head_dim, vectors * LANES, peak);
         // Scores are off by at most `error`, so ratios of their exponentials by e^(2 error).
-        let error = roundings * ROUNDING * reach * query + cap;
+        let error = roundings * ROUNDING * reach * query + rounded + cap;
         (1.0 + SUM_SLACK) * (2.0 * error).exp()
     }
 
@@ -197,11 +193,20 @@ impl<E: Element> Dynamic<'_, E> {
         found.read[own.saturating_sub(self.params.local_blocks)..=own].fill(true);
         // Blocks that one query head reads are read for the others of the group too.
         for row in index * group..(index + 1) * group {
-            let mass = found.turn_into_factors(s, row);
+            let mass = found.weigh_blocks(s, row);
             found.mark(row, visible.clone(), mass, self.params.error_bound / slack);
         }
+        if let Some(most) = self.params.max_blocks {
+            let (rows, always) = (
+                index * group..(index + 1) * group,
+                (0..sinks, own.saturating_sub(self.params.local_blocks)),
+            );
+            found.keep_heaviest(rows.clone(), visible.clone(), always, most);
+            // Without a row's heaviest block, the weights of all others may vanish beside it.
+            rows.for_each(|row| found.refer_to_read(s, row));
+        }
         let read = found.read[visible.clone()].iter().filter(|read| **read).count();
-        if read as f32 > DENSE_ABOVE * visible.len() as f32 {
+        if self.params.max_blocks.is_none() && read as f32 > DENSE_ABOVE * visible.len() as f32 {
             found.read[visible].fill(true);
         }
     }
@@ -226,20 +231,7 @@ impl<E: Element> Dynamic<'_, E> {
                 if run.seen.0 < run.seen.1 {
                     let held = self.tile.held(first + block, run.own);
                     let weights = &found.weights[block * rows + row..][..run.count];
-                    match run.count {
-                        4.. => {
-                            self.weigh::<S, 4>(s, state, found, held, weights, (block, row), run.seen, ahead)
-                        }
-                        3 => {
-                            self.weigh::<S, 3>(s, state, found, held, weights, (block, row), run.seen, ahead)
-                        }
-                        2 => {
-                            self.weigh::<S, 2>(s, state, found, held, weights, (block, row), run.seen, ahead)
-                        }
-                        _ => {
-                            self.weigh::<S, 1>(s, state, found, held, weights, (block, row), run.seen, ahead)
-                        }
-                    }
+                    self.weigh(s, state, found, held, weights, (block, row), run.seen, ahead);
                 }
                 row += run.count;
             }
@@ -247,9 +239,43 @@ impl<E: Element> Dynamic<'_, E> {
         }
     }
 
+    /// Answers the query at `index` by reading everything too, and compares.
+    #[inline(always)]
+    fn audit<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State,
+        whole: &mut State,
+        found: &Found,
+        index: usize,
+        report: &mut AttentionReport,
+    ) {
+        Tile { first: self.tile.first + index, count: 1, ..self.tile }.attend(s, whole);
+        let group = self.tile.group();
+        let vectors = padded(self.tile.params.head_dim) / LANES;
+        for (head, claim) in found.claims.iter().enumerate() {
+            let row = index * group + head;
+            let (part, all) = (row * vectors..(row + 1) * vectors, head * vectors..(head + 1) * vectors);
+            let own = Answer {
+                largest: found.largest[row],
+                sum: s.reduce_add(s.load(&state.sum[row])),
+                acc: state.acc[part.clone()].as_flattened(),
+            };
+            let exact = Answer {
+                largest: whole.largest[head],
+                sum: s.reduce_add(s.load(&whole.sum[head])),
+                acc: whole.acc[all.clone()].as_flattened(),
+            };
+            if !compare(&own, &exact, claim, report) {
+                state.acc[part].copy_from_slice(&whole.acc[all]);
+                state.sum[row] = whole.sum[head];
+            }
+        }
+    }
+
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    fn weigh<S: Simd, const R: usize>(
+    fn weigh<S: Simd>(
         &self,
         s: S,
         state: &mut State,
@@ -260,8 +286,9 @@ impl<E: Element> Dynamic<'_, E> {
         seen: (usize, usize),
         ahead: *const u8,
     ) {
-        let mut weights = [[0.0; BLOCK_SIZE]; R];
-        for r in 0..R {
+        let mut weights = [[0.0; BLOCK_SIZE]; ROWS];
+        let weights = &mut weights[..from.len()];
+        for r in 0..from.len() {
             let factor = s.splat(found.factors[(row + r) * found.width + block]);
             let mut sum = s.load(&state.sum[row + r]);
             let (to, from) = (weights[r].as_chunks_mut::<LANES>().0, from[r].as_chunks::<LANES>().0);
@@ -273,8 +300,8 @@ impl<E: Element> Dynamic<'_, E> {
             s.store(sum, &mut state.sum[row + r]);
         }
         let vectors = padded(self.tile.params.head_dim) / LANES;
-        let acc = &mut state.acc[row * vectors..(row + R) * vectors];
-        self.tile.weigh::<S, R>(s, acc, held, &mut weights, &[1.0; R], seen, ahead);
+        let acc = &mut state.acc[row * vectors..(row + from.len()) * vectors];
+        self.tile.weigh(s, acc, held, weights, &[1.0; ROWS][..from.len()], seen, ahead);
     }
 
     /// Adds the calls of the query at `index` to the report.
@@ -283,7 +310,7 @@ impl<E: Element> Dynamic<'_, E> {
         &self,
         s: S,
         state: &State,
-        found: &Found,
+        found: &mut Found,
         index: usize,
         slack: f32,
         report: &mut AttentionReport,
@@ -291,13 +318,20 @@ impl<E: Element> Dynamic<'_, E> {
         let (first, _) = self.span();
         let (tile, group) = (&self.tile, self.tile.group());
         let visible = self.first_block(index) - first..tile.position(index) / BLOCK_SIZE - first;
+        let mut claims = std::mem::take(&mut found.claims);
+        claims.clear();
         let omitted = || visible.clone().filter(|&block| !found.read[block]);
         let omitted_blocks = omitted().count();
         report.count(group, visible.len(), visible.len() - omitted_blocks, tile.params.head_dim);
         if omitted_blocks == 0 {
             report.dense_calls += group as u64;
-            return;
         }
+        found.unread.clear();
+        found.unread.resize(found.width, 0.0);
+        for block in visible.clone() {
+            found.unread[block] = if found.read[block] { 0.0 } else { 1.0 };
+        }
+        let omitted = || visible.clone().filter(|&block| !found.read[block]);
         let mut longest = 0.0_f32;
         if let Source::Int8 { blocks, .. } = tile.source {
             for block in omitted() {
@@ -307,94 +341,149 @@ impl<E: Element> Dynamic<'_, E> {
         }
         let vectors = padded(tile.params.head_dim) / LANES;
         for row in index * group..(index + 1) * group {
-            let mass = |block: usize| {
-                let place = row * found.width + block;
-                f64::from(found.sums[place]) * f64::from(found.factors[place])
-            };
-            let left_out: f64 = omitted().map(mass).sum();
-            let kept = f64::from(s.reduce_add(s.load(&state.sum[row])));
+            if omitted_blocks == 0 {
+                claims.push(Claim::default());
+                continue;
+            }
+            let mut left_out = s.zero();
+            let shares = found.sums[row * found.width..(row + 1) * found.width].as_chunks::<LANES>().0;
+            for (share, unread) in shares.iter().zip(found.unread.as_chunks::<LANES>().0) {
+                left_out = s.fma(s.load(share), s.load(unread), left_out);
+            }
+            let left_out = f64::from(s.reduce_add(left_out));
+            let sum = s.reduce_add(s.load(&state.sum[row]));
+            let kept = f64::from(sum) * f64::from(found.offsets[row]).exp();
             let bound = (left_out / (left_out + kept) * f64::from(slack)).min(1.0);
-            let output = norm(s, &state.acc[row * vectors..(row + 1) * vectors]) / kept as f32;
+            let output = norm(s, &state.acc[row * vectors..(row + 1) * vectors]) / sum;
             report.sum_omitted_mass += bound;
             report.max_omitted_mass = report.max_omitted_mass.max(bound as f32);
             let error = bound as f32 * (longest + output) * (1.0 + SUM_SLACK);
             report.max_output_error = report.max_output_error.max(error);
+            claims.push(Claim { mass: bound as f32, error, longest });
         }
+        found.claims = claims;
     }
 }
 
 impl Found {
-    /// Keeps the scores of R rows in a block as weights.
+    /// Keeps the scores of some rows in a block as weights.
     #[inline(always)]
-    fn store<S: Simd, const R: usize>(
-        &mut self,
-        s: S,
-        scores: [[S::F; HALVES]; R],
-        block: usize,
-        row: usize,
-        rows: usize,
-    ) {
-        for r in 0..R {
-            let largest = s.reduce_max(s.max(scores[r][0], scores[r][1]));
+    fn store<S: Simd>(&mut self, s: S, scores: &[[f32; BLOCK_SIZE]], block: usize, row: usize, rows: usize) {
+        for (r, row_scores) in scores.iter().enumerate() {
+            let scores = row_scores.as_chunks::<LANES>().0;
+            let largest = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
             let mut sum = s.zero();
             let to = self.weights[block * rows + row + r].as_chunks_mut::<LANES>().0;
-            for (to, score) in to.iter_mut().zip(scores[r]) {
-                let weight = simd::exp(s, s.sub(score, s.splat(largest)));
+            for (to, score) in to.iter_mut().zip(scores) {
+                let weight = simd::exp(s, s.sub(s.load(score), s.splat(largest)));
                 sum = s.add(sum, weight);
                 s.store(weight, to);
             }
             let place = (row + r) * self.width + block;
-            self.factors[place] = largest;
+            self.peaks[place] = largest;
             self.sums[place] = s.reduce_add(sum);
         }
     }
 
-    /// Turns a row's largest scores into factors, and returns its mass.
+    /// Makes a row's factors and its blocks' parts of its mass, and returns the mass.
     #[inline(always)]
-    fn turn_into_factors<S: Simd>(&mut self, s: S, row: usize) -> f32 {
+    fn weigh_blocks<S: Simd>(&mut self, s: S, row: usize) -> f32 {
         let part = row * self.width..(row + 1) * self.width;
-        let (factors, sums) =
-            (self.factors[part.clone()].as_chunks_mut::<LANES>().0, self.sums[part].as_chunks().0);
+        let peaks = self.peaks[part.clone()].as_chunks::<LANES>().0;
+        let factors = self.factors[part.clone()].as_chunks_mut::<LANES>().0;
+        let sums = self.sums[part].as_chunks_mut::<LANES>().0;
         let mut largest = s.splat(f32::NEG_INFINITY);
-        for factor in &*factors {
-            largest = s.max(s.load(factor), largest);
+        for peak in peaks {
+            largest = s.max(s.load(peak), largest);
         }
-        let largest = s.splat(s.reduce_max(largest));
+        self.largest[row] = s.reduce_max(largest);
+        let largest = s.splat(self.largest[row]);
         let mut mass = s.zero();
-        for (factor, sum) in factors.iter_mut().zip(sums) {
-            let value = simd::exp(s, s.sub(s.load(factor), largest));
-            mass = s.fma(value, s.load(sum), mass);
+        for ((factor, sum), peak) in factors.iter_mut().zip(sums).zip(peaks) {
+            let value = simd::exp(s, s.sub(s.load(peak), largest));
+            let share = s.mul(value, s.load(sum));
+            mass = s.add(mass, share);
             s.store(value, factor);
+            s.store(share, sum);
         }
-        s.reduce_add(mass)
+        self.masses[row] = s.reduce_add(mass);
+        self.masses[row]
+    }
+
+    /// Of the blocks that are read, beside those that always are, keeps the `most` heaviest: by their largest share of
+    /// the mass of any row, and of equal ones the first.
+    #[inline(always)]
+    fn keep_heaviest(
+        &mut self,
+        rows: Range<usize>,
+        blocks: Range<usize>,
+        always: (Range<usize>, usize),
+        most: usize,
+    ) {
+        let optional = |block: &usize| !always.0.contains(block) && *block < always.1;
+        let mut read: Vec<(f32, usize)> = blocks
+            .filter(|block| self.read[*block] && optional(block))
+            .map(|block| {
+                let share = |row: usize| self.sums[row * self.width + block] / self.masses[row];
+                (rows.clone().map(share).fold(0.0, f32::max), block)
+            })
+            .collect();
+        // Where anything is not a number all is read: its share could be anything.
+        if read.len() <= most
+            || rows.clone().any(|row| !(self.masses[row] > 0.0 && self.masses[row].is_finite()))
+        {
+            return;
+        }
+        read.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        for &(_, block) in &read[most..] {
+            self.read[block] = false;
+        }
+    }
+
+    /// Makes a row's factors relative to the largest score of what is read, where that is not its largest of all.
+    #[inline(always)]
+    fn refer_to_read<S: Simd>(&mut self, s: S, row: usize) {
+        let part = row * self.width..(row + 1) * self.width;
+        let (peaks, factors) = (&self.peaks[part.clone()], &mut self.factors[part]);
+        let read = peaks.iter().zip(&self.read).filter(|(_, read)| **read).map(|(peak, _)| *peak);
+        let largest = read.fold(f32::NEG_INFINITY, f32::max);
+        if largest == self.largest[row] || !largest.is_finite() {
+            return;
+        }
+        self.offsets[row] = largest - self.largest[row];
+        self.largest[row] = largest;
+        let factors = factors.as_chunks_mut::<LANES>().0;
+        for (factor, peak) in factors.iter_mut().zip(peaks.as_chunks::<LANES>().0) {
+            s.store(simd::exp(s, s.sub(s.load(peak), s.splat(largest))), factor);
+        }
     }
 
     /// Marks for reading all but the lightest `blocks` of a row, whose masses together are at most `bound` of `mass`.
     #[inline(always)]
     fn mark(&mut self, row: usize, blocks: Range<usize>, mass: f32, bound: f32) {
-        let shares = |found: &Found, block: usize| {
-            let place = row * found.width + block;
-            found.sums[place] * found.factors[place]
-        };
         if !(mass > 0.0 && mass.is_finite()) {
             // Something is not a number: whoever reads everything says so in the result.
             self.read[blocks].fill(true);
             return;
         }
+        let shares = &self.sums[row * self.width..][blocks.clone()];
+        let read = &mut self.read[blocks];
         // The buckets of equal exponent and leading bits of the mantissa, the whole mass in the first.
-        let bucket = |share: f32| (mass.to_bits() >> 21).saturating_sub(share.to_bits() >> 21) as usize;
+        let (top, bits) = (mass.to_bits() >> 21, |share: f32| share.to_bits() >> 21);
         let mut masses = [0.0_f32; BUCKETS];
-        for block in blocks.clone().filter(|&block| !self.read[block]) {
-            let share = shares(self, block);
-            masses[bucket(share).min(BUCKETS - 1)] += share;
+        for (&share, &read) in shares.iter().zip(&*read) {
+            let bucket = (top.saturating_sub(bits(share)) as usize).min(BUCKETS - 1);
+            masses[bucket] += if read { 0.0 } else { share };
         }
         let (mut cut, mut left_out) = (BUCKETS, 0.0);
         while cut > 0 && left_out + masses[cut - 1] <= bound * mass {
             cut -= 1;
             left_out += masses[cut];
         }
-        for block in blocks {
-            self.read[block] |= bucket(shares(self, block)).min(BUCKETS - 1) < cut;
+        // The last bucket holds all that are lighter, too: with it everything is read.
+        let from = if cut == BUCKETS { 0 } else { (top + 1).saturating_sub(cut as u32) };
+        for (read, &share) in read.iter_mut().zip(shares) {
+            *read |= bits(share) >= from;
         }
     }
 }

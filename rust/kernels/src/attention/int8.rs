@@ -8,8 +8,7 @@
 //! - two bounds for dynamic attention: on the norm of its values, and on the terms of a product with its keys.
 //!
 //! The codes of keys lie in two planes, their high and their low four bits, so that a reader can do with the first
-//! half: it fixes each key to `lo + step * (16 * high + 7.5 +- 7.5)`. A byte of a plane holds channel j in its low four
-//! bits and channel j + half in its high ones, `[half][32 tokens]`.
+//! half: it fixes each key to `lo + step * (16 * high + 7.5 +- 7.5)`. [`place`] says where in a plane.
 //!
 //! Scales are bf16, whose range is that of f32, so no key or value overflows them. `lo` is rounded down and the steps
 //! up, and codes are made from the rounded numbers. A block with a number that is not finite reads as NaN.
@@ -17,6 +16,7 @@
 use half::bf16;
 
 use super::BLOCK_SIZE;
+use super::codes::place;
 use super::kv::{Pair, key_block, padded, value_block};
 use super::rows::Element;
 use crate::context::Kernels;
@@ -34,7 +34,7 @@ const NORM_SLACK: f32 = 1.0 + 1e-5;
 /// Blocks of one layer in int8, `[block][kv head]` each.
 #[derive(Debug)]
 pub(super) struct Int8Blocks {
-    /// The high four bits of the keys' codes, then the low ones, `[half][32]` bytes each.
+    /// The high four bits of the keys' codes, then the low ones, `[padded head_dim / 8][32][4]` bytes each.
     pub(super) planes: Pages<u8>,
     /// bf16, `[padded head_dim]`.
     pub(super) key_lo: Pages<u16>,
@@ -158,37 +158,15 @@ impl Int8Blocks {
 /// One block and head as attention reads it.
 #[derive(Clone, Copy)]
 pub(super) struct Int8Head<'a> {
-    high: &'a [u8],
-    low: &'a [u8],
-    lo: &'a [[u16; LANES]],
-    step: &'a [[u16; LANES]],
+    pub(super) high: &'a [u8],
+    pub(super) low: &'a [u8],
+    pub(super) lo: &'a [[u16; LANES]],
+    pub(super) step: &'a [[u16; LANES]],
     pub(super) values: &'a [[i8; LANES]],
     scale: &'a [[u16; LANES]],
 }
 
 impl Int8Head<'_> {
-    /// The codes of all keys, `[padded head_dim][32]`.
-    #[inline(always)]
-    pub(super) fn unpack(&self, codes: &mut [u8]) {
-        let (first, second) = codes.split_at_mut(self.high.len());
-        for (((first, second), &high), &low) in first.iter_mut().zip(second).zip(self.high).zip(self.low) {
-            *first = (high << 4) | (low & 0x0f);
-            *second = (high & 0xf0) | (low >> 4);
-        }
-    }
-
-    /// `q . key = base + sum of x * code`: x = q * step into `x`, and base = q . lo is returned.
-    #[inline(always)]
-    pub(super) fn fold_query<S: Simd>(&self, s: S, q: &[[f32; LANES]], x: &mut [[f32; LANES]]) -> f32 {
-        let mut base = s.zero();
-        for (((q, x), lo), step) in q.iter().zip(x).zip(self.lo).zip(self.step) {
-            let q = s.load(q);
-            base = s.fma(q, s.load_bf16(lo), base);
-            s.store(s.mul(q, s.load_bf16(step)), x);
-        }
-        s.reduce_add(base)
-    }
-
     /// Weights of codes of values: the tokens' weights times their scales.
     #[inline(always)]
     pub(super) fn scale_weights<S: Simd>(&self, s: S, weights: &mut [f32; BLOCK_SIZE]) {
@@ -222,19 +200,16 @@ impl<E: Element> Op for Filler<'_, E> {
             self;
         high.fill(0);
         low.fill(0);
-        let half = padded(head_dim) / 2;
         for (channel, keys) in tail_keys.as_chunks::<LANES>().0.chunks_exact(2).enumerate() {
             let keys = [E::load(s, &keys[0]), E::load(s, &keys[1])];
             let (channel_lo, channel_step) = key_range(s, keys);
             (lo[channel], step[channel]) = (channel_lo.to_bits(), channel_step.to_bits());
-            let row = (channel % half) * BLOCK_SIZE;
-            let shift = if channel < half { 0 } else { 4 };
             for (part, keys) in keys.into_iter().enumerate() {
                 let codes = key_codes(s, keys, channel_lo.to_f32(), channel_step.to_f32());
                 for (token, code) in codes.into_iter().enumerate() {
-                    let place = row + part * LANES + token;
-                    high[place] |= (code >> 4) << shift;
-                    low[place] |= (code & 0x0f) << shift;
+                    let (byte, shift) = place(channel, part * LANES + token);
+                    high[byte] |= (code >> 4) << shift;
+                    low[byte] |= (code & 0x0f) << shift;
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! is always taken as a whole of 32 tokens with a mask, and blocks begin at positions that are multiples of 32, so the
 //! sums of a query depend on its position and window only: the bits are the same alone, in a chunk or in a batch.
 
+mod audit;
+mod codes;
 mod dynamic;
 mod int8;
 mod kv;
@@ -185,7 +187,7 @@ fn run<E: Element>(
     kernels.pool().run(tasks.len(), &|index| {
         let Task { seq, kv_head, first, count, dynamic } = tasks[index];
         let (view, out) = (&seqs[seq], &out);
-        let tile = Tile { source, q, q_stride, seq: view, params, kv_head, first, count, out };
+        let tile = Tile { kernels, source, q, q_stride, seq: view, params, kv_head, first, count, out };
         let Some(choices) = choices else { return dispatch(kernels, tile) };
         let report = if dynamic {
             dispatch(kernels, Dynamic { tile, params: choices[seq] })
@@ -197,10 +199,11 @@ fn run<E: Element>(
         // SAFETY: each task has an index of its own.
         unsafe { shared.part(index..index + 1)[0] = report };
     });
-    if let Some((_, reports)) = chosen {
+    if let Some((choices, reports)) = chosen {
         // In the order of tasks, so that sums do not depend on threads.
         for (task, report) in tasks.iter().zip(&found) {
             reports[task.seq].add(report);
+            reports[task.seq].limited = choices[task.seq].max_blocks.is_some();
         }
     }
 }

@@ -1,7 +1,8 @@
 //! What queries may leave out, and what they say of it.
 
 use super::int8::{bytes_per_head, value_bytes_per_head};
-use super::{AttentionParams, SeqView};
+use super::{AttentionParams, BLOCK_SIZE, DYNAMIC_ROWS_PER_TILE, SeqView};
+use crate::simd::LANES;
 
 /// How much a query may leave out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,9 +15,33 @@ pub struct DynamicParams {
     pub sink_blocks: usize,
     /// Blocks before the query's own that are always read.
     pub local_blocks: usize,
+    /// Most blocks beside those whose values a query reads for its KV head; None: as many as the bound takes. With a
+    /// limit the bound is still reported, and no longer kept.
+    pub max_blocks: Option<usize>,
+    /// Queries at positions that are multiples of this are also answered by reading everything, and compared; 0: none.
+    pub audit: usize,
+}
+
+impl Default for DynamicParams {
+    fn default() -> Self {
+        Self {
+            error_bound: 1e-2,
+            min_context: 4096,
+            sink_blocks: 1,
+            local_blocks: 2,
+            max_blocks: None,
+            audit: 0,
+        }
+    }
 }
 
 impl DynamicParams {
+    /// Bytes that a thread holds at most for the weights of queries that choose, for `group` query heads a KV head.
+    pub fn buffer_bytes(group: usize, context_len: usize) -> usize {
+        let (rows, blocks) = (group.max(DYNAMIC_ROWS_PER_TILE), context_len.div_ceil(BLOCK_SIZE));
+        rows * (blocks * BLOCK_SIZE + 3 * blocks.next_multiple_of(LANES)) * size_of::<f32>()
+    }
+
     /// How many of a sequence's queries see too few tokens to choose: the first ones.
     pub(super) fn dense_queries(&self, seq: &SeqView<'_>, params: &AttentionParams) -> usize {
         if params.window.is_some_and(|window| (window as usize) < self.min_context) {
@@ -48,6 +73,16 @@ pub struct AttentionReport {
     pub sum_omitted_mass: f64,
     /// Largest bound on the error of an output, as the norm of its difference from the exact one.
     pub max_output_error: f32,
+    /// Whether a limit on blocks took the place of the caller's bound.
+    pub limited: bool,
+    /// Calls that were compared with reading everything.
+    pub audited_calls: u64,
+    /// Those of them that were further off than they said. Their output is the one that reads everything.
+    pub violations: u64,
+    /// Largest mass that an audited call had left out.
+    pub max_audited_mass: f32,
+    /// Largest error of an audited call's output.
+    pub max_audited_error: f32,
 }
 
 impl AttentionReport {
@@ -72,5 +107,10 @@ impl AttentionReport {
         self.max_omitted_mass = self.max_omitted_mass.max(other.max_omitted_mass);
         self.sum_omitted_mass += other.sum_omitted_mass;
         self.max_output_error = self.max_output_error.max(other.max_output_error);
+        self.limited |= other.limited;
+        self.audited_calls += other.audited_calls;
+        self.violations += other.violations;
+        self.max_audited_mass = self.max_audited_mass.max(other.max_audited_mass);
+        self.max_audited_error = self.max_audited_error.max(other.max_audited_error);
     }
 }

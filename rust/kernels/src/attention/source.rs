@@ -32,15 +32,6 @@ impl<'a, E> Held<'a, E> {
         let values = &pair.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
         Held::Float { keys: keys.as_chunks().0, values: values.as_chunks().0 }
     }
-
-    /// Unpacks the codes of keys, if it is made of such. Says whether it did.
-    #[inline(always)]
-    pub(super) fn unpack(&self, codes: &mut [u8]) -> bool {
-        if let Held::Int8(head) = self {
-            head.unpack(codes);
-        }
-        matches!(self, Held::Int8(_))
-    }
 }
 
 /// Where lines begin that are asked for while a block is computed.

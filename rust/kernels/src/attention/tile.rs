@@ -5,11 +5,13 @@
 
 use std::cell::RefCell;
 
+use super::codes::{Rounded, code_scores};
 use super::int8::plane;
 use super::kv::{key_block, padded, value_block};
-use super::rows::{Element, HALVES, fetch, scores, weigh};
+use super::rows::{Element, fetch, scores, weigh};
 use super::source::{Ahead, Held, Source};
 use super::{AttentionParams, AttentionReport, BLOCK_SIZE, SeqView, first_visible};
+use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::{self, LANES, Op, Simd};
 
@@ -28,7 +30,9 @@ pub(super) const PLACES: [f32; BLOCK_SIZE] = {
     places
 };
 
+#[derive(Clone, Copy)]
 pub(super) struct Tile<'a, E> {
+    pub(super) kernels: &'a Kernels,
     pub(super) source: Source<'a, E>,
     pub(super) q: &'a [f32],
     pub(super) q_stride: usize,
@@ -60,13 +64,14 @@ pub(super) struct State {
     /// Weighted sums of values, `[rows][padded head_dim]`.
     pub(super) acc: Vec<[f32; LANES]>,
     /// The largest score of each row.
-    largest: Vec<f32>,
+    pub(super) largest: Vec<f32>,
     /// Sums of weights, 16 chains a row.
     pub(super) sum: Vec<[f32; LANES]>,
-    /// Codes of a block's keys, `[padded head_dim][32]`.
-    pub(super) codes: Vec<u8>,
-    /// Queries times the steps of a block's keys, `[ROWS][padded head_dim]`.
-    folded: Vec<[f32; LANES]>,
+    /// Scores of the rows at hand in one block.
+    pub(super) scores: [[f32; BLOCK_SIZE]; ROWS],
+    /// The largest magnitude of each row's query times a step of keys, over the int8 blocks that it saw.
+    pub(super) peaks: Vec<f32>,
+    rounded: Rounded,
 }
 
 thread_local! {
@@ -81,19 +86,25 @@ impl<E: Element> Op for Tile<'_, E> {
     fn run<S: Simd>(self, s: S) {
         // Taken out rather than borrowed in a closure: a closure might not be inlined into the entry.
         let mut state = STATE.take();
-        self.start(&mut state);
-        let last_position = self.position(self.count - 1);
-        let first_block = first_visible(self.position(0), self.params.window) / BLOCK_SIZE;
-        let blocks = last_position / BLOCK_SIZE + 1;
-        for block in first_block..blocks {
-            self.block(s, &mut state, block, (block + AHEAD).min(blocks - 1));
-        }
+        self.attend(s, &mut state);
         self.finish(s, &state);
         STATE.set(state);
     }
 }
 
 impl<E: Element> Tile<'_, E> {
+    /// Reads all that the queries see; sums of weights and of values are left in `state`.
+    #[inline(always)]
+    pub(super) fn attend<S: Simd>(&self, s: S, state: &mut State) {
+        self.start(state);
+        let last_position = self.position(self.count - 1);
+        let first_block = first_visible(self.position(0), self.params.window) / BLOCK_SIZE;
+        let blocks = last_position / BLOCK_SIZE + 1;
+        for block in first_block..blocks {
+            self.block(s, state, block, (block + AHEAD).min(blocks - 1));
+        }
+    }
+
     /// Query heads of a KV head.
     #[inline(always)]
     pub(super) fn group(&self) -> usize {
@@ -133,9 +144,10 @@ impl<E: Element> Tile<'_, E> {
         state.acc.clear();
         state.acc.resize(rows * vectors, [0.0; LANES]);
         if let Source::Int8 { .. } = self.source {
-            state.codes.resize(2 * plane(head_dim), 0);
-            state.folded.resize(ROWS * vectors, [0.0; LANES]);
+            state.rounded.resize(ROWS, vectors);
         }
+        state.peaks.clear();
+        state.peaks.resize(rows, 0.0);
         state.largest.clear();
         state.largest.resize(rows, f32::NEG_INFINITY);
         state.sum.clear();
@@ -205,15 +217,21 @@ impl<E: Element> Tile<'_, E> {
     /// The run of rows from `row` on, at most four before `end`, that see the same places of a block in the same form.
     #[inline(always)]
     pub(super) fn run_of_rows(&self, block: usize, row: usize, end: usize) -> Run {
-        let (seen, own) = (self.visible(block, row), self.own(block, row));
-        let mut count = 1;
-        while count < ROWS
-            && row + count < end
-            && (self.visible(block, row + count), self.own(block, row + count)) == (seen, own)
-        {
-            count += 1;
+        let most = ROWS.min(end - row);
+        if self.seen_by_all(block) {
+            return Run { row, count: most, seen: (0, BLOCK_SIZE), own: false };
         }
+        let (seen, own) = (self.visible(block, row), self.own(block, row));
+        let same = |row| (self.visible(block, row), self.own(block, row)) == (seen, own);
+        let count = (1..most).find(|&next| !same(row + next)).unwrap_or(most);
         Run { row, count, seen, own }
+    }
+
+    /// Whether all rows see the whole of a block that is no row's own.
+    #[inline(always)]
+    fn seen_by_all(&self, block: usize) -> bool {
+        let first = first_visible(self.position(self.count - 1), self.params.window);
+        block < self.position(0) / BLOCK_SIZE && block * BLOCK_SIZE >= first
     }
 
     /// One KV block for all rows.
@@ -222,19 +240,11 @@ impl<E: Element> Tile<'_, E> {
         let rows = self.count * self.group();
         let mut ahead = self.ahead(next);
         self.fetch_rest(s, next);
-        let mut unpacked = false;
         let mut row = 0;
         while row < rows {
             let run = self.run_of_rows(block, row, rows);
             if run.seen.0 < run.seen.1 {
-                let held = self.held(block, run.own);
-                unpacked = unpacked || held.unpack(&mut state.codes);
-                match run.count {
-                    4.. => self.rows::<S, 4>(s, state, held, run, ahead),
-                    3 => self.rows::<S, 3>(s, state, held, run, ahead),
-                    2 => self.rows::<S, 2>(s, state, held, run, ahead),
-                    _ => self.rows::<S, 1>(s, state, held, run, ahead),
-                }
+                self.rows(s, state, self.held(block, run.own), run, ahead);
             }
             row += run.count;
             // Once is enough: for the next rows these lines are near.
@@ -242,83 +252,66 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
-    /// The scores of R rows in a block, with soft cap and mask.
+    /// The scores of a run in a block, with soft cap and mask.
     #[inline(always)]
-    pub(super) fn scores<S: Simd, const R: usize>(
-        &self,
-        s: S,
-        state: &mut State,
-        held: Held<'_, E>,
-        run: Run,
-        ahead: Ahead,
-    ) -> [[S::F; HALVES]; R] {
+    pub(super) fn scores<S: Simd>(&self, s: S, state: &mut State, held: Held<'_, E>, run: Run, ahead: Ahead) {
         let head_dim = self.params.head_dim;
         let vectors = padded(head_dim) / LANES;
-        let q = &state.q[run.row * vectors..(run.row + R) * vectors];
-        let mut scores = match held {
-            Held::Float { keys, .. } => scores::<S, E, R>(s, q, &[0.0; R], keys, head_dim, ahead.keys),
+        let (rows, to) = (run.row..run.row + run.count, &mut state.scores[..run.count]);
+        let q = &state.q[rows.start * vectors..rows.end * vectors];
+        match held {
+            Held::Float { keys, .. } => scores(self.kernels, run.count, q, keys, head_dim, ahead.keys, to),
             Held::Int8(head) => {
-                let folded = &mut state.folded[..R * vectors];
-                let mut base = [0.0; R];
-                for r in 0..R {
-                    let part = r * vectors..(r + 1) * vectors;
-                    base[r] = head.fold_query(s, &q[part.clone()], &mut folded[part]);
-                }
-                scores::<S, u8, R>(s, folded, &base, state.codes.as_chunks().0, head_dim, ahead.keys)
-            }
-        };
-        for r in 0..R {
-            for half in 0..HALVES {
-                scores[r][half] = self.bounded(s, scores[r][half], half, run.seen);
+                let (rounded, peaks) = (&mut state.rounded, &mut state.peaks[rows]);
+                code_scores(self.kernels, run.count, q, head, rounded, ahead.keys, peaks, to);
             }
         }
-        scores
+        if self.params.softcap.is_none() && run.seen == (0, BLOCK_SIZE) {
+            return;
+        }
+        for to in to {
+            for (half, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                s.store(self.bounded(s, s.load(to), half, run.seen), to);
+            }
+        }
     }
 
-    /// Sums of values of R rows: acc = acc * rescale + weights times the values of a block.
+    /// Sums of values of some rows: acc = acc * rescale + weights times the values of a block.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn weigh<S: Simd, const R: usize>(
+    pub(super) fn weigh<S: Simd>(
         &self,
         s: S,
         acc: &mut [[f32; LANES]],
         held: Held<'_, E>,
-        weights: &mut [[f32; BLOCK_SIZE]; R],
-        rescale: &[f32; R],
+        weights: &mut [[f32; BLOCK_SIZE]],
+        rescale: &[f32],
         seen: (usize, usize),
         ahead: *const u8,
     ) {
         match held {
-            Held::Float { values, .. } => weigh::<S, E, R>(s, acc, values, weights, rescale, seen, ahead),
+            Held::Float { values, .. } => weigh(self.kernels, acc, values, weights, rescale, seen, ahead),
             Held::Int8(head) => {
                 for weights in weights.iter_mut() {
                     head.scale_weights(s, weights);
                 }
-                weigh::<S, i8, R>(s, acc, head.values, weights, rescale, seen, ahead);
+                weigh(self.kernels, acc, head.values, weights, rescale, seen, ahead);
             }
         }
     }
 
-    /// R rows and a block: an online softmax.
+    /// A run and a block: an online softmax.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize>(
-        &self,
-        s: S,
-        state: &mut State,
-        held: Held<'_, E>,
-        run: Run,
-        ahead: Ahead,
-    ) {
+    fn rows<S: Simd>(&self, s: S, state: &mut State, held: Held<'_, E>, run: Run, ahead: Ahead) {
         let row = run.row;
-        let scores = self.scores::<S, R>(s, state, held, run, ahead);
-        let mut weights = [[0.0; BLOCK_SIZE]; R];
-        let mut rescale = [1.0; R];
-        for r in 0..R {
-            let score = scores[r];
+        self.scores(s, state, held, run, ahead);
+        let (mut weights, mut rescale) = ([[0.0; BLOCK_SIZE]; ROWS], [1.0; ROWS]);
+        for r in 0..run.count {
+            let score = state.scores[r].as_chunks::<LANES>().0;
             let before = state.largest[row + r];
             let mut top = s.splat(before);
-            for half in 0..HALVES {
-                top = s.max(score[half], top);
+            for score in score {
+                top = s.max(s.load(score), top);
             }
             let largest = s.reduce_max(top);
             if largest != before {
@@ -327,16 +320,17 @@ impl<E: Element> Tile<'_, E> {
                 rescale[r] = s.reduce_max(simd::exp(s, s.splat(before - largest)));
             }
             let mut sum = s.mul(s.load(&state.sum[row + r]), s.splat(rescale[r]));
-            for half in 0..HALVES {
-                let weight = simd::exp(s, s.sub(score[half], s.splat(largest)));
-                sum = s.add(sum, weight);
-                s.store_partial(weight, &mut weights[r][half * LANES..(half + 1) * LANES]);
+            for (weight, score) in weights[r].as_chunks_mut::<LANES>().0.iter_mut().zip(score) {
+                let value = simd::exp(s, s.sub(s.load(score), s.splat(largest)));
+                sum = s.add(sum, value);
+                s.store(value, weight);
             }
             s.store(sum, &mut state.sum[row + r]);
         }
         let vectors = padded(self.params.head_dim) / LANES;
-        let acc = &mut state.acc[row * vectors..(row + R) * vectors];
-        self.weigh::<S, R>(s, acc, held, &mut weights, &rescale, run.seen, ahead.values);
+        let acc = &mut state.acc[row * vectors..(row + run.count) * vectors];
+        let (weights, rescale) = (&mut weights[..run.count], &rescale[..run.count]);
+        self.weigh(s, acc, held, weights, rescale, run.seen, ahead.values);
     }
 
     /// The soft cap and the mask.

@@ -1,5 +1,6 @@
 //! How fast the kernels run here, beside what the machine allows.
 
+mod attention;
 mod cases;
 mod limits;
 mod readings;
@@ -7,5 +8,6 @@ mod shapes;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use attention::{AttentionPlan, AttentionReading, read_attention};
 pub use limits::{Limits, Peak, Rate};
 pub use readings::{Plan, Reading, read};

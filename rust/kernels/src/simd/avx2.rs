@@ -99,14 +99,6 @@ impl Simd for Avx2 {
         intrinsics!([widen(_mm_loadu_si128(p)), widen(_mm_loadu_si128(p.add(1)))])
     }
     #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::F {
-        let p: *const __m128i = x.as_ptr().cast();
-        intrinsics!({
-            let (low, high) = (_mm_loadl_epi64(p), _mm_loadl_epi64(p.byte_add(8)));
-            [low, high].map(|half| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(half)))
-        })
-    }
-    #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::F {
         let p: *const __m128i = x.as_ptr().cast();
         intrinsics!({

@@ -62,10 +62,6 @@ impl Simd for Avx512 {
         })
     }
     #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::F {
-        intrinsics!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
-    }
-    #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::F {
         intrinsics!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
     }

@@ -48,8 +48,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
     /// Widens 32 bf16 values: those at even places, those at odd places.
     fn load_bf16_pairs(self, x: &[u16; 2 * LANES]) -> (Self::F, Self::F);
-    /// 16 codes without a sign as f32, exact.
-    fn load_u8(self, x: &[u8; LANES]) -> Self::F;
     /// 16 codes with a sign as f32, exact.
     fn load_i8(self, x: &[i8; LANES]) -> Self::F;
 

@@ -56,10 +56,6 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
-    fn load_u8(self, x: &[u8; LANES]) -> Self::F {
-        x.map(f32::from)
-    }
-    #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::F {
         x.map(f32::from)
     }

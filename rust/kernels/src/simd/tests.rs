@@ -108,7 +108,6 @@ each_level_agrees! {
     load_bf16: |s, a, b, c| s.load_bf16(halves(s, a).first_chunk().unwrap());
     load_bf16_even: |s, a, b, c| s.load_bf16_pairs(&halves(s, a)).0;
     load_bf16_odd: |s, a, b, c| s.load_bf16_pairs(&halves(s, a)).1;
-    load_u8: |s, a, b, c| s.load_u8(&halves(s, a).first_chunk::<LANES>().unwrap().map(|x| x as u8));
     load_i8: |s, a, b, c| s.load_i8(&halves(s, a).first_chunk::<LANES>().unwrap().map(|x| (x >> 5) as i8));
     dot: |s, a, b, c| {
         // Codes in -127..=127 on both sides, the extremes among them; a chain of three.

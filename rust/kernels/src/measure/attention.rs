@@ -1,0 +1,236 @@
+//! Dynamic attention beside dense attention: one decode step of one layer, for heads that look at little and at much.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use crate::attention::{
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, SeqView,
+    TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+};
+use crate::context::Kernels;
+
+/// Runs of a way at least, the first of which only warms up.
+const LEAST_RUNS: usize = 4;
+const MOST_RUNS: usize = 60;
+/// Tokens whose keys are written at once.
+const CHUNK: usize = 4096;
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct AttentionPlan {
+    /// Tokens that the query sees.
+    pub contexts: Vec<usize>,
+    /// How long each context and kind of head is measured.
+    pub time: Duration,
+}
+
+/// One way of attention over one cache.
+#[derive(Debug, Clone)]
+pub struct AttentionReading {
+    /// Query heads, KV heads, values of a head.
+    pub shape: [usize; 3],
+    /// Tokens.
+    pub context: usize,
+    /// Where the heads look: "spans", "near" or "everywhere".
+    pub heads: &'static str,
+    /// How attention reads, such as "int8 dense".
+    pub way: &'static str,
+    /// A run's time: the fifth, the half and the four fifths of all runs are below.
+    pub seconds: [f64; 3],
+    /// Bytes of keys and values that were read.
+    pub bytes: f64,
+    /// Largest norm of an output's difference from dense attention over the same cache, relative to the exact output's.
+    pub error: f64,
+    /// What the run said of itself, if it had a choice.
+    pub report: Option<AttentionReport>,
+}
+
+/// Those of Llama-3.2-1B and of a model with heads of 128.
+const SHAPES: [[usize; 3]; 2] = [[32, 8, 64], [32, 8, 128]];
+const HEADS: [&str; 3] = ["spans", "near", "everywhere"];
+
+/// The ways, and what queries may leave out in each; None: dense.
+fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
+    let base = DynamicParams { min_context: 0, ..DynamicParams::default() };
+    let bound = |error_bound| Some(DynamicParams { error_bound, ..base });
+    let budget = |blocks| Some(DynamicParams { error_bound: 1e-6, max_blocks: Some(blocks), ..base });
+    vec![
+        ("bf16 dense", None),
+        ("int8 dense", None),
+        ("certified 0.1", bound(0.1)),
+        ("certified 0.01", bound(0.01)),
+        ("certified 0.001", bound(0.001)),
+        ("budget 16 blocks", budget(16)),
+        ("budget 64 blocks", budget(64)),
+    ]
+}
+
+/// Measures every way, in turn, and hands each reading to `each`, which may end it.
+pub fn read_attention(
+    kernels: &Kernels,
+    plan: &AttentionPlan,
+    each: &mut dyn FnMut(AttentionReading) -> ControlFlow<()>,
+) {
+    for shape in SHAPES {
+        for &context in &plan.contexts {
+            for heads in HEADS {
+                for reading in Case::new(kernels, shape, context, heads).read(kernels, plan.time) {
+                    if each(reading).is_break() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Numbers of mean 0 and variance 1, close to normal: sums of four even ones.
+struct Normal(u64);
+
+impl Normal {
+    fn next(&mut self) -> f32 {
+        let mut even = || {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (even() + even() + even() + even()) * 3.0_f32.sqrt()
+    }
+}
+
+/// A cache in both forms, and a query.
+struct Case {
+    shape: [usize; 3],
+    context: usize,
+    heads: &'static str,
+    params: AttentionParams,
+    q: Vec<f32>,
+    float: KvLayer,
+    int8: KvLayer,
+}
+
+impl Case {
+    fn new(kernels: &Kernels, shape: [usize; 3], context: usize, heads: &'static str) -> Case {
+        let [query_heads, kv_heads, head_dim] = shape;
+        let mut random = Normal(context as u64);
+        // What the heads of a group look for differs by half of its size.
+        let wanted: Vec<f32> = (0..kv_heads * head_dim).map(|_| random.next()).collect();
+        let group = query_heads / kv_heads;
+        let q: Vec<f32> = (0..query_heads * head_dim)
+            .map(|i| wanted[i / head_dim / group * head_dim + i % head_dim] + 0.5 * random.next())
+            .collect();
+        let blocks = context.div_ceil(BLOCK_SIZE);
+        let int8 = KvDtype::Int8(TailDtype::Bf16);
+        let mut layers = [KvDtype::Bf16, int8].map(|dtype| KvLayer::new(blocks, kv_heads, head_dim, dtype));
+        layers[1].grow_tails(CHUNK / BLOCK_SIZE);
+        let width = kv_heads * head_dim;
+        for first in (0..context).step_by(CHUNK) {
+            let count = CHUNK.min(context - first);
+            let mut keys: Vec<f32> = (0..count * width).map(|_| random.next()).collect();
+            for (t, key) in keys.chunks_mut(width).enumerate() {
+                let size = attraction(heads, first + t, context);
+                key.iter_mut().zip(&wanted).for_each(|(k, w)| *k += size * w);
+            }
+            let values: Vec<f32> = (0..count * width).map(|_| random.next()).collect();
+            let slots: Vec<u32> = (first as u32..(first + count) as u32).collect();
+            write_kv(kernels, &mut layers[0], &keys, width, &values, width, &slots);
+            let slots: Vec<u32> = (0..count as u32).collect();
+            write_kv(kernels, &mut layers[1], &keys, width, &values, width, &slots);
+            let filled = (0..(count / BLOCK_SIZE) as u32)
+                .map(|b| FilledBlock { block: (first / BLOCK_SIZE) as u32 + b, tail: b });
+            fill_blocks(kernels, &mut layers[1], &filled.collect::<Vec<_>>());
+        }
+        let [float, int8] = layers;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let params =
+            AttentionParams { heads: query_heads, kv_heads, head_dim, scale, window: None, softcap: None };
+        Case { shape, context, heads, params, q, float, int8 }
+    }
+
+    fn read(&self, kernels: &Kernels, time: Duration) -> Vec<AttentionReading> {
+        let ways = ways();
+        let mut times = vec![Vec::new(); ways.len()];
+        let mut found = vec![None; ways.len()];
+        let start = Instant::now();
+        while times[0].len() < LEAST_RUNS || (start.elapsed() < time && times[0].len() < MOST_RUNS) {
+            for (way, (name, choice)) in ways.iter().enumerate() {
+                let begin = Instant::now();
+                let result = self.run(kernels, *name == "bf16 dense", *choice);
+                times[way].push(begin.elapsed().as_secs_f64());
+                found[way] = Some(result);
+            }
+        }
+        let answers: Vec<_> = found.into_iter().flatten().collect();
+        let readings = ways.iter().zip(&mut times).zip(&answers).map(|(((way, _), times), (out, report))| {
+            times.remove(0);
+            times.sort_by(f64::total_cmp);
+            let at = |tenths: usize| times[(times.len() - 1) * tenths / 10];
+            let [_, kv_heads, head_dim] = self.shape;
+            let dtype = if *way == "bf16 dense" { KvDtype::Bf16 } else { self.int8.dtype() };
+            let all = self.context.div_ceil(BLOCK_SIZE) * KvLayer::bytes_per_block(kv_heads, head_dim, dtype);
+            AttentionReading {
+                shape: self.shape,
+                context: self.context,
+                heads: self.heads,
+                way,
+                seconds: [at(2), at(5), at(8)],
+                bytes: report.map_or(all as f64, |r| all as f64 * r.bytes_read as f64 / r.bytes_dense as f64),
+                error: largest_error(out, &answers[1].0, head_dim),
+                report: *report,
+            }
+        });
+        readings.collect()
+    }
+
+    fn run(
+        &self,
+        kernels: &Kernels,
+        float: bool,
+        choice: Option<DynamicParams>,
+    ) -> (Vec<f32>, Option<AttentionReport>) {
+        let blocks: Vec<u32> = (0..self.context.div_ceil(BLOCK_SIZE) as u32).collect();
+        let own = (blocks.len() - 1) % (CHUNK / BLOCK_SIZE);
+        let tails = [own as u32];
+        let seq = SeqView {
+            query_start: 0,
+            query_len: 1,
+            context_len: self.context,
+            block_table: &blocks,
+            tails: if float { &[] } else { &tails },
+        };
+        let mut out = vec![0.0; self.q.len()];
+        let layer = if float { &self.float } else { &self.int8 };
+        let (q, width, params) = (&self.q, self.q.len(), &self.params);
+        let Some(choice) = choice else {
+            paged_attention(kernels, layer, q, width, &[seq], params, &mut out);
+            return (out, None);
+        };
+        let mut report = [AttentionReport::default()];
+        dynamic_attention(kernels, layer, q, width, &[seq], params, &[choice], &mut out, &mut report);
+        (out, Some(report[0]))
+    }
+}
+
+/// How much of what is wanted lies in the key of token `t`.
+fn attraction(heads: &str, t: usize, context: usize) -> f32 {
+    match heads {
+        // The beginning, and three spans of four tokens.
+        "spans"
+            if t < 4 || [3, 5, 7].iter().any(|&i| (context * i / 10..context * i / 10 + 4).contains(&t)) =>
+        {
+            1.6
+        }
+        // Fades over some hundred tokens.
+        "near" => 1.5 * (-((context - 1 - t) as f32) / 300.0).exp(),
+        _ => 0.0,
+    }
+}
+
+/// The largest norm of a head's difference, relative to the exact output's.
+fn largest_error(out: &[f32], exact: &[f32], head_dim: usize) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let relative = |(out, exact): (&[f32], &[f32])| {
+        let apart = norm(&mut out.iter().zip(exact).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+        apart / norm(&mut exact.iter().map(|&x| f64::from(x)))
+    };
+    out.chunks(head_dim).zip(exact.chunks(head_dim)).map(relative).fold(0.0, f64::max)
+}
