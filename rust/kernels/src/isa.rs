@@ -50,7 +50,10 @@ impl Isa {
 
     /// Every level that this machine can run, lowest first.
     pub fn available() -> Vec<Isa> {
-        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx].into_iter().filter(|isa| isa.is_available()).collect()
+        [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Amx]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
     }
 
     /// Whether this machine can run the level. Levels are nested: a machine runs all below its best.

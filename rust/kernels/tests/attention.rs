@@ -15,7 +15,8 @@ on_each_isa!(
     masked_tokens_are_never_read,
     copied_blocks_read_alike,
     extreme_scores_stay_finite,
-    faulty_blocks_read_as_nan
+    faulty_blocks_read_as_nan,
+    infinite_values_reach_their_readers_only,
 );
 
 const DTYPES: [KvDtype; 4] =
@@ -155,8 +156,12 @@ impl Case {
                 let scores: Vec<f64> = (first..=p)
                     .map(|t| {
                         let k = &(if t < own { &past_k } else { &k })[at(t)..][..head_dim];
-                        let dot: f64 = q.iter().zip(k).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-                        let score = dot * f64::from(scale);
+                        // Against keys in bf16, queries are rounded alike.
+                        let scaled = |x: f32| match dtype {
+                            KvDtype::Bf16 => f64::from(bf16::from_f32(x * scale).to_f32()),
+                            _ => f64::from(x) * f64::from(scale),
+                        };
+                        let score: f64 = q.iter().zip(k).map(|(&a, &b)| scaled(a) * f64::from(b)).sum();
                         softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                     })
                     .collect();
@@ -202,8 +207,12 @@ fn matches_f64(isa: Isa) {
         for dtype in DTYPES {
             for (index, got) in case.whole(&kernels, dtype).iter().enumerate() {
                 let what = format!("case {number} sequence {index} {dtype:?}");
-                // Queries are rounded to 16 bits against int8 keys.
-                let tolerance = if is_int8(dtype) { 1e-4 } else { 3e-6 };
+                // Queries are rounded to 16 bits against int8 keys, weights to 8 bits before values in bf16.
+                let tolerance = match dtype {
+                    KvDtype::Int8(_) => 1e-4,
+                    KvDtype::Bf16 => 8e-3,
+                    _ => 3e-6,
+                };
                 assert_close(&what, got, &case.reference(index, dtype), tolerance);
             }
         }
@@ -268,6 +277,25 @@ fn faulty_blocks_read_as_nan(isa: Isa) {
     let got = case.whole(&kernels, DTYPES[3]).remove(0);
     assert_eq!(bits(&got[..32 * width]), bits(&want[..32 * width]), "positions before the fault");
     assert!(got[64 * width..].iter().all(|x| x.is_nan()), "positions in blocks behind the fault");
+}
+
+/// An infinite value reaches the queries that see its token, and no other, whatever is computed together.
+fn infinite_values_reach_their_readers_only(isa: Isa) {
+    let kernels = kernels(isa, 1);
+    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        let mut case = Case::new(24, params(4, 1, 32), &[70]);
+        let width = case.width();
+        let want = case.whole(&kernels, dtype).remove(0);
+        case.sequences[0].v[50 * 32 + 3] = f32::INFINITY;
+        let got = case.whole(&kernels, dtype).remove(0);
+        assert_eq!(
+            bits(&got[..50 * width]),
+            bits(&want[..50 * width]),
+            "{dtype:?}: positions before the fault"
+        );
+        let faulty = got[50 * width..].chunks(32).all(|head| !head[3].is_finite() && head[2].is_finite());
+        assert!(faulty, "{dtype:?}: positions from the fault on");
+    }
 }
 
 /// Any split into chunks, any batch, any threads, any instruction set: the same bits.

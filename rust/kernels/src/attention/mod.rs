@@ -13,6 +13,8 @@ mod report;
 mod rows;
 mod source;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod write;
 
 pub use int8::FilledBlock;
@@ -31,10 +33,7 @@ use tile::Tile;
 
 /// Tokens in a KV block.
 pub const BLOCK_SIZE: usize = 32;
-/// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits.
-const ROWS_PER_TILE: usize = 32;
-
-/// The same where queries choose what they read: the weights of all their keys are held at once.
+/// Rows (a query position times a query head of one KV head) that a task holds at most where queries choose what they read: the weights of all their keys are held at once.
 const DYNAMIC_ROWS_PER_TILE: usize = 16;
 
 /// What attention needs to know of the model.
@@ -178,7 +177,7 @@ fn run<E: Element>(
         let dense =
             chosen.as_ref().map_or(view.query_len, |(choices, _)| choices[seq].dense_queries(view, params));
         add(dense..view.query_len, DYNAMIC_ROWS_PER_TILE, true);
-        add(0..dense, ROWS_PER_TILE, false);
+        add(0..dense, E::rows_per_task(kernels), false);
     }
     let out = Shared::new(out);
     let mut found = vec![AttentionReport::default(); if chosen.is_some() { tasks.len() } else { 0 }];
@@ -188,7 +187,12 @@ fn run<E: Element>(
         let Task { seq, kv_head, first, count, dynamic } = tasks[index];
         let (view, out) = (&seqs[seq], &out);
         let tile = Tile { kernels, source, q, q_stride, seq: view, params, kv_head, first, count, out };
-        let Some(choices) = choices else { return dispatch(kernels, tile) };
+        let Some(choices) = choices else {
+            if !E::on_tiles(&tile) {
+                dispatch(kernels, tile);
+            }
+            return;
+        };
         let report = if dynamic {
             dispatch(kernels, Dynamic { tile, params: choices[seq] })
         } else {

@@ -4,7 +4,10 @@
 
 use super::BLOCK_SIZE;
 use super::kv::padded;
+use super::tile::Tile;
 use crate::context::Kernels;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::Isa;
 use crate::pages::Plain;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
@@ -13,10 +16,31 @@ pub(super) const HALVES: usize = BLOCK_SIZE / LANES;
 
 /// A stored key or value.
 pub(super) trait Element: Plain {
+    /// Whether products are summed as bf16 tiles sum them: places of even number, places of odd number, then both; at most
+    /// [`TILE_DEPTH`] at a time.
+    const PAIRED: bool;
+
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
+
+    /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits.
+    fn rows_per_task(_: &Kernels) -> usize {
+        ROWS_PER_TASK
+    }
+
+    /// Runs the task on tiles, if the machine has them for this type and the task fills them. Says whether it did.
+    fn on_tiles(_: &Tile<'_, Self>) -> bool {
+        false
+    }
 }
 
+/// Few enough that their queries and sums stay in the first-level cache.
+const ROWS_PER_TASK: usize = 32;
+/// Products of bf16 that one instruction on tiles sums up.
+pub(super) const TILE_DEPTH: usize = 32;
+
 impl Element for f32 {
+    const PAIRED: bool = false;
+
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
         s.load(from)
@@ -25,6 +49,18 @@ impl Element for f32 {
 
 /// bf16 bits.
 impl Element for u16 {
+    const PAIRED: bool = true;
+
+    #[cfg(target_arch = "x86_64")]
+    fn rows_per_task(kernels: &Kernels) -> usize {
+        if kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn on_tiles(tile: &Tile<'_, u16>) -> bool {
+        super::tiles::run(tile)
+    }
+
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
         s.load_bf16(from)
@@ -33,6 +69,8 @@ impl Element for u16 {
 
 /// Codes of values.
 impl Element for i8 {
+    const PAIRED: bool = false;
+
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[i8; LANES]) -> S::F {
         s.load_i8(from)
@@ -77,50 +115,33 @@ struct Scores<'a, E, const R: usize> {
 impl<E: Element, const R: usize> Op for Scores<'_, E, R> {
     type Output = ();
 
-    /// One chain over channels for each key.
+    /// One chain over channels for each key; paired, two in each stretch of channels.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Scores { q, keys, head_dim, ahead, to } = self;
         let stride = padded(head_dim);
         assert!(q.len() * LANES == R * stride && keys.len() >= HALVES * head_dim && to.len() == R);
-        let q = q.as_flattened().as_ptr();
+        let (depth, step) = if E::PAIRED { (TILE_DEPTH, 2) } else { (head_dim, 1) };
         let mut acc = [[s.zero(); HALVES]; R];
-        let fetch = |channel: usize| {
-            s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
-        };
-        if S::WIDE {
-            for channel in 0..head_dim {
-                fetch(channel);
+        let mut start = 0;
+        while start < head_dim {
+            let end = head_dim.min(start + depth);
+            let mut sums = [[[s.zero(); HALVES]; R]; 2];
+            for parity in 0..step {
+                let channels = Channels { first: start + parity, end, step };
+                // SAFETY: channels below head_dim, and q and keys of the lengths checked above.
+                sums[parity] = unsafe { channels.chains::<S, E, R>(s, q, stride, keys, ahead) };
+            }
+            for r in 0..R {
                 for half in 0..HALVES {
-                    // SAFETY: channel < head_dim and half < 2, within the length checked above.
-                    let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
-                    for r in 0..R {
-                        // SAFETY: r < R and channel < head_dim, within the length checked above.
-                        let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                        acc[r][half] = s.fma(x, key, acc[r][half]);
-                    }
+                    acc[r][half] = if E::PAIRED {
+                        s.add(acc[r][half], s.add(sums[0][r][half], sums[1][r][half]))
+                    } else {
+                        sums[0][r][half]
+                    };
                 }
             }
-        } else {
-            // Few registers: one half after the other. Each chain is the same.
-            for half in 0..HALVES {
-                let mut part = [s.zero(); R];
-                for channel in 0..head_dim {
-                    if half == 0 {
-                        fetch(channel);
-                    }
-                    // SAFETY: as above.
-                    let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
-                    for r in 0..R {
-                        // SAFETY: as above.
-                        let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                        part[r] = s.fma(x, key, part[r]);
-                    }
-                }
-                for r in 0..R {
-                    acc[r][half] = part[r];
-                }
-            }
+            start = end;
         }
         for (to, acc) in to.iter_mut().zip(acc) {
             for (to, acc) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
@@ -130,9 +151,73 @@ impl<E: Element, const R: usize> Op for Scores<'_, E, R> {
     }
 }
 
+/// Every `step`th channel from `first` on.
+struct Channels {
+    first: usize,
+    end: usize,
+    step: usize,
+}
+
+impl Channels {
+    /// R rows of q times the keys of a block, over these channels.
+    ///
+    /// # Safety
+    /// q holds R rows of `stride` values and keys `end` channels; `end` is at most `stride`.
+    #[inline(always)]
+    unsafe fn chains<S: Simd, E: Element, const R: usize>(
+        &self,
+        s: S,
+        q: &[[f32; LANES]],
+        stride: usize,
+        keys: &[[E; LANES]],
+        ahead: *const u8,
+    ) -> [[S::F; HALVES]; R] {
+        let q = q.as_flattened().as_ptr();
+        let mut acc = [[s.zero(); HALVES]; R];
+        let fetch = |channel: usize| {
+            s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
+        };
+        if S::WIDE {
+            for channel in (self.first..self.end).step_by(self.step) {
+                fetch(channel);
+                for half in 0..HALVES {
+                    // SAFETY: channel < end and half < 2, within the length promised.
+                    let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
+                    for r in 0..R {
+                        // SAFETY: r < R and channel < end, within the length promised.
+                        let x = s.splat(unsafe { *q.add(r * stride + channel) });
+                        acc[r][half] = s.fma(x, key, acc[r][half]);
+                    }
+                }
+            }
+            return acc;
+        }
+        // Few registers: one half after the other. Each chain is the same.
+        for half in 0..HALVES {
+            let mut part = [s.zero(); R];
+            for channel in (self.first..self.end).step_by(self.step) {
+                if half == 0 {
+                    fetch(channel);
+                }
+                // SAFETY: as above.
+                let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
+                for r in 0..R {
+                    // SAFETY: as above.
+                    let x = s.splat(unsafe { *q.add(r * stride + channel) });
+                    part[r] = s.fma(x, key, part[r]);
+                }
+            }
+            for r in 0..R {
+                acc[r][half] = part[r];
+            }
+        }
+        acc
+    }
+}
+
 /// acc = acc * rescale + weights times values, for at most four rows of acc, `[rows][padded head_dim]`.
 ///
-/// One chain over the tokens that are seen, in order. Other tokens are not read: their places may hold anything, even NaN.
+/// One chain over the tokens that are seen, in order; paired, one over those at even places and one over the rest. Other tokens are not read: their places may hold anything, even NaN.
 #[inline(always)]
 pub(super) fn weigh<E: Element>(
     kernels: &Kernels,
@@ -191,11 +276,41 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
                 sums[r][n] = s.mul(s.load(&self.acc[r * vectors + vector + n]), s.splat(self.rescale[r]));
             }
         }
-        for token in self.seen.0..self.seen.1 {
+        let (from, to) = self.seen;
+        if E::PAIRED {
+            let zeros = [[s.zero(); N]; R];
+            let even = self.chains::<S, N>(s, vectors, vector, (from + from % 2..to).step_by(2), zeros);
+            let odd = self.chains::<S, N>(s, vectors, vector, (from + 1 - from % 2..to).step_by(2), zeros);
+            for r in 0..R {
+                for n in 0..N {
+                    sums[r][n] = s.add(sums[r][n], s.add(even[r][n], odd[r][n]));
+                }
+            }
+        } else {
+            sums = self.chains::<S, N>(s, vectors, vector, from..to, sums);
+        }
+        for r in 0..R {
+            for n in 0..N {
+                s.store(sums[r][n], &mut self.acc[r * vectors + vector + n]);
+            }
+        }
+    }
+
+    /// Goes on with the sums of N vectors of each row over some of the tokens that are seen.
+    #[inline(always)]
+    fn chains<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        vectors: usize,
+        vector: usize,
+        tokens: impl Iterator<Item = usize>,
+        mut sums: [[S::F; N]; R],
+    ) -> [[S::F; N]; R] {
+        for token in tokens {
             let first = token * vectors + vector;
             let values: [S::F; N] = std::array::from_fn(|n| {
                 // One hint a line of 64 bytes.
-                if n * LANES * size_of::<E>() % 64 == 0 {
+                if (n * LANES * size_of::<E>()).is_multiple_of(64) {
                     s.prefetch_l2(self.ahead.wrapping_add((first + n) * LANES * size_of::<E>()));
                 }
                 // SAFETY: token < 32 and vector + n < vectors, within the length checked in `run`.
@@ -208,10 +323,6 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
                 }
             }
         }
-        for r in 0..R {
-            for n in 0..N {
-                s.store(sums[r][n], &mut self.acc[r * vectors + vector + n]);
-            }
-        }
+        sums
     }
 }

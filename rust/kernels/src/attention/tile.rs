@@ -5,10 +5,12 @@
 
 use std::cell::RefCell;
 
+use half::bf16;
+
 use super::codes::{Rounded, code_scores};
 use super::int8::plane;
 use super::kv::{key_block, padded, value_block};
-use super::rows::{Element, fetch, scores, weigh};
+use super::rows::{Element, HALVES, fetch, scores, weigh};
 use super::source::{Ahead, Held, Source};
 use super::{AttentionParams, AttentionReport, BLOCK_SIZE, SeqView, first_visible};
 use crate::context::Kernels;
@@ -19,6 +21,9 @@ use crate::simd::{self, LANES, Op, Simd};
 pub(super) const AHEAD: usize = 2;
 /// Rows that are computed together at most.
 pub(super) const ROWS: usize = 4;
+/// Where weights are rounded, those below this share of the largest are left out: 2^-60. Their products might be too small for
+/// the numbers that tiles know.
+const SMALLEST_WEIGHT: f32 = 8.673_617_4e-19;
 /// Places of tokens in a block, as numbers to compare with.
 pub(super) const PLACES: [f32; BLOCK_SIZE] = {
     let mut places = [0.0; BLOCK_SIZE];
@@ -140,6 +145,9 @@ impl<E: Element> Tile<'_, E> {
             let head = self.kv_head * group + row % group;
             let q = &self.q[token * self.q_stride + head * head_dim..][..head_dim];
             scaled.as_flattened_mut().iter_mut().zip(q).for_each(|(to, x)| *to = x * self.params.scale);
+            if self.rounds() {
+                scaled.as_flattened_mut().iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+            }
         }
         state.acc.clear();
         state.acc.resize(rows * vectors, [0.0; LANES]);
@@ -156,7 +164,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// The places in block `block` that row `row` sees; empty when there are none.
     #[inline(always)]
-    fn visible(&self, block: usize, row: usize) -> (usize, usize) {
+    pub(super) fn visible(&self, block: usize, row: usize) -> (usize, usize) {
         let position = self.position(row / self.group());
         let start = block * BLOCK_SIZE;
         let low = first_visible(position, self.params.window).saturating_sub(start);
@@ -229,7 +237,7 @@ impl<E: Element> Tile<'_, E> {
 
     /// Whether all rows see the whole of a block that is no row's own.
     #[inline(always)]
-    fn seen_by_all(&self, block: usize) -> bool {
+    pub(super) fn seen_by_all(&self, block: usize) -> bool {
         let first = first_visible(self.position(self.count - 1), self.params.window);
         block < self.position(0) / BLOCK_SIZE && block * BLOCK_SIZE >= first
     }
@@ -308,24 +316,9 @@ impl<E: Element> Tile<'_, E> {
         let (mut weights, mut rescale) = ([[0.0; BLOCK_SIZE]; ROWS], [1.0; ROWS]);
         for r in 0..run.count {
             let score = state.scores[r].as_chunks::<LANES>().0;
-            let before = state.largest[row + r];
-            let mut top = s.splat(before);
-            for score in score {
-                top = s.max(s.load(score), top);
-            }
-            let largest = s.reduce_max(top);
-            if largest != before {
-                state.largest[row + r] = largest;
-                // A first block rescales sums of zero by e^-inf = 0.
-                rescale[r] = s.reduce_max(simd::exp(s, s.splat(before - largest)));
-            }
-            let mut sum = s.mul(s.load(&state.sum[row + r]), s.splat(rescale[r]));
-            for (weight, score) in weights[r].as_chunks_mut::<LANES>().0.iter_mut().zip(score) {
-                let value = simd::exp(s, s.sub(s.load(score), s.splat(largest)));
-                sum = s.add(sum, value);
-                s.store(value, weight);
-            }
-            s.store(sum, &mut state.sum[row + r]);
+            let score = [s.load(&score[0]), s.load(&score[1])];
+            let (largest, sum) = (&mut state.largest[row + r], &mut state.sum[row + r]);
+            rescale[r] = self.soften(s, score, largest, sum, &mut weights[r]);
         }
         let vectors = padded(self.params.head_dim) / LANES;
         let acc = &mut state.acc[row * vectors..(row + run.count) * vectors];
@@ -333,9 +326,51 @@ impl<E: Element> Tile<'_, E> {
         self.weigh(s, acc, held, weights, rescale, run.seen, ahead.values);
     }
 
+    /// One row's scores in a block to weights; the largest score and the sum of weights go on. Gives the factor that sums of
+    /// earlier blocks are to be multiplied with.
+    #[inline(always)]
+    pub(super) fn soften<S: Simd>(
+        &self,
+        s: S,
+        score: [S::F; HALVES],
+        largest: &mut f32,
+        sum: &mut [f32; LANES],
+        weights: &mut [f32; BLOCK_SIZE],
+    ) -> f32 {
+        let before = *largest;
+        let mut top = s.splat(before);
+        for score in score {
+            top = s.max(score, top);
+        }
+        *largest = s.reduce_max(top);
+        let mut rescale = 1.0;
+        if *largest != before {
+            // A first block rescales sums of zero by e^-inf = 0.
+            rescale = s.reduce_max(simd::exp(s, s.splat(before - *largest)));
+        }
+        let mut total = s.mul(s.load(sum), s.splat(rescale));
+        for (weight, score) in weights.as_chunks_mut::<LANES>().0.iter_mut().zip(score) {
+            let mut value = simd::exp(s, s.sub(score, s.splat(*largest)));
+            if self.rounds() {
+                let rounded = simd::round_to_bf16(s, value);
+                value = s.select_lt(value, s.splat(SMALLEST_WEIGHT), s.zero(), rounded);
+            }
+            total = s.add(total, value);
+            s.store(value, weight);
+        }
+        s.store(total, sum);
+        rescale
+    }
+
+    /// Whether queries and weights are rounded to bf16, as the keys and values are that they meet.
+    #[inline(always)]
+    pub(super) fn rounds(&self) -> bool {
+        E::PAIRED && matches!(self.source, Source::Float(_))
+    }
+
     /// The soft cap and the mask.
     #[inline(always)]
-    fn bounded<S: Simd>(&self, s: S, score: S::F, half: usize, seen: (usize, usize)) -> S::F {
+    pub(super) fn bounded<S: Simd>(&self, s: S, score: S::F, half: usize, seen: (usize, usize)) -> S::F {
         let score = match self.params.softcap {
             Some(cap) => s.mul(s.splat(cap), simd::tanh(s, s.div(score, s.splat(cap)))),
             None => score,

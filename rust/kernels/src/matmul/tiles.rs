@@ -51,8 +51,23 @@ pub(super) fn run(kernels: &Kernels, weights: &MatmulInt8, x: &Tiled, output: Ou
     let run = (panels.div_ceil(together) / (4 * threads)).max(1) * together;
     let runs = panels.div_ceil(run);
     let jobs = Jobs::new(runs * m.div_ceil(block));
-    let share =
-        Share { codes, scales, x, groups, m, n, bias, y: &y, stride, panels, together, run, runs, block, jobs: &jobs };
+    let share = Share {
+        codes,
+        scales,
+        x,
+        groups,
+        m,
+        n,
+        bias,
+        y: &y,
+        stride,
+        panels,
+        together,
+        run,
+        runs,
+        block,
+        jobs: &jobs,
+    };
     // SAFETY: the level is AMX, so the machine has all of this, and the threads of the pool hold no tiles.
     kernels.pool().run(threads, &|_| unsafe { share.work() });
 }
@@ -191,7 +206,8 @@ impl Share<'_> {
             // All lines in as many products as it takes, one or more after each.
             step.lines = lines.div_ceil(turns);
             step.every = (turns * step.lines / lines.max(1)).max(1).next_power_of_two();
-            step.every = if step.every * lines > turns * step.lines { step.every / 2 } else { step.every }.max(1);
+            step.every =
+                if step.every * lines > turns * step.lines { step.every / 2 } else { step.every }.max(1);
             for pair in 0..pairs {
                 let place = self.place(of(pair), start, totals.wrapping_add(pair * PAIR * NP));
                 if last {
@@ -410,7 +426,9 @@ impl Step {
                 let parts = 2 * MT * NP;
                 let rows = rows * product / parts..rows * (product + 1) / parts;
                 // SAFETY: the caller's promises.
-                unsafe { add::<MT, NP>(before, rows, products.cast::<Products>().wrapping_add((count - 1) % 2)) };
+                unsafe {
+                    add::<MT, NP>(before, rows, products.cast::<Products>().wrapping_add((count - 1) % 2))
+                };
             }
         };
         tiles.zero::<0>();
@@ -438,12 +456,12 @@ impl Step {
                         tiles.load::<5>(x(1, half), ROW);
                         tiles.dot_i8_u8::<2, 5, 6>();
                         if half == 1 {
-                            tiles.store::<0>(at(0));
+                            tiles.store::<0>(at(0), ROW);
                         }
                         between(4 * half + 2);
                         tiles.dot_i8_u8::<3, 5, 7>();
                         if half == 1 {
-                            tiles.store::<1>(at(1));
+                            tiles.store::<1>(at(1), ROW);
                         }
                         between(4 * half + 3);
                     }
@@ -470,13 +488,13 @@ impl Step {
                             tiles.load::<7>(w(2, half), ROW);
                             tiles.dot_i8_u8::<2, 4, 7>();
                             if half == 1 {
-                                tiles.store::<0>(at(0));
+                                tiles.store::<0>(at(0), ROW);
                             }
                             between(NP * half + 2);
                             tiles.load::<5>(w(3, half), ROW);
                             tiles.dot_i8_u8::<3, 4, 5>();
                             if half == 1 {
-                                tiles.store::<1>(at(1));
+                                tiles.store::<1>(at(1), ROW);
                             }
                             between(NP * half + 3);
                         }
@@ -484,16 +502,16 @@ impl Step {
                 }
             }
             if MT * NP < 4 {
-                tiles.store::<0>(at(0));
+                tiles.store::<0>(at(0), ROW);
             }
             if MT == 1 && NP == 2 {
-                tiles.store::<1>(at(1));
+                tiles.store::<1>(at(1), ROW);
             }
             if MT > 1 || NP > 2 {
-                tiles.store::<2>(at(2));
+                tiles.store::<2>(at(2), ROW);
             }
             if MT * NP > 2 {
-                tiles.store::<3>(at(3));
+                tiles.store::<3>(at(3), ROW);
             }
         }
         self.ahead = ahead;
@@ -537,7 +555,8 @@ unsafe fn add<const MT: usize, const NP: usize>(place: Place, rows: Range<usize>
                 let exact = _mm512_sub_epi32(_mm512_load_si512(product.cast()), excess);
                 let total = place.totals.add(row * NP + p).cast::<f32>();
                 let scale = _mm512_mul_ps(scale, scales[p]);
-                let value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_maskz_loadu_ps(old, total));
+                let value =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, _mm512_maskz_loadu_ps(old, total));
                 _mm512_storeu_ps(total, value);
             }
         }

@@ -30,6 +30,15 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select_lt(s.splat(HIGHEST), x, s.splat(f32::INFINITY), value)
 }
 
+/// x to the nearest bf16, either way when two are as near; NaN for infinities and beyond 5e33.
+///
+/// The difference of two rounded products has the upper half of x's digits (Dekker 1971, after Veltkamp).
+#[inline(always)]
+pub(crate) fn round_to_bf16<S: Simd>(s: S, x: S::F) -> S::F {
+    let shifted = s.mul(x, s.splat(65_537.0));
+    s.sub(shifted, s.sub(shifted, x))
+}
+
 /// tanh x = 1 - 2 / (e^2x + 1), with an absolute error of at most 2e-7.
 #[inline(always)]
 pub(crate) fn tanh<S: Simd>(s: S, x: S::F) -> S::F {

@@ -17,7 +17,7 @@ mod tests;
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
-pub(crate) use math::{exp, gelu_tanh, silu, tanh};
+pub(crate) use math::{exp, gelu_tanh, round_to_bf16, silu, tanh};
 use portable::Portable;
 
 use crate::context::Kernels;
@@ -137,7 +137,9 @@ pub(crate) fn dispatch<O: Op>(kernels: &Kernels, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Amx => unsafe { run_avx512(op) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 | Isa::Amx => unreachable!("Kernels::new refuses x86 levels on other machines"),
+        Isa::Avx2 | Isa::Avx512 | Isa::Amx => {
+            unreachable!("Kernels::new refuses x86 levels on other machines")
+        }
     }
 }
 
