@@ -83,27 +83,30 @@ impl Engine {
         tokenizer: Option<PathBuf>,
         chat_template: Option<String>,
     ) -> PyResult<Self> {
-        let options =
-            EngineOptions {
-                dtype: dtype.into(),
-                quantization: quantization.into(),
-                kv_cache_dtype: kv_cache_dtype.into(),
-                attention: attention.map(|(error_bound, min_context, sink_blocks, local_blocks)| {
-                    DynamicParams { error_bound, min_context, sink_blocks, local_blocks }
-                }),
-                kv_cache_bytes,
-                kv_cache_fraction,
-                max_model_len,
-                max_num_seqs,
-                max_num_batched_tokens,
-                max_queue,
-                enable_prefix_caching,
-                threads,
-                seed: seed as u64,
-                tokenizer,
-                chat_template,
-                ..EngineOptions::default()
-            };
+        let options = EngineOptions {
+            dtype: dtype.into(),
+            quantization: quantization.into(),
+            kv_cache_dtype: kv_cache_dtype.into(),
+            attention: attention.map(|(error_bound, min_context, sink_blocks, local_blocks)| DynamicParams {
+                error_bound,
+                min_context,
+                sink_blocks,
+                local_blocks,
+                ..DynamicParams::default()
+            }),
+            kv_cache_bytes,
+            kv_cache_fraction,
+            max_model_len,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_queue,
+            enable_prefix_caching,
+            threads,
+            seed: seed as u64,
+            tokenizer,
+            chat_template,
+            ..EngineOptions::default()
+        };
         let load = || octavo_engine::Engine::load(Path::new(&model), &options);
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }

@@ -2,8 +2,10 @@
 //!
 //! With x = q * step of a block and `unit` = the largest |x| over [`levels`],
 //!
+//! ```text
 //!     q . key = q . (lo + 128 step) + unit * sum of round(x / unit) * (code - 128) + error,
 //!     |error| <= unit / 2 * 128 * head_dim
+//! ```
 //!
 //! which [`score_error`] bounds; it is a hundredth of what rounding the keys to codes does to a score. Sums of integers
 //! are exact in any order, so each instruction set takes the instructions and the order that suit it.
