@@ -56,7 +56,7 @@ pub fn add_assign(kernels: &Kernels, x: &mut [f32], y: &[f32]) {
 }
 
 #[inline(always)]
-fn apply<S: Simd>(s: S, f: Activation, x: S::F) -> S::F {
+pub(crate) fn apply<S: Simd>(s: S, f: Activation, x: S::F) -> S::F {
     match f {
         Activation::Silu => simd::silu(s, x),
         Activation::GeluTanh => simd::gelu_tanh(s, x),

@@ -6,7 +6,7 @@ use crate::isa::Isa;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
 #[cfg(target_arch = "x86_64")]
-use crate::tiled::Tiled;
+use crate::tiled::{Tiled, Writer};
 
 /// Columns that share a scale, in weights and activations.
 pub const GROUP: usize = 128;
@@ -27,7 +27,7 @@ pub struct QuantizedRows {
     columns: usize,
     groups: usize,
     /// `[rows][groups * 128]`, padded with zeros.
-    codes: Vec<i8>,
+    codes: Vec<[i8; GROUP]>,
     /// `[rows][groups]`: largest magnitude / 127; 0 for a group of zeros; NaN where x holds NaN or an infinity.
     scales: Vec<f32>,
     /// `[rows][groups]`: the sum of the codes.
@@ -51,38 +51,39 @@ impl QuantizedRows {
     /// that every output that reads it becomes NaN.
     pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], columns: usize) {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
-        self.rows = x.len() / columns;
-        self.columns = columns;
-        self.groups = columns.div_ceil(GROUP);
-        self.codes.resize(self.rows * self.groups * GROUP, 0);
-        self.scales.resize(self.rows * self.groups, 0.0);
-        self.sums.resize(self.rows * self.groups, 0);
-        let (groups, rows) = (self.groups, self.rows);
-        #[cfg(target_arch = "x86_64")]
-        let tiles = {
-            self.has_tiles = kernels.isa() == Isa::Amx && rows >= FEWEST_ROWS;
-            self.has_tiles.then(|| self.tiled.writer(rows, groups))
-        };
-        let (codes, scales, sums) =
-            (Shared::new(&mut self.codes), Shared::new(&mut self.scales), Shared::new(&mut self.sums));
+        let rows = x.len() / columns;
+        let parts = self.parts(kernels, rows, columns);
         let run = rows.div_ceil(4 * kernels.threads()).max(ROWS_PER_TASK);
         kernels.pool().run(rows.div_ceil(run), &|task| {
             for row in task * run..rows.min((task + 1) * run) {
-                let of_row = row * groups..(row + 1) * groups;
-                // SAFETY: each row is in one task, and the parts of different rows are disjoint.
-                let (codes, scales, sums) = unsafe {
-                    let codes = codes.part(row * groups * GROUP..(row + 1) * groups * GROUP);
-                    (codes, scales.part(of_row.clone()), sums.part(of_row))
-                };
-                let x = &x[row * columns..(row + 1) * columns];
-                dispatch(kernels, Row { x, codes: &mut *codes, scales: &mut *scales, sums: &mut *sums });
-                #[cfg(target_arch = "x86_64")]
-                if let Some(tiles) = &tiles {
-                    // SAFETY: as above.
-                    unsafe { tiles.row(row, codes, scales, sums) };
-                }
+                dispatch(kernels, Row { x: &x[row * columns..(row + 1) * columns], row, parts: &parts });
             }
         });
+    }
+
+    /// Makes room for `rows` rows of `columns`, whose groups several tasks write, all of them.
+    pub(crate) fn parts(&mut self, kernels: &Kernels, rows: usize, columns: usize) -> Parts<'_> {
+        self.rows = rows;
+        self.columns = columns;
+        self.groups = columns.div_ceil(GROUP);
+        let groups = self.groups;
+        self.codes.resize(rows * groups, [0; GROUP]);
+        self.scales.resize(rows * groups, 0.0);
+        self.sums.resize(rows * groups, 0);
+        #[cfg(target_arch = "x86_64")]
+        {
+            self.has_tiles = kernels.isa() == Isa::Amx && QuantizedRows::takes_tiles(rows);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = kernels;
+        Parts {
+            codes: Shared::new(&mut self.codes),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+            groups,
+            #[cfg(target_arch = "x86_64")]
+            tiled: self.has_tiles.then(|| self.tiled.writer(rows, groups)),
+        }
     }
 
     /// The number of rows.
@@ -102,12 +103,18 @@ impl QuantizedRows {
 
     /// All codes, `[rows][groups * 128]`, zero beyond the last column.
     pub fn codes(&self) -> &[i8] {
-        &self.codes
+        self.codes.as_flattened()
     }
 
     /// All scales, `[rows][groups]`.
     pub fn scales(&self) -> &[f32] {
         &self.scales
+    }
+
+    /// Whether so many rows are laid out for tiles where there are any.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn takes_tiles(rows: usize) -> bool {
+        rows >= FEWEST_ROWS
     }
 
     /// The rows as tiles, if [`QuantizedRows::quantize`] was given the level that has them and rows enough.
@@ -122,11 +129,70 @@ impl QuantizedRows {
     }
 }
 
+/// A [`QuantizedRows`] that is being written.
+pub(crate) struct Parts<'a> {
+    codes: Shared<'a, [i8; GROUP]>,
+    scales: Shared<'a, f32>,
+    sums: Shared<'a, i32>,
+    groups: usize,
+    #[cfg(target_arch = "x86_64")]
+    tiled: Option<Writer<'a>>,
+}
+
+impl Parts<'_> {
+    /// Quantises group `group` of row `row`, up to 128 values.
+    ///
+    /// # Safety
+    /// No two tasks write the same group of the same row.
+    #[inline(always)]
+    pub(crate) unsafe fn write<S: Simd>(&self, s: S, row: usize, group: usize, x: &[f32]) {
+        let place = row * self.groups + group;
+        // SAFETY: the caller's promise.
+        let (codes, scale, sum) = unsafe {
+            let codes = &mut self.codes.part(place..place + 1)[0];
+            (codes, &mut self.scales.part(place..place + 1)[0], &mut self.sums.part(place..place + 1)[0])
+        };
+        (*scale, *sum) = quantize_group(s, x, codes);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiled) = &self.tiled {
+            // SAFETY: the caller's promise.
+            unsafe { tiled.write(row, group, codes, *scale, *sum) };
+        }
+    }
+}
+
+/// Writes the codes of a group of up to 128 values, and zeros after them; gives the scale and the sum of the codes.
+#[inline(always)]
+fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i32) {
+    let mut largest = s.zero();
+    // Stays zero, or turns into NaN at the first NaN or infinity.
+    let mut fault = s.zero();
+    for part in x.chunks(LANES) {
+        let v = s.load_partial(part, 0.0);
+        largest = s.max(s.abs(v), largest);
+        fault = s.fma(v, s.zero(), fault);
+    }
+    let (largest, fault) = (s.reduce_max(largest), s.reduce_add(fault));
+    if fault.is_nan() || largest < SMALLEST {
+        codes.fill(0);
+        return (if fault.is_nan() { f32::NAN } else { 0.0 }, 0);
+    }
+    let inverse = s.splat(127.0 / largest);
+    let (low, high) = (s.splat(-127.0), s.splat(127.0));
+    codes[x.len().div_ceil(LANES) * LANES..].fill(0);
+    let mut sum = 0;
+    for (part, codes) in x.chunks(LANES).zip(codes.as_chunks_mut::<LANES>().0) {
+        let v = s.mul(s.load_partial(part, 0.0), inverse);
+        s.store_i8(s.round(s.max(low, s.min(high, v))), codes);
+        sum += codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+    }
+    (largest / 127.0, sum)
+}
+
 struct Row<'a> {
     x: &'a [f32],
-    codes: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums: &'a mut [i32],
+    row: usize,
+    parts: &'a Parts<'a>,
 }
 
 impl Op for Row<'_> {
@@ -134,33 +200,9 @@ impl Op for Row<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (group, (x, codes)) in self.x.chunks(GROUP).zip(self.codes.chunks_exact_mut(GROUP)).enumerate() {
-            let mut largest = s.zero();
-            // Stays zero, or turns into NaN at the first NaN or infinity.
-            let mut fault = s.zero();
-            for part in x.chunks(LANES) {
-                let v = s.load_partial(part, 0.0);
-                largest = s.max(s.abs(v), largest);
-                fault = s.fma(v, s.zero(), fault);
-            }
-            let (largest, fault) = (s.reduce_max(largest), s.reduce_add(fault));
-            if fault.is_nan() || largest < SMALLEST {
-                codes.fill(0);
-                self.scales[group] = if fault.is_nan() { f32::NAN } else { 0.0 };
-                self.sums[group] = 0;
-                continue;
-            }
-            self.scales[group] = largest / 127.0;
-            let inverse = s.splat(127.0 / largest);
-            let (low, high) = (s.splat(-127.0), s.splat(127.0));
-            codes[x.len().div_ceil(LANES) * LANES..].fill(0);
-            let mut sum = 0;
-            for (part, codes) in x.chunks(LANES).zip(codes.as_chunks_mut::<LANES>().0) {
-                let v = s.mul(s.load_partial(part, 0.0), inverse);
-                s.store_i8(s.round(s.max(low, s.min(high, v))), codes);
-                sum += codes.iter().map(|&code| i32::from(code)).sum::<i32>();
-            }
-            self.sums[group] = sum;
+        for (group, x) in self.x.chunks(GROUP).enumerate() {
+            // SAFETY: each row is in one task.
+            unsafe { self.parts.write(s, self.row, group, x) };
         }
     }
 }

@@ -49,24 +49,22 @@ pub(crate) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes row `row`: codes `[groups * 128]`, scales and sums of codes `[groups]`.
+    /// Writes a group of row `row`.
     ///
     /// # Safety
-    /// No two tasks write the same row.
-    pub(crate) unsafe fn row(&self, row: usize, codes: &[i8], scales: &[f32], sums: &[i32]) {
+    /// No two tasks write the same group of the same row.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, row: usize, group: usize, codes: &[i8; GROUP], scale: f32, sum: i32) {
         let (tile, lane) = (row / ROWS, row % ROWS);
-        let groups = codes.as_chunks::<GROUP>().0.iter().zip(scales).zip(sums);
-        for (group, ((codes, scale), sum)) in groups.enumerate() {
-            let to = self.data.place(tile * self.groups + group);
-            // SAFETY: the place exists, and these elements of it are those of one row, which is one task's (the caller's
-            // promise); no reference to the whole is made.
-            unsafe {
-                for (half, codes) in codes.as_chunks::<ROW>().0.iter().enumerate() {
-                    (&raw mut (*to).codes[half][lane]).write(*codes);
-                }
-                (&raw mut (*to).scales[lane]).write(*scale);
-                (&raw mut (*to).excess[lane]).write(128 * sum);
+        let to = self.data.place(tile * self.groups + group);
+        // SAFETY: the place exists, and these elements of it are those of one row, which is one task's (the caller's
+        // promise); no reference to the whole is made.
+        unsafe {
+            for (half, codes) in codes.as_chunks::<ROW>().0.iter().enumerate() {
+                (&raw mut (*to).codes[half][lane]).write(*codes);
             }
+            (&raw mut (*to).scales[lane]).write(scale);
+            (&raw mut (*to).excess[lane]).write(128 * sum);
         }
     }
 }

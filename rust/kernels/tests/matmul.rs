@@ -5,12 +5,14 @@
 mod common;
 
 use common::{Rng, assert_close, bits, every_context, kernels};
-use octavo_kernels::{GROUP, Isa, Kernels, Linear, QuantizedRows, Rows, WeightDtype, bf16, f16};
+use octavo_kernels::{
+    Activation, GROUP, Isa, Kernels, Linear, QuantizedRows, Rows, WeightDtype, activate_and_mul, bf16, f16,
+};
 use proptest::prelude::*;
 
 const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
 /// (m, n, k) around vector, panel, tile, group, block and job borders.
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 17] = [
     (1, 1, 1),
     (1, 16, 4),
     (2, 15, 3),
@@ -26,6 +28,10 @@ const SHAPES: [(usize, usize, usize); 14] = [
     // More rows than a block, and more panels than one group to a job.
     (300, 40, 9),
     (6, 1100, 5),
+    // Several slabs of groups, pairs of tiles and a rest of each kind.
+    (64, 70, 1200),
+    (75, 33, 700),
+    (90, 16, 1300),
 ];
 
 on_each_isa!(
@@ -34,6 +40,7 @@ on_each_isa!(
     bias_and_stride_are_honoured,
     rows_read_back,
     faults_show,
+    gated_is_its_steps,
     random_shapes
 );
 
@@ -316,6 +323,39 @@ fn rows_have_the_same_bits_everywhere() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// The pass in one gives the bits of its steps, where it is taken.
+fn gated_is_its_steps(isa: Isa) {
+    let kernels = kernels(isa, 2);
+    let shapes = [(1, 40, 32), (5, 130, 16), (16, 128, 128), (17, 300, 144), (33, 257, 272), (70, 64, 400)];
+    for (number, (m, columns, inner)) in shapes.into_iter().enumerate() {
+        for f in [Activation::Silu, Activation::GeluTanh] {
+            let mut rng = Rng(900 + number as u64);
+            let weights = rng.floats(2 * inner * columns);
+            let x = rng.floats(m * columns);
+            let linear = Linear::pack(&kernels, &[Rows::F32(&weights)], columns, WeightDtype::Int8);
+            let (mut got, mut want) = (QuantizedRows::new(), QuantizedRows::new());
+            let mut scratch = QuantizedRows::new();
+            if !linear.forward_gated(&kernels, &x, f, &mut got, &mut scratch) {
+                assert!(isa != Isa::Amx || m < 5, "m = {m}: tiles take {inner} columns");
+                continue;
+            }
+            let (mut gate_up, mut activated) = (vec![0.0; m * 2 * inner], vec![0.0; m * inner]);
+            linear.forward(&kernels, &x, m, None, &mut gate_up, &mut scratch);
+            activate_and_mul(&kernels, f, &gate_up, inner, &mut activated);
+            want.quantize(&kernels, &activated, inner);
+            assert_eq!(got.codes(), want.codes(), "m = {m}, inner {inner}, {f:?}");
+            assert_eq!(bits(got.scales()), bits(want.scales()), "m = {m}, inner {inner}, {f:?}");
+            // What the next product reads of it.
+            let down =
+                Linear::pack(&kernels, &[Rows::F32(&rng.floats(48 * inner))], inner, WeightDtype::Int8);
+            let (mut a, mut b) = (vec![0.0; m * 48], vec![0.0; m * 48]);
+            down.forward_quantized(&kernels, &got, None, &mut a, 48);
+            down.forward_quantized(&kernels, &want, None, &mut b, 48);
+            assert_eq!(bits(&a), bits(&b), "m = {m}, inner {inner}, {f:?}");
         }
     }
 }

@@ -22,10 +22,13 @@ use int8::MatmulInt8;
 pub use rows::Rows;
 use rows::Stack;
 
+use crate::activation::Activation;
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 use crate::quantize::QuantizedRows;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::LANES;
 
 /// How packed weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -170,6 +173,34 @@ impl Linear {
         assert_eq!(x.columns(), self.columns(), "columns of x");
         let output = Output { m: x.rows(), n: self.rows, bias, y, stride: y_stride };
         multiply_int8(kernels, weights, x, output);
+    }
+
+    /// f(gate) * up as int8, in one pass: gate and up are x times the upper and the lower half of the rows.
+    ///
+    /// x `[m, columns]`, `out` `[m, rows / 2]`: the bits of [`Linear::forward`], [`activate_and_mul`](crate::activate_and_mul)
+    /// and [`QuantizedRows::quantize`] one after the other. Says whether it did so: false, and `out` is left alone, where
+    /// nothing is gained by it.
+    pub fn forward_gated(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        f: Activation,
+        out: &mut QuantizedRows,
+        scratch: &mut QuantizedRows,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if let (Weights::Int8(weights), Isa::Amx) = (&self.weights, kernels.isa()) {
+            let (columns, inner) = (self.columns(), self.rows / 2);
+            let m = x.len() / columns;
+            if self.rows.is_multiple_of(2 * LANES) && QuantizedRows::takes_tiles(m) {
+                scratch.quantize(kernels, x, columns);
+                let x = scratch.tiled().expect("rows enough for tiles");
+                tiles::run_gated(kernels, weights, x, m, (inner, f), out);
+                return true;
+            }
+        }
+        let _ = (kernels, x, f, out, scratch);
+        false
     }
 
     /// Writes row `row` as f32 into `out` (`columns` values): the look-up of an embedding.

@@ -16,7 +16,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-use avx512::Avx512;
+pub(crate) use avx512::Avx512;
 pub(crate) use math::{exp, gelu_tanh, round_to_bf16, silu, tanh};
 use portable::Portable;
 

@@ -1,7 +1,7 @@
 //! The gated feed-forward block of a layer.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows};
+use octavo_kernels::{Kernels, QuantizedRows, WeightDtype};
 
 use super::{Model, Scratch, project, take};
 use crate::spec::{Activation, MlpSpec};
@@ -23,10 +23,23 @@ impl Model {
         let normed = take(&mut s.normed, rows * hidden);
         let branch = take(&mut s.branch, rows * hidden);
         let input = self.mlp_input(kernels, layer.mlp_norm.as_deref(), x, normed);
-        let buffers = (&mut s.wide, &mut s.inner, &mut s.quantized);
+        let buffers = Between {
+            wide: &mut s.wide,
+            inner: &mut s.inner,
+            rows: &mut s.quantized,
+            next: &mut s.activated,
+        };
         gated(kernels, (mlp.intermediate, mlp.activation), weights, input, rows, branch, buffers);
         self.add_branch(kernels, layer.mlp_post_norm.as_deref(), branch, x);
     }
+}
+
+/// What a gated block computes in.
+pub(super) struct Between<'a> {
+    pub(super) wide: &'a mut Vec<f32>,
+    pub(super) inner: &'a mut Vec<f32>,
+    pub(super) rows: &'a mut QuantizedRows,
+    pub(super) next: &'a mut QuantizedRows,
 }
 
 /// out = down(act(gate(x)) * up(x)) for `rows` rows of width `inner` between the projections.
@@ -37,15 +50,21 @@ pub(super) fn gated(
     x: &[f32],
     rows: usize,
     out: &mut [f32],
-    (wide, activated, quantized): (&mut Vec<f32>, &mut Vec<f32>, &mut QuantizedRows),
+    b: Between<'_>,
 ) {
-    let gate_up = take(wide, rows * 2 * inner);
-    let activated = take(activated, rows * inner);
-    project(kernels, &weights.gate_up, x, rows, gate_up, quantized);
     let activation = match activation {
         Activation::Silu => k::Activation::Silu,
         Activation::GeluTanh => k::Activation::GeluTanh,
     };
+    let (up, down) = (&weights.gate_up, &weights.down);
+    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::Int8;
+    if joined && up.weight.forward_gated(kernels, x, activation, b.next, b.rows) {
+        let stride = down.weight.rows();
+        return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), out, stride);
+    }
+    let gate_up = take(b.wide, rows * 2 * inner);
+    let activated = take(b.inner, rows * inner);
+    project(kernels, up, x, rows, gate_up, b.rows);
     k::activate_and_mul(kernels, activation, gate_up, inner, activated);
-    project(kernels, &weights.down, activated, rows, out, quantized);
+    project(kernels, down, activated, rows, out, b.rows);
 }

@@ -76,6 +76,8 @@ pub struct Scratch {
     rows: Vec<u32>,
     ropes: Vec<RopeTable>,
     quantized: QuantizedRows,
+    /// The activated rows between the projections of a feed-forward block.
+    activated: QuantizedRows,
     latent: latent::Buffers,
     moe: moe::Buffers,
     reports: Vec<AttentionReport>,

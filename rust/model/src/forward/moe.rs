@@ -6,7 +6,7 @@
 use octavo_kernels as k;
 use octavo_kernels::Kernels;
 
-use super::mlp::gated;
+use super::mlp::{Between, gated};
 use super::{Model, Scratch, take};
 use crate::spec::{MoeSpec, Scoring};
 use crate::weights::{LayerWeights, MoeWeights};
@@ -64,7 +64,12 @@ impl Model {
             for (to, &(row, _)) in gathered.chunks_exact_mut(hidden).zip(chosen) {
                 to.copy_from_slice(&input[row as usize * hidden..][..hidden]);
             }
-            let buffers = (&mut s.wide, &mut s.inner, &mut s.quantized);
+            let buffers = Between {
+                wide: &mut s.wide,
+                inner: &mut s.inner,
+                rows: &mut s.quantized,
+                next: &mut s.activated,
+            };
             gated(kernels, (moe.intermediate, moe.activation), expert, gathered, chosen.len(), out, buffers);
             for (out, &(row, weight)) in out.chunks_exact(hidden).zip(chosen) {
                 add_weighted(&mut branch[row as usize * hidden..][..hidden], out, weight);
@@ -72,7 +77,12 @@ impl Model {
         }
         if let (Some((shared, gate)), Some(spec)) = (&weights.shared, &moe.shared) {
             let out = take(&mut b.expert_out, rows * hidden);
-            let buffers = (&mut s.wide, &mut s.inner, &mut s.quantized);
+            let buffers = Between {
+                wide: &mut s.wide,
+                inner: &mut s.inner,
+                rows: &mut s.quantized,
+                next: &mut s.activated,
+            };
             gated(kernels, (spec.intermediate, moe.activation), shared, input, rows, out, buffers);
             let gates = take(&mut b.scores, rows);
             gates.fill(1.0);
