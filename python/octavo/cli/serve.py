@@ -72,6 +72,8 @@ def serve(
 
     try:
         import uvicorn
+
+        from octavo.server.protocol import http_protocol
     except ModuleNotFoundError as error:
         raise missing(error) from error
     keys = tuple(api_key or ())
@@ -128,10 +130,9 @@ def serve(
         Server(
             uvicorn.Config(
                 app,
-                # h11 bounds the head of a request; the other parser does not.
-                http="h11",
+                http=http_protocol(),
                 ws="none",
-                loop="asyncio",
+                loop="auto",
                 h11_max_incomplete_event_size=settings.limits.header_bytes + 4096,
                 log_config=None,
                 access_log=False,
