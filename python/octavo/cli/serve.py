@@ -39,6 +39,11 @@ def serve(
     chat_template: Annotated[
         str | None, Option(help="File with a Jinja template, or its text.", show_default="the model's")
     ] = None,
+    tokenizer: Annotated[str | None, Option(help="Folder or tokenizer.json.", show_default="the model's")] = None,
+    enable_prefix_caching: Annotated[
+        bool, Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV blocks of equal prefixes.")
+    ] = True,
+    seed: Annotated[int, Option(help="Of requests that bring none.")] = 0,
     max_queue: Annotated[int | None, Option(help="Requests that may wait.", show_default="1024")] = None,
     tool_call_parser: Annotated[str, Option(help="Format of tool calls in the model's text.")] = "auto",
     reasoning_parser: Annotated[
@@ -100,7 +105,13 @@ def serve(
     )
     _log_as_json(log_level)
     with (
-        engine.load(max_queue=max_queue, chat_template=_template(chat_template)) as llm,
+        engine.load(
+            max_queue=max_queue,
+            chat_template=_template(chat_template),
+            tokenizer=tokenizer,
+            enable_prefix_caching=enable_prefix_caching,
+            seed=seed,
+        ) as llm,
         _listen(host, port) as listener,
     ):
         app = create_app(llm, settings)
