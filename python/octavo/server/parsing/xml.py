@@ -18,7 +18,18 @@ import re
 from collections.abc import Container, Mapping
 
 from octavo.server.parsing.calls import SPACE
-from octavo.server.parsing.pieces import PORTION, Arguments, Call, Content, Parser, Piece, add, in_portions, overlap
+from octavo.server.parsing.pieces import (
+    PORTION,
+    Arguments,
+    Call,
+    Content,
+    Parser,
+    Piece,
+    add,
+    in_portions,
+    overlap,
+    up_to,
+)
 
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
@@ -75,15 +86,12 @@ class Xml(Parser):
         if self._called and data[at] in SPACE:
             return at + 1
         self._called = False
-        found = data.find(self._begin, at)
-        if found < 0:
-            keep = overlap(data[at:], self._begin)
-            add(out, Content(data[at : len(data) - keep]))
-            self._held = data[len(data) - keep :]
-            return len(data)
-        add(out, Content(data[at:found]))
-        self._state, self._raw = "opened", self._begin
-        return found + len(self._begin)
+        at, found = up_to(self._begin, data, at, out)
+        if found == self._begin:
+            self._state, self._raw = "opened", self._begin
+        else:
+            self._held = found
+        return at
 
     def _between(self, data: str, at: int, out: list[Piece]) -> int:
         """Where only marks and white space may stand: before a function, in one, and after it."""
