@@ -4,32 +4,35 @@
 
 The embedded model, 32 at a time. Clients, server and engine share the machine, and its cores. Rounds of the engine
 alone, the server with whole answers and the server with streams take turns; a share is the median over the rounds of
-what the server made to what the engine made just before. Where something else runs on the machine the shares mean
-little: then look at the CPU seconds, which say what a token costs whoever else runs.
+what the server made to what the engine made just before and after. The clients are one process that waits for its
+sockets and looks only for the end of an answer; what it takes of the cores counts against the server, and is told.
+Where something else runs on the machine the shares mean little: then look at the CPU seconds, which say what a token
+costs whoever else runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime
+import itertools
 import json
 import os
+import select
+import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Any
 
-import httpx
 from octavo import LLM, SamplingParams, build_info
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "serving.json"
-CLIENTS, REQUESTS, TOKENS = 32, 256, 256
-RUNS = 5
+CLIENTS, REQUESTS, TOKENS = 32, 128, 256
+RUNS = 11
+FIRST_BYTES = 300
 FIELDS = {"max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
 PARAMS = SamplingParams(**FIELDS)
 
@@ -49,7 +52,7 @@ def server_throughput(url: str, pid: int, *, stream: bool) -> tuple[float, dict[
     """The same through the server, by CLIENTS connections of one client process; and the CPU seconds per 1,000 tokens
     of the engine's threads, of the rest of the server, and of the client."""
     code = f"""
-import asyncio, sys, time; sys.path.insert(0, {str(ROOT / "benches")!r})
+import sys, time; sys.path.insert(0, {str(ROOT / "benches")!r})
 import serving; begin = time.process_time(); print(serving.crowd({url!r}, {stream}), time.process_time() - begin)
 """
     before = cpu_seconds(pid)
@@ -70,81 +73,81 @@ def cpu_seconds(pid: int) -> dict[str, float]:
     return spent
 
 
-class Client(asyncio.Protocol):
-    """A bare connection: a client library would take more of the shared cores than the server does."""
+class Client:
+    """A bare connection that looks only for the end of its answer: a client library, or an event loop, would take more
+    of the shared cores than the server does."""
 
-    def __init__(self, left: Iterator[int], stream: bool, done: asyncio.Future[None]) -> None:
-        self._left, self._stream, self._done = left, stream, done
-        self._tail = b""
-        self._missing = -1
+    _buffer = memoryview(bytearray(1 << 16))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._ask()
+    def __init__(self, url: str, stream: bool) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self.socket = socket.create_connection((host, int(port)))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._stream = stream
 
-    def _ask(self) -> None:
-        i = next(self._left, None)
-        if i is None:
-            self._transport.close()
-            self._done.set_result(None)
-            return
-        body = json.dumps({"prompt": prompt(i), "stream": self._stream, **FIELDS}).encode()
+    def ask(self, text: str, **fields: Any) -> None:
+        body = json.dumps({"prompt": text, "stream": self._stream, **FIELDS, **fields}).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         self._tail, self._missing = b"", -1
+        self.socket.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
-    def data_received(self, data: bytes) -> None:
+    def read(self) -> bool:
+        """Takes what has come; True at the end of the answer."""
+        data = self._buffer[: self.socket.recv_into(self._buffer)].tobytes()
         if not self._tail:
             assert data.startswith(b"HTTP/1.1 200"), data
         if self._stream:
-            self._tail = (self._tail + data)[-32:]
-            if self._tail.endswith(b"\r\n0\r\n\r\n"):
-                assert self._tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), self._tail
-                self._ask()
-            return
+            self._tail = data[-32:] if len(data) >= 32 else (self._tail + data)[-32:]
+            ended = self._tail.endswith(b"\r\n0\r\n\r\n")
+            assert not ended or self._tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), self._tail
+            return ended
         self._tail += data
         if self._missing < 0 and b"\r\n\r\n" in self._tail:
             found, _, _ = self._tail.partition(b"\r\n\r\n")
             length = int(found.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             self._missing = len(found) + 4 + length
-        if len(self._tail) == self._missing:
-            self._ask()
+        return len(self._tail) == self._missing
 
 
 def crowd(url: str, stream: bool) -> float:
     """Tokens per second of CLIENTS clients, each of which asks again as soon as it is answered."""
+    left = iter(range(REQUESTS))
+    poll = select.epoll()
+    clients = {}
+    begin = time.perf_counter()
+    for _ in range(CLIENTS):
+        client = Client(url, stream)
+        clients[client.socket.fileno()] = client
+        poll.register(client.socket, select.EPOLLIN)
+        client.ask(prompt(next(left)))
+    while clients:
+        for number, _ in poll.poll():
+            if clients[number].read():
+                i = next(left, None)
+                if i is None:
+                    poll.unregister(number)
+                    clients.pop(number).socket.close()
+                else:
+                    clients[number].ask(prompt(i))
+    return REQUESTS * TOKENS / (time.perf_counter() - begin)
 
-    async def run() -> float:
-        left = iter(range(REQUESTS))
-        host, port = url.removeprefix("http://").split(":")
-        loop = asyncio.get_running_loop()
-        ends = [loop.create_future() for _ in range(CLIENTS)]
-        begin = time.perf_counter()
-        for done in ends:
-            await loop.create_connection(partial(Client, left, stream, done), host, int(port))
-        await asyncio.gather(*ends)
-        return REQUESTS * TOKENS / (time.perf_counter() - begin)
 
-    return asyncio.run(run())
-
-
-def first_byte(url: str, llm: LLM) -> tuple[float, float]:
-    """Median ms from the request to the first byte of a stream, and to the first token of the engine itself."""
+def first_byte(url: str, llm: LLM) -> tuple[list[float], list[float]]:
+    """Milliseconds from the request to the first byte of a stream, and to the engine's own first token, in turns."""
     served, alone = [], []
-    with httpx.Client() as http:
-        for i in range(200):
-            body = {"prompt": f"Once {i}", "stream": True, "max_tokens": 2, "temperature": 0}
-            begin = time.perf_counter()
-            with http.stream("POST", f"{url}/v1/completions", json=body) as answer:
-                pieces = answer.iter_raw()
-                next(pieces)
-                served.append(time.perf_counter() - begin)
-                for _ in pieces:
-                    pass
-            begin = time.perf_counter()
-            next(llm.stream(f"Once {i}", SamplingParams(max_tokens=2, temperature=0)))
-            alone.append(time.perf_counter() - begin)
-    return statistics.median(served) * 1e3, statistics.median(alone) * 1e3
+    client = Client(url, True)
+    for i in range(FIRST_BYTES):
+        begin = time.perf_counter()
+        client.ask(f"Once {i}", max_tokens=2)
+        ended = client.read()
+        served.append((time.perf_counter() - begin) * 1e3)
+        while not ended:
+            ended = client.read()
+        begin = time.perf_counter()
+        next(llm.stream(f"Once {i}", SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)))
+        alone.append((time.perf_counter() - begin) * 1e3)
+    client.socket.close()
+    return served, alone
 
 
 def main() -> None:
@@ -165,13 +168,15 @@ def main() -> None:
                 engine.append(engine_throughput(llm))
                 whole.append(server_throughput(url, process.pid, stream=False))
                 streamed.append(server_throughput(url, process.pid, stream=True))
-            served_ms, alone_ms = first_byte(url, llm)
+            engine.append(engine_throughput(llm))
+            served_ms, alone_ms = map(statistics.median, first_byte(url, llm))
     finally:
         process.terminate()
         process.wait(60)
 
     def share(rounds: list[tuple[float, dict[str, float]]]) -> float:
-        return round(statistics.median(r[0] / alone for r, alone in zip(rounds, engine, strict=True)), 3)
+        around = [statistics.mean(pair) for pair in itertools.pairwise(engine)]
+        return round(statistics.median(r[0] / alone for r, alone in zip(rounds, around, strict=True)), 3)
 
     def cost(rounds: list[tuple[float, dict[str, float]]]) -> dict[str, float]:
         return {name: statistics.median(r[1][name] for r in rounds) for name in rounds[0][1]}
@@ -193,6 +198,7 @@ def main() -> None:
         "streaming_cpu_seconds_per_1000_tokens": cost(streamed),
         "first_byte_ms": round(served_ms, 2),
         "engine_first_token_ms": round(alone_ms, 2),
+        "first_byte_overhead_ms": round(served_ms - alone_ms, 2),
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))

@@ -292,6 +292,9 @@ class Delta:
     @property
     def outputs(self) -> list[SampleDelta]: ...
     @property
+    def num_tokens(self) -> int:
+        """New tokens of all samples."""
+    @property
     def finished(self) -> bool:
         """True in the last piece of the request (every sample has ended)."""
     @property

@@ -114,6 +114,11 @@ def fine(process: Process) -> float:
     return time.monotonic() - begin
 
 
+def fine_soon(process: Process) -> bool:
+    """Whether an ordinary request takes less than SECONDS; the machine may be busy: one of three does."""
+    return any(fine(process) < SECONDS for _ in range(3))
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_answered_at_once(target: Process, name: str) -> None:
     status, seconds = send(target, name)
@@ -123,7 +128,7 @@ def test_answered_at_once(target: Process, name: str) -> None:
         if seconds > SECONDS:
             seconds = min(seconds, send(target, name)[1])
     assert seconds < SECONDS, f"{status} after {seconds:.2f} s"
-    assert fine(target) < SECONDS
+    assert fine_soon(target)
 
 
 def test_memory_stays_flat(target: Process) -> None:
@@ -169,6 +174,15 @@ def test_bodies_and_heads_beyond_the_limits(target: Process) -> None:
             for i in range(100_000):
                 connection.sendall(f"{HEAD if i == 0 else ''}x-{i}: {'a' * 100}\r\n".encode())
         assert answer(connection)[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 ", b"")
+    for endless in (b"x: " + b"a" * 100, b"x-y: a\r\n" * 16):
+        # A header without an end, and trailers without an end behind a body.
+        for begin_of in (HEAD, f"{HEAD}Transfer-Encoding: chunked\r\n\r\n1\r\n \r\n0\r\n"):
+            with connect(target) as connection:
+                connection.sendall(begin_of.encode())
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(400):
+                        connection.sendall(endless * 1000)
+                    raise AssertionError("40 MB of headers were taken")
     with connect(target) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n")
         assert answer(connection)[9:12] == b"400"
@@ -176,7 +190,19 @@ def test_bodies_and_heads_beyond_the_limits(target: Process) -> None:
         connection.sendall(b"\x16\x03\x01" + bytes(range(256)))
         assert answer(connection)[9:12] in (b"400", b"")
     assert time.monotonic() - begin < 10
-    assert fine(target) < SECONDS
+    assert fine_soon(target)
+
+
+def test_what_follows_a_body_is_no_header(target: Process) -> None:
+    """A key behind the body opens nothing."""
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    )
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    with connect(target) as connection:
+        connection.sendall(f"{head}\r\n{len(body):x}\r\n".encode() + body)
+        connection.sendall(f"\r\n0\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+        assert b" 401 " in answer(connection)
 
 
 def test_slow_and_silent_clients_cost_nothing(target: Process) -> None:

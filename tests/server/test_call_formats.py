@@ -11,7 +11,7 @@ from octavo import LLM, Grammar, SamplingParams
 from octavo.server import ServerConfig, create_app
 from octavo.server.call_grammar import grammar
 from octavo.server.faults import ApiError
-from octavo.server.formats import FORMATS, detect
+from octavo.server.formats import FORMATS, detect, texts
 from octavo.server.parsing import Arguments, Call, Content
 from starlette.testclient import TestClient
 
@@ -50,7 +50,7 @@ def test_what_a_grammar_allows_its_parser_reads(name: str, parallel: bool, llm: 
     params = [SamplingParams(max_tokens=160, temperature=1.5, seed=s, structured=held) for s in range(3)]
     whole = 0
     for output in llm.generate(["Hello"] * 3, params, use_tqdm=False):
-        parser = form.parser()
+        parser = form.reader(TOOLS)
         pieces = [*parser.feed(output.text), *parser.finish()]
         cut = output.outputs[0].finish_reason == "length"
         # A call that was begun and cut off before its name is text.
@@ -81,6 +81,8 @@ CALLS = "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}
 CALLS += "{% if tools %}{% for t in tools %}{{ t.function.name }}{% endfor %}{% endif %}"
 TEMPLATES = {
     "hermes": SAYS.replace("SIGN", "<tool_call>"),
+    "qwen3_coder": SAYS.replace("SIGN", "<tool_call>\n<function=name>"),
+    "gemma": SAYS.replace("SIGN", "```tool_code"),
     "mistral": SAYS.replace("SIGN", "[TOOL_CALLS]"),
     "mistral_args": CALLS.replace("SIGN", "[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"),
     "llama3_json": SAYS.replace("SIGN", '{"name": name, "parameters": values}'),
@@ -105,7 +107,7 @@ def test_each_format_is_found_by_its_template() -> None:
             assert found.name == name
 
 
-@pytest.mark.parametrize("name", ["pythonic", "deepseek_v31", "glm4", "cohere"])
+@pytest.mark.parametrize("name", ["pythonic", "deepseek_v31", "glm4", "cohere", "qwen3_coder", "gemma"])
 def test_through_the_server(name: str, llm: LLM) -> None:
     """One call in a new form, whole and streamed."""
     tools = [{"type": "function", "function": t} for t in TOOLS]
@@ -126,6 +128,68 @@ def test_through_the_server(name: str, llm: LLM) -> None:
         deltas = [c["choices"][0]["delta"].get("tool_calls", []) for c in chunks if c["choices"]]
         text = "".join(d["function"].get("arguments", "") for lot in deltas for d in lot)
         assert text == call["function"]["arguments"]
+
+
+GEMMA = "<bos>{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + GEMMA
+
+
+@pytest.mark.parametrize(
+    ("template", "setting", "begin"),
+    [
+        (GEMMA, "auto", "<bos><start_of_turn>system\nYou can call functions."),
+        (NO_SYSTEM, "auto", "<bos><start_of_turn>user\nYou can call functions."),
+        # The parser is named; still the template tells the model of no tools.
+        (GEMMA, "qwen3_coder", "<bos><start_of_turn>system\nYou can call functions."),
+    ],
+)
+def test_a_template_without_tools_is_helped(template: str, setting: str, begin: str) -> None:
+    """The prompt names the tools and shows the form that is then read."""
+    with LLM(max_num_seqs=1, chat_template=template) as llm:
+        prompts: list[str] = []
+        submit = llm._engine.submit
+
+        class Watching:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(engine, name)
+
+            def submit(self, prompt: str, *arguments: Any, **more: Any) -> Any:
+                prompts.append(prompt)
+                return submit(prompt, *arguments, **more)
+
+        engine, llm._engine = llm._engine, Watching()  # type: ignore[assignment]
+        body = {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "tools": [{"type": "function", "function": t} for t in TOOLS],
+            "tool_choice": {"type": "function", "function": {"name": "weather"}},
+            "max_tokens": 200,
+        }
+        with TestClient(create_app(llm, ServerConfig(tool_parser=setting))) as client:
+            answer = client.post("/v1/chat/completions", json=body).json()
+        assert prompts[0].startswith(begin)
+        assert '"weather"' in prompts[0]
+        assert ("```tool_code\nfunction(" if setting == "auto" else "<tool_call>\n<function=") in prompts[0]
+        (call,) = answer["choices"][0]["message"]["tool_calls"]
+        jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMAS["weather"])
+        llm._engine = engine
+
+
+def test_texts_of_a_schema() -> None:
+    schema = {
+        "properties": {
+            "plain": {"type": "string", "description": "a word"},
+            "few": {"enum": ["a", "b"]},
+            "one": {"const": "a"},
+            "moved": {"$ref": "#/$defs/colour"},
+            "held": {"type": "string", "minLength": 2},
+            "mixed": {"enum": ["a", 1]},
+            "number": {"type": "integer"},
+            "either": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "ends": {"enum": ["</parameter>"]},
+        },
+        "$defs": {"colour": {"type": "string", "enum": ["red"]}},
+    }
+    assert texts(schema) == {"plain": None, "few": ["a", "b"], "one": ["a"], "moved": ["red"]}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from octavo import LLM
 from octavo.errors import InvalidRequestError, MissingDependencyError
 from octavo.server import Limits, ServerConfig, create_app, create_wsgi_app
@@ -121,6 +121,30 @@ def test_sizes(app: tuple[Any, str]) -> None:
     many = {**headers, **{f"x-{i}": "a" for i in range(101)}}
     assert status(client.request("POST", path, headers=many, content=b"{}")) == 431
     assert status(client.request("POST", path, headers={**headers, "x-a": "a" * 40_000}, content=b"{}")) == 431
+
+
+def test_routes_of_others_stay_behind_the_gate(llm: LLM) -> None:
+    """What a host adds to the application needs the key as well, and fails in the same form."""
+    app = create_app(llm, CONFIG)
+
+    @app.get("/extra")
+    def extra(broken: bool = False) -> str:
+        if broken:
+            raise HTTPException(418, "a teapot", headers={"x-own": "1"})
+        return "own"
+
+    client = TestClient(app)
+    keyed = {"Authorization": f"Bearer {KEY}"}
+    assert client.get("/extra").status_code == 401
+    found = client.get("/extra", headers={**keyed, "x-request-id": "mine"})
+    assert (found.json(), found.headers["x-request-id"]) == ("own", "mine")
+    broken = client.get("/extra?broken=true", headers=keyed)
+    assert (broken.status_code, broken.headers["x-own"]) == (418, "1")
+    assert broken.json()["error"]["message"] == "a teapot"
+    assert client.post("/extra", headers=keyed).status_code == 405
+    absent = client.get("/absent", headers=keyed)
+    assert absent.status_code == 404
+    assert "/absent" in absent.json()["error"]["message"]
 
 
 def test_without_keys_all_is_open(llm: LLM) -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import openai
 import pytest
 from octavo import LLM, SamplingParams
 from pydantic import BaseModel, Field
@@ -112,6 +114,25 @@ def test_responses_api(server: Process, answer: str) -> None:
         use_responses_api=True,
     )
     assert model.invoke(QUESTION).text == answer
+
+
+def test_embeddings(server: Process, llm: LLM) -> None:
+    texts = ["A cat.", "Two dogs, and a bird.", ""]
+    model = langchain_openai.OpenAIEmbeddings(
+        base_url=f"{server.url}/v1",
+        api_key=KEY,
+        model="octavo-embedded",
+        max_retries=0,
+        # Else LangChain sends the tokens of OpenAI's tokenizer.
+        check_embedding_ctx_length=False,
+    )
+    want = [np.asarray(output.embedding) for output in llm.embed(texts[:2], use_tqdm=False)]
+    found = model.embed_documents(texts[:2])
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, want, strict=True))
+    assert np.allclose(model.embed_query(texts[0]), want[0], atol=1e-6)
+    assert np.allclose(asyncio.run(model.aembed_query(texts[1])), want[1], atol=1e-6)
+    with pytest.raises(openai.BadRequestError, match="empty"):
+        model.embed_documents(texts)
 
 
 def test_errors_keep_their_kind(server: Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from octavo import LLM, SamplingParams
 from pydantic import BaseModel, Field
@@ -114,6 +116,21 @@ def test_tools(where: dict[str, Any]) -> None:
 def test_structured_output(where: dict[str, Any]) -> None:
     said = litellm.completion(messages=TURNS, response_format=Animal, temperature=0, max_tokens=200, **where)
     Animal.model_validate_json(said.choices[0].message.content)
+
+
+def test_embeddings(where: dict[str, Any], llm: LLM) -> None:
+    texts = ["A cat.", "Two dogs, and a bird."]
+    want = [np.asarray(output.embedding) for output in llm.embed(texts, use_tqdm=False)]
+    for form in ("float", "base64"):
+        found = litellm.embedding(**where, input=texts, encoding_format=form)
+        assert [row["index"] for row in found.data] == [0, 1]
+        rows = [row["embedding"] for row in found.data]
+        if form == "base64":
+            rows = [np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row for row in rows]
+        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(rows, want, strict=True))
+        assert found.usage.prompt_tokens > 0
+    again = asyncio.run(litellm.aembedding(**where, input=texts[:1]))
+    assert np.allclose(again.data[0]["embedding"], want[0], atol=1e-6)
 
 
 def test_errors_keep_their_kind(where: dict[str, Any]) -> None:

@@ -6,13 +6,14 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from octavo.server.config import REASONING_PARSERS, TOOL_PARSERS
 from octavo.server.formats import FORMATS, REASONING, thinking
-from octavo.server.parsing import Arguments, Call, Content, Parser, Piece, Plain, Reasoning, Thinking
+from octavo.server.parsing import Arguments, Call, Content, Parser, Piece, Plain, Reasoning, Thinking, Without, Xml
 
 HERMES, MISTRAL, LLAMA = (FORMATS[name].parser for name in ("hermes", "mistral", "llama3_json"))
 ARGS, PYTHON, OLMO, V3, V31, GRANITE, PHI, FUNCTOOLS, COHERE, GLM = (
@@ -22,6 +23,11 @@ ARGS, PYTHON, OLMO, V3, V31, GRANITE, PHI, FUNCTOOLS, COHERE, GLM = (
         "cohere", "glm4",
     )
 )  # fmt: skip
+GEMMA = FORMATS["gemma"].parser
+# Which arguments are texts comes from the tools: `s` is one.
+QWEN = partial(Xml, {"f": {"s"}})
+QWEN_F = "<tool_call>\n<function=f>\n"
+QWEN_END = "\n</parameter>\n</function>\n</tool_call>"
 V3_TEXT = (
     "Hm.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
     '{"x": "```"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```'
@@ -147,6 +153,51 @@ CASES: list[tuple[Callable[[], Parser], str, list[Piece]]] = [
     ),
     (OLMO, "<function_calls>none</function_calls>", [Content("<function_calls>none</function_calls>")]),
     (OLMO, "<function_calls>\nf", [Content("<function_calls>\nf")]),
+    (
+        QWEN,
+        f'Hm.\n{QWEN_F}<parameter=s>\na "b"\n\n c\n</parameter>\n<parameter=n>\n[1, {{}}]{QWEN_END}\n'
+        "<tool_call>\n<function=g>\n</function>\n</tool_call>\nok",
+        [
+            Content("Hm.\n"),
+            Call("f"),
+            Arguments('{"s": "a \\"b\\"\\n\\n c", "n": [1, {}]}'),
+            Call("g"),
+            Arguments("{}"),
+            Content("ok"),
+        ],
+    ),
+    (
+        QWEN,
+        "<tool_call><function=f><parameter=s>1</parameter><parameter=n> None </parameter></function></tool_call>",
+        [Call("f"), Arguments('{"s": "1", "n": "None"}')],
+    ),
+    (QWEN, f"{QWEN_F}<parameter=s>\n</para\n{QWEN_END}", [Call("f"), Arguments('{"s": "</para\\n"}')]),
+    (QWEN, f"{QWEN_F}<parameter=n>\nNaN{QWEN_END}", [Call("f"), Arguments('{"n": "NaN"}')]),
+    (QWEN, f"{QWEN_F}<parameter=s>\nhal", [Call("f"), Arguments('{"s": "hal')]),
+    (QWEN, f"{QWEN_F}</function>\n<function=g>\n</function>", [Call("f"), Arguments("{}"), Call("g"), Arguments("{}")]),
+    (QWEN, f"{QWEN_F}what</function>", [Call("f"), Arguments("{}"), Content("what</function>")]),
+    (QWEN, "<tool_call>\n<function=f g>", [Content("<tool_call>\n<function=f g>")]),
+    (QWEN, "<tool_call>\n{}", [Content("<tool_call>\n{}")]),
+    (QWEN, "<tool_call>\n<func", [Content("<tool_call>\n<func")]),
+    (QWEN, "<tool_call><function=" + "x" * 300, [Content("<tool_call><function=" + "x" * 300)]),
+    (QWEN, "a <tool_cal", [Content("a <tool_cal")]),
+    (
+        GEMMA,
+        "Hm.\n```tool_code\nf(x='```', y=[])\n```\nok",
+        [Content("Hm.\n"), Call("f"), Arguments('{"x": "```", "y": []}'), Content("ok")],
+    ),
+    (GEMMA, "```python\nprint(1)\n```", [Content("```python\nprint(1)\n```")]),
+    (
+        lambda: thinking("cohere", COHERE(), ""),
+        "<|START_THINKING|>so<|END_THINKING|><|START_RESPONSE|>Yes <|x.<|END_RESPONSE|>",
+        [Reasoning("so"), Content("Yes <|x.")],
+    ),
+    (
+        lambda: thinking("cohere", COHERE(), ""),
+        '<|START_THINKING|>so<|END_THINKING|><|START_ACTION|>[{"tool_name": "f", "parameters": {}}]<|END_ACTION|>',
+        [Reasoning("so"), Call("f"), Arguments("{}")],
+    ),
+    (lambda: Without(Plain(), "<a>", "</a>"), "<a>x<</a>a></a", [Content("x<a></a")]),
     (lambda: thinking("deepseek_r1", Plain(), ""), "so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
     (lambda: thinking("deepseek_r1", V3(), ""), "<think>so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
     (lambda: thinking("think", Plain(), "<think>\n"), "so</think>Yes.", [Reasoning("so"), Content("Yes.")]),
@@ -241,6 +292,16 @@ def test_every_format_gives_back_what_was_written(arguments: list[dict[str, obje
     check(V31(), begin + "".join(f"{one}{n}{sep}{a}{last}" for n, a in whole) + end)
     v3 = "\n".join(f"{one}function{sep}{n}\n```json\n{a}\n```{last}" for n, a in whole)
     check(V3(), begin + v3 + end)
+
+    # An argument each: a text as it stands, anything else as JSON.
+    def xml(a: dict[str, object]) -> str:
+        values = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in a.items())
+        return "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in values)
+
+    if all(not any(c in k for c in "<>\n") and k for a in arguments for k in a):
+        strings = {f"f{i}": {k for k, v in a.items() if isinstance(v, str)} for i, a in enumerate(arguments)}
+        calls = [f"<tool_call>\n<function=f{i}>\n{xml(a)}</function>\n</tool_call>" for i, a in enumerate(arguments)]
+        check(Xml(strings), "\n".join(calls))
     if len(whole) == 1:
         check(GLM(), "{}\n{}".format(*whole[0]))
 
@@ -281,10 +342,22 @@ HOSTILE += [
     "[f(x=(",
     "\\'",
     "<｜tool▁calls▁begin｜>",
+    QWEN_F,
+    f"{QWEN_F}<parameter=s>",
+    f"{QWEN_F}<parameter=n>",
+    "</para",
+    "```tool_code f(",
+    "<|START_RESPONSE|>",
     " ",
     "f\n",
 ]
-PARSERS = [*(f.parser for f in FORMATS.values()), lambda: Thinking(HERMES()), lambda: thinking("granite", PYTHON(), "")]
+PARSERS = [
+    *(f.parser for f in FORMATS.values() if f.style != "xml"),
+    QWEN,
+    lambda: Thinking(HERMES()),
+    lambda: thinking("granite", PYTHON(), ""),
+    lambda: thinking("cohere", COHERE(), ""),
+]
 
 
 @pytest.mark.parametrize("make", PARSERS)

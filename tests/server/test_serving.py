@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +20,7 @@ from fastapi import FastAPI
 from flask import Flask
 from octavo import LLM
 from octavo.server import ServerConfig, create_app, create_wsgi_app
+from octavo.server.protocol import http_protocol
 from servers import KEY, Process, served, uvicorn_in_thread, wait_until, werkzeug_in_thread
 from starlette.testclient import TestClient
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -245,3 +249,29 @@ def test_serve_reads_a_file_and_the_environment(tmp_path: Any, monkeypatch: pyte
 
     config.write_text("no-such-option: 1\n")
     assert CliRunner().invoke(app, ["serve", "--config", str(config)]).exit_code == 2
+
+
+def test_flags_that_vllm_has_mean_the_same() -> None:
+    folder = Path(octavo.__file__).parent / "embedded"
+    flags = "--host 127.0.0.1 --served-model-name one --served-model-name two --max-model-len 256 --max-num-seqs 3"
+    flags += " --max-num-batched-tokens 64 --dtype float32 --quantization int8 --kv-cache-dtype bfloat16 --seed 7"
+    flags += f" --no-enable-prefix-caching --tokenizer {folder} --api-key {KEY}"
+    with served(*flags.split()) as process:
+        keyed = {"Authorization": f"Bearer {KEY}"}
+        models = httpx.get(f"{process.url}/v1/models", headers=keyed).json()["data"]
+        assert [(m["id"], m["max_model_len"]) for m in models] == [("one", 256), ("two", 256)]
+        body = {"model": "two", "prompt": "a long beginning " * 10, "max_tokens": 2}
+        for _ in range(2):
+            found = httpx.post(f"{process.url}/v1/completions", json=body, headers=keyed, timeout=60).json()
+            assert found["usage"]["prompt_tokens_details"]["cached_tokens"] == 0, "the cache is turned off"
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_http_is_read_by_what_there_is(missing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing:
+        monkeypatch.setitem(sys.modules, "httptools", None)
+        monkeypatch.delitem(sys.modules, "uvicorn.protocols.http.httptools_impl", raising=False)
+        assert http_protocol() == "h11"
+    else:
+        pytest.importorskip("httptools", reason="httptools: pip install '.[server]'")
+        assert issubclass(http_protocol(), asyncio.Protocol)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.cli import app
 from octavo.errors import ContextLengthError, InvalidRequestError
-from octavo.evaluation import Case, evaluate, held_out_cases, read_cases
+from octavo.evaluation import Case, evaluate, first_of_each, held_out_cases, read_cases
 from octavo.evaluation.intervals import perplexity, proportion, ratio
 from typer.testing import CliRunner
 
@@ -148,6 +148,15 @@ def test_the_shipped_cases_are_small_and_whole() -> None:
     cases = held_out_cases()
     assert len({case.skill for case in cases}) >= 12
     assert all(sum(case.skill == skill for case in cases) >= 60 for skill in {case.skill for case in cases})
+
+
+def test_the_first_cases_of_each_skill() -> None:
+    cases = [Case(skill, None, text) for skill, text in (("a", "1"), ("b", "2"), ("a", "3"), ("b", "4"), ("a", "5"))]
+    assert [case.answer for case in first_of_each(cases, 1)] == ["1", "2"]
+    assert [case.answer for case in first_of_each(cases, 2)] == ["1", "2", "3", "4"]
+    assert first_of_each(cases, 9) == cases
+    skills = {case.skill for case in held_out_cases()}
+    assert {case.skill for case in first_of_each(held_out_cases(), 1)} == skills
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from octavo.cli.options import EngineOptions, with_model
-from octavo.evaluation import Estimate, Report, evaluate, held_out_cases, read_cases
+from octavo.evaluation import Estimate, Report, evaluate, first_of_each, held_out_cases, read_cases
 
 
 def eval_(
@@ -24,10 +24,15 @@ def eval_(
             show_default="the cases of the embedded model",
         ),
     ] = None,
+    limit: Annotated[
+        int | None, Option(help="Cases of each skill, at most; the first ones.", min=1, show_default="all")
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
     """Evaluate a model on held-out cases: accuracy and perplexity by skill."""
     cases = held_out_cases() if data is None else read_cases(data)
+    if limit is not None:
+        cases = first_of_each(cases, limit)
     with with_model(engine, folder).load() as llm:
         report = evaluate(llm, cases, progress=sys.stderr.isatty())
     if as_json:

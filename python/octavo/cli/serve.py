@@ -39,6 +39,11 @@ def serve(
     chat_template: Annotated[
         str | None, Option(help="File with a Jinja template, or its text.", show_default="the model's")
     ] = None,
+    tokenizer: Annotated[str | None, Option(help="Folder or tokenizer.json.", show_default="the model's")] = None,
+    enable_prefix_caching: Annotated[
+        bool, Option("--enable-prefix-caching/--no-enable-prefix-caching", help="Share KV blocks of equal prefixes.")
+    ] = True,
+    seed: Annotated[int, Option(help="Of requests that bring none.")] = 0,
     max_queue: Annotated[int | None, Option(help="Requests that may wait.", show_default="1024")] = None,
     tool_call_parser: Annotated[str, Option(help="Format of tool calls in the model's text.")] = "auto",
     reasoning_parser: Annotated[
@@ -72,6 +77,8 @@ def serve(
 
     try:
         import uvicorn
+
+        from octavo.server.protocol import http_protocol
     except ModuleNotFoundError as error:
         raise missing(error) from error
     keys = tuple(api_key or ())
@@ -98,7 +105,13 @@ def serve(
     )
     _log_as_json(log_level)
     with (
-        engine.load(max_queue=max_queue, chat_template=_template(chat_template)) as llm,
+        engine.load(
+            max_queue=max_queue,
+            chat_template=_template(chat_template),
+            tokenizer=tokenizer,
+            enable_prefix_caching=enable_prefix_caching,
+            seed=seed,
+        ) as llm,
         _listen(host, port) as listener,
     ):
         app = create_app(llm, settings)
@@ -128,10 +141,9 @@ def serve(
         Server(
             uvicorn.Config(
                 app,
-                # h11 bounds the head of a request; the other parser does not.
-                http="h11",
+                http=http_protocol(),
                 ws="none",
-                loop="asyncio",
+                loop="auto",
                 h11_max_incomplete_event_size=settings.limits.header_bytes + 4096,
                 log_config=None,
                 access_log=False,

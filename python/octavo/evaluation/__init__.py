@@ -7,8 +7,8 @@ print(evaluate(LLM()).as_dict())           # the embedded model on the cases tha
 evaluate(LLM("path"), read_cases("own.jsonl"))
 """
 
-from octavo.evaluation.cases import Case, held_out_cases, read_cases
+from octavo.evaluation.cases import Case, first_of_each, held_out_cases, read_cases
 from octavo.evaluation.evaluate import Report, Skill, evaluate
 from octavo.evaluation.intervals import Estimate
 
-__all__ = ["Case", "Estimate", "Report", "Skill", "evaluate", "held_out_cases", "read_cases"]
+__all__ = ["Case", "Estimate", "Report", "Skill", "evaluate", "first_of_each", "held_out_cases", "read_cases"]

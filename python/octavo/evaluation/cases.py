@@ -9,7 +9,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -75,6 +76,17 @@ def read_cases(path: str | os.PathLike[str]) -> list[Case]:
     if not cases:
         raise InvalidRequestError(f"{name}: there is no case in it; a JSON object a line is expected")
     return cases
+
+
+def first_of_each(cases: Iterable[Case], limit: int) -> list[Case]:
+    """At most `limit` cases of each skill, those that come first."""
+    seen: Counter[str] = Counter()
+    kept = []
+    for case in cases:
+        seen[case.skill] += 1
+        if seen[case.skill] <= limit:
+            kept.append(case)
+    return kept
 
 
 def _cases(name: str, text: str) -> Iterator[Case]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,13 +23,21 @@ class Access:
         self._service = service
         self._method = method
         self._path = path
+        self.route = service.route_of(path)
         self.request_id = request_id
         self._begin = time.monotonic()
         self.status = 0
         self._first: float | None = None
 
+    def start(self, status: int, headers: Mapping[str, str]) -> Message:
+        """ASGI's message that begins an answer, which begins now; the request's id is added."""
+        self.started(status)
+        fields = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        fields.append((b"x-request-id", self.request_id.encode("ascii")))
+        return {"type": "http.response.start", "status": status, "headers": fields}
+
     def watching(self, send: Send) -> Send:
-        """`send` with the status seen and the request's id added."""
+        """`send` of another application, with the status seen and the request's id added."""
 
         async def inner(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -44,15 +53,14 @@ class Access:
 
     def end(self) -> None:
         """Counts and logs. A status of 499 is a client that left before its answer began."""
-        route = self._service.route_of(self._path)
         status = self.status or 499
-        self._service.counted(self._method, route, status)
+        self._service.counted(self._method, self.route, status)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
             "%s %s %d",
             self._method,
-            route,
+            self.route,
             status,
             extra={
                 "octavo": {

@@ -51,12 +51,13 @@ class Usage:
         self.completion = 0
         self.reasoning = 0
 
-    def take(self, index: int, delta: _core.Delta, prompt: int) -> None:
-        self._prompt[index] = prompt
-        self.completion += sum(o.num_tokens for o in delta.outputs)
-        metrics = delta.metrics
-        if metrics is not None:
-            self._cached[index] = int(metrics["cached_prompt_tokens"])
+    def take(self, index: int, delta: _core.Delta, stream: _core.Stream) -> None:
+        self.completion += delta.num_tokens
+        if delta.finished:
+            self._prompt[index] = stream.num_prompt_tokens
+            metrics = delta.metrics
+            if metrics is not None:
+                self._cached[index] = int(metrics["cached_prompt_tokens"])
 
     @property
     def prompt(self) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,17 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo import __version__
 from octavo.llm import LLM
 from octavo.server.access import Access
-from octavo.server.answer import Answer
 from octavo.server.config import ServerConfig
-from octavo.server.faults import ApiError, from_octavo
-from octavo.server.http import EVENT_STREAM, PING, Call, Reply, error_reply
+from octavo.server.faults import ApiError
+from octavo.server.http import Call, Reply, error_reply
 from octavo.server.openapi import document
-from octavo.server.service import ROUTES, Service
+from octavo.server.outgoing import Outgoing, send_reply
+from octavo.server.service import OTHER, Service
 
-log = logging.getLogger("octavo.server")
-
-# Seconds without news after which a stream says that it lives; also the longest wait before it begins.
-_PATIENCE = 10.0
 _CALL = "octavo.call"
 
 
@@ -46,13 +41,8 @@ def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) ->
 
     app = FastAPI(title="octavo", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.octavo = service
-    for route in ROUTES:
-        app.add_api_route(
-            route.path.replace("{model}", "{model:path}"),
-            _endpoint(service),
-            methods=[route.method],
-            include_in_schema=False,
-        )
+    # FastAPI routes what others add to the application; the service's own routes are answered in front of it:
+    # FastAPI's way to an endpoint takes longer than all that the service does for a request.
     app.add_exception_handler(HTTPException, _not_routed(service))
     app.openapi = lambda: document(service)  # type: ignore[method-assign]
     app.add_middleware(GateMiddleware, service=service)
@@ -63,131 +53,24 @@ def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) ->
     return app
 
 
-def _endpoint(service: Service) -> Callable[[Request], Any]:
-    async def endpoint(request: Request) -> Response:
-        return await _respond(service, request)
-
-    return endpoint
-
-
 def _not_routed(service: Service) -> Callable[[Request, Exception], Any]:
-    async def handler(request: Request, _error: Exception) -> Response:
-        # The service knows the same routes and says in OpenAI's form what is wrong with this one.
-        return await _respond(service, request)
+    async def handler(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        # Raised by a route that others have added, or by FastAPI's own for the schema.
+        fault = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        if "endpoint" not in request.scope:
+            try:
+                service.respond(request.scope[_CALL])
+            except ApiError as nothing:
+                fault = nothing
+        reply = error_reply(fault)
+        return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
 
     return handler
 
 
-async def _respond(service: Service, request: Request) -> Response:
-    call: Call = request.scope[_CALL]
-    try:
-        if service.is_quick(call):
-            return Outcome(service.respond(call), service)
-        return Outcome(await run_in_threadpool(service.respond, call), service)
-    except ApiError as error:
-        return Outcome(error_reply(error), service)
-
-
-class Outcome(Response):
-    """A reply or an answer on its way out. A client that leaves cancels what runs for it, at once."""
-
-    def __init__(self, outcome: Reply | Answer, service: Service) -> None:
-        self.background = None
-        self.status_code = 200
-        self._outcome = outcome
-        self._stall = service.config.limits.stream_stall_seconds
-        # Since when a write waits for the client.
-        self._writing: float | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if isinstance(self._outcome, Reply):
-            await _send_reply(send, self._outcome)
-            return
-        work = asyncio.create_task(self._answer(self._outcome, send))
-        gone = asyncio.create_task(_until_disconnect(receive))
-        try:
-            while not work.done() and not gone.done():
-                look = max(self._stall / 4, 0.01)
-                await asyncio.wait({work, gone}, timeout=look, return_when=asyncio.FIRST_COMPLETED)
-                if self._writing is not None and time.monotonic() - self._writing >= self._stall:
-                    log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
-                    break
-        finally:
-            self._outcome.generation.close()
-            for task in (work, gone):
-                if not task.done():
-                    task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
-        if not work.cancelled() and (error := work.exception()) is not None:
-            raise error
-
-    async def _answer(self, answer: Answer, send: Send) -> None:
-        async with contextlib.aclosing(answer.generation.anews(_PATIENCE)) as lots:  # type: ignore[type-var]
-            if answer.stream:
-                await self._stream(answer, lots, send)
-                return
-            try:
-                async for news in lots:
-                    answer.feed(news)
-                reply = answer.reply()
-            except Exception as error:
-                reply = error_reply(as_api_error(error))
-            self._writing = time.monotonic()
-            await _send_reply(send, reply)
-
-    async def _stream(self, answer: Answer, lots: AsyncIterator[Any], send: Send) -> None:
-        started = False
-        try:
-            async for news in lots:
-                if not started:
-                    started = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENT_STREAM)})
-                await self._write(send, answer.feed(news) if news else PING)
-            last = answer.end()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            fault = as_api_error(error)
-            if not started:
-                # Nothing has been sent: the status can still say it.
-                await _send_reply(send, error_reply(fault))
-                return
-            last = answer.fault(fault)
-        if not started:
-            await send({"type": "http.response.start", "status": 200, "headers": _raw(EVENT_STREAM)})
-        await self._write(send, last, more=False)
-
-    async def _write(self, send: Send, data: bytes, *, more: bool = True) -> None:
-        if data or not more:
-            self._writing = time.monotonic()
-            await send({"type": "http.response.body", "body": data, "more_body": more})
-            self._writing = None
-
-
-def as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    log.error("an internal fault in an answer", exc_info=error)
-    return from_octavo(error)
-
-
-async def _until_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _send_reply(send: Send, reply: Reply) -> None:
-    headers = {"content-type": reply.content_type, "content-length": str(len(reply.body)), **reply.headers}
-    await send({"type": "http.response.start", "status": reply.status, "headers": _raw(headers)})
-    await send({"type": "http.response.body", "body": reply.body})
-
-
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
-
-
 class GateMiddleware:
-    """Lets in what may come in, with its body; nothing behind it sees anything else."""
+    """Lets in what may come in, with its body, and answers the service's own routes. What is behind sees the rest."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -209,23 +92,41 @@ class GateMiddleware:
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         given = next((value for name, value in fields if name == "x-request-id"), None)
         access = Access(service, scope["method"], path, service.gate.request_id(given))
-        send = access.watching(send)
         try:
             passed = service.gate.check(scope["method"], path, fields)
             body = await self._body(receive, int(passed.headers.get("content-length", "0")))
         except ApiError as error:
             # The rest of a refused body is not waited for.
             reply = error_reply(error)
-            await _send_reply(send, Reply(reply.status, reply.body, headers={**reply.headers, "connection": "close"}))
+            reply = Reply(reply.status, reply.body, headers={**reply.headers, "connection": "close"})
+            await send_reply(send, access, reply)
             access.end()
             return
         if body is None:
             return
-        scope[_CALL] = Call(scope["method"], path, passed.headers, body, access.request_id, passed.salt)
+        call = Call(scope["method"], path, passed.headers, body, access.request_id, passed.salt)
         try:
-            await self._app(scope, _again(body, receive), send)
+            if access.route != OTHER:
+                await self._answer(call, access, receive, send)
+            else:
+                scope[_CALL] = call
+                await self._app(scope, _again(body, receive), access.watching(send))
         finally:
             access.end()
+
+    async def _answer(self, call: Call, access: Access, receive: Receive, send: Send) -> None:
+        service = self._service
+        try:
+            if service.is_quick(call):
+                outcome = service.respond(call)
+            else:
+                outcome = await run_in_threadpool(service.respond, call)
+        except ApiError as error:
+            outcome = error_reply(error)
+        if isinstance(outcome, Reply):
+            await send_reply(send, access, outcome)
+        else:
+            await Outgoing(outcome, access, send, service.config.limits.stream_stall_seconds).run(receive)
 
     async def _body(self, receive: Receive, announced: int) -> bytes | None:
         """The whole body; None if the client has left.

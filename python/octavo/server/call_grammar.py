@@ -7,11 +7,12 @@ from typing import Any
 
 from octavo.llm import LLM
 from octavo.server.faults import bad_request
-from octavo.server.formats import Format, Parts, literal
+from octavo.server.formats import Format, Parts, literal, texts
 
 # One way to write it: a weak model would else fill its answer with spaces.
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # What a schema of arguments may say where each of these is written by itself.
+_END_OF_VALUE = r'"\n</parameter>"'
 _OF_CALLS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "$schema"})
 
 
@@ -63,6 +64,8 @@ def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[s
     schema = tool.get("parameters") or {"type": "object"}
     if form.style == "python":
         return _python_call(tool["name"], schema, rule, rules)
+    if form.style == "xml":
+        return _xml_call(tool["name"], schema, rule, rules)
     if form.style == "named":
         parts = (*form.before, tool["name"], *form.between)
         return _words(_join(llm, parts), _json({**schema, "x-guidance": _COMPACT}), _join(llm, form.after))
@@ -75,22 +78,31 @@ def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[s
     return _json({**whole, "x-guidance": _COMPACT})
 
 
-def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
-    """`name(required=..., optional=...)`: values are JSON, which the parser reads as well."""
+def _arguments(name: str, schema: dict[str, Any], form: str) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    """The names of the required arguments, and the schemas of all, where each is written by itself.
+
+    Raises:
+        ApiError: 400 for a schema that says more than that.
+    """
     odd = sorted(set(schema) - _OF_CALLS - {"$defs", "definitions"})
     if odd:
-        raise bad_request(f"tools: {name!r}: calls in Python's form cannot be held to {odd[0]!r}", "tools")
+        raise bad_request(f"tools: {name!r}: calls in {form} form cannot be held to {odd[0]!r}", "tools")
     needed = set(schema.get("required") or ())
     properties = schema.get("properties") or {}
     absent = sorted(needed - set(properties))
     if absent:
         raise bad_request(f"tools: {name!r}: the required {absent[0]!r} is no property", "tools")
-    shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
+    shared: dict[str, Any] = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
+    return needed, {k: {**v, **shared} if isinstance(v, dict) else {**shared} for k, v in properties.items()}
+
+
+def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
+    """`name(required=..., optional=...)`: values are JSON, which the parser reads as well."""
+    needed, properties = _arguments(name, schema, "Python's")
     values = {}
-    for i, (key, value) in enumerate(properties.items()):
+    for i, (key, held) in enumerate(properties.items()):
         if not key.isidentifier():
             raise bad_request(f"tools: {name!r}: {key!r} is no name of an argument in Python", "tools")
-        held = {**value, **shared} if isinstance(value, dict) else {**shared}
         rules.append(f"{rule}v{i}: {json.dumps(key + '=')} {_json({**held, 'x-guidance': _COMPACT})}")
         values[key] = f"{rule}v{i}"
     first = [v for k, v in values.items() if k in needed]
@@ -102,6 +114,28 @@ def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str])
         ways = [v + "".join(f' (", " {w})?' for w in later[i + 1 :]) for i, v in enumerate(later)]
         inside = f"({' | '.join(ways)})?" if ways else ""
     return _words(json.dumps(f"{name}("), inside, '")"')
+
+
+def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
+    """`<function=name>`, and an argument per `<parameter=key>`: texts as they stand, all else as JSON."""
+    needed, properties = _arguments(name, schema, "XML's")
+    plain = texts(schema)
+    inside = []
+    for i, (key, held) in enumerate(properties.items()):
+        if not key or any(c in key for c in "<>\n"):
+            raise bad_request(f"tools: {name!r}: {key!r} is no name of an argument in XML", "tools")
+        few = plain.get(key)
+        if few is not None:
+            value = f"({' | '.join(json.dumps(text, ensure_ascii=False) for text in few)}) {_END_OF_VALUE}"
+        elif key in plain:
+            value = f"{rule}v{i}"
+            # It ends where the mark comes for the first time.
+            rules.append(f"{value}[lazy]: /(.|\\n)*\\n<\\/parameter>/")
+        else:
+            value = f"{_json({**held, 'x-guidance': _COMPACT})} {_END_OF_VALUE}"
+        rules.append(f'{rule}p{i}: {json.dumps(f"<parameter={key}>" + chr(10), ensure_ascii=False)} {value} "\\n"')
+        inside.append(f"{rule}p{i}" + ("" if key in needed else "?"))
+    return _words(json.dumps(f"<function={name}>\n"), *inside, '"</function>"')
 
 
 def _moved(value: Any, where: str) -> Any:

@@ -97,7 +97,7 @@ class Chat(Answer):
         out = b""
         for index, delta in news:
             stream = self.generation.streams[index]
-            self.usage.take(index, delta, stream.num_prompt_tokens)
+            self.usage.take(index, delta, stream)
             if self._request.prompt_logprobs is not None:
                 self._prompt_logprobs = prompt_logprobs(delta.prompt_logprobs) or self._prompt_logprobs
             for sample in delta.outputs:

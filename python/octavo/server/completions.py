@@ -93,38 +93,44 @@ class Completions(Answer):
         self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": service.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
-        # Nothing but text is wanted, which most want.
-        self._plain = request.logprobs is None and request.prompt_logprobs is None and not request.return_token_ids
+        # A stream of nothing but text, which most want.
+        more = request.logprobs is not None or request.prompt_logprobs is not None or request.return_token_ids
+        self._plain = stream and not more and not nothing
         self._choices: dict[tuple[int, int], Choice] = {}
 
     def feed(self, news: News) -> bytes:
         out = b""
         for index, delta in news:
             stream = self.generation.streams[index]
-            self.usage.take(index, delta, stream.num_prompt_tokens)
-            rows = delta.prompt_logprobs
+            self.usage.take(index, delta, stream)
             for sample in delta.outputs:
                 choice = self._choices.get((index, sample.index))
+                if self._plain and choice is not None and sample.finish_reason is None:
+                    # Nearly all news of a stream is this.
+                    text = sample.text
+                    out += self._chunks.text(choice.before, text, _AFTER) if text else b""
+                    continue
                 first = choice is None
                 if choice is None:
-                    choice = self._choices[index, sample.index] = Choice(index * self._n + sample.index)
-                    if self._request.echo:
-                        text = self._detokenize(stream.prompt_token_ids, skip_special_tokens=False)
-                        choice.echo(text, rows, self._logprobs)
-                    if self._request.prompt_logprobs is not None:
-                        choice.prompt_logprobs = prompt_logprobs(rows)
-                    if self._request.return_token_ids:
-                        choice.prompt_token_ids = stream.prompt_token_ids
+                    choice = self._begin(index, sample.index, stream, delta)
                 if not self._nothing:
                     choice.add(sample, self._logprobs)
                 choice.finish(sample)
-                if not self.stream:
-                    continue
-                if self._plain and sample.finish_reason is None:
-                    out += self._chunks.text(choice.before, choice.take_text(), _AFTER)
-                else:
+                if self.stream:
                     out += self._chunks.event(choice.take(self._request, first))
         return out
+
+    def _begin(self, index: int, sample: int, stream: _core.Stream, delta: _core.Delta) -> Choice:
+        choice = self._choices[index, sample] = Choice(index * self._n + sample)
+        rows = delta.prompt_logprobs
+        if self._request.echo:
+            text = self._detokenize(stream.prompt_token_ids, skip_special_tokens=False)
+            choice.echo(text, rows, self._logprobs)
+        if self._request.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(rows)
+        if self._request.return_token_ids:
+            choice.prompt_token_ids = stream.prompt_token_ids
+        return choice
 
     def end(self) -> bytes:
         last = b""
@@ -220,12 +226,6 @@ class Choice:
         if sample.finish_reason is not None:
             self._reason = sample.finish_reason
             self._stop_reason = sample.stop_reason
-
-    def take_text(self) -> str:
-        """What is new, if only text is wanted."""
-        text, self._text = self._text, ""
-        self._token_ids.clear()
-        return text
 
     def take(self, request: CompletionRequest, first: bool) -> dict[str, Any]:
         """What is new, in the API's form."""

@@ -9,6 +9,8 @@ from octavo.errors import InvalidRequestError
 # The rows of octavo.server.formats, which a test compares.
 TOOL_PARSERS = (
     "hermes",
+    "qwen3_coder",
+    "gemma",
     "mistral",
     "mistral_args",
     "llama3_json",
@@ -22,7 +24,7 @@ TOOL_PARSERS = (
     "cohere",
     "glm4",
 )
-REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite")
+REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite", "cohere")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from octavo.errors import OctavoError
 from octavo.llm import LLM
-from octavo.server.parsing import Bare, FirstLine, Marked, Named, Parser, Pythonic, Thinking
+from octavo.server.parsing import Bare, FirstLine, Marked, Named, Parser, Pythonic, Thinking, Without, Xml
 
 # A text in parts: one that is a special token must be a part of its own.
 Parts = tuple[str, ...]
@@ -25,18 +25,19 @@ class Format:
         opening, closing: around the calls of one mark.
         sep: between them; None: a mark has one call, and may come again.
         style: "object": `{"name": ..., key: {...}}`. "named": `before NAME between {...} after`.
-            "python": `NAME(argument=value)`.
+            "python": `NAME(argument=value)`. "xml": `<function=NAME>`, and each argument as `<parameter=KEY>` value;
+            its parser is made with the names of those that are texts (see `texts`).
         key, name_key: of an object; fields: its further ones, as schemas.
         text: regular expression of a text without calls, where there is no mark. `NAMES` stands for the tools' names.
     """
 
     name: str
-    parser: Callable[[], Parser]
+    parser: Callable[..., Parser]
     begin: str = ""
     opening: Parts = ()
     closing: Parts = ()
     sep: Parts | None = None
-    style: Literal["object", "named", "python"] = "object"
+    style: Literal["object", "named", "python", "xml"] = "object"
     key: str = "arguments"
     name_key: str = "name"
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -51,10 +52,55 @@ class Format:
         parts = (self.begin, *self.opening, *self.closing, *(self.sep or ()), *self.before, *self.between, *self.after)
         return [part for part in dict.fromkeys(parts) if part.strip()]
 
+    def reader(self, tools: list[dict[str, Any]]) -> Parser:
+        """A parser for one text with calls of `tools`."""
+        if self.style != "xml":
+            return self.parser()
+        return self.parser({t["name"]: texts(t.get("parameters") or {}) for t in tools})
+
+    def example(self) -> str:
+        """A call as the model is told to write it."""
+        name, arguments = "the function's name", "{its arguments}"
+        if self.style == "python":
+            call = "function(argument=value)"
+        elif self.style == "xml":
+            call = f"<function={name}>\n<parameter=an argument's name>\nits value\n</parameter>\n</function>"
+        elif self.style == "named":
+            call = "".join((*self.before, name, *self.between, arguments, *self.after))
+        else:
+            call = f'{{"{self.name_key}": "{name}", "{self.key}": {arguments}}}'
+        return "".join((self.begin, *self.opening, call, *self.closing))
+
+
+# What a schema may say besides, where a text stands for itself.
+_OF_TEXTS = frozenset(
+    {"type", "enum", "const", "title", "description", "default", "examples", "deprecated", "$comment"}
+)
+
+
+def texts(schema: dict[str, Any]) -> dict[str, list[str] | None]:
+    """The parameters whose values are texts, without quotes where a format has that; and which texts, if they are few.
+    What holds a text to a pattern or a length can only be enforced in JSON."""
+    found: dict[str, list[str] | None] = {}
+    for key, value in (schema.get("properties") or {}).items():
+        where = value
+        if isinstance(value, dict) and isinstance(value.get("$ref"), str) and set(value) <= {"$ref", *_OF_TEXTS}:
+            _, _, name = value["$ref"].rpartition("/")
+            where = next((schema[d][name] for d in ("$defs", "definitions") if name in schema.get(d, {})), None)
+        if not isinstance(where, dict) or not set(where) <= _OF_TEXTS:
+            continue
+        few = [where["const"]] if "const" in where else where.get("enum")
+        if few is None and where.get("type") == "string":
+            found[key] = None
+        elif isinstance(few, list) and few and all(isinstance(x, str) and "</parameter>" not in x for x in few):
+            found[key] = few
+    return found
+
 
 _HERMES = ("<tool_call>", "</tool_call>")
 _PHI = ("<|tool_call|>", "<|/tool_call|>")
 _COHERE = ("<|START_ACTION|>", "<|END_ACTION|>")
+_GEMMA = ("```tool_code", "```")
 _OLMO = ("<function_calls>", "</function_calls>")
 _DS = {n: f"<｜tool▁{n.replace('_', '▁')}｜>" for n in ("calls_begin", "calls_end", "call_begin", "call_end", "sep")}
 _DS_ENDS = (_DS["call_end"], _DS["calls_end"])
@@ -69,6 +115,10 @@ FORMATS = {
     for f in (
         # Hermes 2, Qwen 2.5 and 3, SmolLM 3, Granite 4
         Format("hermes", lambda: Marked(*_HERMES), _HERMES[0], ("\n",), ("\n", _HERMES[1])),
+        # Qwen3-Coder
+        Format("qwen3_coder", Xml, _HERMES[0], ("\n",), ("\n", _HERMES[1]), style="xml"),
+        # Gemma, as its makers tell it to
+        Format("gemma", lambda: Pythonic(*_GEMMA), _GEMMA[0], ("\n",), ("\n", _GEMMA[1]), ("\n",), "python"),
         # Mistral 7B v0.3, Nemo, Large 2407
         Format("mistral", lambda: Marked("[TOOL_CALLS]", ""), "[TOOL_CALLS]", ("[",), ("]",), (",",)),
         # Mistral Small 3.1 and later, Devstral, Magistral
@@ -148,7 +198,11 @@ REASONING = {
     "mistral": ("[THINK]", "[/THINK]"),
     # Granite 3.2
     "granite": ("Here is my thought process:", "Here is my response:"),
+    # Command R7B and A
+    "cohere": ("<|START_THINKING|>", "<|END_THINKING|>"),
 }
+# Marks around an answer, which are no part of it.
+AROUND = {"cohere": ("<|START_RESPONSE|>", "<|END_RESPONSE|>")}
 _PROBE = {"name": "probe_tool", "description": "probe", "parameters": {"type": "object", "properties": {}}}
 # What a template says when it is given a tool and a call, and the format that it means. The first that is found counts.
 _SIGNS = (
@@ -161,7 +215,9 @@ _SIGNS = (
     ("<|tool_call|>", "", "granite"),
     ("<|tool|>", "", "phi4_mini"),
     ("functools[", "", "phi4_mini_json"),
+    ("<tool_call>", "<function=", "qwen3_coder"),
     ("<tool_call>", "", "hermes"),
+    ("tool_code", "", "gemma"),
     ("[probe_tool(", "", "pythonic"),
     ("probe_tool\n{", "", "glm4"),
     ('"parameters"', "", "llama3_json"),
@@ -172,12 +228,9 @@ def detect(llm: LLM) -> Format | None:
     """The format that the model's chat template speaks of when it is given a tool; None: it knows no tools."""
     tools = [{"type": "function", "function": _PROBE}]
     turns = [{"role": "user", "content": "probe"}]
-    try:
-        text = llm.render_chat(turns, tools=tools)
-    except OctavoError:
+    if not knows_tools(llm):
         return None
-    if "probe_tool" not in text:
-        return None
+    text = llm.render_chat(turns, tools=tools)
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe_tool", "arguments": {}}}
     # Without that the description of the tools has to do.
     with contextlib.suppress(OctavoError):
@@ -186,10 +239,39 @@ def detect(llm: LLM) -> Format | None:
     return FORMATS[name]
 
 
+def knows_tools(llm: LLM) -> bool:
+    """Whether the model's chat template tells it of tools."""
+    try:
+        text = llm.render_chat([{"role": "user", "content": "probe"}], tools=[{"type": "function", "function": _PROBE}])
+    except OctavoError:
+        return False
+    return "probe_tool" in text
+
+
+def takes_system(llm: LLM) -> bool:
+    """Whether the model's chat template has a place for what a system message says."""
+    try:
+        text = llm.render_chat([{"role": "system", "content": "probe_system"}, {"role": "user", "content": "probe"}])
+    except OctavoError:
+        return False
+    return "probe_system" in text
+
+
+def customary(llm: LLM) -> Format:
+    """The format for a model whose chat template knows no tools."""
+    try:
+        text = llm.render_chat([{"role": "user", "content": "probe"}])
+    except OctavoError:
+        text = ""
+    return FORMATS["gemma" if "<start_of_turn>" in text else "hermes"]
+
+
 def thinking(name: str, rest: Parser, prompt_end: str) -> Parser:
     """Reads reasoning in front of what `rest` reads. `prompt_end`: how the prompt ends, which may have begun it."""
     begin, end = REASONING[name]
     begun = name == "deepseek_r1" or prompt_end.rstrip().endswith(begin)
+    if name in AROUND:
+        rest = Without(rest, *AROUND[name])
     return Thinking(rest, begin, end, inside=begun)
 
 

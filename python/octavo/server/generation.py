@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from octavo import _core
@@ -22,29 +24,54 @@ News: TypeAlias = list[tuple[int, _core.Delta]]
 
 class Pace:
     """How often streams send. Those of an event loop send at the same times: one timer, and one round of the loop, for
-    all of them.
+    all of them. Where a round takes long, because there are many, the next one comes later: a model on the CPU needs
+    the core more than its readers need another piece.
 
     Args:
         seconds: between two pieces of a stream.
     """
 
+    # Most that sending may take of a core, and the longest time between two pieces that this may lead to, in `seconds`.
+    _SHARE = 0.02
+    _LONGEST = 5
+
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._waiting: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[asyncio.Event]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._rounds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Round] = weakref.WeakKeyDictionary()
 
     def set_next(self, event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
         """Sets `event` at the next tick."""
-        waiting = self._waiting.setdefault(loop, [])
-        if not waiting:
-            tick = math.floor(loop.time() / self.seconds + 0.5) + 1
-            loop.call_at(tick * self.seconds, self._tick, loop)
-        waiting.append(event)
+        found = self._rounds.get(loop)
+        if found is None:
+            found = self._rounds[loop] = Round(self.seconds)
+        if not found.waiting:
+            tick = math.floor(loop.time() / found.interval + 0.5) + 1
+            loop.call_at(tick * found.interval, self._tick, loop, found)
+        found.waiting.append(event)
 
-    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        for event in self._waiting.pop(loop, []):
+    def _tick(self, loop: asyncio.AbstractEventLoop, now: Round) -> None:
+        begin = time.thread_time()
+        for event in now.waiting:
             event.set()
+        now.waiting.clear()
+        # It comes after those that were woken.
+        loop.call_soon(self._end, now, begin)
+
+    def _end(self, now: Round, begin: float) -> None:
+        wanted = (time.thread_time() - begin) / self._SHARE
+        now.interval = min(max(wanted, self.seconds), self._LONGEST * self.seconds)
+
+
+@dataclass
+class Round:
+    """Streams of one event loop that send together.
+
+    Attributes:
+        interval: seconds to the next time.
+    """
+
+    interval: float
+    waiting: list[asyncio.Event] = field(default_factory=list)
 
 
 class Generation:

@@ -143,7 +143,7 @@ class Responses(Answer):
     def feed(self, news: News) -> bytes:
         out = b""
         for index, delta in news:
-            self.usage.take(index, delta, len(self.generation.streams[index].prompt_token_ids))
+            self.usage.take(index, delta, self.generation.streams[index])
             if not self._begun:
                 self._begun = True
                 out += self._event("response.created", response=self._whole("in_progress"))

@@ -23,7 +23,7 @@ from octavo.server.config import ServerConfig
 from octavo.server.embeddings import embeddings
 from octavo.server.engine import LazyEngine, model_name
 from octavo.server.faults import ApiError, from_octavo
-from octavo.server.formats import FORMATS, Format, detect
+from octavo.server.formats import FORMATS, Format, customary, detect, knows_tools, takes_system
 from octavo.server.gate import Gate
 from octavo.server.generation import Generation, Pace
 from octavo.server.http import Call, Reply, json_reply
@@ -40,6 +40,9 @@ _QUICK_BYTES = 8 << 10
 # Fields whose grammar may take its time. (A value that only looks like one costs a thread, and nothing else.)
 _SLOW = re.compile(rb'"(?:tools|response_format|structured_outputs|text|\\u)')
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+# The route of what belongs to none.
+OTHER = "other"
 
 R = TypeVar("R", bound=requests.Strict)
 Handler: TypeAlias = "Callable[[Service, Call], Reply | Answer]"
@@ -97,7 +100,7 @@ class Service:
         """Sequences that run at once."""
         return int(self.llm.info()["limits"]["max_num_seqs"])
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return self.config.served_model_names or (model_name(self.llm),)
 
@@ -159,9 +162,21 @@ class Service:
             raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
 
     @cached_property
-    def tool_format(self) -> Format | None:
-        """How the model writes tool calls; None: its template knows no tools."""
-        return detect(self.llm) if self.config.tool_parser == "auto" else FORMATS[self.config.tool_parser]
+    def tool_format(self) -> Format:
+        """How the model writes tool calls."""
+        if self.config.tool_parser != "auto":
+            return FORMATS[self.config.tool_parser]
+        return detect(self.llm) or customary(self.llm)
+
+    @cached_property
+    def template_tells_tools(self) -> bool:
+        """The chat template tells the model of tools; else the server has to."""
+        return knows_tools(self.llm)
+
+    @cached_property
+    def template_takes_system(self) -> bool:
+        """The chat template has a place for a system message."""
+        return takes_system(self.llm)
 
     # --- for applications ---------------------------------------------------------------------------------------------
 
@@ -187,25 +202,18 @@ class Service:
             raise from_octavo(error) from error
 
     def _route(self, call: Call) -> Handler:
-        allowed = []
-        for route in ROUTES:
-            prefix, parameter, _ = route.path.partition("{")
-            if call.path == route.path or (parameter and call.path.startswith(prefix) and len(call.path) > len(prefix)):
-                if call.method == route.method or (call.method == "HEAD" and route.method == "GET"):
-                    return route.handler
-                allowed.append(route.method)
-        if allowed:
-            methods = ", ".join(sorted(set(allowed)))
-            raise ApiError(405, f"{call.method} is not possible here: use {methods}", headers={"allow": methods})
-        raise ApiError(404, f"there is nothing at {call.path[:200]!r}", code="not_found")
+        found = _find(call.path)
+        if found is None:
+            raise ApiError(404, f"there is nothing at {call.path[:200]!r}", code="not_found")
+        if call.method != found.method and not (call.method == "HEAD" and found.method == "GET"):
+            message = f"{call.method} is not possible here: use {found.method}"
+            raise ApiError(405, message, headers={"allow": found.method})
+        return found.handler
 
     def route_of(self, path: str) -> str:
-        """The route that `path` belongs to, or "other": what strangers ask for makes no new series."""
-        for route in ROUTES:
-            prefix, parameter, _ = route.path.partition("{")
-            if path == route.path or (parameter and path.startswith(prefix)):
-                return route.path
-        return "other"
+        """The route that `path` belongs to, or `OTHER`: what strangers ask for makes no new series."""
+        found = _find(path)
+        return OTHER if found is None else found.path
 
     def counted(self, method: str, route: str, status: int) -> None:
         """A request has been answered."""
@@ -259,3 +267,13 @@ ROUTES = [
     Route("GET", "/", page, "The built-in page"),
     Route("GET", "/page/{file}", page, "A file of the built-in page"),
 ]
+_EXACT = {route.path: route for route in ROUTES}
+_BELOW = [(route.path.partition("{")[0], route) for route in ROUTES if "{" in route.path]
+
+
+def _find(path: str) -> Route | None:
+    """The route that `path` belongs to."""
+    found = _EXACT.get(path)
+    if found is None:
+        found = next((r for prefix, r in _BELOW if path.startswith(prefix) and len(path) > len(prefix)), None)
+    return found

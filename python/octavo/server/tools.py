@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.server.call_grammar import grammar
 from octavo.server.faults import bad_request
-from octavo.server.formats import FORMATS, REASONING, Format, is_special, thinking
+from octavo.server.formats import AROUND, REASONING, Format, is_special, thinking
 from octavo.server.parsing import Parser, Plain
 from octavo.server.requests import ChatRequest, Message, NamedTool
 from octavo.structured import Grammar, Structured
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 # For a template that knows no tools.
 _INSTRUCTIONS = """You can call functions. To call one, write on lines of their own:
-<tool_call>
-{"name": "the function's name", "arguments": {its arguments}}
-</tool_call>
+{}
 The functions, each as JSON:
 """
 
@@ -48,11 +46,10 @@ class Toolbox:
             raise bad_request("tool_choice is 'required': tools are missing", "tool_choice")
         self._choice = choice or ("auto" if given else "none")
         active = bool(given) and self._choice != "none"
-        self._native: Format | None = service.tool_format if active else None
-        self._format = (self._native or FORMATS["hermes"]) if active else None
+        self._format: Format | None = service.tool_format if active else None
         marks = [] if self._format is None else self._format.marks
         reasoning = service.config.reasoning_parser
-        marks += () if reasoning is None else REASONING[reasoning]
+        marks += () if reasoning is None else (*REASONING[reasoning], *AROUND.get(reasoning, ()))
         self.needs_special_tokens = is_special(service.llm, marks)
 
     @property
@@ -62,16 +59,19 @@ class Toolbox:
 
     def for_template(self) -> list[dict[str, Any]] | None:
         """The tools as the model's own template takes them."""
-        return self._given if self._native is not None else None
+        return self._given if self._format is not None and self._service.template_tells_tools else None
 
     def instruct(self, messages: list[Message]) -> list[Message]:
         """The messages, with the tools described in the first one where the template cannot."""
-        if self._format is None or self._native is not None:
+        if self._format is None or self._service.template_tells_tools:
             return messages
-        text = _INSTRUCTIONS + "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in self._given)
+        text = _INSTRUCTIONS.format(self._format.example())
+        text += "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in self._given)
         first = messages[0]
         if first.role in ("system", "developer") and isinstance(first.content, str):
             return [first.model_copy(update={"content": f"{first.content}\n\n{text}"}), *messages[1:]]
+        if not self._service.template_takes_system and first.role == "user" and isinstance(first.content, str):
+            return [first.model_copy(update={"content": f"{text}\n\n{first.content}"}), *messages[1:]]
         return [Message(role="system", content=text), *messages]
 
     def structure(self) -> Structured | None:
@@ -86,6 +86,7 @@ class Toolbox:
 
     def parser(self, prompt_end: str = "") -> Parser:
         """A parser for one sample. `prompt_end`: how the prompt ends, which may have begun the reasoning."""
-        inner = self._format.parser() if self._format is not None else Plain()
+        functions = [t["function"] for t in self._given]
+        inner = self._format.reader(functions) if self._format is not None else Plain()
         reasoning = self._service.config.reasoning_parser
         return inner if reasoning is None else thinking(reasoning, inner, prompt_end)

@@ -7,10 +7,8 @@ use octavo_kernels::{Kernels, peak};
 use octavo_scheduler::StepPlan;
 
 use crate::sampling::Sampler;
-use crate::tokenizer::tests::byte_level;
+use crate::test_engine::{VOCAB, engine_over};
 use crate::*;
-
-const VOCAB: usize = 257;
 
 /// Continues "a" with "bcd...": draws where it may, and gives logits where not.
 struct Drawing {
@@ -70,28 +68,7 @@ impl Executor for Drawing {
 fn engine(broken_after: Option<u32>) -> (Engine, Arc<Mutex<Vec<Draw>>>) {
     let asked = Arc::default();
     let executor = Drawing { asked: Arc::clone(&asked), broken_after, held: Vec::new() };
-    let limits = Limits {
-        max_model_len: 128,
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        max_queue: 16,
-        block_size: 4,
-        num_blocks: 256,
-    };
-    let engine = Engine::start(EngineParts {
-        executor: Box::new(executor),
-        tokenizer: byte_level(),
-        template: None,
-        vocab: VOCAB,
-        spec: None,
-        generation: GenerationDefaults { eos: vec![256], ..GenerationDefaults::default() },
-        limits,
-        prefix_caching: true,
-        prefill_chunk: None,
-        seed: 3,
-        info: serde_json::json!({}),
-    });
-    (engine.expect("engine"), asked)
+    (engine_over(executor, |_| {}), asked)
 }
 
 /// The tokens, log-probabilities and error of a request.

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use octavo_kernels::AttentionReport;
 use octavo_scheduler::StepPlan;
 
 use crate::cpu::wanted_rows;
-use crate::tokenizer::tests::byte_level;
+use crate::test_engine::{VOCAB, engine_over};
 use crate::*;
-
-const VOCAB: usize = 257;
 
 /// What the executor does wrong, and at which step (counted from 1).
 #[derive(Clone, Copy)]
@@ -29,6 +28,8 @@ struct Alphabet {
     step: u64,
     pause: Duration,
     steps_seen: Arc<AtomicU64>,
+    /// A call for each sequence of the last step that succeeded; a fault leaves them as they are.
+    reports: Vec<AttentionReport>,
 }
 
 impl Executor for Alphabet {
@@ -54,41 +55,25 @@ impl Executor for Alphabet {
                 sink(&[(i, row)], &row_of_logits);
             }
         }
+        self.reports = vec![AttentionReport { calls: 1, ..AttentionReport::default() }; plan.seqs.len()];
         Ok(())
+    }
+
+    fn attention_reports(&self) -> &[AttentionReport] {
+        &self.reports
     }
 }
 
 fn engine_with(fault: Fault, pause_ms: u64, change: impl FnOnce(&mut Limits)) -> (Engine, Arc<AtomicU64>) {
-    let mut limits = Limits {
-        max_model_len: 128,
-        max_num_seqs: 8,
-        max_num_batched_tokens: 64,
-        max_queue: 16,
-        block_size: 4,
-        num_blocks: 256,
-    };
-    change(&mut limits);
     let steps_seen = Arc::new(AtomicU64::new(0));
     let executor = Alphabet {
         fault,
         step: 0,
         pause: Duration::from_millis(pause_ms),
         steps_seen: Arc::clone(&steps_seen),
+        reports: Vec::new(),
     };
-    let engine = Engine::start(EngineParts {
-        executor: Box::new(executor),
-        tokenizer: byte_level(),
-        template: None,
-        vocab: VOCAB,
-        spec: None,
-        generation: GenerationDefaults { eos: vec![256], ..GenerationDefaults::default() },
-        limits,
-        prefix_caching: true,
-        prefill_chunk: None,
-        seed: 0,
-        info: serde_json::json!({}),
-    });
-    (engine.expect("engine"), steps_seen)
+    (engine_over(executor, change), steps_seen)
 }
 
 fn engine(fault: Fault) -> Engine {
@@ -219,6 +204,21 @@ fn a_failed_step_ends_its_requests_and_the_engine_goes_on() {
         assert!(out.last.error.expect("error").to_string().contains("planted"));
         assert_eq!(gather(&submit(&engine, "x", &greedy(2))).text, "yz");
         assert_eq!(settled(&engine).failed_steps, 1);
+    }
+}
+
+#[test]
+fn attention_is_reported_for_steps_that_ran_and_not_for_failed_ones() {
+    for fault in [Fault::Error(3), Fault::Panic(3)] {
+        let engine = engine(fault);
+        let out = gather(&submit(&engine, "a", &greedy(9)));
+        assert_eq!(out.tokens.len(), 2);
+        let of_request = |out: &Gathered| out.last.metrics.as_ref()?.attention.map(|a| a.calls);
+        assert_eq!(of_request(&out), Some(2), "the third step has no report of its own");
+        assert_eq!(engine.stats().attention_calls, 2);
+        assert_eq!(of_request(&gather(&submit(&engine, "x", &greedy(4)))), Some(4));
+        let stats = settled(&engine);
+        assert_eq!((stats.attention_calls, stats.steps, stats.failed_steps), (6, 7, 1));
     }
 }
 

@@ -33,6 +33,8 @@ mod stream;
 mod strict_json;
 mod structured;
 mod template;
+#[cfg(test)]
+mod test_engine;
 mod tokenizer;
 
 pub use cpu::{CpuExecutor, wanted_rows};

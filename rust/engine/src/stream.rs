@@ -1,26 +1,28 @@
-//! The way out: one bounded queue per request, from the engine thread to whoever reads.
+//! The way out: one place per request for news, from the engine thread to whoever reads.
 //!
-//! The engine never waits for a reader. While the queue is full, news is merged on the engine's side; the last delta always
-//! has a place, so a slow reader loses nothing and delays nobody.
+//! The engine never waits for a reader: what has not been read is merged with what comes, so a slow reader loses nothing and
+//! delays nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use crossbeam_utils::atomic::AtomicCell;
 
 use crate::EngineError;
 use crate::engine_loop::Command;
 use crate::output::Delta;
 
-/// Deltas that wait in the queue before news is merged.
-const CAPACITY: usize = 32;
-
 /// Ids of subscribed requests with news.
 pub(crate) type ReadyQueue = (Sender<u64>, Receiver<u64>);
 
+/// What both ends share.
 #[derive(Default)]
-struct Subscription {
+struct Mailbox {
+    /// News that has not been read. One end takes it out whole, and the other puts it back longer: nobody waits.
+    unread: AtomicCell<Option<Box<Delta>>>,
+    /// The reader wants to be named in the ready queue.
     wanted: AtomicBool,
     /// The reader wants the whole answer at once: nothing is sent before the last delta.
     only_end: AtomicBool,
@@ -28,12 +30,27 @@ struct Subscription {
     announced: AtomicBool,
 }
 
+impl Mailbox {
+    fn announce(&self, id: u64, ready: &Sender<u64>, last: bool) {
+        if !self.wanted.load(Ordering::SeqCst) {
+            return;
+        }
+        let known = self.announced.swap(true, Ordering::SeqCst);
+        // The end is told in any case: a reader that takes its time need not sit it out.
+        if !known || last {
+            // The other end lives as long as the engine; without it nobody waits.
+            let _ = ready.send(id);
+        }
+    }
+}
+
 /// The engine's end.
 pub(crate) struct Outbox {
     id: u64,
-    queue: Sender<Delta>,
+    mailbox: Arc<Mailbox>,
+    /// Rings for a reader that waits; its end closes with this one.
+    bell: Sender<()>,
     ready: Sender<u64>,
-    subscription: Arc<Subscription>,
     /// News that has not been sent.
     pub pending: Delta,
 }
@@ -42,9 +59,9 @@ pub(crate) struct Outbox {
 pub struct RequestStream {
     id: u64,
     prompt: Vec<u32>,
-    queue: Receiver<Delta>,
+    mailbox: Arc<Mailbox>,
+    bell: Receiver<()>,
     ready: Sender<u64>,
-    subscription: Arc<Subscription>,
     commands: Sender<Command>,
     /// The last delta was taken.
     done: AtomicBool,
@@ -53,28 +70,28 @@ pub struct RequestStream {
     process: u32,
 }
 
-/// Both ends of a request's queue.
+/// Both ends of a request's news.
 pub(crate) fn channel(
     id: u64,
     prompt: Vec<u32>,
     commands: Sender<Command>,
     ready: &Sender<u64>,
 ) -> (Outbox, RequestStream) {
-    let (to, from) = crossbeam_channel::bounded(CAPACITY + 1);
-    let subscription = Arc::new(Subscription::default());
+    let mailbox = Arc::new(Mailbox::default());
+    let (ring, bell) = crossbeam_channel::bounded(1);
     let outbox = Outbox {
         id,
-        queue: to,
+        mailbox: Arc::clone(&mailbox),
+        bell: ring,
         ready: ready.clone(),
-        subscription: Arc::clone(&subscription),
         pending: Delta::default(),
     };
     let stream = RequestStream {
         id,
         prompt,
-        queue: from,
+        mailbox,
+        bell,
         ready: ready.clone(),
-        subscription,
         commands,
         done: AtomicBool::new(false),
         cancelled: AtomicBool::new(false),
@@ -84,29 +101,25 @@ pub(crate) fn channel(
 }
 
 impl Outbox {
-    /// Sends the pending news, unless the queue is full and the request goes on.
+    /// Sends the pending news, unless the reader waits for the end.
     pub fn flush(&mut self) {
-        let waits = self.queue.len() >= CAPACITY || self.subscription.only_end.load(Ordering::Relaxed);
+        let waits = self.mailbox.only_end.load(Ordering::Relaxed);
         if self.pending.is_empty() || (waits && !self.pending.finished) {
             return;
         }
         let last = self.pending.finished;
-        // One place beyond CAPACITY is kept for the last delta, so this fails only if the reader is gone.
-        if self.queue.try_send(std::mem::take(&mut self.pending)).is_ok() {
-            announce(self.id, &self.subscription, &self.ready, last);
-        }
-    }
-}
-
-fn announce(id: u64, subscription: &Subscription, ready: &Sender<u64>, last: bool) {
-    if !subscription.wanted.load(Ordering::SeqCst) {
-        return;
-    }
-    let known = subscription.announced.swap(true, Ordering::SeqCst);
-    // The end is told in any case: a reader that takes its time need not sit it out.
-    if !known || last {
-        // The other end lives as long as the engine; without it nobody waits.
-        let _ = ready.send(id);
+        let news = std::mem::take(&mut self.pending);
+        let unread = match self.mailbox.unread.take() {
+            Some(mut unread) => {
+                unread.merge(news);
+                unread
+            }
+            None => Box::new(news),
+        };
+        self.mailbox.unread.store(Some(unread));
+        // It rings already where there is no place.
+        let _ = self.bell.try_send(());
+        self.mailbox.announce(self.id, &self.ready, last);
     }
 }
 
@@ -121,7 +134,7 @@ impl RequestStream {
         &self.prompt
     }
 
-    /// The next delta; None after `timeout`, or if the last one was taken.
+    /// What has come, as one delta; waits for it. None after `timeout`, or if the last delta was taken.
     pub fn next(&self, timeout: Duration) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
@@ -130,41 +143,42 @@ impl RequestStream {
             // A fork has no engine thread that could ever send.
             return Some(self.orphaned());
         }
-        self.subscription.announced.store(false, Ordering::SeqCst);
-        match self.queue.recv_deadline(Instant::now() + timeout) {
-            Ok(delta) => Some(self.taken(delta)),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(self.orphaned()),
+        self.mailbox.announced.store(false, Ordering::SeqCst);
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(delta) = self.take() {
+                return Some(delta);
+            }
+            match self.bell.recv_deadline(deadline) {
+                // It may ring for news that has been read.
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => return self.take(),
+                Err(RecvTimeoutError::Disconnected) => return self.take().or_else(|| Some(self.orphaned())),
+            }
         }
     }
 
-    /// All that has come, as one delta. News is announced once, and not again before a `poll` that finds nothing: who
-    /// looks again by himself is not woken, but for the end.
+    /// What has come, as one delta. News is announced once, and not again before a `poll` that finds nothing: who looks
+    /// again by himself is not woken, but for the end.
     pub fn poll(&self) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
         }
-        let found = self.drain();
-        if found.is_some() {
-            return found;
+        if let Some(delta) = self.take() {
+            return Some(delta);
         }
-        self.subscription.announced.store(false, Ordering::SeqCst);
-        // What came before the line above was not announced; what comes after it is.
-        self.drain()
+        self.mailbox.announced.store(false, Ordering::SeqCst);
+        let closed = matches!(self.bell.try_recv(), Err(TryRecvError::Disconnected));
+        // What came before the lines above was not announced; what comes after them is.
+        self.take().or_else(|| closed.then(|| self.orphaned()))
     }
 
-    fn drain(&self) -> Option<Delta> {
-        let mut found: Option<Delta> = None;
-        loop {
-            match (self.queue.try_recv(), &mut found) {
-                (Ok(delta), Some(found)) => found.merge(delta),
-                (Ok(delta), None) => found = Some(delta),
-                (Err(TryRecvError::Empty), _) => break,
-                (Err(TryRecvError::Disconnected), Some(_)) => break,
-                (Err(TryRecvError::Disconnected), None) => return Some(self.orphaned()),
-            }
+    fn take(&self) -> Option<Delta> {
+        let delta = *self.mailbox.unread.take()?;
+        if delta.finished {
+            self.done.store(true, Ordering::SeqCst);
         }
-        found.map(|delta| self.taken(delta))
+        Some(delta)
     }
 
     /// True once the last delta was taken.
@@ -175,10 +189,10 @@ impl RequestStream {
     /// From now on the engine's ready queue names this request when it has news (see `poll`); with `only_end`, all later news comes
     /// as one delta, the last.
     pub fn subscribe(&self, only_end: bool) {
-        self.subscription.only_end.store(only_end, Ordering::Relaxed);
-        self.subscription.wanted.store(true, Ordering::SeqCst);
-        if !self.queue.is_empty() || self.done.load(Ordering::SeqCst) {
-            announce(self.id, &self.subscription, &self.ready, false);
+        self.mailbox.only_end.store(only_end, Ordering::Relaxed);
+        self.mailbox.wanted.store(true, Ordering::SeqCst);
+        if !self.bell.is_empty() || self.done.load(Ordering::SeqCst) {
+            self.mailbox.announce(self.id, &self.ready, false);
         }
     }
 
@@ -188,13 +202,6 @@ impl RequestStream {
             // A closed engine has ended the request already.
             let _ = self.commands.send(Command::Cancel(self.id));
         }
-    }
-
-    fn taken(&self, delta: Delta) -> Delta {
-        if delta.finished {
-            self.done.store(true, Ordering::SeqCst);
-        }
-        delta
     }
 
     /// The engine thread is gone without a last word.
@@ -294,5 +301,34 @@ mod tests {
         assert!(last.finished);
         assert_eq!(last.error.expect("error").class_name(), "EngineDeadError");
         assert!(stream.next(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn two_threads_that_take_and_put_lose_nothing() {
+        let (commands, _keep) = crossbeam_channel::unbounded();
+        let (ready, _announced) = crossbeam_channel::unbounded();
+        let (mut outbox, stream) = channel(2, vec![1], commands, &ready);
+        let writer = std::thread::spawn(move || {
+            for i in 0..20_000 {
+                outbox.pending.add(SampleDelta { token_ids: vec![i], ..word("x") });
+                outbox.pending.finished = i == 19_999;
+                outbox.flush();
+            }
+        });
+        let mut tokens: Vec<u32> = Vec::new();
+        while !stream.is_done() {
+            // Both ways to read, in turns.
+            let found = if tokens.len().is_multiple_of(2) { stream.poll() } else { None };
+            let found = found.or_else(|| stream.next(Duration::from_secs(20))).expect("news");
+            assert_eq!(found.outputs[0].text.len(), found.outputs[0].token_ids.len());
+            tokens.extend(&found.outputs[0].token_ids);
+        }
+        writer.join().expect("writer");
+        assert_eq!(tokens, (0..20_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_delta_takes_one_word_of_memory_to_hand_over() {
+        assert!(AtomicCell::<Option<Box<Delta>>>::is_lock_free());
     }
 }

@@ -1,6 +1,6 @@
 //! Engine and Stream as Python classes. The GIL is released wherever the engine works or a caller waits.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use octavo_engine::{DynamicParams, EngineOptions, Health, Limits, Prompt, RequestStream};
@@ -57,6 +57,16 @@ fn prompt_of(prompt: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<Pr
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Engine(octavo_engine::Engine);
 
+impl Engine {
+    /// The engine that `load` makes.
+    fn started(
+        py: Python<'_>,
+        load: impl FnOnce() -> Result<octavo_engine::Engine, octavo_engine::EngineError> + Send,
+    ) -> PyResult<Self> {
+        py.detach(load).map(Self).map_err(|e| to_python(py, &e))
+    }
+}
+
 #[pymethods]
 impl Engine {
     #[new]
@@ -107,8 +117,7 @@ impl Engine {
             chat_template,
             ..EngineOptions::default()
         };
-        let load = || octavo_engine::Engine::load(Path::new(&model), &options);
-        py.detach(load).map(Self).map_err(|e| to_python(py, &e))
+        Self::started(py, || octavo_engine::Engine::load(&model, &options))
     }
 
     #[staticmethod]
@@ -146,8 +155,7 @@ impl Engine {
         let info = serde_json::from_str(info)
             .map_err(|e| raise(py, "InvalidRequestError", &format!("info: not JSON: {e}")))?;
         let executor = Box::new(PyExecutor::new(executor, vocab));
-        let load = || octavo_engine::Engine::load_over(Path::new(&model), &options, executor, limits, info);
-        py.detach(load).map(Self).map_err(|e| to_python(py, &e))
+        Self::started(py, || octavo_engine::Engine::load_over(&model, &options, executor, limits, info))
     }
 
     #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]
@@ -321,7 +329,7 @@ impl Stream {
         loop {
             let left = limit.map_or(SIGNAL_CHECK, |l| l.saturating_sub(begin.elapsed()).min(SIGNAL_CHECK));
             if let Some(delta) = py.detach(|| self.0.next(left)) {
-                return Ok(Some(Delta(delta)));
+                return Ok(Some(delta.into()));
             }
             py.check_signals()?;
             if self.0.is_done() || limit.is_some_and(|l| begin.elapsed() >= l) {
@@ -331,7 +339,7 @@ impl Stream {
     }
 
     fn poll(&self) -> Option<Delta> {
-        self.0.poll().map(Delta)
+        self.0.poll().map(Delta::from)
     }
 
     #[pyo3(signature = (*, only_end=false))]

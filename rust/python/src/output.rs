@@ -1,5 +1,7 @@
 //! Deltas as Python objects.
 
+use std::sync::Arc;
+
 use octavo_engine::{AttentionReport, StopReason, TokenLogprob};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -33,44 +35,49 @@ fn wrap(row: &[TokenLogprob]) -> Vec<Logprob> {
     row.iter().cloned().map(Logprob).collect()
 }
 
-/// News of one of the samples of a request.
+/// News of one of the samples of a request: a place in its delta.
 #[pyclass(frozen, module = "octavo._core")]
-#[derive(Clone)]
-pub struct SampleDelta(octavo_engine::SampleDelta);
+pub struct SampleDelta(Arc<octavo_engine::Delta>, usize);
+
+impl SampleDelta {
+    fn get(&self) -> &octavo_engine::SampleDelta {
+        &self.0.outputs[self.1]
+    }
+}
 
 #[pymethods]
 impl SampleDelta {
     #[getter]
     fn index(&self) -> u32 {
-        self.0.index
+        self.get().index
     }
     #[getter]
     fn text(&self) -> &str {
-        &self.0.text
+        &self.get().text
     }
     #[getter]
     fn num_tokens(&self) -> usize {
-        self.0.token_ids.len()
+        self.get().token_ids.len()
     }
     #[getter]
     fn token_ids(&self) -> Vec<u32> {
-        self.0.token_ids.clone()
+        self.get().token_ids.clone()
     }
     #[getter]
     fn logprobs(&self) -> Option<Vec<Vec<Logprob>>> {
-        self.0.logprobs.as_ref().map(|rows| rows.iter().map(|r| wrap(r)).collect())
+        self.get().logprobs.as_ref().map(|rows| rows.iter().map(|r| wrap(r)).collect())
     }
     #[getter]
     fn cumulative_logprob(&self) -> Option<f64> {
-        self.0.cumulative_logprob
+        self.get().cumulative_logprob
     }
     #[getter]
     fn finish_reason(&self) -> Option<&'static str> {
-        self.0.finish_reason.map(|r| r.name())
+        self.get().finish_reason.map(|r| r.name())
     }
     #[getter]
     fn stop_reason<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        Ok(match &self.0.stop_reason {
+        Ok(match &self.get().stop_reason {
             None => None,
             Some(StopReason::Token(id)) => Some(id.into_pyobject(py)?.into_any()),
             Some(StopReason::Text(text)) => Some(text.into_pyobject(py)?.into_any()),
@@ -94,13 +101,23 @@ fn attention<'py>(py: Python<'py>, a: &AttentionReport) -> PyResult<Bound<'py, P
 
 /// What came since the last piece.
 #[pyclass(frozen, module = "octavo._core")]
-pub struct Delta(pub octavo_engine::Delta);
+pub struct Delta(Arc<octavo_engine::Delta>);
+
+impl From<octavo_engine::Delta> for Delta {
+    fn from(delta: octavo_engine::Delta) -> Self {
+        Self(Arc::new(delta))
+    }
+}
 
 #[pymethods]
 impl Delta {
     #[getter]
     fn outputs(&self) -> Vec<SampleDelta> {
-        self.0.outputs.iter().cloned().map(SampleDelta).collect()
+        (0..self.0.outputs.len()).map(|i| SampleDelta(Arc::clone(&self.0), i)).collect()
+    }
+    #[getter]
+    fn num_tokens(&self) -> usize {
+        self.0.outputs.iter().map(|o| o.token_ids.len()).sum()
     }
     #[getter]
     fn finished(&self) -> bool {

@@ -6,7 +6,8 @@ from octavo.server.parsing.calls import Bare, Marked
 from octavo.server.parsing.named import FirstLine, Named
 from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Reasoning
 from octavo.server.parsing.pythonic import Pythonic
-from octavo.server.parsing.reasoning import Thinking
+from octavo.server.parsing.reasoning import Thinking, Without
+from octavo.server.parsing.xml import Xml
 
 __all__ = [
     "Arguments",
@@ -22,4 +23,6 @@ __all__ = [
     "Pythonic",
     "Reasoning",
     "Thinking",
+    "Without",
+    "Xml",
 ]

@@ -12,7 +12,7 @@ from octavo.server.parsing.pieces import (
     Plain,
     add,
     in_portions,
-    overlap,
+    up_to,
 )
 
 SPACE = " \t\r\n"
@@ -212,16 +212,13 @@ class Marked(Parser):
             if data[at] in SPACE:
                 return at + 1
             self._called = False
-        found = data.find(self._begin, at)
-        if found >= 0:
-            add(out, Content(data[at:found]))
+        at, found = up_to(self._begin, data, at, out)
+        if found == self._begin:
             self._inside = True
             self._raw = [self._begin]
-            return found + len(self._begin)
-        keep = overlap(data[at:], self._begin)
-        add(out, Content(data[at : len(data) - keep]))
-        self._held = data[len(data) - keep :] if keep else ""
-        return len(data)
+        else:
+            self._held = found
+        return at
 
     def _between(self, data: str, at: int, out: list[Piece]) -> int:
         """Between calls: spaces, brackets, commas, marks; an object begins a call, anything else ends them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from octavo.server.parsing.calls import SPACE, ObjectReader
-from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, add, overlap
+from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, add, up_to
 
 # Longest name, with what may stand around it, that is held back until it is certain.
 _LONGEST = 256
@@ -58,18 +58,15 @@ class Named(Parser):
         return out
 
     def _text(self, data: str, at: int, out: list[Piece]) -> int:
-        found = data.find(self._begin, at)
-        if found < 0:
-            keep = overlap(data[at:], self._begin)
-            add(out, Content(data[at : len(data) - keep]))
-            self._held = data[len(data) - keep :]
-            return len(data)
-        add(out, Content(data[at:found]))
+        at, found = up_to(self._begin, data, at, out)
+        if found != self._begin:
+            self._held = found
+            return at
         self._name = ""
         self._state = "name"
         if self._repeat != self._begin:
             self._state, self._opened = "between", self._begin
-        return found + len(self._begin)
+        return at
 
     def _take_name(self, data: str, at: int, out: list[Piece]) -> int:
         # A bounded text is held, so that each character is seen a bounded number of times.

@@ -89,3 +89,16 @@ def overlap(text: str, mark: str) -> int:
         if mark.startswith(text[-size:]):
             return size
     return 0
+
+
+def up_to(mark: str, data: str, at: int, out: list[Piece]) -> tuple[int, str]:
+    """Gives what stands in `data` from `at` to `mark` as content.
+
+    Returns:
+        Where the mark ends, and the mark; or where `data` ends, and what is held back since it may become the mark.
+    """
+    found = data.find(mark, at)
+    keep = overlap(data[at:], mark) if found < 0 else 0
+    end = len(data) - keep if found < 0 else found
+    add(out, Content(data[at:end]))
+    return (len(data), data[end:]) if found < 0 else (found + len(mark), mark)

@@ -15,7 +15,7 @@ from octavo.server.parsing.pieces import (
     Plain,
     add,
     in_portions,
-    overlap,
+    up_to,
 )
 
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
@@ -196,9 +196,9 @@ class Pythonic(Parser):
     def _start(self, data: str, at: int, out: list[Piece]) -> int:
         """At the beginning of a text that may be a list."""
         rest = data[at:].lstrip()
-        for mark in self._around:
-            if rest.startswith(mark):
-                return len(data) - len(rest) + len(mark)
+        after = self._past_mark(data, rest)
+        if after:
+            return after
         if len(data) - at < _LONGEST and (not rest or any(mark.startswith(rest) for mark in self._around)):
             self._held = data[at:]
             return len(data)
@@ -209,20 +209,22 @@ class Pythonic(Parser):
         self._state = "plain"
         return at
 
+    def _past_mark(self, data: str, rest: str) -> int:
+        """Where a mark around the whole ends that `rest`, the end of `data`, begins with; 0 without one."""
+        found = next((mark for mark in self._around if rest.startswith(mark)), "")
+        return len(data) - len(rest) + len(found) if found else 0
+
     def _text(self, data: str, at: int, out: list[Piece]) -> int:
         if not self._begin:
             out += Plain().feed(data[at:])
             return len(data)
-        found = data.find(self._begin, at)
-        if found < 0:
-            keep = overlap(data[at:], self._begin)
-            add(out, Content(data[at : len(data) - keep]))
-            self._held = data[len(data) - keep :]
-            return len(data)
-        add(out, Content(data[at:found]))
-        self._reader = CallsReader("")
-        self._raw, self._state = self._begin, "calls"
-        return found + len(self._begin)
+        at, found = up_to(self._begin, data, at, out)
+        if found == self._begin:
+            self._reader = CallsReader("")
+            self._raw, self._state = self._begin, "calls"
+        else:
+            self._held = found
+        return at
 
     def _calls(self, data: str, at: int, out: list[Piece]) -> int:
         reader = self._reader
@@ -263,9 +265,9 @@ class Pythonic(Parser):
     def _after(self, data: str, at: int, out: list[Piece]) -> int:
         """After the calls: white space and marks are no text for the user."""
         rest = data[at:].lstrip()
-        for mark in self._around:
-            if rest.startswith(mark):
-                return len(data) - len(rest) + len(mark)
+        after = self._past_mark(data, rest)
+        if after:
+            return after
         if rest and any(mark.startswith(rest) for mark in self._around):
             self._held = rest
             return len(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from octavo.server.parsing.pieces import Parser, Piece, Reasoning, overlap
 
 
@@ -63,3 +65,24 @@ class Thinking(Parser):
         if self._state == "inside" or (self._state == "before" and self._without == "inside"):
             return [Reasoning(held), *self._rest.finish()]
         return [*self._rest.feed(held), *self._rest.finish()]
+
+
+class Without(Parser):
+    """Takes marks out that belong to nobody, and gives what is left to another parser."""
+
+    def __init__(self, rest: Parser, *marks: str) -> None:
+        self._rest = rest
+        self._marks = marks
+        self._any = re.compile("|".join(map(re.escape, marks)))
+        self._held = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        *before, last = self._any.split(self._held + text)
+        keep = max(overlap(last, mark) for mark in self._marks)
+        self._held = last[len(last) - keep :]
+        found = "".join(before) + last[: len(last) - keep]
+        return self._rest.feed(found) if found else []
+
+    def finish(self) -> list[Piece]:
+        held, self._held = self._held, ""
+        return [*(self._rest.feed(held) if held else []), *self._rest.finish()]

