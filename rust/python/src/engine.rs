@@ -70,7 +70,7 @@ impl Engine {
         dtype: &str,
         quantization: &str,
         kv_cache_dtype: &str,
-        attention: Option<(f32, usize, usize, usize)>,
+        attention: Option<(f32, usize, usize, usize, Option<usize>, usize)>,
         kv_cache_bytes: Option<u64>,
         kv_cache_fraction: Option<f64>,
         max_model_len: Option<usize>,
@@ -83,27 +83,33 @@ impl Engine {
         tokenizer: Option<PathBuf>,
         chat_template: Option<String>,
     ) -> PyResult<Self> {
-        let options =
-            EngineOptions {
-                dtype: dtype.into(),
-                quantization: quantization.into(),
-                kv_cache_dtype: kv_cache_dtype.into(),
-                attention: attention.map(|(error_bound, min_context, sink_blocks, local_blocks)| {
-                    DynamicParams { error_bound, min_context, sink_blocks, local_blocks }
-                }),
-                kv_cache_bytes,
-                kv_cache_fraction,
-                max_model_len,
-                max_num_seqs,
-                max_num_batched_tokens,
-                max_queue,
-                enable_prefix_caching,
-                threads,
-                seed: seed as u64,
-                tokenizer,
-                chat_template,
-                ..EngineOptions::default()
-            };
+        let options = EngineOptions {
+            dtype: dtype.into(),
+            quantization: quantization.into(),
+            kv_cache_dtype: kv_cache_dtype.into(),
+            attention: attention.map(
+                |(error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit)| DynamicParams {
+                    error_bound,
+                    min_context,
+                    sink_blocks,
+                    local_blocks,
+                    max_blocks,
+                    audit,
+                },
+            ),
+            kv_cache_bytes,
+            kv_cache_fraction,
+            max_model_len,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_queue,
+            enable_prefix_caching,
+            threads,
+            seed: seed as u64,
+            tokenizer,
+            chat_template,
+            ..EngineOptions::default()
+        };
         let load = || octavo_engine::Engine::load(Path::new(&model), &options);
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }
@@ -249,7 +255,8 @@ impl Engine {
             "evictions": s.evictions,
             "step_seconds": s.step_us as f64 / 1e6,
             "attention": {"calls": s.attention_calls, "dense_calls": s.attention_dense_calls,
-                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense},
+                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense,
+                          "audited_calls": s.attention_audited_calls, "violations": s.attention_violations},
         });
         json::to_python(py, &value)
     }
