@@ -15,6 +15,7 @@ __all__ = [
     "SampleDelta",
     "Stream",
     "__version__",
+    "bench_attention",
     "bench_kernels",
     "build_info",
     "check_params",
@@ -25,6 +26,23 @@ __all__ = [
 ]
 
 __version__: str
+
+def bench_attention(
+    on_row: Callable[[dict[str, Any]], object],
+    contexts: Sequence[int],
+    *,
+    isa: str | None = None,
+    threads: int | None = None,
+    seconds: float = 1.0,
+) -> None:
+    """Measures dense and dynamic attention, and hands each row to `on_row`; what that raises ends the measurement.
+
+    A row is one layer's attention for one new token: `heads`, `kv_heads`, `head_dim`, `context` (tokens), `looks`
+    (where the heads look: "spans", "near", "everywhere"), `way`, `seconds_p20`, `seconds_p50`, `seconds_p80`, `bytes`
+    of keys and values that were read, `relative_error` (largest norm of a head's difference from "int8 dense", relative
+    to the exact output's), and of ways with a choice (else None) `max_omitted_mass`, `max_output_error` and
+    `dense_head_fraction`.
+    """
 
 def bench_kernels(
     on_row: Callable[[dict[str, Any]], object],
@@ -147,7 +165,7 @@ class Engine:
         dtype: str = "auto",
         quantization: str = "auto",
         kv_cache_dtype: str = "auto",
-        attention: tuple[float, int, int, int] | None = None,
+        attention: tuple[float, int, int, int, int | None, int] | None = None,
         kv_cache_bytes: int | None = None,
         kv_cache_fraction: float | None = None,
         max_model_len: int | None = None,

@@ -10,7 +10,7 @@ from octavo.errors import InvalidRequestError
 
 __all__ = ["AttentionMetrics", "DynamicAttention"]
 
-_MODES = ("certified",)
+_MODES = ("certified", "budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,39 +18,58 @@ class DynamicAttention:
     """Each query reads all keys, and then only the values that matter. docs/dynamic-attention.md explains the bound.
 
     Attributes:
-        mode: "certified": what a query leaves out never exceeds `error_bound`, by proof.
+        mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "budget": a query reads the
+            values of at most `max_blocks` blocks for each KV head, those with the most mass; what it leaves out is
+            told, and may be more than `error_bound`.
         error_bound: most softmax mass that a query head leaves out in a layer, above 0 and below 1: the total variation
             distance between the exact attention weights and those used.
         min_context: queries that see fewer tokens read everything.
         sink_blocks: first blocks (of 32 tokens) of a sequence that are always read.
         local_blocks: blocks before the query's own that are always read.
+        max_blocks: with "budget", and there only: most blocks (of 32 tokens) beside those that are always read.
+        audit: queries at positions that are multiples of this are also answered by reading everything, and compared; 0:
+            none. Costs as much as dense attention for these queries; the answers are the same. A query that was further
+            off than it said gets the dense answer, and is counted as a violation.
 
     Raises:
         InvalidRequestError: at construction, naming the field, its value and what is allowed.
     """
 
-    mode: Literal["certified"] = "certified"
+    mode: Literal["certified", "budget"] = "certified"
     error_bound: float = 1e-2
     min_context: int = 4096
     sink_blocks: int = 1
     local_blocks: int = 2
+    max_blocks: int | None = None
+    audit: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
-            raise InvalidRequestError(f"DynamicAttention: mode is {self.mode!r}: 'certified' is available")
+            raise InvalidRequestError(f"DynamicAttention: mode is {self.mode!r}: 'certified' or 'budget' is expected")
         bound = self.error_bound
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 < bound < 1 or math.isnan(bound):
             raise InvalidRequestError(
                 f"DynamicAttention: error_bound is {bound!r}: a number above 0 and below 1 is expected"
             )
-        for name in ("min_context", "sink_blocks", "local_blocks"):
+        for name in ("min_context", "sink_blocks", "local_blocks", "audit"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
                 raise InvalidRequestError(f"DynamicAttention: {name} is {value!r}: an integer from 0 on is expected")
 
-    def as_tuple(self) -> tuple[float, int, int, int]:
+        most = self.max_blocks
+        if self.mode == "certified" and most is not None:
+            raise InvalidRequestError(
+                f"DynamicAttention: max_blocks is {most!r}: a limit keeps to no bound, so it needs mode='budget'"
+            )
+        if self.mode == "budget" and (isinstance(most, bool) or not isinstance(most, int) or not 0 < most < 2**31):
+            raise InvalidRequestError(
+                f"DynamicAttention: max_blocks is {most!r}: mode='budget' needs an integer from 1 on"
+            )
+
+    def as_tuple(self) -> tuple[float, int, int, int, int | None, int]:
         """As the engine takes it."""
-        return (float(self.error_bound), self.min_context, self.sink_blocks, self.local_blocks)
+        always = (self.min_context, self.sink_blocks, self.local_blocks)
+        return (float(self.error_bound), *always, self.max_blocks, self.audit)
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,11 @@ class AttentionMetrics:
         max_omitted_mass: largest bound on the softmax mass that a call left out.
         mean_omitted_mass: mean of those bounds.
         max_output_error: largest bound on the norm of an output's difference from the exact one.
-        mode: how it was bounded.
+        audited_calls: calls that were compared with reading everything (`audit`).
+        violations: those of them that were further off than they said; 0, or a fault of octavo worth a report.
+        max_audited_mass: largest mass that an audited call had left out in truth; None if none was audited.
+        max_audited_error: largest norm of an audited output's difference from the exact one; None likewise.
+        mode: how it was bounded: "certified" (proven, at most `error_bound`) or "budget" (proven, whatever it came to).
     """
 
     calls: int
@@ -76,6 +99,10 @@ class AttentionMetrics:
     max_omitted_mass: float
     mean_omitted_mass: float
     max_output_error: float
+    audited_calls: int = 0
+    violations: int = 0
+    max_audited_mass: float | None = None
+    max_audited_error: float | None = None
     mode: str = "certified"
 
 

@@ -43,6 +43,8 @@ class SamplingParams:
         priority: lower runs first.
         timeout: seconds from submission after which the request fails with RequestTimeoutError.
         cache_salt: prefix-cache entries are shared only between requests of equal salt.
+        attention_error_bound: with attention="dynamic", the most softmax mass that attention may leave out for this
+            request, at most the engine's own `error_bound`. Dense attention leaves nothing out and meets every bound.
         structured: what the output must be: JsonSchema, Regex or Grammar.
 
     Raises:
@@ -72,6 +74,7 @@ class SamplingParams:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str | None = None
+    attention_error_bound: float | None = None
     structured: Structured | None = None
 
     def __post_init__(self) -> None:

@@ -78,6 +78,80 @@ def test_same_tokens_cached_chunked_and_among_others() -> None:
     assert alone == cached == chunked
 
 
+def test_an_audit_finds_that_bounds_hold() -> None:
+    with LLM(attention=DynamicAttention(error_bound=0.02, min_context=128, audit=1)) as llm:
+        metrics = llm.generate(long_prompt(llm), GREEDY)[0].metrics
+        assert metrics is not None
+        report = metrics.attention
+        assert report is not None
+        assert report.calls * 0.8 < report.audited_calls <= report.calls
+        assert report.violations == 0
+        assert report.max_audited_mass is not None
+        assert report.max_audited_error is not None
+        assert 0 < report.max_audited_mass <= report.max_omitted_mass + 1e-4
+        assert 0 < report.max_audited_error <= report.max_output_error
+        stats = llm.stats()["attention"]
+        assert stats["audited_calls"] > report.audited_calls
+        assert stats["violations"] == 0
+
+
+def test_an_audit_changes_nothing() -> None:
+    found = []
+    for audit in (0, 3):
+        with LLM(attention=DynamicAttention(error_bound=0.02, min_context=128, audit=audit)) as llm:
+            found.append(llm.generate(long_prompt(llm), GREEDY)[0].outputs[0].token_ids)
+    assert found[0] == found[1]
+
+
+def test_a_request_may_be_stricter_and_not_looser() -> None:
+    strict = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, attention_error_bound=1e-4)
+    with LLM(attention=CHOICE) as llm:
+        prompt = long_prompt(llm)
+        first, again = (llm.generate(prompt, params)[0] for params in (GREEDY, strict))
+        assert first.metrics is not None
+        assert again.metrics is not None
+        assert first.metrics.attention is not None
+        assert again.metrics.attention is not None
+        assert again.metrics.attention.max_omitted_mass <= 1e-4 < first.metrics.attention.max_omitted_mass
+        # What was computed under another bound is not shared.
+        assert again.metrics.cached_prompt_tokens == 0
+        hit = llm.generate(prompt, strict)[0]
+        assert hit.metrics is not None
+        assert hit.metrics.cached_prompt_tokens > 0
+        assert hit.outputs[0].token_ids == again.outputs[0].token_ids
+        with pytest.raises(InvalidRequestError, match=r"attention_error_bound is 0.5.*at most.*0.02"):
+            llm.generate(prompt, SamplingParams(attention_error_bound=0.5))
+    with LLM(attention=DynamicAttention(error_bound=1e-4, min_context=128)) as llm:
+        assert llm.generate(prompt, GREEDY)[0].outputs[0].token_ids == again.outputs[0].token_ids
+    with LLM() as llm:
+        llm.generate("Hello", SamplingParams(max_tokens=2, attention_error_bound=1e-4))
+
+
+def test_a_budget_is_kept_and_its_cost_is_told() -> None:
+    found = []
+    for most in (2, 16):
+        choice = DynamicAttention(mode="budget", error_bound=1e-6, max_blocks=most, min_context=128, audit=1)
+        with LLM(attention=choice) as llm:
+            metrics = llm.generate(long_prompt(llm), GREEDY)[0].metrics
+            assert metrics is not None
+            report = metrics.attention
+            assert report is not None
+            assert report.mode == "budget"
+            assert report.violations == 0
+            assert report.max_omitted_mass > choice.error_bound
+            found.append((report.kv_bytes_read_fraction, report.mean_omitted_mass))
+            with pytest.raises(InvalidRequestError, match=r"attention_error_bound.*keeps to no bound"):
+                llm.generate("Hello", SamplingParams(attention_error_bound=1e-4))
+    assert found[0][0] < found[1][0]
+    assert found[0][1] > found[1][1]
+
+
+def test_the_memory_plan_names_what_queries_hold() -> None:
+    with LLM(attention=CHOICE) as llm:
+        parts = {part["name"]: part["bytes"] for part in llm.info()["memory"]}
+        assert parts["attention_weights"] > 16 * 4 * 2048
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -93,7 +167,8 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> No
 @pytest.mark.parametrize(
     "fields",
     [{"mode": "magic"}, {"error_bound": 0}, {"error_bound": 1.0}, {"error_bound": float("nan")},
-     {"error_bound": "x"}, {"min_context": -1}, {"sink_blocks": 1.5}],
+     {"error_bound": "x"}, {"min_context": -1}, {"sink_blocks": 1.5}, {"audit": -1}, {"audit": True},
+     {"max_blocks": 4}, {"max_blocks": 0, "mode": "budget"}, {"max_blocks": None, "mode": "budget"}],
 )  # fmt: skip
 def test_fields_are_checked_at_construction(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match=next(iter(fields))):

@@ -76,6 +76,7 @@ def test_what_is_no_strict_json_is_400(post: Post, body: bytes) -> None:
         ("min_tokens", -1), ("min_tokens", 99999),
         ("stop_token_ids", [-1]), ("stop_token_ids", ["a"]), ("stop_token_ids", [2**33]), ("bad_words", [""]),
         ("bad_words", "a"), ("prompt_logprobs", 21), ("priority", 2**40), ("cache_salt", ""), ("cache_salt", 3),
+        ("attention_error_bound", 0), ("attention_error_bound", 1), ("attention_error_bound", "x"),
         ("timeout", 0), ("timeout", -1), ("ignore_eos", "x"), ("skip_special_tokens", 0), ("functions", [{}]),
         ("prompt", 3), ("prompt", []), ("prompt", [[]]), ("prompt", [1, "a"]), ("prompt", [[1], "a"]), ("prompt", {}),
         ("prompt", [-1]), ("prompt", [2048]), ("prompt", ["a"] * 257), ("prompt", ""),

@@ -187,6 +187,22 @@ def test_bench_kernels() -> None:
     assert run("bench", "kernels", "--isa", "sse9").exit_code == 2
 
 
+def test_bench_attention(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    arguments = ("--context", "640", "--seconds", "0", "--threads", "1", "--result-filename", str(file))
+    result = run("bench", "attention", *arguments)
+    assert result.exit_code == 0, result.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert len(result.stdout.splitlines()) == len(rows) + 1 == 2 * 3 * 7 + 1
+    for row in rows:
+        if row["way"].startswith("certified"):
+            assert row["max_omitted_mass"] <= float(row["way"].split()[1])
+    near = {row["way"]: row for row in rows if (row["looks"], row["head_dim"]) == ("near", 64)}
+    assert near["certified 0.1"]["bytes"] < near["int8 dense"]["bytes"] < near["bf16 dense"]["bytes"]
+    assert near["int8 dense"]["relative_error"] == 0 < near["certified 0.1"]["relative_error"] < 0.2
+    assert run("bench", "attention", "--context", "3").exit_code == 2
+
+
 def test_sizes() -> None:
     assert [size(n) for n in (5, 1536, 3 << 20, 5 << 30)] == [
         "5 bytes",

@@ -99,6 +99,10 @@ BAD: list[tuple[str, Any]] = [
     ("timeout", math.inf),
     ("priority", "first"),
     ("cache_salt", 5),
+    ("attention_error_bound", 0.0),
+    ("attention_error_bound", 1.0),
+    ("attention_error_bound", math.nan),
+    ("attention_error_bound", "little"),
     ("skip_special_tokens", "no"),
     ("ignore_eos", 3),
 ]
@@ -131,6 +135,7 @@ GOOD: list[dict[str, Any]] = [
     {"min_tokens": 256},
     {"priority": -5},
     {"cache_salt": ""},
+    {"attention_error_bound": 0.5},
     {"timeout": 1},
 ]
 

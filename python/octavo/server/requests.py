@@ -68,6 +68,8 @@ class Sampling(Strict):
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    # octavo's own: at most the engine's bound
+    attention_error_bound: Annotated[float, Field(gt=0, lt=1)] | None = None
     return_token_ids: bool | None = None
     timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -14,7 +14,7 @@ from octavo.server.requests import Sampling
 _SAME = (
     "temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
     "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "bad_words", "skip_special_tokens", "min_tokens",
-    "priority", "timeout",
+    "priority", "timeout", "attention_error_bound",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, SeqVie
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, Output, PlanSeq, StepPlan};
 
-use crate::executor::{Executor, RowSink, StepError};
+use crate::executor::{AttentionBound, Executor, RowSink, StepError};
 
 /// Rows of logits, or of hidden states, that are held at once.
 pub(crate) const LOGIT_ROWS: usize = 32;
@@ -24,6 +24,8 @@ pub struct CpuExecutor {
     /// What queries may leave out; None: dense attention.
     attention: Option<DynamicParams>,
     choices: Vec<DynamicParams>,
+    /// The bounds of the sequences of the next step.
+    error_bounds: Vec<f32>,
 }
 
 impl CpuExecutor {
@@ -38,6 +40,7 @@ impl CpuExecutor {
             wanted: Vec::new(),
             attention,
             choices: Vec::new(),
+            error_bounds: Vec::new(),
         }
     }
 
@@ -100,13 +103,28 @@ impl Executor for CpuExecutor {
             .collect();
         let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
         if let Some(attention) = self.attention {
-            self.choices.resize(seqs.len(), attention);
+            self.choices.clear();
+            let own = |i: usize| self.error_bounds.get(i).copied().unwrap_or(attention.error_bound);
+            self.choices.extend((0..seqs.len()).map(|i| DynamicParams { error_bound: own(i), ..attention }));
             batch.choices = &self.choices;
         }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
         self.rows_out(plan, Output::Tokens, sink);
         self.rows_out(plan, Output::Hidden, sink);
         Ok(())
+    }
+
+    fn attention_bound(&self) -> AttentionBound {
+        match self.attention {
+            None => AttentionBound::Exact,
+            Some(attention) if attention.max_blocks.is_some() => AttentionBound::Told,
+            Some(attention) => AttentionBound::Within(attention.error_bound),
+        }
+    }
+
+    fn set_error_bounds(&mut self, bounds: &[f32]) {
+        self.error_bounds.clear();
+        self.error_bounds.extend_from_slice(bounds);
     }
 
     fn attention_reports(&self) -> &[AttentionReport] {

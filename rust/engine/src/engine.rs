@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
 use crate::engine_loop::{Command, EngineLoop, Shared};
-use crate::executor::Executor;
+use crate::executor::{AttentionBound, Executor};
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
 use crate::memory::Limits;
@@ -75,6 +75,7 @@ pub struct Engine {
     vocab: usize,
     /// Size of the executor's hidden states, if it gives them.
     hidden: Option<usize>,
+    attention: AttentionBound,
     seed: u64,
     info: Value,
     spec: Option<ModelSpec>,
@@ -108,6 +109,7 @@ impl Engine {
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
         let hidden = parts.executor.hidden_size();
+        let attention = parts.executor.attention_bound();
         let (commands, inbox) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared::default());
         let body =
@@ -128,6 +130,7 @@ impl Engine {
             limits,
             vocab: parts.vocab,
             hidden,
+            attention,
             seed: parts.seed,
             info,
             spec: parts.spec,
@@ -212,6 +215,7 @@ impl Engine {
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
         params.check()?;
         params.check_vocabulary(self.vocab)?;
+        params.check_attention(self.attention)?;
         if let Some(structure) = &params.structured {
             self.compiler.check(structure)?;
         }
@@ -298,6 +302,7 @@ impl Engine {
             min_tokens: params.min_tokens,
             priority: params.priority,
             salt: params.cache_salt.as_deref().map(Into::into),
+            error_bound: params.own_bound(self.attention),
             submitted,
             deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
             rules: SamplingRules::new(params, &self.generation.sampling, seed, stop_ids, bad_words),

@@ -15,7 +15,7 @@ use rustc_hash::FxHashMap;
 use crate::EngineError;
 use crate::cpu::wanted_rows;
 use crate::error::panic_text;
-use crate::executor::{Draw, Executor, RowOutcome, StepError};
+use crate::executor::{AttentionBound, Draw, Executor, RowOutcome, StepError};
 use crate::health::Pulse;
 use crate::metrics::Histograms;
 use crate::output::FinishReason;
@@ -86,6 +86,8 @@ pub(crate) struct EngineLoop {
     actions: Actions,
     /// Requests with news since the last flush.
     touched: Vec<u64>,
+    /// Bounds of a step's sequences on what attention may leave out.
+    error_bounds: Vec<f32>,
     /// Closes when nothing runs.
     draining: bool,
     epoch: Instant,
@@ -111,6 +113,7 @@ impl EngineLoop {
             events: Vec::new(),
             actions: Actions::default(),
             touched: Vec::new(),
+            error_bounds: Vec::new(),
             draining: false,
             epoch: Instant::now(),
         }
@@ -203,7 +206,8 @@ impl EngineLoop {
                     priority: prepared.priority,
                     deadline_us: prepared.deadline.map(micros),
                     salt: prepared.salt.clone(),
-                    adapter: None,
+                    // Hidden states, and so keys and values, depend on what attention left out.
+                    adapter: prepared.error_bound.map(|bound| format!("error_bound={bound:e}").into()),
                     prompt_logits: match &prepared.pooler {
                         Some(pooler) => pooler.needs_all(),
                         None => prepared.prompt_logprobs.is_some(),
@@ -312,6 +316,12 @@ impl EngineLoop {
             .iter()
             .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
             .collect();
+        if let AttentionBound::Within(own) = self.executor.attention_bound() {
+            let bound = |request| self.requests.get(request).and_then(|r| r.request.error_bound);
+            self.error_bounds.clear();
+            self.error_bounds.extend(plan.seqs.iter().map(|s| bound(&s.request).unwrap_or(own)));
+            self.executor.set_error_bounds(&self.error_bounds);
+        }
         let outcome = {
             let draws = if self.executor.draws() { draws(plan, &self.requests) } else { Vec::new() };
             let mut step = StepRows {

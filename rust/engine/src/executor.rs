@@ -67,6 +67,17 @@ pub enum RowOutcome<'a> {
 /// Receives what came of rows.
 pub type OutcomeSink<'a> = dyn FnMut(RowOutcome<'_>) + 'a;
 
+/// What an executor's attention keeps to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum AttentionBound {
+    /// Attention is dense: nothing is left out.
+    Exact,
+    /// At most this softmax mass is left out, or less where a request says so.
+    Within(f32),
+    /// What is left out is told, and not bounded.
+    Told,
+}
+
 /// Computes steps. Keeps no state of requests besides the KV pool.
 pub trait Executor: Send {
     /// Size of the hidden states; None: this executor has logits only, and its engine refuses embeddings.
@@ -77,6 +88,16 @@ pub trait Executor: Send {
     /// Makes the plan's block copies, runs its tokens, and hands each row that the plan asks for to `sink`, those of one
     /// sequence in order.
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError>;
+
+    /// What attention keeps to.
+    fn attention_bound(&self) -> AttentionBound {
+        AttentionBound::Exact
+    }
+
+    /// Called before a step of an executor whose bound is `Within`: the bounds of the step's sequences, in order.
+    fn set_error_bounds(&mut self, bounds: &[f32]) {
+        let _ = bounds;
+    }
 
     /// What attention read and left out for each sequence of the last step; empty if it is dense.
     fn attention_reports(&self) -> &[AttentionReport] {

@@ -40,7 +40,7 @@ mod tokenizer;
 pub use cpu::{CpuExecutor, wanted_rows};
 pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
-pub use executor::{Draw, Executor, OutcomeSink, RowOutcome, RowSink, StepError};
+pub use executor::{AttentionBound, Draw, Executor, OutcomeSink, RowOutcome, RowSink, StepError};
 pub use generation::GenerationDefaults;
 pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};

@@ -51,7 +51,7 @@ impl Engine {
             Ok::<_, EngineError>((text, model?))
         })?;
         let Text { tokenizer, generation, template } = text;
-        let (limits, parts) = memory::plan(&model, options, kv_format)?;
+        let (limits, parts) = memory::plan(&model, options, kv_format, kernels.threads())?;
         model.set_context(limits.max_model_len as usize);
         let kv = KvPool::new(model.spec(), limits.num_blocks as usize, kv_format)?;
         let spec = model.spec().clone();

@@ -1,6 +1,6 @@
 //! How much memory goes where, decided once at load, with the reason of each part.
 
-use octavo_kernels::BLOCK_SIZE;
+use octavo_kernels::{BLOCK_SIZE, DynamicParams};
 use octavo_model::{KvFormat, Model, ModelSpec, block_bytes, tail_bytes};
 use serde::Serialize;
 
@@ -67,6 +67,7 @@ pub fn plan(
     model: &Model,
     options: &EngineOptions,
     kv_format: KvFormat,
+    threads: usize,
 ) -> Result<(Limits, Vec<MemoryPart>), EngineError> {
     let spec = model.spec();
     let refuse = |text: String| Err(EngineError::InvalidRequest(text));
@@ -187,6 +188,15 @@ pub fn plan(
             kv_format.float.name()
         );
         parts.push(part("kv_tails", tails, reason));
+    }
+    if options.attention.is_some() {
+        // As many as have a piece of a long context at once.
+        let bytes = threads * DynamicParams::buffer_bytes(spec.largest_group(), max_model_len);
+        let reason = format!(
+            "float32 weights of queries that choose what they read, over {max_model_len} tokens on {threads} threads; \
+             grown by the longest context that runs"
+        );
+        parts.push(part("attention_weights", bytes, reason));
     }
     Ok((limits, parts))
 }

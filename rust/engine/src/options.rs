@@ -138,6 +138,13 @@ impl EngineOptions {
                 let value = format!("{:?}", attention.error_bound);
                 return refuse("error_bound", &value, "a number above 0 and below 1 is expected");
             }
+            if attention.max_blocks == Some(0) {
+                return refuse(
+                    "max_blocks",
+                    "0",
+                    "at least 1 is expected (None: as many as the bound takes)",
+                );
+            }
             if !matches!(self.kv_cache_dtype.as_str(), "auto" | "int8") {
                 let expected = "attention=\"dynamic\" reads an int8 cache: use \"int8\" or \"auto\"";
                 return refuse("kv_cache_dtype", &self.kv_cache_dtype, expected);

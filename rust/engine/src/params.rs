@@ -1,6 +1,7 @@
 //! Sampling parameters: what a caller asks for, checked, and completed with the model's defaults.
 
 use crate::EngineError;
+use crate::executor::AttentionBound;
 use crate::structured::Structure;
 
 /// Largest number of samples of one prompt.
@@ -60,6 +61,8 @@ pub struct SamplingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
+    /// Most softmax mass that attention may leave out for this request, at most the engine's own bound.
+    pub attention_error_bound: Option<f32>,
     /// What the output must be.
     pub structured: Option<Structure>,
 }
@@ -90,6 +93,7 @@ impl Default for SamplingParams {
             priority: 0,
             timeout: None,
             cache_salt: None,
+            attention_error_bound: None,
             structured: None,
         }
     }
@@ -151,6 +155,10 @@ impl SamplingParams {
         if !(top_p > 0.0 && top_p <= 1.0) {
             return refuse("top_p", top_p, "a number above 0 and at most 1 is expected");
         }
+        let bound = self.attention_error_bound.unwrap_or(0.5);
+        if !(bound > 0.0 && bound < 1.0) {
+            return refuse("attention_error_bound", bound, "a number above 0 and below 1 is expected");
+        }
         let repetition = self.repetition_penalty.unwrap_or(1.0);
         if !(repetition > 0.0 && repetition <= 100.0) {
             return refuse("repetition_penalty", repetition, "a number above 0 and at most 100 is expected");
@@ -187,6 +195,34 @@ impl SamplingParams {
             return refuse("timeout", timeout, "a number of seconds above 0 is expected");
         }
         Ok(())
+    }
+
+    /// Checks the bound on attention against what the engine keeps to.
+    pub(crate) fn check_attention(&self, own: AttentionBound) -> Result<(), EngineError> {
+        let Some(bound) = self.attention_error_bound else { return Ok(()) };
+        let name = "attention_error_bound";
+        match own {
+            // What leaves nothing out is within every bound.
+            AttentionBound::Exact => Ok(()),
+            AttentionBound::Within(own) if bound <= own => Ok(()),
+            AttentionBound::Within(own) => {
+                let expected = format!(
+                    "at most the engine's own error_bound ({own}) is expected: a request may be \
+                     stricter, not looser"
+                );
+                refuse(name, bound, &expected)
+            }
+            AttentionBound::Told => refuse(
+                name,
+                bound,
+                "this engine's attention keeps to no bound (max_blocks is set): leave it out",
+            ),
+        }
+    }
+
+    /// The request's bound where it is not the engine's.
+    pub(crate) fn own_bound(&self, own: AttentionBound) -> Option<f32> {
+        self.attention_error_bound.filter(|bound| matches!(own, AttentionBound::Within(own) if own != *bound))
     }
 
     /// Checks token ids against the vocabulary.

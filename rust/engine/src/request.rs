@@ -34,6 +34,8 @@ pub(crate) struct Prepared {
     pub min_tokens: u32,
     pub priority: i32,
     pub salt: Option<Box<str>>,
+    /// Most softmax mass that attention may leave out, if that is not the engine's own bound.
+    pub error_bound: Option<f32>,
     pub submitted: Instant,
     pub deadline: Option<Instant>,
     pub rules: SamplingRules,

@@ -76,6 +76,10 @@ counters! {
     attention_bytes_read,
     /// Bytes that dense attention would have read.
     attention_bytes_dense,
+    /// Calls that were compared with reading everything.
+    attention_audited_calls,
+    /// Those of them that were further off than they said.
+    attention_violations,
 }
 
 impl Counters {
@@ -85,6 +89,8 @@ impl Counters {
         add(&self.attention_dense_calls, report.dense_calls);
         add(&self.attention_bytes_read, report.bytes_read);
         add(&self.attention_bytes_dense, report.bytes_dense);
+        add(&self.attention_audited_calls, report.audited_calls);
+        add(&self.attention_violations, report.violations);
     }
 }
 

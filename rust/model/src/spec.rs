@@ -375,6 +375,15 @@ impl ModelSpec {
         3 * self.hidden + self.layers.iter().map(layer).max().unwrap_or(0)
     }
 
+    /// Most query heads of one KV head in any layer; 1 where attention is latent.
+    pub fn largest_group(&self) -> usize {
+        let group = |l: &LayerSpec| match &l.attention {
+            AttentionSpec::Heads(a) => a.heads / a.kv_heads.max(1),
+            AttentionSpec::Latent(_) => 1,
+        };
+        self.layers.iter().map(group).max().unwrap_or(1)
+    }
+
     /// Longest context that can be asked for, in tokens: beyond `max_position` where rope stretches to what is asked.
     pub fn longest_context(&self) -> usize {
         let stretched = self.ropes.iter().filter_map(|r| match r.scaling {

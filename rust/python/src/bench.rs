@@ -1,9 +1,9 @@
-//! `bench_kernels`: the measurements of octavo-kernels as dicts.
+//! `bench_kernels` and `bench_attention`: the measurements of octavo-kernels as dicts.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use octavo_kernels::measure::{Peak, Plan, Reading, read};
+use octavo_kernels::measure::{AttentionPlan, AttentionReading, Peak, Plan, Reading, read, read_attention};
 use octavo_kernels::{Isa, Kernels};
 use pyo3::prelude::*;
 use serde_json::{Value, json};
@@ -23,13 +23,7 @@ pub fn bench_kernels<'py>(
     threads: Option<usize>,
     seconds: f64,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let refuse = |py, what: &dyn std::fmt::Display| raise(py, "InvalidRequestError", &what.to_string());
-    let isa = isa.map(|name| name.parse::<Isa>()).transpose().map_err(|e| refuse(py, &e))?;
-    if threads == Some(0) || threads.is_some_and(|t| t > 1024) {
-        return Err(refuse(py, &"threads: a number from 1 to 1024 is expected"));
-    }
-    let time = Duration::try_from_secs_f64(seconds).map_err(|e| refuse(py, &format!("seconds: {e}")))?;
-    let kernels = Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(py, &e))?;
+    let (kernels, time) = prepare(py, isa, threads, seconds)?;
     let mut outcome = Ok(());
     let each = on_row.clone().unbind();
     let limits = py.detach(|| {
@@ -55,6 +49,71 @@ pub fn bench_kernels<'py>(
             "f32": peak(limits.f32),
         }),
     )
+}
+
+/// Kernels for a measurement, and how long it takes.
+fn prepare(
+    py: Python<'_>,
+    isa: Option<String>,
+    threads: Option<usize>,
+    seconds: f64,
+) -> PyResult<(Kernels, Duration)> {
+    let refuse = |what: &dyn std::fmt::Display| raise(py, "InvalidRequestError", &what.to_string());
+    let isa = isa.map(|name| name.parse::<Isa>()).transpose().map_err(|e| refuse(&e))?;
+    if threads == Some(0) || threads.is_some_and(|t| t > 1024) {
+        return Err(refuse(&"threads: a number from 1 to 1024 is expected"));
+    }
+    let time = Duration::try_from_secs_f64(seconds).map_err(|e| refuse(&format!("seconds: {e}")))?;
+    Ok((Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(&e))?, time))
+}
+
+/// Measures dense and dynamic attention over `contexts` tokens, and hands each row to `on_row`.
+#[pyfunction]
+#[pyo3(signature = (on_row, contexts, *, isa = None, threads = None, seconds = 1.0))]
+pub fn bench_attention(
+    py: Python<'_>,
+    on_row: &Bound<'_, PyAny>,
+    contexts: Vec<usize>,
+    isa: Option<String>,
+    threads: Option<usize>,
+    seconds: f64,
+) -> PyResult<()> {
+    let (kernels, time) = prepare(py, isa, threads, seconds)?;
+    if let Some(bad) = contexts.iter().find(|tokens| !(64..=1 << 20).contains(*tokens)) {
+        let what = format!("context is {bad}: a number of tokens from 64 to 1048576 is expected");
+        return Err(raise(py, "InvalidRequestError", &what));
+    }
+    let mut outcome = Ok(());
+    let each = on_row.clone().unbind();
+    py.detach(|| {
+        read_attention(&kernels, &AttentionPlan { contexts, time }, &mut |reading| {
+            outcome = Python::attach(|py| {
+                py.check_signals()?;
+                each.call1(py, (to_python(py, &attention_row(&reading))?,)).map(drop)
+            });
+            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+    });
+    outcome
+}
+
+fn attention_row(r: &AttentionReading) -> Value {
+    json!({
+        "heads": r.shape[0],
+        "kv_heads": r.shape[1],
+        "head_dim": r.shape[2],
+        "context": r.context,
+        "looks": r.heads,
+        "way": r.way,
+        "seconds_p20": r.seconds[0],
+        "seconds_p50": r.seconds[1],
+        "seconds_p80": r.seconds[2],
+        "bytes": r.bytes,
+        "relative_error": r.error,
+        "max_omitted_mass": r.report.map(|report| report.max_omitted_mass),
+        "max_output_error": r.report.map(|report| report.max_output_error),
+        "dense_head_fraction": r.report.map(|report| report.dense_calls as f64 / report.calls as f64),
+    })
 }
 
 fn row(r: &Reading) -> Value {

@@ -80,7 +80,7 @@ impl Engine {
         dtype: &str,
         quantization: &str,
         kv_cache_dtype: &str,
-        attention: Option<(f32, usize, usize, usize)>,
+        attention: Option<(f32, usize, usize, usize, Option<usize>, usize)>,
         kv_cache_bytes: Option<u64>,
         kv_cache_fraction: Option<f64>,
         max_model_len: Option<usize>,
@@ -97,13 +97,16 @@ impl Engine {
             dtype: dtype.into(),
             quantization: quantization.into(),
             kv_cache_dtype: kv_cache_dtype.into(),
-            attention: attention.map(|(error_bound, min_context, sink_blocks, local_blocks)| DynamicParams {
-                error_bound,
-                min_context,
-                sink_blocks,
-                local_blocks,
-                ..DynamicParams::default()
-            }),
+            attention: attention.map(
+                |(error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit)| DynamicParams {
+                    error_bound,
+                    min_context,
+                    sink_blocks,
+                    local_blocks,
+                    max_blocks,
+                    audit,
+                },
+            ),
             kv_cache_bytes,
             kv_cache_fraction,
             max_model_len,
@@ -260,7 +263,8 @@ impl Engine {
             "evictions": s.evictions,
             "step_seconds": s.step_us as f64 / 1e6,
             "attention": {"calls": s.attention_calls, "dense_calls": s.attention_dense_calls,
-                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense},
+                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense,
+                          "audited_calls": s.attention_audited_calls, "violations": s.attention_violations},
         });
         json::to_python(py, &value)
     }

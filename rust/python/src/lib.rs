@@ -26,7 +26,7 @@ mod _core {
     use pyo3::types::{PyBytes, PyDict};
 
     #[pymodule_export]
-    use crate::bench::bench_kernels;
+    use crate::bench::{bench_attention, bench_kernels};
     #[pymodule_export]
     use crate::engine::{Engine, Stream};
     #[pymodule_export]

@@ -39,6 +39,7 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
         priority: fields.get("priority")?.unwrap_or(0),
         timeout: fields.get("timeout")?,
         cache_salt: fields.get("cache_salt")?,
+        attention_error_bound: fields.get("attention_error_bound")?,
         structured: None,
     };
     // -1 means all candidates, as in vLLM.
@@ -87,7 +88,7 @@ pub fn read(params: &Bound<'_, PyAny>) -> PyResult<SamplingParams> {
     Ok(p)
 }
 
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
     "n",
     "max_tokens",
     "min_tokens",
@@ -111,6 +112,7 @@ const NAMES: [&str; 24] = [
     "priority",
     "timeout",
     "cache_salt",
+    "attention_error_bound",
     "structured",
 ];
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import typer
 
+from octavo.cli.bench.attention import attention
 from octavo.cli.bench.kernels import kernels
 from octavo.cli.bench.latency import latency
 from octavo.cli.bench.serve import serve
@@ -19,6 +20,7 @@ COMMANDS: list[Callable[..., None]] = [
     latency,
     throughput,
     kernels,
+    attention,
 ]
 
 bench = typer.Typer(

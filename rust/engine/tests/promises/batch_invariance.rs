@@ -86,6 +86,7 @@ fn options(formats: Formats) -> EngineOptions {
             min_context: 64,
             sink_blocks: 0,
             local_blocks: 0,
+            ..DynamicParams::default()
         }),
         kv_cache_bytes: Some(4 << 20),
         isa: Some("portable".into()),

@@ -228,7 +228,7 @@ mod x86 {
                 }
                 offsets[r] = _mm256_set1_epi32(sum.wrapping_mul(CENTRE as i32));
             }
-            let (f, f0, ff) = (_mm256_set1_epi16(0x0f), _mm256_set1_epi16(0xf0), _mm256_set1_epi16(0xff));
+            let (f, f0) = (_mm256_set1_epi16(0x0f), _mm256_set1_epi16(0xf0));
             // Few registers: eight tokens at a time.
             for quarter in 0..4 {
                 let mut sums = [_mm256_setzero_si256(); R];
@@ -258,7 +258,7 @@ mod x86 {
                             _mm256_and_si256(_mm256_srli_epi16::<8>(l), f),
                         ),
                         _mm256_or_si256(
-                            _mm256_andnot_si256(f, _mm256_and_si256(_mm256_srli_epi16::<8>(h), ff)),
+                            _mm256_and_si256(_mm256_srli_epi16::<8>(h), f0),
                             _mm256_srli_epi16::<12>(l),
                         ),
                     ];
@@ -370,6 +370,80 @@ mod x86 {
                     // SAFETY: 16 floats of 32.
                     unsafe { _mm512_storeu_ps(to[r].as_mut_ptr().add(half * LANES), sum) };
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stream of bits.
+    fn random(state: &mut u64) -> u32 {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as u32
+    }
+
+    /// The products of R rows on every level, against sums of 64 bits.
+    fn agree<const R: usize>(vectors: usize, seed: u64, extreme: bool) {
+        let mut state = seed;
+        let bytes = vectors * LANES / 2 * BLOCK_SIZE;
+        let mut plane =
+            || (0..bytes).map(|_| if extreme { 0xff } else { random(&mut state) as u8 }).collect();
+        let (high, low): (Vec<u8>, Vec<u8>) = (plane(), plane());
+        let levels = levels(vectors * LANES);
+        let mut x = vec![[0.0_f32; LANES]; R * vectors];
+        for x in x.as_flattened_mut() {
+            *x =
+                if extreme { levels } else { random(&mut state) as f32 / 2.0_f32.powi(30) * levels - levels };
+        }
+        let inverses = [1.0; R];
+        let mut want = vec![[0.0; BLOCK_SIZE]; R];
+        for (want, x) in want.iter_mut().zip(x.chunks(vectors)) {
+            for (token, want) in want.iter_mut().enumerate() {
+                let product = |(channel, &x): (usize, &f32)| {
+                    let (byte, shift) = place(channel, token);
+                    let code =
+                        i64::from((high[byte] >> shift) & 15) * 16 + i64::from((low[byte] >> shift) & 15);
+                    i64::from(x.round_ties_even() as i32) * (code - 128)
+                };
+                *want = x.as_flattened().iter().enumerate().map(product).sum::<i64>() as f32;
+            }
+        }
+        for isa in Isa::available() {
+            let mut whole = vec![[0; LANES]; R * vectors];
+            let mut got = vec![[f32::NAN; BLOCK_SIZE]; R];
+            let task =
+                Products { x: &x, inverses: &inverses, high: &high, low: &low, ahead: std::ptr::null() };
+            task.run(isa, &mut whole, &mut got);
+            assert_eq!(got, want, "{isa}: {R} rows of {vectors} vectors, seed {seed}, extreme: {extreme}");
+        }
+    }
+
+    #[test]
+    fn products_are_exact_on_every_level() {
+        for vectors in [1, 2, 3, 5, 8, 16, 17, 32] {
+            for seed in 0..4 {
+                for extreme in [false, true] {
+                    agree::<1>(vectors, seed, extreme);
+                    agree::<2>(vectors, seed, extreme);
+                    agree::<3>(vectors, seed, extreme);
+                    agree::<4>(vectors, seed, extreme);
+                }
+            }
+        }
+    }
+
+    /// Every channel and token of a unit has four bits of its own.
+    #[test]
+    fn places_do_not_overlap() {
+        let mut seen = std::collections::HashSet::new();
+        for channel in 0..3 * UNIT {
+            for token in 0..BLOCK_SIZE {
+                let (byte, shift) = place(channel, token);
+                assert!(byte < 3 * UNIT_BYTES && (shift == 0 || shift == 4));
+                assert!(seen.insert((byte, shift)), "channel {channel} of token {token}");
             }
         }
     }

@@ -45,7 +45,7 @@ pub(super) struct Dynamic<'a, E> {
     pub(super) params: DynamicParams,
 }
 
-/// Memory of a task beside that of its tile. Blocks are counted from the first visible one; a row has `width` of them,
+/// Memory of a task beside that of its tile. Blocks are counted from the first of `span`; a row has `width` of them,
 /// whole vectors, and those beyond the last are empty.
 #[derive(Default)]
 struct Found {
@@ -102,10 +102,13 @@ impl<E: Element> Op for Dynamic<'_, E> {
 }
 
 impl<E: Element> Dynamic<'_, E> {
-    /// The first block that any query sees, and the number of blocks up to the last query's own.
+    /// A block at or before the first one that any query sees, and the number of blocks from there up to the last query's
+    /// own.
+    ///
+    /// A multiple of the lanes, so that a block adds to the same chain of a sum whichever queries share the task.
     #[inline(always)]
     fn span(&self) -> (usize, usize) {
-        let first = self.first_block(0);
+        let first = self.first_block(0) / LANES * LANES;
         (first, self.tile.position(self.tile.count - 1) / BLOCK_SIZE + 1 - first)
     }
 
