@@ -48,7 +48,7 @@ pub struct EngineOptions {
     pub chat_template: Option<String>,
     /// Tokens of one sequence's prefill chunk; None: as the step has room.
     pub prefill_chunk: Option<usize>,
-    /// Instruction-set level of the kernels ("portable", "avx2", "avx512"); None: that of the environment variable
+    /// Instruction-set level of the kernels ("portable", "avx2", "avx512", "amx"); None: that of the environment variable
     /// `OCTAVO_ISA`, else the best of this machine.
     pub isa: Option<String>,
 }

@@ -18,7 +18,7 @@ def kernels(
     words: Annotated[
         list[str] | None, Argument(help="Only rows that hold each of these: matmul, int8, llama-3.2-1b, m=1, ...")
     ] = None,
-    isa: Annotated[str | None, Option(help="portable, avx2 or avx512; the machine's best if not given.")] = None,
+    isa: Annotated[str | None, Option(help="portable, avx2, avx512 or amx; the machine's best if not given.")] = None,
     threads: Annotated[int | None, Option(help="One for each core if not given.")] = None,
     seconds: Annotated[float, Option(help="How long each row is measured.")] = 0.3,
     as_json: Annotated[bool, Option("--json", help="Write one JSON object.")] = False,

@@ -146,6 +146,9 @@ type Loop = (&'static str, f64, fn());
 fn int8_peak() -> Option<Loop> {
     #[cfg(target_arch = "x86_64")]
     {
+        if crate::amx::available() {
+            return Some(("amx tdpbsud", (x86::TILE_CHAINS * x86::TILE_OPERATIONS) as f64, x86::int8_amx));
+        }
         if is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the machine has the instruction set.
             return Some(("avx512 vpdpbusd", x86::CHAINS as f64 * 128.0, || unsafe { x86::int8_avx512() }));
@@ -160,6 +163,10 @@ fn int8_peak() -> Option<Loop> {
 
 /// The fastest bfloat16 product of this machine; float32 where it has none, since bfloat16 is then widened.
 fn bf16_peak() -> Option<Loop> {
+    #[cfg(target_arch = "x86_64")]
+    if crate::amx::available() {
+        return Some(("amx tdpbf16ps", (x86::TILE_CHAINS * x86::TILE_OPERATIONS / 2) as f64, x86::bf16_amx));
+    }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the machine has the instruction set.

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::mem::transmute;
 
 use super::limits::{LINE, TURNS};
+use crate::amx::{ROW, ROWS, Tiles};
 
 /// Independent sums: more than latency times issue width, fewer than registers.
 pub(super) const CHAINS: usize = 12;
@@ -93,3 +94,33 @@ chains!(f32_avx512, "avx512f", _mm512_setzero_ps(), _mm512_set1_ps(1.0), |sum, a
 chains!(f32_avx2, "avx2,fma", _mm256_setzero_ps(), _mm256_set1_ps(1.0), |sum, a, b| _mm256_fmadd_ps(
     a, b, sum
 ));
+
+/// Operations of a product of two tiles of int8; one of bfloat16 has half as many.
+pub(super) const TILE_OPERATIONS: usize = 2 * ROWS * ROWS * ROW;
+/// Products a turn: accumulators enough to hide the latency of each.
+pub(super) const TILE_CHAINS: usize = 4;
+
+/// A function that multiplies tiles of zeros, four chains, [`TURNS`] times. The machine has tiles.
+macro_rules! tile_chains {
+    ($name:ident, $dot:ident) => {
+        pub(super) fn $name() {
+            // SAFETY: the caller has asked for tiles (`amx::available`), and this thread holds none.
+            let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
+            tiles.zero::<0>();
+            tiles.zero::<1>();
+            tiles.zero::<2>();
+            tiles.zero::<3>();
+            tiles.zero::<4>();
+            tiles.zero::<5>();
+            for _ in 0..TURNS {
+                tiles.$dot::<0, 4, 5>();
+                tiles.$dot::<1, 4, 5>();
+                tiles.$dot::<2, 4, 5>();
+                tiles.$dot::<3, 4, 5>();
+            }
+        }
+    };
+}
+
+tile_chains!(int8_amx, dot_i8_u8);
+tile_chains!(bf16_amx, dot_bf16);
