@@ -46,7 +46,9 @@ def attention(
 
     def take(row: dict[str, Any]) -> None:
         rows.append(row)
-        # Both come before the ways that are held against them.
+        # Both come before the ways that are held against them, int8 first.
+        if row["way"] == "int8 dense":
+            dense.clear()
         if row["way"].endswith("dense"):
             dense[row["way"]] = row["seconds_p50"]
             dense[row["way"] + " bytes"] = row["bytes"]
