@@ -195,7 +195,7 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
             let first = token * vectors + vector;
             let values: [S::F; N] = std::array::from_fn(|n| {
                 // One hint a line of 64 bytes.
-                if n * LANES * size_of::<E>() % 64 == 0 {
+                if (n * LANES * size_of::<E>()).is_multiple_of(64) {
                     s.prefetch_l2(self.ahead.wrapping_add((first + n) * LANES * size_of::<E>()));
                 }
                 // SAFETY: token < 32 and vector + n < vectors, within the length checked in `run`.
