@@ -56,7 +56,7 @@ def attention(
             print(_line(row, dense), flush=True)
 
     _core.bench_attention(take, context or [2048, 8192, 32768, 131072], isa=isa, threads=threads, seconds=seconds)
-    result = {"command": command_line(), "machine": _core.build_info(), "rows": rows}
+    result: dict[str, Any] = {"command": command_line(), "machine": _core.build_info(), "rows": rows}
     if threads is not None:
         result["threads"] = threads
     if result_filename is not None:
