@@ -55,8 +55,8 @@ fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
     let bound = |error_bound| Some(DynamicParams { error_bound, ..base });
     let budget = |blocks| Some(DynamicParams { error_bound: 1e-6, max_blocks: Some(blocks), ..base });
     vec![
-        ("bf16 dense", None),
         ("int8 dense", None),
+        ("bf16 dense", None),
         ("certified 0.1", bound(0.1)),
         ("certified 0.01", bound(0.01)),
         ("certified 0.001", bound(0.001)),
@@ -127,7 +127,8 @@ impl Case {
             let count = CHUNK.min(context - first);
             let mut keys: Vec<f32> = (0..count * width).map(|_| random.next()).collect();
             for (t, key) in keys.chunks_mut(width).enumerate() {
-                let size = attraction(heads, first + t, context);
+                // Scores of the same size for every size of heads.
+                let size = attraction(heads, first + t, context) * (128.0 / head_dim as f32).sqrt();
                 key.iter_mut().zip(&wanted).for_each(|(k, w)| *k += size * w);
             }
             let values: Vec<f32> = (0..count * width).map(|_| random.next()).collect();
@@ -174,7 +175,7 @@ impl Case {
                 way,
                 seconds: [at(2), at(5), at(8)],
                 bytes: report.map_or(all as f64, |r| all as f64 * r.bytes_read as f64 / r.bytes_dense as f64),
-                error: largest_error(out, &answers[1].0, head_dim),
+                error: largest_error(out, &answers[0].0, head_dim),
                 report: *report,
             }
         });
