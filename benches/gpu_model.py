@@ -224,7 +224,7 @@ def measure(
             weights = next(p["bytes"] for p in llm.info()["memory"] if p["name"] == "weights")
             if not spec.tied_embeddings:
                 weights -= spec.vocab * spec.hidden * (1 if quantization else 2)
-            kv_token = block_bytes(spec, made[0].model.dtype) // 32
+            kv_token = block_bytes(spec, made[0].kv.format) // 32
             for batch in batches:
                 steps = decode_step(llm, batch, spec.vocab, rounds, lengths)
                 step = statistics.median(steps)

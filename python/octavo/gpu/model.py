@@ -17,7 +17,7 @@ from octavo.gpu.latent import latent_attention
 from octavo.gpu.ops import Ops, layer_norm
 from octavo.gpu.spec import Experts, Heads, Spec
 from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
-from octavo.triton_kernels.kv_cache import FloatKV
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -42,7 +42,7 @@ class Model:
         for layer, weights, cache in zip(s.layers, self.weights.layers, kv.layers, strict=True):
             x = stream.normed(weights.attention_norm)
             a, w = layer.attention, weights.attention
-            if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV):
+            if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV | Int8KV):
                 branch = self._attention(x, a, w, cache, angles, batch)
             else:
                 assert not isinstance(a, Heads)
@@ -64,7 +64,7 @@ class Model:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _attention(
-        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: FloatKV, angles: list[Angles], batch: Batch
+        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: PagedKV, angles: list[Angles], batch: Batch
     ) -> torch.Tensor:
         qkv = w.qkv(x)
         q_width, k_width, _ = a.widths
@@ -87,6 +87,9 @@ class Model:
             eps=norm.eps,
             norm_offset=norm.offset,
         )
+        if isinstance(cache, Int8KV) and len(batch.filled):
+            # Before attention: later tokens of this step read these blocks in int8.
+            self.ops.quantize_blocks(cache, batch.filled)
         out = self.ops.paged_attention(
             qkv[:, :q_width].unflatten(1, (a.heads, a.head_dim)),
             cache,
