@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from octavo import _core
+from octavo.attention import DynamicAttention
 from octavo.errors import DeviceMemoryError, InvalidRequestError
 from octavo.gpu import sizes
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
+from octavo.gpu.dynamic import Dynamic, most_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
+from octavo.gpu.graphs import sizes as graph_sizes
 from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, tail_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
@@ -26,6 +29,7 @@ from octavo.gpu.sizes import Wishes as Wishes
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
 from octavo.gpu.tails import most_tails
 from octavo.gpu.weights import Format, Weights, load_weights
+from octavo.triton_kernels.dynamic_attention import Workspace
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +41,7 @@ class Options:
     dtype: str = "auto"
     quantization: str | None = "auto"
     kv_cache_dtype: str = "auto"
+    attention: DynamicAttention | None = None
     wishes: sizes.Wishes = field(default_factory=sizes.Wishes)
     enable_prefix_caching: bool = True
     deterministic: bool = False
@@ -105,13 +110,23 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
     wanted = sizes.context(options.wishes, facts["spec"]["max_position"], facts["longest_context"])
     spec = read_spec(_core.read_model(str(folder), context=wanted))
     dtype = _float_dtype("dtype", options.dtype, spec.checkpoint_dtype or "bfloat16")
-    kv_format = KvFormat(dtype, options.kv_cache_dtype == "int8")
+    dynamic = options.attention is not None
+    kv_format = KvFormat(dtype, options.kv_cache_dtype == "int8" or (dynamic and options.kv_cache_dtype == "auto"))
     if options.kv_cache_dtype not in ("auto", kv_format.name):
         raise InvalidRequestError(
             f"kv_cache_dtype is {options.kv_cache_dtype!r}: on a GPU keys and values are cached in the model's dtype "
             f'({KvFormat(dtype).name}) or in int8; give "auto", that dtype, or "int8"'
         )
     check_format(spec, kv_format)
+    if dynamic and not kv_format.int8:
+        raise InvalidRequestError(
+            f'attention is dynamic and kv_cache_dtype {options.kv_cache_dtype!r}: give "auto" or "int8"'
+        )
+    if dynamic and options.deterministic:
+        raise InvalidRequestError(
+            "attention is dynamic and deterministic True: on a GPU decodes then choose what they read and prompts do "
+            "not, so that a request's bits depend on its chunks. Give one of the two up"
+        )
     with torch.inference_mode():
         checkpoint = Checkpoint(folder, place.device)
         form = Format(dtype, _int8(options.quantization), options.deterministic, place.ops)
@@ -119,7 +134,7 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
         warnings = checkpoint.warnings()
         frequencies = _frequencies(spec, place.device)
         model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
-        limits, memory = _plan_memory(model, kv_format, options.wishes, wanted, place)
+        limits, memory = _plan_memory(model, kv_format, options, wanted, place)
         if limits.max_model_len != wanted:
             # Some ropes depend on the longest context that is served.
             spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
@@ -127,6 +142,9 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
             model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
         tails = most_tails(limits.num_blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
         kv = KvPool(spec, limits.num_blocks, kv_format, place.device, tails)
+        if options.attention is not None:
+            rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
+            kv.dynamic = Dynamic(spec, options.attention, limits.num_blocks, rows, place.device)
         graphs = _graphs(model, kv, limits) if place.graphs else None
     runner = Runner(model, kv, graphs)
     return runner, limits, _info(folder, runner, facts, warnings, memory, place)
@@ -153,9 +171,11 @@ def _frequencies(spec: Spec, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def _plan_memory(
-    model: Model, kv_format: KvFormat, wishes: sizes.Wishes, wanted: int, place: Place
+    model: Model, kv_format: KvFormat, options: Options, wanted: int, place: Place
 ) -> tuple[sizes.Limits, list[dict[str, Any]]]:
     """Runs the largest step to see what it takes, and sizes the KV pool."""
+    wishes = options.wishes
+    scores = Workspace.block_bytes(most_heads(model.spec)) if options.attention is not None else 0
     block, tail = block_bytes(model.spec, kv_format), tail_bytes(model.spec, kv_format)
     step = 0
     if place.device.type == "cuda":
@@ -166,7 +186,7 @@ def _plan_memory(
         free = total = _core.build_info()["memory_bytes"] // 4
     # Few blocks need fewer tails; then a little memory stays unused.
     seqs, tokens = sizes.most_tokens(wishes)
-    free = max(0, free - tail * most_tails(free // block, seqs, tokens))
+    free = max(0, free - tail * most_tails(free // block, seqs, tokens)) * block // (block + scores)
     limits, reason = sizes.limits(wishes, wanted, block, free, total)
     tails = tail * most_tails(limits.num_blocks, seqs, tokens)
     weights = _weight_bytes(model.weights)
@@ -183,6 +203,9 @@ def _plan_memory(
         dtype = KvFormat(model.dtype).name
         why = f"{dtype} values of blocks that are not full yet, two a sequence and those of a step at most"
         parts.append(part("kv_tails", tails, why))
+    if scores:
+        why = "f32 scores of the keys that decodes see, of one layer at a time"
+        parts.append(part("attention_scores", scores * limits.num_blocks, why))
     return limits, parts
 
 
@@ -269,7 +292,8 @@ def _info(
         "kernels": {
             "device": name,
             "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
-            "attention": f"paged, {runner.kv.format.name} KV, {kind}",
+            "attention": ("dynamic for decodes, " if runner.kv.dynamic is not None else "")
+            + f"paged, {runner.kv.format.name} KV, {kind}",
             "decode graphs": graphs if place.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
             "deterministic": model.deterministic,
         },

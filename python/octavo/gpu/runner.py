@@ -35,6 +35,9 @@ class Runner:
         self._rest = self._no_rows
         self.keeps_blocks = kv.tails is not None
         """Whether the engine must say which blocks nobody holds any more."""
+        self.reports_attention = kv.dynamic is not None
+        """Whether attention leaves something out, of which `attention_reports` tells."""
+        self._last: tuple[Records, Layout] | None = None
 
     def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
         """Runs a step. For the plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the logits were not numbers), and
@@ -48,6 +51,14 @@ class Runner:
         with faults("the logits of a step"), self._on_device(), torch.inference_mode():
             logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
             return logits
+
+    def attention_reports(self) -> Array:
+        """What attention read and left out for each sequence of the last step: f64 `[S, 9]`, as `Dynamic.reports`."""
+        if self.kv.dynamic is None or self._last is None:
+            return np.empty((0, 9))
+        seqs, layout = self._last
+        with faults("a report of attention"), self._on_device(), torch.inference_mode():
+            return self.kv.dynamic.reports(seqs, layout.first_rows, layout.num_decodes)
 
     def kept_blocks(self) -> Array:
         """Blocks beside which floats are kept, uint32 `[n]`."""
@@ -82,6 +93,7 @@ class Runner:
             hidden = graph.hidden
         if tails is not None:
             tails.end(step)
+        self._last = (plan.seqs, layout)
         self._rest = hidden[rest_rows] if len(rest) else self._no_rows
         if not len(drawn):
             return np.empty(0, np.uint32), None
