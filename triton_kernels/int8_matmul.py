@@ -117,7 +117,8 @@ def _config(kind: str, rows: int, device: torch.device, deterministic: bool) -> 
     found = None if deterministic else lookup("int8_matmul", tuned_key(kind, rows), device)
     if found is None or len(found) != len(Config._fields):
         return config_for(kind, rows, capability(device)[0], deterministic)
-    return Config(*found[:5], *map(bool, found[5:]))
+    rows, columns, depth, warps, stages, *flags = found
+    return Config(rows, columns, depth, warps, stages, *map(bool, flags))
 
 
 def int8_matmul(

@@ -100,10 +100,12 @@ def _attention_jobs(device: torch.device, small: bool) -> Iterator[Job]:
                     kv = Int8KV.empty(sequences * blocks, 8, kv_heads, head_dim, torch.bfloat16, device, tail_of)
                 else:
                     kv = FloatKV.empty(sequences * blocks, kv_heads, head_dim, torch.bfloat16, device)
-                index = {"dtype": torch.int32, "device": device}
-                tables = torch.arange(sequences * blocks, **index).view(sequences, blocks)  # type: ignore[arg-type]
-                starts = torch.tensor([0, *range(1, sequences + 1)] if phase == "decode" else [0, queries], **index)  # type: ignore[arg-type]
-                contexts = torch.full((sequences,), context, **index)  # type: ignore[arg-type]
+                integers = torch.int32
+                tables = torch.arange(sequences * blocks, dtype=integers, device=device).view(sequences, blocks)
+                starts = torch.tensor(
+                    [0, *range(1, sequences + 1)] if phase == "decode" else [0, queries], dtype=integers, device=device
+                )
+                contexts = torch.full((sequences,), context, dtype=integers, device=device)
                 q = torch.randn(queries, 4 * kv_heads, head_dim, device=device).to(torch.bfloat16)
                 default, key = attention_config(kv, phase)
                 space = {default._replace(stages=s, warps=w) for s in (1, 2, 3, 4) for w in (4, 8)}
