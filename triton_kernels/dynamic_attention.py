@@ -41,7 +41,7 @@ mass of a call, the sum of these bounds, the largest bound on the error of an ou
 
 MAX_SPLITS = 64
 MIN_BLOCKS_PER_SPLIT = 8
-CHUNK = 1024
+CHUNK = 512
 """Blocks that the choice looks at in one step."""
 
 _SUM_SLACK = 1e-3

@@ -59,14 +59,14 @@ CONFIGS: dict[tuple[str, str, int], Config] = {
     ("half", "prefill", 64): Config(128, 2, 4, 3),
     ("half", "prefill", 128): Config(128, 2, 8, 2),
     ("half", "prefill", 256): Config(64, 1, 8, 2),
-    ("float32", "decode", 128): Config(16, 1, 4, 2),
+    ("float32", "decode", 128): Config(16, 1, 8, 1),
     ("float32", "decode", 256): Config(16, 1, 8, 1),
-    ("float32", "prefill", 128): Config(32, 1, 4, 1),
+    ("float32", "prefill", 128): Config(16, 1, 8, 1),
     ("float32", "prefill", 256): Config(16, 1, 8, 1),
     ("int8", "decode", 128): Config(16, 2, 4, 2),
     ("int8", "decode", 256): Config(16, 1, 8, 2),
     ("int8", "prefill", 128): Config(64, 2, 4, 2),
-    ("int8", "prefill", 256): Config(64, 1, 8, 1),
+    ("int8", "prefill", 256): Config(32, 1, 8, 1),
 }
 
 
