@@ -172,8 +172,9 @@ def prompts(count: int, vocab: int, length: int) -> list[list[int]]:
     return torch.randint(vocab, (count, length), generator=draw).tolist()
 
 
-def decode_step(llm: LLM, batch: int, vocab: int, rounds: int, lengths: Lengths) -> list[float]:
-    """Seconds of a decode step, one figure a round: what further tokens take, over their number."""
+def decode_step(llm: LLM, batch: int, vocab: int, rounds: int, lengths: Lengths) -> tuple[list[float], float]:
+    """Seconds of a decode step, one figure a round: what further tokens take, over their number. Then the least time of
+    the whole, prompts included."""
     asked = prompts(batch, vocab, lengths.prompt)
 
     def run(tokens: int) -> float:
@@ -181,7 +182,8 @@ def decode_step(llm: LLM, batch: int, vocab: int, rounds: int, lengths: Lengths)
         return seconds(lambda: llm.generate(asked, params, use_tqdm=False))
 
     run(4)
-    return [(run(lengths.decoded + 1) - run(1)) / lengths.decoded for _ in range(rounds)]
+    whole = [run(lengths.decoded + 1) for _ in range(rounds)]
+    return [(seconds - run(1)) / lengths.decoded for seconds in whole], min(whole)
 
 
 @torch.inference_mode()
@@ -224,9 +226,9 @@ def measure(
             weights = next(p["bytes"] for p in llm.info()["memory"] if p["name"] == "weights")
             if not spec.tied_embeddings:
                 weights -= spec.vocab * spec.hidden * (1 if quantization else 2)
-            kv_token = block_bytes(spec, made[0].model.dtype) // 32
+            kv_token = block_bytes(spec, made[0].kv.format) // 32
             for batch in batches:
-                steps = decode_step(llm, batch, spec.vocab, rounds, lengths)
+                steps, whole = decode_step(llm, batch, spec.vocab, rounds, lengths)
                 step = statistics.median(steps)
                 device_step = graph_seconds(made[0], batch, device, lengths.middle)
                 read = weights + batch * kv_token * lengths.middle
@@ -237,6 +239,7 @@ def measure(
                         "batch": batch,
                         "step_ms": {"p50": 1e3 * step, "all": [1e3 * s for s in steps]},
                         "tokens_per_second": batch / step,
+                        "tokens_per_second_with_prompts": batch * (lengths.decoded + 1) / whole,
                         "bytes_read": read,
                         "copy_bytes_per_second": rate,
                         "step_over_bytes": step / (read / rate),
@@ -249,8 +252,12 @@ def measure(
     return rows
 
 
-def transformers_rows(name: str, device: torch.device, batches: Sequence[int], lengths: Lengths) -> list[Any]:
-    """The same figures of transformers' `generate`, with torch's scaled dot product attention."""
+ATTENTIONS = ("flash_attention_3", "flash_attention_2", "sdpa")
+"""Of transformers, the best first; the first that this machine has is taken."""
+
+
+def transformers_model(name: str, device: torch.device) -> tuple[Any, str]:
+    """The model and its attention."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -259,11 +266,47 @@ def transformers_rows(name: str, device: torch.device, batches: Sequence[int], l
         config = transformers.AutoConfig.from_pretrained(folder)
     torch.set_default_device(device)
     try:
-        model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.bfloat16, attn_implementation="sdpa"
-        ).eval()
+        for attention in ATTENTIONS if device.type == "cuda" else ATTENTIONS[-1:]:
+            try:
+                model = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=torch.bfloat16, attn_implementation=attention
+                )
+                return model.eval(), attention
+            except (ImportError, ValueError):
+                if attention == ATTENTIONS[-1]:
+                    raise
     finally:
         torch.set_default_device(None)
+    raise AssertionError
+
+
+def continuous_rows(name: str, device: torch.device, batch: int, lengths: Lengths) -> list[Any]:
+    """Tokens per second of transformers' continuous batching, prompts included, the better of two runs."""
+    import transformers
+
+    model, attention = transformers_model(name, device)
+    vocab, count = model.config.vocab_size, lengths.decoded + 1
+    # No token ends a sequence: both engines make the same number.
+    rules = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    asked = prompts(batch, vocab, lengths.prompt)
+
+    def run() -> float:
+        made: list[Any] = []
+        taken = seconds(lambda: made.append(model.generate_batch(asked, generation_config=rules)))
+        tokens = sum(len(o.generated_tokens) for o in made[0].values())
+        if tokens != batch * count:
+            raise RuntimeError(f"{tokens} tokens were generated, {batch * count} were asked for")
+        return batch * count / taken
+
+    row = {"model": name, "batch": batch, "attention": attention, "tokens_per_second_with_prompts": max(run(), run())}
+    print(json.dumps({"transformers continuous batching": row}), flush=True)
+    return [row]
+
+
+def transformers_rows(name: str, device: torch.device, batches: Sequence[int], lengths: Lengths) -> list[Any]:
+    """The same figures of transformers' `generate`, with its best attention."""
+    model, attention = transformers_model(name, device)
+    config = model.config
     rows = []
     for batch in batches:
         ids = torch.tensor(prompts(batch, config.vocab_size, lengths.prompt), device=device)
@@ -275,7 +318,8 @@ def transformers_rows(name: str, device: torch.device, batches: Sequence[int], l
 
         run(4)
         step = (run(lengths.decoded + 1) - run(1)) / lengths.decoded
-        rows.append({"model": name, "batch": batch, "step_ms": 1e3 * step, "tokens_per_second": batch / step})
+        row = {"model": name, "batch": batch, "attention": attention}
+        rows.append({**row, "step_ms": 1e3 * step, "tokens_per_second": batch / step})
         print(json.dumps({"transformers": rows[-1]}), flush=True)
     return rows
 
@@ -315,7 +359,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["llama-3.2-1b", "llama-3.1-8b"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 64])
+    parser.add_argument("--continuous", type=int, default=64, help="sequences of the peer's continuous batching")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=128, help="tokens over which decode steps are timed")
@@ -330,27 +375,40 @@ def main() -> None:
         "decoded_tokens": lengths.decoded,
         "octavo": [],
         "transformers": [],
+        "continuous_batching": [],
         "faults": [],
     }
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "gpu_model.json"
+    jobs: list[tuple[str, str, Callable[[], list[Any]]]] = []
+    last: list[tuple[str, str, Callable[[], list[Any]]]] = []
     for name in options.shapes:
-        jobs: list[tuple[str, Callable[[], list[Any]]]] = [
-            ("octavo", lambda n=name: measure(n, place, None, options.batches, options.rounds, lengths)),
-            ("octavo", lambda n=name: measure(n, place, "int8", options.batches, options.rounds, lengths)),
-        ]
+        for form in (None, "int8"):
+            jobs.append(
+                (
+                    name,
+                    "octavo",
+                    lambda n=name, f=form: measure(n, place, f, options.batches, options.rounds, lengths),
+                )
+            )
         if not options.no_peer:
-            jobs.append(("transformers", lambda n=name: transformers_rows(n, place.device, options.batches, lengths)))
-        for key, job in jobs:
-            try:
-                document[key] += job()
-            except Exception as error:
-                # One measurement that fails must not cost the others.
-                document["faults"].append({"model": name, "of": key, "error": f"{type(error).__name__}: {error}"})
-                print(json.dumps(document["faults"][-1]), flush=True)
+            # Its `generate` on few sequences, its continuous batching on many.
+            few = [b for b in options.batches if b <= 32]
+            jobs.append((name, "transformers", lambda n=name, b=few: transformers_rows(n, place.device, b, lengths)))
+            # It does not end on tensors of the CPU, so nothing here has run: what it might cost comes last.
             if place.device.type == "cuda":
-                torch.cuda.empty_cache()
-            file.write_text(json.dumps(document, indent=1) + "\n")
+                run = lambda n=name: continuous_rows(n, place.device, options.continuous, lengths)  # noqa: E731
+                last.append((name, "continuous_batching", run))
+    for name, key, job in jobs + last:
+        try:
+            document[key] += job()
+        except Exception as error:
+            # One measurement that fails must not cost the others.
+            document["faults"].append({"model": name, "of": key, "error": f"{type(error).__name__}: {error}"})
+            print(json.dumps(document["faults"][-1]), flush=True)
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+        file.write_text(json.dumps(document, indent=1) + "\n")
     plot(document, options.out / "gpu_model.svg")
     if document["faults"]:
         raise SystemExit(1)

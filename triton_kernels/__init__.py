@@ -5,6 +5,7 @@ docs/gpu-kernels.md describes each op.
 """
 
 from .activation import act_and_mul, act_and_mul_quantize, act_and_mul_quantize_ref, act_and_mul_ref
+from .dynamic_attention import Choice, Workspace, dynamic_attention, dynamic_attention_ref, share_out
 from .int8_matmul import int8_matmul, int8_matmul_ref, int8_weight_matmul, int8_weight_matmul_ref
 from .kv_cache import (
     BLOCK_SIZE,
@@ -12,6 +13,7 @@ from .kv_cache import (
     Int8KV,
     PagedKV,
     copy_blocks,
+    copy_blocks_ref,
     gather_keys_values,
     quantize_blocks,
     quantize_blocks_ref,
@@ -24,16 +26,21 @@ from .sampling import SamplingBatch, logprobs, logprobs_ref, sample, sample_ref
 
 __all__ = [
     "BLOCK_SIZE",
+    "Choice",
     "FloatKV",
     "Int8KV",
     "PagedKV",
     "SamplingBatch",
+    "Workspace",
     "act_and_mul",
     "act_and_mul_quantize",
     "act_and_mul_quantize_ref",
     "act_and_mul_ref",
     "copy_blocks",
+    "copy_blocks_ref",
     "dequantize_ref",
+    "dynamic_attention",
+    "dynamic_attention_ref",
     "gather_keys_values",
     "int8_matmul",
     "int8_matmul_ref",
@@ -56,4 +63,5 @@ __all__ = [
     "rope_and_cache_ref",
     "sample",
     "sample_ref",
+    "share_out",
 ]

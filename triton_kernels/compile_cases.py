@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .activation import act_and_mul, act_and_mul_quantize
+from .dynamic_attention import FIELDS, Choice, Workspace, dynamic_attention
 from .int8_matmul import int8_matmul, int8_weight_matmul
 from .kv_cache import FloatKV, Int8KV, PagedKV, copy_blocks, quantize_blocks
 from .paged_attention import paged_attention
@@ -35,6 +36,7 @@ def cases() -> Iterator[Case]:
     yield from _pointwise()
     yield from _cache()
     yield from _attention()
+    yield from _dynamic()
     yield from _matmul()
     yield from _sampling()
 
@@ -148,6 +150,26 @@ def _attention_case(
     name = f"{form} {str(dtype).removeprefix('torch.')} {head_dim} 1:{group} {phase}{extras}"
     quick = dtype == BF16 and head_dim == 128 and group == 4 and not extras
     return Case("paged_attention", name, run, quick)
+
+
+def _dynamic() -> Iterator[Case]:
+    for head_dim, group, softcap in ((64, 4, None), (80, 1, None), (128, 4, None), (128, 8, None), (256, 2, 50.0)):
+        extras = ", cap" if softcap else ""
+        run = partial(_choose, head_dim, group, softcap)
+        yield Case("dynamic_attention", f"{head_dim} 1:{group}{extras}", run, quick=(head_dim, group) == (128, 4))
+
+
+def _choose(head_dim: int, group: int, softcap: float | None) -> object:
+    sequences, kv_heads, blocks = 32, 8, 1024
+    heads = kv_heads * group
+    kv = Int8KV.empty(64, 8, kv_heads, head_dim, BF16, "meta")
+    q = _empty(sequences, heads, head_dim)
+    lens = _empty(sequences, dtype=I32)
+    workspace = Workspace.empty(sequences * blocks, heads, "meta")
+    report = _empty(sequences, kv_heads, FIELDS, dtype=F32)
+    options: dict[str, Any] = {"choice": Choice(0.01), "workspace": workspace, "report": report, "softcap": softcap}
+    tables = _empty(sequences, blocks, dtype=I32)
+    return dynamic_attention(q, kv, tables, lens, lens, _empty(*q.shape), scale=0.1, **options)
 
 
 def _matmul() -> Iterator[Case]:

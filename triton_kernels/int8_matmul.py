@@ -31,6 +31,7 @@ from .launch import (
 )
 from .matmul_kernels import add_splits_kernel, int8_matmul_kernel
 from .quantize import GROUP, dequantize_ref
+from .tuned import lookup
 
 MAX_SPLITS = 16
 MIN_STEPS_PER_SPLIT = 4
@@ -105,6 +106,21 @@ def config_for(kind: str, rows: int, major: int, deterministic: bool = False) ->
     return next(config for limit, config in table[newest] if rows <= limit)
 
 
+def tuned_key(kind: str, rows: int) -> str:
+    """The key of a number of rows in a table of tuned configurations."""
+    limit = next(limit for limit in (16, 64, 256, MANY) if rows <= limit)
+    return f"{kind} {'many' if limit == MANY else limit}"
+
+
+def _config(kind: str, rows: int, device: torch.device, deterministic: bool) -> Config:
+    """What was measured on this device, or the default."""
+    found = None if deterministic else lookup("int8_matmul", tuned_key(kind, rows), device)
+    if found is None or len(found) != len(Config._fields):
+        return config_for(kind, rows, capability(device)[0], deterministic)
+    rows, columns, depth, warps, stages, *flags = found
+    return Config(rows, columns, depth, warps, stages, *map(bool, flags))
+
+
 def int8_matmul(
     x_q: torch.Tensor,
     x_scale: torch.Tensor,
@@ -157,7 +173,7 @@ def _run(
     deterministic: bool,
 ) -> torch.Tensor:
     (rows, depth), columns, groups = x.shape, w_q.shape[0], w_scale.shape[1]
-    config = config_for(kind, rows, capability(x.device)[0], deterministic)
+    config = _config(kind, rows, x.device, deterministic)
     grouped = groups > 1
     step = min(config.depth, GROUP) if grouped else config.depth
     tiles = ceil_div(rows, config.rows) * ceil_div(columns, config.columns)

@@ -7,9 +7,10 @@ the newest, not yet full ones in the model's dtype, in a small pool of tails:
     value[t, c] = v[t, c] * v_scale[t]                 int8, per token
 
 High and low halves of the codes lie in planes of their own, so that a reader can stop after the high one. Byte j of a
-plane holds channel j in its low half and channel j + head_dim / 2 in its high half. k_lo is the largest float16 that is
-at most the block's minimum, k_step the smallest with which 255 steps reach its maximum: no code is ever clamped. v_norm
-is an upper bound of the norms of the block's stored values.
+plane holds channel j in its low half and channel j + head_dim / 2 in its high half. k_lo is the largest bfloat16 not
+above the block's minimum, k_step the smallest with which 255 steps reach its maximum: no code is ever clamped. v_norm
+is an upper bound of the norms of the block's stored values, k_reach of the norm of |k_lo| + 255 k_step: what dynamic
+attention bounds errors with. Codes and scales are those of octavo's CPU kernels, bit for bit.
 
 A query at position p reads block p // 32 from its tail and every earlier block as int8, whatever else is in the batch.
 """
@@ -23,7 +24,7 @@ import triton
 import triton.language as tl
 
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
-from .numerics import divide, round_even, to_half_above, to_half_below
+from .numerics import divide, round_even, to_bfloat_above, to_bfloat_below
 
 BLOCK_SIZE = 32
 """Tokens of a block."""
@@ -93,6 +94,7 @@ class Int8KV:
     k_low: torch.Tensor
     k_lo: torch.Tensor
     k_step: torch.Tensor
+    k_reach: torch.Tensor
     v: torch.Tensor
     v_scale: torch.Tensor
     v_norm: torch.Tensor
@@ -105,13 +107,14 @@ class Int8KV:
         blocks, heads, _, dim = self.v.shape
         _check_head_dim(dim)
         plane = (blocks, heads, BLOCK_SIZE, dim // 2)
-        half, channel = (torch.float16,), (blocks, heads, dim)
+        half, channel = (torch.bfloat16,), (blocks, heads, dim)
         check_tensor("k_high", self.k_high, dtypes=(torch.uint8,), shape=plane, contiguous=True)
         check_tensor("k_low", self.k_low, dtypes=(torch.uint8,), shape=plane, contiguous=True)
         check_tensor("k_lo", self.k_lo, dtypes=half, shape=channel, contiguous=True)
         check_tensor("k_step", self.k_step, dtypes=half, shape=channel, contiguous=True)
         check_tensor("v_scale", self.v_scale, dtypes=half, shape=(blocks, heads, BLOCK_SIZE), contiguous=True)
-        check_tensor("v_norm", self.v_norm, dtypes=(torch.float32,), shape=(blocks, heads), contiguous=True)
+        for name in ("k_reach", "v_norm"):
+            check_tensor(name, getattr(self, name), dtypes=(torch.float32,), shape=(blocks, heads), contiguous=True)
         check_tensor("tail_k", self.tail_k, dtypes=FLOATS, shape=(None, heads, BLOCK_SIZE, dim), contiguous=True)
         tails = tuple(self.tail_k.shape)
         check_tensor("tail_v", self.tail_v, dtypes=(self.tail_k.dtype,), shape=tails, contiguous=True)
@@ -140,10 +143,11 @@ class Int8KV:
         return cls(
             k_high=zeros(*page, head_dim // 2, dtype=torch.uint8),
             k_low=zeros(*page, head_dim // 2, dtype=torch.uint8),
-            k_lo=zeros(num_blocks, kv_heads, head_dim, dtype=torch.float16),
-            k_step=zeros(num_blocks, kv_heads, head_dim, dtype=torch.float16),
+            k_lo=zeros(num_blocks, kv_heads, head_dim, dtype=torch.bfloat16),
+            k_step=zeros(num_blocks, kv_heads, head_dim, dtype=torch.bfloat16),
+            k_reach=zeros(num_blocks, kv_heads, dtype=torch.float32),
             v=zeros(*page, head_dim, dtype=torch.int8),
-            v_scale=zeros(*page, dtype=torch.float16),
+            v_scale=zeros(*page, dtype=torch.bfloat16),
             v_norm=zeros(num_blocks, kv_heads, dtype=torch.float32),
             tail_k=zeros(*tail, dtype=dtype),
             tail_v=zeros(*tail, dtype=dtype),
@@ -153,7 +157,17 @@ class Int8KV:
     @staticmethod
     def block_bytes(kv_heads: int, head_dim: int) -> int:
         """Memory of a full block of one layer, its entry in tail_of left out."""
-        return kv_heads * (2 * BLOCK_SIZE * head_dim + 4 * head_dim + 2 * BLOCK_SIZE + 4)
+        return kv_heads * (2 * BLOCK_SIZE * head_dim + 4 * head_dim + 2 * BLOCK_SIZE + 8)
+
+    @staticmethod
+    def value_bytes(kv_heads: int, head_dim: int) -> int:
+        """What of `block_bytes` values and their scales take."""
+        return kv_heads * BLOCK_SIZE * (head_dim + 2)
+
+    @staticmethod
+    def tail_bytes(kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+        """Memory of a tail of one layer."""
+        return FloatKV.block_bytes(kv_heads, head_dim, dtype)
 
     def arguments(self) -> dict[str, torch.Tensor | None]:
         """What kernels take of a cache: floats are those of the tails."""
@@ -192,21 +206,31 @@ class Int8KV:
 
 PagedKV = FloatKV | Int8KV
 
+_PARTS = ("k_high", "k_low", "k_lo", "k_step", "k_reach", "v", "v_scale", "v_norm")
+"""What an int8 block is made of."""
+
+
+@triton.jit
+def _codes(x, lo, step, least, most):
+    """The codes in [least, most] of (x - lo) / step; of 0 where the step is 0. Halved: x - lo alone may be infinite."""
+    step = tl.where(step > 0.0, step, 1.0)
+    code = round_even(divide(0.5 * x - 0.5 * lo, tl.zeros_like(x) + 0.5 * step))
+    return tl.minimum(tl.maximum(code, least), most).to(tl.int32)
+
 
 @triton.jit
 def _key_codes(k, live):
-    """Codes, lo and step of the channels (dimension 1) of a block of keys."""
-    smallest = tl.min(k, 0)
-    lo = to_half_below(smallest)
-    size = tl.where(live, tl.max(k, 0) - lo.to(tl.float32), 0.0)
-    step = to_half_above(divide(size, tl.zeros_like(size) + 255.0))
-    wide = step.to(tl.float32)
-    inverse = tl.where(wide > 0.0, divide(1.0, tl.where(wide > 0.0, wide, 1.0)), 0.0)
-    codes = round_even((k - lo.to(tl.float32)[None, :]) * inverse[None, :])
-    codes = tl.minimum(tl.maximum(codes, 0.0), 255.0).to(tl.int32)
+    """Codes, lo and step of the channels (dimension 1) of a block of keys, and the square of their reach."""
+    lo = to_bfloat_below(tl.min(k, 0)).to(tl.float32)
+    size = tl.where(live, 0.5 * tl.max(k, 0) - 0.5 * lo, 0.0)
+    step = to_bfloat_above(divide(size, tl.zeros_like(size) + 127.5)).to(tl.float32)
     # A key that is no number must not come back as one.
-    broken = tl.max(tl.where(tl.abs(k) <= 65504.0, 0, 1), 0) > 0
-    return codes, tl.where(broken, float("nan"), lo.to(tl.float32)).to(tl.float16), step
+    broken = tl.max(tl.where(tl.abs(k) <= 3.4028234663852886e38, 0, 1), 0) > 0
+    lo = tl.where(broken, float("nan"), lo)
+    step = tl.where(broken, float("nan"), step)
+    codes = _codes(tl.where(broken[None, :], 0.0, k), tl.where(broken, 0.0, lo)[None, :], step[None, :], 0.0, 255.0)
+    reach = tl.where(live, tl.abs(lo) + 255.0 * step, 0.0)
+    return codes, lo.to(tl.bfloat16), step.to(tl.bfloat16), tl.sum(reach * reach, 0)
 
 
 @triton.jit
@@ -219,6 +243,7 @@ def quantize_blocks_kernel(
     k_low_ptr,
     k_lo_ptr,
     k_step_ptr,
+    k_reach_ptr,
     v_ptr,
     v_scale_ptr,
     v_norm_ptr,
@@ -241,8 +266,8 @@ def quantize_blocks_kernel(
             at = there * BLOCK_SIZE * 2 * HALF + token[:, None] * 2 * HALF + channel[None, :]
             first = tl.load(tail_k_ptr + at, mask=live[None, :], other=0.0).to(tl.float32)
             second = tl.load(tail_k_ptr + at + HALF, mask=live[None, :], other=0.0).to(tl.float32)
-            codes_0, lo_0, step_0 = _key_codes(first, live)
-            codes_1, lo_1, step_1 = _key_codes(second, live)
+            codes_0, lo_0, step_0, reach_0 = _key_codes(first, live)
+            codes_1, lo_1, step_1, reach_1 = _key_codes(second, live)
             plane = here * BLOCK_SIZE * HALF + token[:, None] * HALF + channel[None, :]
             high = (codes_0 >> 4) | (codes_1 & 0xF0)
             low = (codes_0 & 0xF) | ((codes_1 & 0xF) << 4)
@@ -252,24 +277,24 @@ def quantize_blocks_kernel(
             tl.store(k_lo_ptr + here * 2 * HALF + HALF + channel, lo_1, mask=live)
             tl.store(k_step_ptr + here * 2 * HALF + channel, step_0, mask=live)
             tl.store(k_step_ptr + here * 2 * HALF + HALF + channel, step_1, mask=live)
+            # Of sums, roots and products: off by less than the bound is widened.
+            tl.store(k_reach_ptr + here, tl.sqrt(reach_0 + reach_1) * (1.0 + 1e-5))
 
             v_0 = tl.load(tail_v_ptr + at, mask=live[None, :], other=0.0).to(tl.float32)
             v_1 = tl.load(tail_v_ptr + at + HALF, mask=live[None, :], other=0.0).to(tl.float32)
             largest = tl.maximum(tl.max(tl.abs(v_0), 1), tl.max(tl.abs(v_1), 1))
-            finite = tl.where((tl.abs(v_0) <= 65504.0) & (tl.abs(v_1) <= 65504.0), 0, 1)
-            broken = tl.max(finite, 1) > 0
+            odd = tl.where((tl.abs(v_0) <= 3.4028234663852886e38) & (tl.abs(v_1) <= 3.4028234663852886e38), 0, 1)
+            broken = tl.max(odd, 1) > 0
             largest = tl.where(broken, 0.0, largest)
-            scale = to_half_above(divide(largest, tl.zeros_like(largest) + 127.0))
-            wide = scale.to(tl.float32)
-            inverse = tl.where(wide > 0.0, divide(1.0, tl.where(wide > 0.0, wide, 1.0)), 0.0)[:, None]
-            codes_0 = round_even(tl.where(broken[:, None], 0.0, v_0) * inverse)
-            codes_1 = round_even(tl.where(broken[:, None], 0.0, v_1) * inverse)
+            wide = to_bfloat_above(divide(largest, tl.zeros_like(largest) + 127.0)).to(tl.float32)
+            codes_0 = _codes(tl.where(broken[:, None], 0.0, v_0), 0.0, wide[:, None], -127.0, 127.0)
+            codes_1 = _codes(tl.where(broken[:, None], 0.0, v_1), 0.0, wide[:, None], -127.0, 127.0)
             to = here * BLOCK_SIZE * 2 * HALF + token[:, None] * 2 * HALF + channel[None, :]
             tl.store(v_ptr + to, codes_0.to(tl.int8), mask=live[None, :])
             tl.store(v_ptr + to + HALF, codes_1.to(tl.int8), mask=live[None, :])
             stored = tl.where(broken, float("nan"), wide)
-            tl.store(v_scale_ptr + here * BLOCK_SIZE + token, stored.to(tl.float16))
-            norm = tl.sqrt(tl.sum(codes_0 * codes_0, 1) + tl.sum(codes_1 * codes_1, 1)) * stored
+            tl.store(v_scale_ptr + here * BLOCK_SIZE + token, stored.to(tl.bfloat16))
+            norm = tl.sqrt((tl.sum(codes_0 * codes_0, 1) + tl.sum(codes_1 * codes_1, 1)).to(tl.float32)) * wide
             # Sum, root and product are off by less than 2^-20 of the norm: the bound stays one.
             broken_norm = tl.max(tl.where(broken, 1, 0), 0) > 0
             bound = tl.max(tl.where(broken, 0.0, norm), 0) * (1.0 + 2.0**-20)
@@ -300,8 +325,7 @@ def quantize_blocks(kv: Int8KV, blocks: torch.Tensor) -> None:
     check_device(v=kv.v, blocks=blocks)
     check_tensor("blocks", blocks, dtypes=(torch.int32,), shape=(None,), contiguous=True)
     half = kv.head_dim // 2
-    names = ("k_high", "k_low", "k_lo", "k_step", "v", "v_scale", "v_norm", "tail_k", "tail_v", "tail_of")
-    arguments = {f"{name}_ptr": getattr(kv, name) for name in names}
+    arguments = {f"{name}_ptr": getattr(kv, name) for name in (*_PARTS, "tail_k", "tail_v", "tail_of")}
     arguments |= {"blocks_ptr": blocks, "kv_heads": kv.kv_heads}
     constants = {"HALF": half, "HALF_PADDED": max(16, power_of_two(half)), "BLOCK_SIZE": BLOCK_SIZE}
     launch(quantize_blocks_kernel, (blocks.shape[0], kv.kv_heads), arguments, constants, Options(4, 1))
@@ -315,20 +339,28 @@ def quantize_blocks_ref(kv: Int8KV, blocks: torch.Tensor) -> None:
         if tail < 0:
             continue
         k, v = kv.tail_k[tail].float(), kv.tail_v[tail].float()
-        lo = _half_below(k.amin(1))
-        step = _half_above((k.amax(1) - lo.float()) / 255.0)
-        wide = step.float()
-        inverse = torch.where(wide > 0, 1.0 / wide, 0.0)
-        codes = ((k - lo.float()[:, None]) * inverse[:, None]).round().clamp(0, 255).to(torch.int32)
+        lo = _bfloat_below(k.amin(1))
+        step = _bfloat_above((0.5 * k.amax(1) - 0.5 * lo) / 127.5)
+        broken = ~k.isfinite().all(1)
+        codes = _codes_ref(k, lo[:, None], step[:, None], 0, 255).masked_fill(broken[:, None], 0)
+        lo, step = lo.masked_fill(broken, torch.nan), step.masked_fill(broken, torch.nan)
         first, second = codes[..., :half], codes[..., half:]
         kv.k_high[block] = ((first >> 4) | (second & 0xF0)).to(torch.uint8)
         kv.k_low[block] = ((first & 0xF) | ((second & 0xF) << 4)).to(torch.uint8)
         kv.k_lo[block], kv.k_step[block] = lo, step
-        scale = _half_above(v.abs().amax(-1) / 127.0)
-        wide = scale.float()
-        kv.v[block] = (v * torch.where(wide > 0, 1.0 / wide, 0.0)[..., None]).round().to(torch.int8)
-        kv.v_scale[block] = scale
-        kv.v_norm[block] = (kv.v[block].float() * wide[..., None]).norm(dim=-1).amax(-1) * (1 + 2.0**-20)
+        kv.k_reach[block] = (lo.abs() + 255.0 * step).norm(dim=-1) * (1 + 1e-5)
+        broken = ~v.isfinite().all(-1)
+        v = v.masked_fill(broken[..., None], 0.0)
+        scale = _bfloat_above(v.abs().amax(-1) / 127.0)
+        kv.v[block] = _codes_ref(v, 0.0, scale[..., None], -127, 127).to(torch.int8)
+        kv.v_scale[block] = scale.masked_fill(broken, torch.nan)
+        norm = (kv.v[block].float().norm(dim=-1) * scale).amax(-1) * (1 + 2.0**-20)
+        kv.v_norm[block] = norm.masked_fill(broken.any(-1), torch.inf)
+
+
+def _codes_ref(x: torch.Tensor, lo: torch.Tensor | float, step: torch.Tensor, least: int, most: int) -> torch.Tensor:
+    code = (0.5 * x - 0.5 * lo) / (0.5 * torch.where(step > 0, step, 1.0))
+    return code.round().clamp(least, most).to(torch.int32)
 
 
 def copy_blocks(kv: PagedKV, copies: torch.Tensor) -> None:
@@ -336,10 +368,9 @@ def copy_blocks(kv: PagedKV, copies: torch.Tensor) -> None:
 
     Of an int8 cache both forms go: the tail where source and target have one.
     """
-    names = ("k", "v") if isinstance(kv, FloatKV) else ("k_high", "k_low", "k_lo", "k_step", "v", "v_scale", "v_norm")
     check_device(v=kv.v, copies=copies)
     check_tensor("copies", copies, dtypes=(torch.int32,), shape=(None, 2), contiguous=True)
-    for name in names:
+    for name in ("k", "v") if isinstance(kv, FloatKV) else _PARTS:
         _copy(getattr(kv, name), copies, None)
     if isinstance(kv, Int8KV):
         _copy(kv.tail_k, copies, kv.tail_of)
@@ -353,6 +384,19 @@ def _copy(data: torch.Tensor, copies: torch.Tensor, tail_of: torch.Tensor | None
     constants = {"TAILS": tail_of is not None, "BLOCK": block}
     grid = (copies.shape[0], ceil_div(words.shape[1], block))
     launch(copy_blocks_kernel, grid, arguments, constants, Options(4, 1))
+
+
+def copy_blocks_ref(kv: PagedKV, copies: torch.Tensor) -> None:
+    """As `copy_blocks`, in plain torch."""
+    pairs = copies[(copies >= 0).all(1)].long()
+    for name in ("k", "v") if isinstance(kv, FloatKV) else _PARTS:
+        data = getattr(kv, name)
+        data[pairs[:, 1]] = data[pairs[:, 0]]
+    if isinstance(kv, Int8KV):
+        tails = kv.tail_of[pairs].long()
+        tails = tails[(tails >= 0).all(1)]
+        for data in (kv.tail_k, kv.tail_v):
+            data[tails[:, 1]] = data[tails[:, 0]]
 
 
 def gather_keys_values(
@@ -386,14 +430,15 @@ def dequantize_blocks_ref(kv: Int8KV, blocks: torch.Tensor) -> tuple[torch.Tenso
     return k, kv.v[blocks].float() * kv.v_scale[blocks].float()[..., None]
 
 
-def _half_below(x: torch.Tensor) -> torch.Tensor:
-    half = x.half()
-    return torch.where(half.float() > x, torch.nextafter(half, torch.full_like(half, -torch.inf)), half)
+def _bfloat_below(x: torch.Tensor) -> torch.Tensor:
+    """The largest bfloat16 that is at most x, as f32."""
+    return -_bfloat_above(-x)
 
 
-def _half_above(x: torch.Tensor) -> torch.Tensor:
-    half = x.half()
-    return torch.where(half.float() < x, torch.nextafter(half, torch.full_like(half, torch.inf)), half)
+def _bfloat_above(x: torch.Tensor) -> torch.Tensor:
+    """The smallest bfloat16 that is at least x, as f32."""
+    bits = x.view(torch.int32)
+    return (torch.where(x > 0, bits + 0xFFFF, bits) & ~0xFFFF).view(torch.float32)
 
 
 def _check_head_dim(head_dim: int) -> None:

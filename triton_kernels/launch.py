@@ -71,6 +71,11 @@ def record(capability: tuple[int, int], processors: int = 132) -> Iterator[list[
         _recorder.reset(token)
 
 
+def recording() -> bool:
+    """Whether launches are recorded and not made."""
+    return _recorder.get() is not None
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], constants: Mapping[str, Any], options: Options
 ) -> None:

@@ -46,18 +46,15 @@ def quantize_last(x):
 
 
 @triton.jit
-def to_half_below(x):
-    """The largest float16 that is at most x."""
-    half = x.to(tl.float16)
-    bits = half.to(tl.int16, bitcast=True)
-    # Floats of one sign are ordered as their bits; below zero the order turns.
-    below = tl.where(bits > 0, bits - 1, tl.where(bits == 0, -32767, bits + 1)).to(tl.int16)
-    return tl.where(half.to(tl.float32) > x, below.to(tl.float16, bitcast=True), half)
+def to_bfloat_below(x):
+    """The largest bfloat16 that is at most x."""
+    bits = x.to(tl.int32, bitcast=True)
+    # Cutting the lower half off rounds towards zero: below zero what is cut must count as one more.
+    return (tl.where(x < 0.0, bits + 0xFFFF, bits) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def to_half_above(x):
-    """The smallest float16 that is at least x, for x >= 0."""
-    half = x.to(tl.float16)
-    above = (half.to(tl.int16, bitcast=True) + 1).to(tl.int16)
-    return tl.where(half.to(tl.float32) < x, above.to(tl.float16, bitcast=True), half)
+def to_bfloat_above(x):
+    """The smallest bfloat16 that is at least x."""
+    bits = x.to(tl.int32, bitcast=True)
+    return (tl.where(x > 0.0, bits + 0xFFFF, bits) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)

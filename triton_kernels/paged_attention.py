@@ -35,6 +35,7 @@ from .launch import (
     power_of_two,
     processors,
 )
+from .tuned import lookup
 
 MAX_SPLITS = 64
 MIN_KEYS_PER_SPLIT = 256
@@ -58,14 +59,14 @@ CONFIGS: dict[tuple[str, str, int], Config] = {
     ("half", "prefill", 64): Config(128, 2, 4, 3),
     ("half", "prefill", 128): Config(128, 2, 8, 2),
     ("half", "prefill", 256): Config(64, 1, 8, 2),
-    ("float32", "decode", 128): Config(16, 1, 4, 2),
+    ("float32", "decode", 128): Config(16, 1, 8, 1),
     ("float32", "decode", 256): Config(16, 1, 8, 1),
-    ("float32", "prefill", 128): Config(32, 1, 4, 1),
+    ("float32", "prefill", 128): Config(16, 1, 8, 1),
     ("float32", "prefill", 256): Config(16, 1, 8, 1),
     ("int8", "decode", 128): Config(16, 2, 4, 2),
     ("int8", "decode", 256): Config(16, 1, 8, 2),
     ("int8", "prefill", 128): Config(64, 2, 4, 2),
-    ("int8", "prefill", 256): Config(64, 1, 8, 1),
+    ("int8", "prefill", 256): Config(32, 1, 8, 1),
 }
 
 
@@ -108,7 +109,7 @@ def paged_attention(
     longest = longest if max_context_len is None else min(longest, max_context_len)
     if deterministic:
         check(num_splits in (None, 1), "deterministic attention has one split: leave num_splits out")
-        _run(batch, "prefill", 0, sequences, tokens, 1)
+        _run(batch, "prefill", 0, sequences, tokens, 1, deterministic=True)
         return out
     if num_decodes:
         _run(batch, "decode", 0, num_decodes, num_decodes, num_splits or _splits(q, kv, num_decodes, longest, window))
@@ -142,8 +143,8 @@ def _splits(q: torch.Tensor, kv: PagedKV, sequences: int, longest: int, window: 
     return max(1, min(wanted, longest // MIN_KEYS_PER_SPLIT, MAX_SPLITS))
 
 
-def config_for(kv: PagedKV, phase: str) -> Config:
-    """The configuration of a cache form and phase ("decode" or "prefill")."""
+def config_for(kv: PagedKV, phase: str) -> tuple[Config, str]:
+    """The default configuration of a cache form and phase ("decode" or "prefill"), and its key in tuned tables."""
     form = "int8" if isinstance(kv, Int8KV) else "half"
     if kv.dtype == torch.float32:
         form = "float32"
@@ -153,14 +154,23 @@ def config_for(kv: PagedKV, phase: str) -> Config:
     if capability(kv.device) < (9, 0) and form != "float32" and phase == "prefill" and kv.head_dim > 64:
         # Without wgmma accumulators and operands share the registers.
         config = config._replace(rows=64, warps=4)
-    return config
+    return config, f"{form} {phase} {limit}"
 
 
-def _run(batch: _Batch, phase: str, first: int, sequences: int, tokens: int, splits: int) -> None:
+def _config(kv: PagedKV, phase: str, deterministic: bool) -> Config:
+    """What was measured on this device, or the default."""
+    config, key = config_for(kv, phase)
+    found = None if deterministic else lookup("paged_attention", key, kv.device)
+    return config if found is None or len(found) != len(Config._fields) else Config(*found)
+
+
+def _run(
+    batch: _Batch, phase: str, first: int, sequences: int, tokens: int, splits: int, deterministic: bool = False
+) -> None:
     q, kv, out = batch.q, batch.kv, batch.out
     heads, head_dim = q.shape[1:]
     group = heads // kv.kv_heads
-    config = config_for(kv, phase)
+    config = _config(kv, phase, deterministic)
     rows = max(config.rows, power_of_two(group)) if phase == "prefill" else max(16, power_of_two(group))
     decode = phase == "decode"
     tiles = sequences if decode else tokens // (rows // group) + sequences

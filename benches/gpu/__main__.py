@@ -69,7 +69,9 @@ def main() -> int:
     if options.check:
         for bench in chosen:
             bench.run()
-            print(f"ran {bench.op}: {bench.case}")
+            if bench.peer is not None:
+                bench.peer[1]()
+            print(f"ran {bench.op}: {bench.case}" + (f", beside {bench.peer[0]}" if bench.peer else ""))
         return 0
     found = limits(device)
     rows = []

@@ -2,15 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from octavo import triton_kernels as kernels
+from octavo.triton_kernels.dynamic_attention import FIELDS
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .registry import Bench, entry, nbytes
 
 BF16 = torch.bfloat16
+BACK_ENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+def best_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> tuple[str, Callable[[], object]]:
+    """torch's scaled dot product attention in its fastest back end for these shapes, by one trial of each.
+
+    `MATH` holds all scores: it is tried for short contexts only.
+    """
+
+    def call(back_end: SDPBackend) -> torch.Tensor:
+        with sdpa_kernel(back_end):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
+
+    found: list[tuple[float, SDPBackend]] = []
+    for back_end in BACK_ENDS:
+        if back_end == SDPBackend.MATH and q.shape[-2] * k.shape[-2] > 1 << 22:
+            continue
+        try:
+            call(back_end)
+            found.append((_trial_seconds(partial(call, back_end), q.device), back_end))
+        except RuntimeError:
+            continue  # This back end does not take these shapes here.
+    best = min(found, key=lambda f: f[0])[1] if found else SDPBackend.MATH
+    return f"SDPA {best.name.removesuffix('_ATTENTION').lower()}", partial(call, best)
+
+
+def _trial_seconds(run: Callable[[], object], device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    begin = time.perf_counter()
+    for _ in range(3):
+        run()
+    wait()
+    return time.perf_counter() - begin
 
 
 def random(*shape: int, device: torch.device, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -112,10 +153,8 @@ def attention_decode(device: torch.device, small: bool) -> Iterator[Bench]:
         tail_of = torch.full((sequences * blocks,), -1, dtype=torch.int32, device=device)
         tail_of[tables[:, -1].long()] = torch.arange(sequences, dtype=torch.int32, device=device)
         dense_k, dense_v = (random(sequences, kv_heads, context, dim, device=device) for _ in range(2))
-        peer = (
-            "SDPA, contiguous KV",
-            lambda q=q, k=dense_k, v=dense_v: F.scaled_dot_product_attention(q[:, :, None], k, v, enable_gqa=True),
-        )
+        name, run = best_sdpa(q[:, :, None], dense_k, dense_v, causal=False)
+        peer = (f"{name}, contiguous KV", run)
         caches = (
             kernels.FloatKV.empty(sequences * blocks, kv_heads, dim, BF16, device),
             kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, tail_of),
@@ -138,6 +177,46 @@ def attention_decode(device: torch.device, small: bool) -> Iterator[Bench]:
 
 
 @entry
+def attention_dynamic(device: torch.device, small: bool) -> Iterator[Bench]:
+    """Beside dense attention over the same int8 blocks: every tenth block holds the mass, or all alike."""
+    heads, kv_heads, dim = (4, 1, 64) if small else (32, 8, 128)
+    for sequences, context in [(1, 200)] if small else [(8, 32768), (1, 131072)]:
+        blocks = -(-context // 32)
+        index = {"dtype": torch.int32, "device": device}
+        tables = torch.randperm(sequences * blocks).view(sequences, blocks).to(device, torch.int32)
+        starts = torch.arange(sequences + 1, **index)
+        contexts = torch.full((sequences,), context, **index)
+        tail_of = torch.full((sequences * blocks,), -1, **index)
+        tail_of[tables[:, -1].long()] = torch.arange(sequences, **index)
+        kv = kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, tail_of)
+        q = random(sequences, heads, dim, device=device).abs()
+        out = torch.empty_like(q)
+        workspace = kernels.Workspace.empty(sequences * blocks, heads, device)
+        lens, first = kernels.share_out(contexts, 1, sequences * blocks)
+        report = torch.zeros(sequences, kv_heads, FIELDS, device=device)
+        for name in ("concentrated", "diffuse"):
+            # Queries are positive: a positive step makes a heavy block.
+            heavy = (torch.arange(sequences * blocks, device=device) % 10 == 0) & (name == "concentrated")
+            kv.k_step.copy_(torch.where(heavy, 0.01, 0.0)[:, None, None].expand(kv.k_step.shape))
+            kv.k_high.fill_(0xFF)
+            yield Bench(
+                "dynamic_attention",
+                f"{sequences} x {context}, {heads}:{kv_heads} heads of {dim}, {name}",
+                lambda a=(q, kv, tables, lens, first, out), w=workspace, r=report: kernels.dynamic_attention(
+                    *a, scale=0.1, choice=kernels.Choice(0.01), workspace=w, report=r
+                ),
+                sequences * blocks * kernels.Int8KV.block_bytes(kv_heads, dim),
+                4 * sequences * heads * context * dim,
+                (
+                    "dense paged_attention, int8",
+                    lambda a=(q, kv, tables, starts, contexts), n=sequences: kernels.paged_attention(
+                        *a, scale=0.1, num_decodes=n
+                    ),
+                ),
+            )
+
+
+@entry
 def attention_prefill(device: torch.device, small: bool) -> Iterator[Bench]:
     heads, kv_heads, dim = (4, 1, 64) if small else (32, 8, 128)
     for length in [40] if small else [4096, 16384, 32768]:
@@ -152,10 +231,7 @@ def attention_prefill(device: torch.device, small: bool) -> Iterator[Bench]:
         )
         k, v = (random(1, kv_heads, length, dim, device=device) for _ in range(2))
         rows = q.transpose(0, 1)[None]
-        peer = (
-            "SDPA, best back end",
-            lambda q=rows, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
-        )
+        peer = best_sdpa(rows, k, v, causal=True)
         yield Bench(
             "paged_attention",
             f"prefill, {length} causal, {heads}:{kv_heads} heads of {dim}, bf16",

@@ -70,7 +70,8 @@ class LLM:
         max_queue: requests that may wait (default 1024).
         enable_prefix_caching: share the KV blocks of equal prefixes.
         attention: "dense" (exact), "dynamic", or `DynamicAttention(...)`: each query reads only the values that matter,
-            from an int8 cache, and outputs say in `metrics.attention` what was left out at most. On the CPU.
+            from an int8 cache, and outputs say in `metrics.attention` what was left out at most. On a GPU the queries
+            of prompts read everything.
         deterministic: on a GPU, give a request the same bits whatever runs beside it, at some speed; on the CPU that
             always holds.
         threads: CPU threads; None: one per core.
@@ -123,14 +124,13 @@ class LLM:
         }
         try:
             if on == "cuda":
-                if dynamic is not None:
-                    raise InvalidRequestError(f"attention is {attention!r}: on a GPU only 'dense'; use device='cpu'")
                 from octavo.gpu import engine as gpu
 
                 options = gpu.Options(
                     dtype=dtype,
                     quantization=quantization,
                     kv_cache_dtype=kv_cache_dtype,
+                    attention=dynamic,
                     wishes=gpu.Wishes(**counts, kv_cache_bytes=kv_bytes, kv_cache_fraction=kv_fraction),
                     enable_prefix_caching=enable_prefix_caching,
                     deterministic=deterministic,

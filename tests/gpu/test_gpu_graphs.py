@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from octavo import SamplingParams
 from octavo.gpu import engine, graphs
+from octavo.gpu.batch import Batch
 from octavo.gpu.runner import Runner
 from places import torch_llm
 
@@ -27,9 +28,9 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     seen: list[tuple[int, int]] = []
     run = graphs.DecodeGraph.run
 
-    def recording(self: graphs.DecodeGraph, rows: list) -> None:  # type: ignore[type-arg]
-        seen.append((self.size, len(rows[0])))
-        run(self, rows)
+    def recording(self: graphs.DecodeGraph, new: Batch) -> None:
+        seen.append((self.size, len(new.tokens)))
+        run(self, new)
 
     monkeypatch.setattr(graphs.DecodeGraph, "run", recording)
     return seen

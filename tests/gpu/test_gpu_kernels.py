@@ -105,6 +105,15 @@ def test_int8_with_kernels(tmp_path: Path) -> None:
         assert mine == pytest.approx(theirs, abs=5e-3)
 
 
+def test_int8_blocks_with_kernels(tmp_path: Path) -> None:
+    """The second prompt fills a block in its prefill."""
+    write_model(MODELS[1], tmp_path)
+    want, got = (outputs(tmp_path, place, kv_cache_dtype="int8") for place in (None, kernels()))
+    assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
+    for (_, mine), (_, theirs) in zip(got, want, strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-4)
+
+
 def test_the_eager_step_and_the_padded_one_agree(tmp_path: Path) -> None:
     write_model(MODELS[0], tmp_path)
     place = kernels()

@@ -129,7 +129,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     [
         ({"dtype": "int4"}, "dtype is 'int4'"),
         ({"quantization": "int4"}, "quantization is 'int4'"),
-        ({"kv_cache_dtype": "int8"}, "kv_cache_dtype is 'int8'"),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype is 'int4'"),
         ({"kv_cache_dtype": "bfloat16"}, "cached in the model's dtype"),
         ({"max_model_len": 513}, "at most 512 tokens"),
         ({"max_model_len": 1}, "from 2 on"),

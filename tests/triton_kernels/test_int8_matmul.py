@@ -39,7 +39,7 @@ def every(kind: str) -> list[Config]:
 
 
 def force(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "config_for", lambda *_: config)
+    monkeypatch.setattr(module, "_config", lambda *_: config)
 
 
 @pytest.mark.parametrize("group", [128, None])

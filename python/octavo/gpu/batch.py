@@ -27,6 +27,7 @@ class Batch:
         query_start: `[S + 1]`, first row of each sequence.
         context_lens: `[S]`, tokens in the cache after this step.
         block_tables: `[S, max_blocks]`, unused entries 0.
+        filled: `[F]`, blocks of an int8 cache that this step fills; -1: none.
         num_decodes: sequences at the front that have one query.
         max_query_len, max_context_len: on the host.
     """
@@ -37,6 +38,7 @@ class Batch:
     query_start: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
+    filled: torch.Tensor
     num_decodes: int
     max_query_len: int
     max_context_len: int
@@ -122,8 +124,8 @@ class Staging:
         return [part[: a.size].view(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
-def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
-    """The batch, and `more` int32 arrays that travel with it."""
+def to_device(layout: Layout, filled: Ints, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
+    """The batch, with the blocks that it fills, and `more` int32 arrays that travel with it."""
     parts = staging.send(
         layout.tokens,
         layout.positions,
@@ -131,9 +133,10 @@ def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list
         layout.query_start,
         layout.context_lens,
         layout.block_tables,
+        filled,
         *more,
     )
-    tokens, positions, slots, query_start, context_lens, block_tables, *rest = parts
+    tokens, positions, slots, query_start, context_lens, block_tables, new, *rest = parts
     batch = Batch(
         tokens,
         positions,
@@ -141,6 +144,7 @@ def to_device(layout: Layout, staging: Staging, *more: Any) -> tuple[Batch, list
         query_start,
         context_lens,
         block_tables,
+        new,
         num_decodes=layout.num_decodes,
         max_query_len=int(np.diff(layout.query_start).max()),
         max_context_len=int(layout.context_lens.max()),

@@ -13,18 +13,23 @@ from typing import Any
 import torch
 
 from octavo import _core
+from octavo.attention import DynamicAttention
 from octavo.errors import DeviceMemoryError, InvalidRequestError
 from octavo.gpu import sizes
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
+from octavo.gpu.dynamic import Dynamic, most_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
-from octavo.gpu.kv import KvPool, block_bytes
+from octavo.gpu.graphs import sizes as graph_sizes
+from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, tail_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
 from octavo.gpu.sizes import Wishes as Wishes
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
+from octavo.gpu.tails import most_tails
 from octavo.gpu.weights import Format, Weights, load_weights
+from octavo.triton_kernels.dynamic_attention import Workspace
 
 _FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,6 +41,7 @@ class Options:
     dtype: str = "auto"
     quantization: str | None = "auto"
     kv_cache_dtype: str = "auto"
+    attention: DynamicAttention | None = None
     wishes: sizes.Wishes = field(default_factory=sizes.Wishes)
     enable_prefix_caching: bool = True
     deterministic: bool = False
@@ -104,11 +110,22 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
     wanted = sizes.context(options.wishes, facts["spec"]["max_position"], facts["longest_context"])
     spec = read_spec(_core.read_model(str(folder), context=wanted))
     dtype = _float_dtype("dtype", options.dtype, spec.checkpoint_dtype or "bfloat16")
-    kv_dtype = _float_dtype("kv_cache_dtype", options.kv_cache_dtype, str(dtype).removeprefix("torch."))
-    if kv_dtype != dtype:
+    dynamic = options.attention is not None
+    kv_format = KvFormat(dtype, options.kv_cache_dtype == "int8" or (dynamic and options.kv_cache_dtype == "auto"))
+    if options.kv_cache_dtype not in ("auto", kv_format.name):
         raise InvalidRequestError(
             f"kv_cache_dtype is {options.kv_cache_dtype!r}: on a GPU keys and values are cached in the model's dtype "
-            f'({str(dtype).removeprefix("torch.")}); give "auto", or that dtype'
+            f'({KvFormat(dtype).name}) or in int8; give "auto", that dtype, or "int8"'
+        )
+    check_format(spec, kv_format)
+    if dynamic and not kv_format.int8:
+        raise InvalidRequestError(
+            f'attention is dynamic and kv_cache_dtype {options.kv_cache_dtype!r}: give "auto" or "int8"'
+        )
+    if dynamic and options.deterministic:
+        raise InvalidRequestError(
+            "attention is dynamic and deterministic True: on a GPU decodes then choose what they read and prompts do "
+            "not, so that a request's bits depend on its chunks. Give one of the two up"
         )
     with torch.inference_mode():
         checkpoint = Checkpoint(folder, place.device)
@@ -117,13 +134,17 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
         warnings = checkpoint.warnings()
         frequencies = _frequencies(spec, place.device)
         model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
-        limits, memory = _plan_memory(model, options.wishes, wanted, place)
+        limits, memory = _plan_memory(model, kv_format, options, wanted, place)
         if limits.max_model_len != wanted:
             # Some ropes depend on the longest context that is served.
             spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
             frequencies = _frequencies(spec, place.device)
             model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
-        kv = KvPool(spec, limits.num_blocks, dtype, place.device)
+        tails = most_tails(limits.num_blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
+        kv = KvPool(spec, limits.num_blocks, kv_format, place.device, tails)
+        if options.attention is not None:
+            rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
+            kv.dynamic = Dynamic(spec, options.attention, limits.num_blocks, rows, place.device)
         graphs = _graphs(model, kv, limits) if place.graphs else None
     runner = Runner(model, kv, graphs)
     return runner, limits, _info(folder, runner, facts, warnings, memory, place)
@@ -150,35 +171,49 @@ def _frequencies(spec: Spec, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def _plan_memory(
-    model: Model, wishes: sizes.Wishes, wanted: int, place: Place
+    model: Model, kv_format: KvFormat, options: Options, wanted: int, place: Place
 ) -> tuple[sizes.Limits, list[dict[str, Any]]]:
     """Runs the largest step to see what it takes, and sizes the KV pool."""
-    block = block_bytes(model.spec, model.dtype)
+    wishes = options.wishes
+    scores = Workspace.block_bytes(most_heads(model.spec)) if options.attention is not None else 0
+    block, tail = block_bytes(model.spec, kv_format), tail_bytes(model.spec, kv_format)
     step = 0
     if place.device.type == "cuda":
-        step = _measure_step(model, wishes, place.device)
+        step = _measure_step(model, kv_format, wishes, place.device)
         free, total = torch.cuda.mem_get_info(place.device)
         free = max(0, free - step)
     else:
         free = total = _core.build_info()["memory_bytes"] // 4
+    # Few blocks need fewer tails; then a little memory stays unused.
+    seqs, tokens = sizes.most_tokens(wishes)
+    free = max(0, free - tail * most_tails(free // block, seqs, tokens)) * block // (block + scores)
     limits, reason = sizes.limits(wishes, wanted, block, free, total)
+    tails = tail * most_tails(limits.num_blocks, seqs, tokens)
     weights = _weight_bytes(model.weights)
 
     def part(name: str, count: int, why: str) -> dict[str, Any]:
         return {"name": name, "bytes": count, "reason": why}
 
-    return limits, [
+    parts = [
         part("weights", weights, f"held as {str(model.dtype).removeprefix('torch.')}, or int8 where quantised"),
         part("kv_cache", limits.num_blocks * block, reason),
         part("step_buffers", step, f"measured: a step of {limits.max_num_batched_tokens} tokens at its peak"),
     ]
+    if tails:
+        dtype = KvFormat(model.dtype).name
+        why = f"{dtype} values of blocks that are not full yet, two a sequence and those of a step at most"
+        parts.append(part("kv_tails", tails, why))
+    if scores:
+        why = "f32 scores of the keys that decodes see, of one layer at a time"
+        parts.append(part("attention_scores", scores * limits.num_blocks, why))
+    return limits, parts
 
 
-def _measure_step(model: Model, wishes: sizes.Wishes, device: torch.device) -> int:
+def _measure_step(model: Model, kv_format: KvFormat, wishes: sizes.Wishes, device: torch.device) -> int:
     """Bytes that the largest step takes at its peak, beside weights and KV."""
     seqs, tokens = sizes.most_tokens(wishes)
     blocks = -(-tokens // BLOCK_SIZE)
-    kv = KvPool(model.spec, blocks, model.dtype, device)
+    kv = KvPool(model.spec, blocks, kv_format, device, num_tails=blocks)
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
@@ -189,7 +224,10 @@ def _measure_step(model: Model, wishes: sizes.Wishes, device: torch.device) -> i
 
     rows = torch.arange(tokens, dtype=torch.int32, device=device)
     tables = torch.arange(blocks, dtype=torch.int32, device=device)[None]
-    batch = Batch(rows * 0, rows, rows, ints(0, tokens), ints(tokens), tables, 0, tokens, tokens)
+    filled = ints(*range(tokens // BLOCK_SIZE)) if kv_format.int8 else ints()
+    if kv_format.int8:
+        kv.tail_of.copy_(tables[0])
+    batch = Batch(rows * 0, rows, rows, ints(0, tokens), ints(tokens), tables, filled, 0, tokens, tokens)
     hidden = model.forward(batch, kv)
     logits = model.logits(hidden[:seqs])
     logits.sort(-1)
@@ -247,14 +285,15 @@ def _info(
             "dtype": dtype,
             "quantization": "int8" if int8 else "none",
             "spared": [],
-            "kv_cache_dtype": dtype,
+            "kv_cache_dtype": runner.kv.format.name,
         },
         "warnings": warnings,
         "memory": memory,
         "kernels": {
             "device": name,
             "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
-            "attention": f"paged, {dtype} KV, {kind}",
+            "attention": ("dynamic for decodes, " if runner.kv.dynamic is not None else "")
+            + f"paged, {runner.kv.format.name} KV, {kind}",
             "decode graphs": graphs if place.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
             "deterministic": model.deterministic,
         },

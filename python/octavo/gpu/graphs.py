@@ -47,16 +47,19 @@ class DecodeGraph:
     def size(self) -> int:
         return int(self.batch.tokens.shape[0])
 
-    def run(self, rows: list[torch.Tensor]) -> None:
-        """Runs the step for (tokens, positions, slots, context_lens `[n]`, block_tables `[n, blocks]`)."""
-        n, width = rows[4].shape
+    def run(self, new: Batch) -> None:
+        """Runs a step of decodes alone, at most `size` of them."""
+        n, width = new.block_tables.shape
         b = self.batch
-        for static, new in zip((b.tokens, b.positions, b.slots, b.context_lens), rows[:4], strict=True):
-            static[:n].copy_(new)
-        b.block_tables[:n, :width].copy_(rows[4])
+        for name in ("tokens", "positions", "slots", "context_lens"):
+            getattr(b, name)[:n].copy_(getattr(new, name))
+        b.block_tables[:n, :width].copy_(new.block_tables)
         if n < self.size:
             b.slots[n:].fill_(-1)
             b.context_lens[n:].zero_()
+        if len(b.filled):
+            b.filled[: len(new.filled)].copy_(new.filled)
+            b.filled[len(new.filled) :].fill_(-1)
         self.replay()
 
 
@@ -94,6 +97,7 @@ def _capture(
         query_start=torch.arange(size + 1, dtype=torch.int32, device=device),
         context_lens=zeros(size),
         block_tables=zeros(size, -(-max_model_len // BLOCK_SIZE)),
+        filled=torch.full((size if kv.format.int8 else 0,), -1, dtype=torch.int32, device=device),
         num_decodes=size,
         max_query_len=1,
         max_context_len=max_model_len,

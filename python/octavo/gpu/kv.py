@@ -7,10 +7,26 @@ from typing import TypeAlias
 
 import torch
 
+from octavo.errors import InvalidRequestError
 from octavo.gpu.batch import BLOCK_SIZE
+from octavo.gpu.dynamic import Dynamic
 from octavo.gpu.ops import Ops
 from octavo.gpu.spec import Heads, Latent, Spec
-from octavo.triton_kernels.kv_cache import FloatKV
+from octavo.gpu.tails import Tails
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV
+
+
+@dataclass(frozen=True)
+class KvFormat:
+    """How keys and values are held: as floats, or (`int8`) full blocks in int8 and the others as floats."""
+
+    dtype: torch.dtype
+    int8: bool = False
+
+    @property
+    def name(self) -> str:
+        """As an option."""
+        return "int8" if self.int8 else str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -20,15 +36,35 @@ class LatentKV:
     data: torch.Tensor
 
 
-Cache: TypeAlias = "FloatKV | LatentKV"
+Cache: TypeAlias = "FloatKV | Int8KV | LatentKV"
 
 
 class KvPool:
-    """The caches of all layers. Blocks are numbered alike in each."""
+    """The caches of all layers. Blocks are numbered alike in each, and so are the tails of an int8 pool."""
 
-    def __init__(self, spec: Spec, num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: Spec, num_blocks: int, format: KvFormat, device: torch.device, num_tails: int = 0) -> None:
         self.num_blocks = num_blocks
-        self.layers: list[Cache] = [_cache(layer.attention, num_blocks, dtype, device) for layer in spec.layers]
+        self.format = format
+        self.tails = Tails(num_blocks, num_tails) if format.int8 else None
+        self.dynamic: Dynamic | None = None
+        """What decodes may leave out; None: nothing."""
+        self.tail_of = torch.full((num_blocks if format.int8 else 0,), -1, dtype=torch.int32, device=device)
+
+        def cache(a: Heads | Latent) -> Cache:
+            if isinstance(a, Latent):
+                width = a.kv_rank + a.rope_dim
+                # Zeros, so that places which are masked but read hold no NaN.
+                return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=format.dtype, device=device))
+            shape = (a.kv_heads, a.head_dim, format.dtype, device)
+            if format.int8:
+                return Int8KV.empty(num_blocks, num_tails, *shape, tail_of=self.tail_of)
+            return FloatKV.empty(num_blocks, *shape)
+
+        self.layers: list[Cache] = [cache(layer.attention) for layer in spec.layers]
+
+    def set_tails(self, changes: torch.Tensor) -> None:
+        """Takes over what the host assigned: `changes` int32 `[n, 2]` of (block, tail)."""
+        self.tail_of[changes[:, 0].long()] = changes[:, 1]
 
     def copy(self, ops: Ops, copies: torch.Tensor) -> None:
         """Copies blocks: `copies` int32 `[C, 2]` of (source, target)."""
@@ -40,21 +76,32 @@ class KvPool:
                 ops.copy_blocks(cache, copies)
 
 
-def block_bytes(spec: Spec, dtype: torch.dtype) -> int:
+def check_format(spec: Spec, format: KvFormat) -> None:
+    """
+    Raises:
+        InvalidRequestError: this model's cache cannot have that format.
+    """
+    if format.int8 and any(isinstance(layer.attention, Latent) for layer in spec.layers):
+        raise InvalidRequestError(
+            f"kv_cache_dtype int8 is not available for {spec.architecture}: its latent attention caches one compressed "
+            'row a token already. Use "auto"'
+        )
+
+
+def block_bytes(spec: Spec, format: KvFormat) -> int:
     """Memory of one block, all layers together."""
-    return BLOCK_SIZE * dtype.itemsize * sum(_elements(layer.attention) for layer in spec.layers)
+
+    def bytes_of(a: Heads | Latent) -> int:
+        if isinstance(a, Latent):
+            return BLOCK_SIZE * format.dtype.itemsize * (a.kv_rank + a.rope_dim)
+        if format.int8:
+            return Int8KV.block_bytes(a.kv_heads, a.head_dim)
+        return FloatKV.block_bytes(a.kv_heads, a.head_dim, format.dtype)
+
+    return sum(bytes_of(layer.attention) for layer in spec.layers)
 
 
-def _elements(attention: Heads | Latent) -> int:
-    """Elements that one token leaves in a layer's cache."""
-    if isinstance(attention, Latent):
-        return attention.kv_rank + attention.rope_dim
-    return 2 * attention.kv_heads * attention.head_dim
-
-
-def _cache(attention: Heads | Latent, num_blocks: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    if isinstance(attention, Latent):
-        width = attention.kv_rank + attention.rope_dim
-        # Zeros, so that places which are masked but read hold no NaN.
-        return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=dtype, device=device))
-    return FloatKV.empty(num_blocks, attention.kv_heads, attention.head_dim, dtype, device)
+def tail_bytes(spec: Spec, format: KvFormat) -> int:
+    """Memory of one tail, all layers together; 0 where there are none."""
+    heads = [layer.attention for layer in spec.layers if isinstance(layer.attention, Heads)]
+    return sum(Int8KV.tail_bytes(a.kv_heads, a.head_dim, format.dtype) for a in heads) if format.int8 else 0

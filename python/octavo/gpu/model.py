@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 
 from octavo.gpu.batch import Batch
+from octavo.gpu.dynamic import Choosing, Dynamic
 from octavo.gpu.experts import mixture
 from octavo.gpu.kv import KvPool, LatentKV
 from octavo.gpu.latent import latent_attention
 from octavo.gpu.ops import Ops, layer_norm
 from octavo.gpu.spec import Experts, Heads, Spec
 from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
-from octavo.triton_kernels.kv_cache import FloatKV
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 
@@ -39,11 +40,13 @@ class Model:
         s = self.spec
         stream = _Stream(self, self.weights.embed.rows(batch.tokens).float() * s.embedding_scale)
         angles = self._angles(batch.positions)
+        choosing = kv.dynamic.begin(batch) if kv.dynamic is not None else None
         for layer, weights, cache in zip(s.layers, self.weights.layers, kv.layers, strict=True):
             x = stream.normed(weights.attention_norm)
             a, w = layer.attention, weights.attention
-            if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV):
-                branch = self._attention(x, a, w, cache, angles, batch)
+            if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV | Int8KV):
+                qkv = self._write(x, a, w, cache, angles, batch)
+                branch = w.o(self._attention(qkv, a, cache, batch, kv.dynamic, choosing))
             else:
                 assert not isinstance(a, Heads)
                 assert isinstance(w, LatentWeights)
@@ -63,9 +66,10 @@ class Model:
         cap = self.spec.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def _attention(
-        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: FloatKV, angles: list[Angles], batch: Batch
+    def _write(
+        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: PagedKV, angles: list[Angles], batch: Batch
     ) -> torch.Tensor:
+        """Queries, keys and values `[T, ...]`, in the cache too."""
         qkv = w.qkv(x)
         q_width, k_width, _ = a.widths
         norm = self.spec.norm
@@ -87,12 +91,30 @@ class Model:
             eps=norm.eps,
             norm_offset=norm.offset,
         )
-        out = self.ops.paged_attention(
-            qkv[:, :q_width].unflatten(1, (a.heads, a.head_dim)),
+        if isinstance(cache, Int8KV) and len(batch.filled):
+            # Before attention: later tokens of this step read these blocks in int8.
+            self.ops.quantize_blocks(cache, batch.filled)
+        return qkv
+
+    def _attention(
+        self,
+        qkv: torch.Tensor,
+        a: Heads,
+        cache: PagedKV,
+        batch: Batch,
+        dynamic: Dynamic | None,
+        choosing: Choosing | None,
+    ) -> torch.Tensor:
+        """`[T, heads * head_dim]`."""
+        q = qkv[:, : a.widths[0]].unflatten(1, (a.heads, a.head_dim))
+        if a.window is not None:
+            choosing = None
+        out: torch.Tensor = self.ops.paged_attention(
+            q,
             cache,
             batch.block_tables,
             batch.query_start,
-            batch.context_lens,
+            batch.context_lens if choosing is None else choosing.dense_lens,
             scale=a.scale,
             window=a.window,
             softcap=a.softcap,
@@ -101,7 +123,23 @@ class Model:
             max_context_len=batch.max_context_len,
             deterministic=self.deterministic,
         )
-        return w.o(out.flatten(1))
+        if dynamic is not None and choosing is not None:
+            n = batch.num_decodes
+            self.ops.dynamic_attention(
+                q[:n],
+                cache,
+                batch.block_tables[:n],
+                choosing.lens,
+                choosing.starts,
+                out[:n],
+                scale=a.scale,
+                choice=dynamic.choice,
+                workspace=dynamic.workspace,
+                report=choosing.report,
+                softcap=a.softcap,
+                max_context_len=batch.max_context_len,
+            )
+        return out.flatten(1)
 
     def _mlp(self, x: torch.Tensor, m: object, weights: LayerWeights) -> torch.Tensor:
         if isinstance(m, Experts):

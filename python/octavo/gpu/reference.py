@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from octavo.triton_kernels.int8_matmul import int8_matmul_ref
-from octavo.triton_kernels.kv_cache import FloatKV
 from octavo.triton_kernels.paged_attention import paged_attention_ref
 from octavo.triton_kernels.rms_norm import rms_norm_ref
 
@@ -33,14 +32,6 @@ def attention(q: torch.Tensor, kv: Any, *arguments: torch.Tensor, **options: Any
     """As the kernel, without what only chooses its configuration."""
     meaning = {k: v for k, v in options.items() if k in ("scale", "window", "softcap", "selected")}
     return paged_attention_ref(q, kv, *arguments, **meaning)
-
-
-def copy_blocks(kv: Any, copies: torch.Tensor) -> None:
-    """As the kernel, for a cache of floats."""
-    assert isinstance(kv, FloatKV)
-    pairs = copies[(copies >= 0).all(1)].long()
-    for tensor in (kv.k, kv.v):
-        tensor[pairs[:, 1]] = tensor[pairs[:, 0]]
 
 
 def int8_matmul(*arguments: Any, deterministic: bool = False) -> torch.Tensor:

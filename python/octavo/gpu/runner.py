@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,13 +17,14 @@ from octavo.gpu.graphs import DecodeGraphs
 from octavo.gpu.kv import KvPool
 from octavo.gpu.model import Model
 from octavo.gpu.plan import ALL_LOGITS, NO_LOGITS, Ints, Plan, Records
+from octavo.gpu.tails import NO_TAILS
 
 Array = np.ndarray[Any, Any]
 Logprobs = list[Array]
 
 
 class Runner:
-    """Runs steps of a model over a KV pool. It keeps no state of requests."""
+    """Runs steps of a model over a KV pool. It keeps no state of requests, beside the tails of an int8 cache."""
 
     def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None) -> None:
         self.model, self.kv, self.graphs = model, kv, graphs
@@ -31,6 +33,11 @@ class Runner:
         self._staging = Staging(device)
         self._no_rows = torch.empty(0, model.spec.hidden, device=device)
         self._rest = self._no_rows
+        self.keeps_blocks = kv.tails is not None
+        """Whether the engine must say which blocks nobody holds any more."""
+        self.reports_attention = kv.dynamic is not None
+        """Whether attention leaves something out, of which `attention_reports` tells."""
+        self._last: tuple[Records, Layout] | None = None
 
     def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
         """Runs a step. For the plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the logits were not numbers), and
@@ -45,6 +52,23 @@ class Runner:
             logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
             return logits
 
+    def attention_reports(self) -> Array:
+        """What attention read and left out for each sequence of the last step: f64 `[S, 9]`, as `Dynamic.reports`."""
+        if self.kv.dynamic is None or self._last is None:
+            return np.empty((0, 9))
+        seqs, layout = self._last
+        with faults("a report of attention"), self._on_device(), torch.inference_mode():
+            return self.kv.dynamic.reports(seqs, layout.first_rows, layout.num_decodes)
+
+    def kept_blocks(self) -> Array:
+        """Blocks beside which floats are kept, uint32 `[n]`."""
+        return np.empty(0, np.uint32) if self.kv.tails is None else self.kv.tails.blocks()
+
+    def release_blocks(self, blocks: Sequence[int]) -> None:
+        """Forgets what is kept beside `blocks`: nobody holds them."""
+        if self.kv.tails is not None:
+            self.kv.tails.release(blocks)
+
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
@@ -52,25 +76,33 @@ class Runner:
         layout = lay_out(plan)
         drawn, rest = wanted_rows(plan, layout)
         words = plan.draws.view(np.int32).reshape(-1, sampler.WORDS)
-        batch, (copies, drawn_rows, rest_rows, rule_words) = to_device(
-            layout, self._staging, plan.copies, drawn, rest, words
+        tails = self.kv.tails
+        step = NO_TAILS if tails is None else tails.begin(layout, plan.copies)
+        batch, (changes, copies, drawn_rows, rest_rows, rule_words) = to_device(
+            layout, step.filled, self._staging, step.changes, plan.copies, drawn, rest, words
         )
-        if len(plan.copies):
+        if len(changes):
+            self.kv.set_tails(changes)
+        if len(copies):
             self.kv.copy(self.model.ops, copies)
         graph = self.graphs.fitting(layout) if self.graphs is not None else None
         if graph is None:
             hidden = self.model.forward(batch, self.kv)
-            logits = self.model.logits(hidden[drawn_rows]) if len(drawn) else None
         else:
-            graph.run([batch.tokens, batch.positions, batch.slots, batch.context_lens, batch.block_tables])
+            graph.run(batch)
             hidden = graph.hidden
-            if sampler.is_greedy(plan.draws) and (plan.draws["logprobs"] < 0).all():
-                self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-                return graph.best.cpu().numpy()[drawn].view(np.uint32), None
-            logits = graph.logits[drawn_rows]
+        if tails is not None:
+            tails.end(step)
+        self._last = (plan.seqs, layout)
         self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-        if logits is None:
+        if not len(drawn):
             return np.empty(0, np.uint32), None
+        if graph is None:
+            logits = self.model.logits(hidden[drawn_rows])
+        elif sampler.is_greedy(plan.draws) and (plan.draws["logprobs"] < 0).all():
+            return graph.best.cpu().numpy()[drawn].view(np.uint32), None
+        else:
+            logits = graph.logits[drawn_rows]
         return self._draw(logits, plan.draws, rule_words)
 
     def _draw(self, logits: torch.Tensor, draws: Records, words: torch.Tensor) -> tuple[Array, Logprobs | None]:

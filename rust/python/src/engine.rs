@@ -130,7 +130,7 @@ impl Engine {
     fn over(
         py: Python<'_>,
         model: PathBuf,
-        executor: Py<PyAny>,
+        executor: Bound<'_, PyAny>,
         vocab: usize,
         info: &str,
         num_blocks: u32,
@@ -157,7 +157,7 @@ impl Engine {
             Limits { max_model_len, max_num_seqs, max_num_batched_tokens, max_queue, block_size, num_blocks };
         let info = serde_json::from_str(info)
             .map_err(|e| raise(py, "InvalidRequestError", &format!("info: not JSON: {e}")))?;
-        let executor = Box::new(PyExecutor::new(executor, vocab));
+        let executor = Box::new(PyExecutor::new(executor, vocab)?);
         Self::started(py, || octavo_engine::Engine::load_over(&model, &options, executor, limits, info))
     }
 

@@ -4,10 +4,17 @@
 //! (`NOT_NUMBERS` where the logits were none), logprobs None or `(ids u32, values f32, ranks u32)`, each
 //! `[draws, columns]`, the token's own entry first. `object.logits(first, count)` then gives rows of logits, f32
 //! `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
+//!
+//! An object that keeps something beside its KV blocks says so by a true attribute `keeps_blocks`. It has `kept_blocks()`,
+//! the blocks for which it does (u32 `[n]`), and `release_blocks(blocks)`, which takes those of them (a list) that nobody
+//! holds any more. One whose attention leaves something out has a true `reports_attention` and `attention_reports()`: for
+//! each sequence of the last step, in order, the fields of `AttentionReport` as f64 `[seqs, 9]`.
 
 use std::sync::Arc;
 
-use octavo_engine::{Draw, Executor, Logprob, OutcomeSink, RowOutcome, RowSink, StepError, wanted_rows};
+use octavo_engine::{
+    AttentionReport, Draw, Executor, Logprob, OutcomeSink, RowOutcome, RowSink, StepError, wanted_rows,
+};
 use octavo_scheduler::StepPlan;
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
@@ -18,12 +25,20 @@ use crate::plan::Plan;
 const LOGIT_ROWS: usize = 32;
 /// Stands for a token where logits were not numbers.
 const NOT_NUMBERS: u32 = u32::MAX;
+/// Numbers of a report.
+const REPORT_FIELDS: usize = 9;
 
 /// Runs steps by calling a Python object.
 pub struct PyExecutor {
     object: Option<Py<PyAny>>,
     vocab: usize,
     logits: Vec<f32>,
+    /// The object's attributes of these names.
+    keeps_blocks: bool,
+    reports_attention: bool,
+    reports: Vec<AttentionReport>,
+    /// Of releasing blocks; the next step fails with it.
+    fault: Option<StepError>,
 }
 
 /// What `object.step` gave for the draws.
@@ -32,11 +47,24 @@ struct Drawn {
     /// Ids, values and ranks, in rows of `columns`.
     logprobs: Option<(Vec<u32>, Vec<f32>, Vec<u32>)>,
     columns: usize,
+    /// Reports of attention, in rows of `REPORT_FIELDS`.
+    reports: Vec<f64>,
 }
 
 impl PyExecutor {
-    pub fn new(object: Py<PyAny>, vocab: usize) -> Self {
-        Self { object: Some(object), vocab, logits: Vec::new() }
+    /// # Errors
+    /// What looking at the object raises.
+    pub fn new(object: Bound<'_, PyAny>, vocab: usize) -> PyResult<Self> {
+        let flag = |name| object.getattr_opt(name)?.map_or(Ok(false), |value| value.is_truthy());
+        Ok(Self {
+            keeps_blocks: flag("keeps_blocks")?,
+            reports_attention: flag("reports_attention")?,
+            object: Some(object.unbind()),
+            vocab,
+            logits: Vec::new(),
+            reports: Vec::new(),
+            fault: None,
+        })
     }
 
     /// Calls `f` with the GIL held.
@@ -50,14 +78,19 @@ impl PyExecutor {
     }
 
     fn step(&self, plan: &Arc<StepPlan>, draws: Arc<Vec<Draw>>) -> Result<Drawn, StepError> {
-        let count = draws.len();
+        let (count, seqs) = (draws.len(), plan.seqs.len());
         self.attached(|py, object| {
             let plan = Plan { plan: Arc::clone(plan), draws };
             let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) =
                 object.call_method1("step", (plan,))?.extract()?;
             let tokens = read(py, &tokens, count, "tokens")?;
+            let mut reports = Vec::new();
+            if self.reports_attention {
+                let rows = object.call_method0("attention_reports")?;
+                reports = read(py, &rows, seqs * REPORT_FIELDS, "attention_reports")?;
+            }
             let Some([ids, values, ranks]) = logprobs else {
-                return Ok(Drawn { tokens, logprobs: None, columns: 0 });
+                return Ok(Drawn { tokens, logprobs: None, columns: 0, reports });
             };
             let columns = if count > 0 { ids.get_item(0)?.len()? } else { 0 };
             let len = count * columns;
@@ -66,8 +99,47 @@ impl PyExecutor {
                 read(py, &values, len, "logprobs")?,
                 read(py, &ranks, len, "ranks")?,
             );
-            Ok(Drawn { tokens, logprobs: Some(logprobs), columns })
+            Ok(Drawn { tokens, logprobs: Some(logprobs), columns, reports })
         })
+    }
+
+    /// Tells the object which of the blocks that it keeps nobody holds.
+    fn release(&self, held: &dyn Fn(u32) -> bool) -> Result<(), StepError> {
+        self.attached(|py, object| {
+            let kept = object.call_method0("kept_blocks")?;
+            let mut blocks: Vec<u32> = read(py, &kept, kept.len()?, "kept_blocks")?;
+            blocks.retain(|&block| !held(block));
+            if !blocks.is_empty() {
+                object.call_method1("release_blocks", (blocks,))?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A report from its numbers, in the order of its fields.
+fn report(row: &[f64; REPORT_FIELDS]) -> AttentionReport {
+    let &[
+        calls,
+        dense_calls,
+        blocks,
+        value_blocks,
+        bytes_read,
+        bytes_dense,
+        max_omitted_mass,
+        sum_omitted_mass,
+        max_output_error,
+    ] = row;
+    AttentionReport {
+        calls: calls as u64,
+        dense_calls: dense_calls as u64,
+        blocks: blocks as u64,
+        value_blocks: value_blocks as u64,
+        bytes_read: bytes_read as u64,
+        bytes_dense: bytes_dense as u64,
+        max_omitted_mass: max_omitted_mass as f32,
+        sum_omitted_mass,
+        max_output_error: max_output_error as f32,
     }
 }
 
@@ -118,6 +190,17 @@ impl Executor for PyExecutor {
         })
     }
 
+    fn attention_reports(&self) -> &[AttentionReport] {
+        &self.reports
+    }
+
+    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
+        if !self.keeps_blocks {
+            return;
+        }
+        self.fault = self.release(held).err();
+    }
+
     fn draws(&self) -> bool {
         true
     }
@@ -128,8 +211,13 @@ impl Executor for PyExecutor {
         draws: Vec<Draw>,
         sink: &mut OutcomeSink<'_>,
     ) -> Result<(), StepError> {
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         let draws = Arc::new(draws);
         let drawn = self.step(plan, Arc::clone(&draws))?;
+        self.reports.clear();
+        self.reports.extend(drawn.reports.as_chunks().0.iter().map(report));
         for (i, (draw, &token)) in draws.iter().zip(&drawn.tokens).enumerate() {
             let token = (token != NOT_NUMBERS).then_some(token);
             let (seq, logprobs) = (draw.seq as usize, logprobs_of(&drawn, i, draw));

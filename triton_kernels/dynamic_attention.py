@@ -1,0 +1,309 @@
+"""Attention of decodes that reads every key, values only where they matter, and bounds what it left out.
+
+For each query and KV head, first the exact scores of all keys give each block's share of the softmax mass. Then the
+lightest blocks are left out, as many as stay within `error_bound` for every query head of the group, and only the
+values of the others are read. With R the blocks that are read, S those left out and Z the sums of e^score over either,
+
+    omitted mass  mu = Z_S / (Z_R + Z_S)            the total variation distance of the weights used from the exact ones
+    |out - exact| <= mu (largest |value| in S + |out|)
+
+both relative to dense attention over the int8 cache as stored. mu holds in exact arithmetic: scores, exponentials and
+sums are rounded here, and how far that can move it is part of what is compared with `error_bound`. The rule is that of
+octavo's CPU kernels (docs/dynamic-attention.md), but for the groups of query heads: there a head need not account for
+blocks that an earlier one reads, here each accounts for its own, and reads a little more.
+
+Four kernels: scores, choice, values, and the end. Shapes are fixed and counts stay on the device, so that calls can be
+captured in a CUDA graph. Scores go through a workspace, so that keys are read once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .dynamic_kernels import (
+    BUCKETS,
+    DENSE_ABOVE,
+    REPORT_FIELDS,
+    finish_kernel,
+    score_kernel,
+    select_kernel,
+    values_kernel,
+)
+from .kv_cache import BLOCK_SIZE, Int8KV, gather_keys_values
+from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two, processors
+
+FIELDS: int = REPORT_FIELDS.value
+"""Of a report: calls that left something out, blocks left out, bytes of their values, the largest bound on the omitted
+mass of a call, the sum of these bounds, the largest bound on the error of an output. f32; a call is a query head's."""
+
+MAX_SPLITS = 64
+MIN_BLOCKS_PER_SPLIT = 8
+CHUNK = 512
+"""Blocks that the choice looks at in one step."""
+
+_SUM_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How much a query may leave out.
+
+    Attributes:
+        error_bound: most softmax mass that a query head leaves out.
+        sink_blocks: first blocks of the sequence that are always read.
+        local_blocks: blocks before the query's own that are always read.
+    """
+
+    error_bound: float
+    sink_blocks: int = 1
+    local_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory that layers share: room for the scores of `blocks` blocks of all query heads, all sequences together."""
+
+    scores: torch.Tensor
+    mass: torch.Tensor
+
+    @classmethod
+    def empty(cls, blocks: int, heads: int, device: torch.device | str) -> Workspace:
+        """For layers of up to `heads` query heads."""
+        scores = torch.empty(blocks * heads * BLOCK_SIZE, dtype=torch.float32, device=device)
+        return cls(scores, torch.empty(blocks * heads, dtype=torch.float32, device=device))
+
+    @staticmethod
+    def block_bytes(heads: int) -> int:
+        """Memory for one block."""
+        return 4 * heads * (BLOCK_SIZE + 1)
+
+    def blocks(self, heads: int) -> int:
+        """Blocks for which there is room in a layer of `heads` query heads."""
+        return self.mass.shape[0] // heads
+
+
+def share_out(context_lens: torch.Tensor, min_context: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which sequences choose, and where their scores lie: (context or 0, first block in the workspace), int32 `[S]`.
+
+    Those of at least `min_context` tokens choose, as long as `blocks` blocks of room last.
+    """
+    lens = torch.where(context_lens >= min_context, context_lens, 0)
+    needed = (lens + BLOCK_SIZE - 1) // BLOCK_SIZE
+    ends = needed.cumsum(0)
+    lens = torch.where(ends <= blocks, lens, 0)
+    return lens.to(torch.int32), (ends - needed).to(torch.int32)
+
+
+def dynamic_attention(
+    q: torch.Tensor,
+    kv: Int8KV,
+    block_tables: torch.Tensor,
+    lens: torch.Tensor,
+    starts: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    choice: Choice,
+    workspace: Workspace,
+    report: torch.Tensor,
+    softcap: float | None = None,
+    max_context_len: int | None = None,
+    num_splits: int | None = None,
+) -> torch.Tensor:
+    """Attention of one query a sequence, `q` `[S, H, D]` in the cache's dtype, into the same rows of `out`.
+
+    `block_tables` int32 `[S, blocks]`; `lens` and `starts` int32 `[S]` as `share_out` gives them: rows of sequences
+    whose length is 0 stay as they are. `report` f32 `[S, KV heads or more, FIELDS]` is added to. `max_context_len`,
+    known on the host, only chooses the configuration. Nothing is read on the host.
+    """
+    check_device(q=q, v=kv.v, block_tables=block_tables, lens=lens, starts=starts, out=out, report=report)
+    _check(q, kv, block_tables, lens, starts, out, workspace, report)
+    sequences, heads, head_dim = q.shape
+    group = heads // kv.kv_heads
+    longest = block_tables.shape[1] if max_context_len is None else ceil_div(max_context_len, BLOCK_SIZE)
+    splits = num_splits or _splits(q, kv, longest)
+    check(1 <= splits <= MAX_SPLITS, f"num_splits is {num_splits}, wanted 1 to {MAX_SPLITS}")
+    device = q.device
+
+    def made(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    cells, capacity = (sequences, kv.kv_heads), block_tables.shape[1]
+    between: dict[str, object] = {
+        "tables_ptr": block_tables,
+        "lens_ptr": lens,
+        "starts_ptr": starts,
+        "scores_ptr": workspace.scores,
+        "mass_ptr": workspace.mass,
+        "tail_reach_ptr": made(*cells),
+        "selected_ptr": made(*cells, capacity, dtype=torch.int32),
+        "counts_ptr": made(*cells, dtype=torch.int32),
+        "highest_ptr": made(sequences, heads),
+        "omitted_ptr": made(sequences, heads),
+        "longest_ptr": made(*cells),
+        "partial_ptr": made(sequences, heads, splits, head_dim),
+        "partial_sum_ptr": made(sequences, heads, splits),
+        "table_stride": block_tables.stride(0),
+        "capacity": capacity,
+        "splits": splits,
+        "q_token_stride": q.stride(0),
+        "q_head_stride": q.stride(1),
+        **kv.arguments(),
+        "k_reach_ptr": kv.k_reach,
+        "v_norm_ptr": kv.v_norm,
+    }
+    log2e = math.log2(math.e)
+    between |= {"factor": scale / softcap if softcap else scale * log2e, "cap": (softcap or 0.0) * log2e, "q_ptr": q}
+    between |= {"error_bound": choice.error_bound, **_errors(q.dtype, head_dim, scale, softcap)}
+    between |= {"sinks": choice.sink_blocks, "locals_": choice.local_blocks}
+    between |= {"out_ptr": out, "report_ptr": report, "report_stride": report.stride(0)}
+    between |= {"out_token_stride": out.stride(0), "out_head_stride": out.stride(1)}
+    exact = q.dtype == torch.float32
+    common = {"GROUP": group, "KV_HEADS": kv.kv_heads, "HEAD_DIM": head_dim, "BLOCK_SIZE": BLOCK_SIZE}
+    width, rows = max(16, power_of_two(head_dim)), max(16, power_of_two(group))
+    precision = "ieee" if exact else "tf32"
+
+    def run(kernel: object, grid: tuple[int, ...], constants: dict[str, object], options: Options) -> None:
+        names = set(kernel.arg_names)  # type: ignore[attr-defined]
+        arguments = {name: value for name, value in between.items() if name in names}
+        launch(kernel, grid, arguments, common | constants, options)
+
+    run(
+        score_kernel,
+        (*cells, splits),
+        {
+            "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
+            "ROWS": rows,
+            "CAPPED": softcap is not None,
+            "EXACT": exact,
+            "PRECISION": precision,
+        },
+        Options(8, 2) if head_dim > 128 else Options(4, 3),
+    )
+    padded = power_of_two(group)
+    chunk = min(CHUNK, max(16, power_of_two(longest)))
+    run(select_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "CHUNK": chunk}, Options(8, 1))
+    pages = 1 if exact or head_dim > 128 else 2
+    constants = {"WIDTH": width, "ROWS": rows, "PAGES": pages, "PRECISION": precision}
+    run(values_kernel, (*cells, splits), constants, Options(4, 2))
+    value_bytes = Int8KV.value_bytes(1, head_dim)
+    run(finish_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "VALUE_BYTES": value_bytes}, Options(4, 1))
+    return out
+
+
+def _splits(q: torch.Tensor, kv: Int8KV, longest: int) -> int:
+    """Enough parts to fill the device twice, none shorter than MIN_BLOCKS_PER_SPLIT."""
+    wanted = ceil_div(2 * processors(q.device), max(1, q.shape[0] * kv.kv_heads))
+    return max(1, min(wanted, longest // MIN_BLOCKS_PER_SPLIT, MAX_SPLITS))
+
+
+def _errors(dtype: torch.dtype, head_dim: int, scale: float, softcap: float | None) -> dict[str, float]:
+    """How far a score can be from its exact value, in nats: error_factor * reach * |q| + cap_error."""
+    # A chain over the channels, one of q . lo, a fold, the rounding of q step; tensor cores cut instead of rounding.
+    roundings = 1.1 * head_dim + 16.0
+    relative = roundings * 6e-8
+    if dtype != torch.float32:
+        # Two bfloat16 parts hold x to 2^-17.
+        relative = roundings * 1.2e-7 + 2.0**-16
+    return {"error_factor": relative * scale, "cap_error": 1e-6 * (softcap or 0.0)}
+
+
+def dynamic_attention_ref(
+    q: torch.Tensor,
+    kv: Int8KV,
+    block_tables: torch.Tensor,
+    lens: torch.Tensor,
+    starts: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    scale: float,
+    choice: Choice,
+    workspace: Workspace,
+    report: torch.Tensor,
+    softcap: float | None = None,
+    max_context_len: int | None = None,
+    num_splits: int | None = None,
+) -> torch.Tensor:
+    """The same rule in plain torch, sequence by sequence and head by head."""
+    group = q.shape[1] // kv.kv_heads
+    errors = _errors(q.dtype, q.shape[2], scale, softcap)
+    for s, context in enumerate(lens.tolist()):
+        if context == 0:
+            continue
+        own = (context - 1) // BLOCK_SIZE
+        blocks = block_tables[s, :own].long()
+        k, v = gather_keys_values(kv, block_tables[s], context, own * BLOCK_SIZE)
+        number = torch.arange(own, device=q.device)
+        fixed = (number < choice.sink_blocks) | (number >= own - choice.local_blocks)
+        for h in range(kv.kv_heads):
+            rows = q[s, h * group : (h + 1) * group].float()
+            scores = rows @ k[:, h].t() * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = (scores - scores.amax(1, keepdim=True)).exp()
+            reach = torch.cat([kv.k_reach[blocks, h], k[own * BLOCK_SIZE :, h].abs().amax(0).norm()[None]]).amax()
+            error = errors["error_factor"] * reach * rows.norm(dim=1).amax() + errors["cap_error"]
+            slack = (1 + _SUM_SLACK) * (2 * error).exp()
+            shares = weights[:, : own * BLOCK_SIZE].reshape(group, own, BLOCK_SIZE).sum(-1)
+            total = weights.sum(1)
+            read = fixed | ~leave_out(shares, total, fixed, choice.error_bound / slack).all(0)
+            if not total.isfinite().all() or read.sum() > DENSE_ABOVE.value * own:
+                read = torch.ones_like(read)
+            visible = torch.ones(context, dtype=torch.bool, device=q.device)
+            visible[: own * BLOCK_SIZE] = read.repeat_interleave(BLOCK_SIZE)
+            kept = torch.where(visible, weights, 0.0)
+            row_out = kept @ v[:, h].masked_fill(~visible[:, None], 0.0) / kept.sum(1, keepdim=True)
+            out[s, h * group : (h + 1) * group] = row_out.to(out.dtype)
+            left = int((~read).sum())
+            if left:
+                omitted = (torch.where(read, 0.0, shares).sum(1) / total * slack).clamp(max=1.0)
+                worst = omitted * (kv.v_norm[blocks, h][~read].amax() + row_out.norm(dim=1)) * (1 + _SUM_SLACK)
+                cell = report[s, h]
+                cell[:3] += torch.tensor([group, left, left * Int8KV.value_bytes(1, q.shape[2])], device=q.device)
+                cell[3] = torch.maximum(cell[3], omitted.amax())
+                cell[4] += omitted.sum()
+                cell[5] = torch.maximum(cell[5], worst.amax())
+    return out
+
+
+def leave_out(shares: torch.Tensor, total: torch.Tensor, fixed: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Which of the blocks `[rows, blocks]` each row can spare: its lightest buckets, together at most `bound` of
+    `total` `[rows]`. Blocks that are `fixed` are read and do not count."""
+
+    def bits(x: torch.Tensor) -> torch.Tensor:
+        return x.float().contiguous().view(torch.int32) >> 21
+
+    bucket = (bits(total)[:, None] - bits(shares)).clamp(0, BUCKETS.value - 1)
+    free = torch.where(fixed, 0.0, shares)
+    of_bucket = torch.zeros(shares.shape[0], BUCKETS.value, device=shares.device).scatter_add(1, bucket.long(), free)
+    lightest = of_bucket.flip(1).cumsum(1).flip(1)
+    return (lightest <= (bound * total)[:, None]).gather(1, bucket.long())
+
+
+def _check(
+    q: torch.Tensor,
+    kv: Int8KV,
+    block_tables: torch.Tensor,
+    lens: torch.Tensor,
+    starts: torch.Tensor,
+    out: torch.Tensor,
+    workspace: Workspace,
+    report: torch.Tensor,
+) -> None:
+    check_tensor("q", q, dtypes=FLOATS, shape=(None, None, kv.head_dim))
+    check(q.dtype == kv.dtype, f"q is {q.dtype}, the cache's floats are {kv.dtype}: cast q")
+    sequences, heads = q.shape[:2]
+    check(heads > 0 and heads % kv.kv_heads == 0, f"{heads} query heads over {kv.kv_heads} KV heads: wanted a multiple")
+    check(heads // kv.kv_heads <= 64, f"{heads // kv.kv_heads} query heads share a KV head, wanted at most 64")
+    index = (torch.int32,)
+    check_tensor("lens", lens, dtypes=index, shape=(sequences,), contiguous=True)
+    check_tensor("starts", starts, dtypes=index, shape=(sequences,), contiguous=True)
+    check_tensor("block_tables", block_tables, dtypes=index, shape=(sequences, None))
+    check_tensor("out", out, dtypes=(q.dtype,), shape=tuple(q.shape))
+    check_tensor("report", report, dtypes=(torch.float32,), shape=(sequences, None, FIELDS), contiguous=True)
+    check(report.shape[1] >= kv.kv_heads, f"report has room for {report.shape[1]} KV heads of {kv.kv_heads}")
+    check_tensor("workspace.scores", workspace.scores, dtypes=(torch.float32,), shape=(None,), contiguous=True)
+    check_tensor("workspace.mass", workspace.mass, dtypes=(torch.float32,), shape=(None,), contiguous=True)
