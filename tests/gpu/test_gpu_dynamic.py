@@ -94,3 +94,6 @@ def test_what_does_not_fit_is_refused(tiny: Path) -> None:
         torch_llm(tiny, attention=DynamicAttention(), kv_cache_dtype="float32")
     with pytest.raises(InvalidRequestError, match="deterministic"):
         torch_llm(tiny, attention=DynamicAttention(), deterministic=True)
+    for attention in (DynamicAttention(mode="budget", max_blocks=4), DynamicAttention(audit=8)):
+        with pytest.raises(InvalidRequestError, match=r"'certified' and nothing is audited"):
+            torch_llm(tiny, attention=attention)

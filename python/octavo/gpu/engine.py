@@ -122,6 +122,11 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
         raise InvalidRequestError(
             f'attention is dynamic and kv_cache_dtype {options.kv_cache_dtype!r}: give "auto" or "int8"'
         )
+    if options.attention is not None and (options.attention.mode != "certified" or options.attention.audit):
+        raise InvalidRequestError(
+            f"attention has mode {options.attention.mode!r} and audit {options.attention.audit}: on a GPU the mode is "
+            "'certified' and nothing is audited; leave these two out"
+        )
     if dynamic and options.deterministic:
         raise InvalidRequestError(
             "attention is dynamic and deterministic True: on a GPU decodes then choose what they read and prompts do "

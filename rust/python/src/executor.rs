@@ -140,6 +140,8 @@ fn report(row: &[f64; REPORT_FIELDS]) -> AttentionReport {
         max_omitted_mass: max_omitted_mass as f32,
         sum_omitted_mass,
         max_output_error: max_output_error as f32,
+        // The object limits no blocks and audits nothing.
+        ..AttentionReport::default()
     }
 }
 
