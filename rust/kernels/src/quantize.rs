@@ -180,13 +180,15 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i3
     let inverse = s.splat(127.0 / largest);
     let (low, high) = (s.splat(-127.0), s.splat(127.0));
     codes[x.len().div_ceil(LANES) * LANES..].fill(0);
-    let mut sum = 0;
+    // Sums of integers this small are exact in f32.
+    let mut sum = s.zero();
     for (part, codes) in x.chunks(LANES).zip(codes.as_chunks_mut::<LANES>().0) {
         let v = s.mul(s.load_partial(part, 0.0), inverse);
-        s.store_i8(s.round(s.max(low, s.min(high, v))), codes);
-        sum += codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+        let rounded = s.round(s.max(low, s.min(high, v)));
+        sum = s.add(sum, s.to_f32(rounded));
+        s.store_i8(rounded, codes);
     }
-    (largest / 127.0, sum)
+    (largest / 127.0, s.reduce_add(sum) as i32)
 }
 
 struct Row<'a> {

@@ -342,9 +342,10 @@ impl<E: Element> Tile<'_, E> {
         for score in score {
             top = s.max(score, top);
         }
-        *largest = s.reduce_max(top);
         let mut rescale = 1.0;
-        if *largest != before {
+        // In most blocks nothing is larger than before.
+        if s.any_lt(s.splat(before), top) {
+            *largest = s.reduce_max(top);
             // A first block rescales sums of zero by e^-inf = 0.
             rescale = s.reduce_max(simd::exp(s, s.splat(before - *largest)));
         }

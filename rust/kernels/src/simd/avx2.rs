@@ -159,6 +159,12 @@ impl Simd for Avx2 {
         ])
     }
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        let less =
+            |half: usize| intrinsics!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a[half], b[half])));
+        less(0) | less(1) != 0
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         fold_max(intrinsics!(_mm256_max_ps(a[0], a[1])))
     }

@@ -113,6 +113,10 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), y, x))
     }
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        intrinsics!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)) != 0
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         let (low, high) = halves(a);
         fold_max(intrinsics!(_mm256_max_ps(low, high)))

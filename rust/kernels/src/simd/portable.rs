@@ -114,6 +114,10 @@ impl Simd for Portable {
         out
     }
     #[inline(always)]
+    fn any_lt(self, a: Self::F, b: Self::F) -> bool {
+        a.iter().zip(&b).any(|(a, b)| a < b)
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         fold(a, |a, b| if a > b { a } else { b })
     }

@@ -96,6 +96,8 @@ each_level_agrees! {
     min: |s, a, b, c| s.min(a, b);
     abs: |s, a, b, c| s.abs(a);
     select_lt: |s, a, b, c| s.select_lt(a, b, c, s.splat(42.0));
+    any_lt: |s, a, b, c| s.splat(if s.any_lt(a, b) { 1.0 } else { 0.0 });
+    any_lt_none: |s, a, b, c| s.splat(if s.any_lt(a, s.min(a, b)) { 1.0 } else { 0.0 });
     reduce_max: |s, a, b, c| s.splat(s.reduce_max(number(s, a)));
     reduce_add: |s, a, b, c| s.splat(s.reduce_add(a));
     round: |s, a, b, c| s.to_f32(s.round(a));
