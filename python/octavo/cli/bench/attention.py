@@ -31,7 +31,7 @@ def attention(
     context: Annotated[
         list[int] | None, Option(help="Tokens; may be repeated.", show_default="2048, 8192, 32768, 131072")
     ] = None,
-    isa: Annotated[str | None, Option(help="portable, avx2 or avx512; the machine's best if not given.")] = None,
+    isa: Annotated[str | None, Option(help="portable, avx2, avx512 or amx; the machine's best if not given.")] = None,
     threads: Annotated[int | None, Option(help="One for each core if not given.")] = None,
     seconds: Annotated[float, Option(help="How long the ways of each context and kind of head are measured.")] = 1.0,
     plot: Annotated[Path | None, Option(help="Picture to write (.png, .svg); needs octavo[bench].")] = None,

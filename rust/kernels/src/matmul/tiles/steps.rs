@@ -104,23 +104,24 @@ impl Step {
         let first = products.cast::<Products>().wrapping_add(count % 2).cast::<u8>();
         let at = |number: usize| first.wrapping_add(number * TILE);
         let mut ahead = ahead;
-        let mut between = |product: usize| {
-            let lines = if product & (every - 1) == 0 { lines } else { 0 };
-            for _ in 0..lines {
-                for p in 0..NP {
-                    prefetch(ahead.wrapping_add(p * panel_bytes));
+        // What goes on after each product. A macro, since a closure might not be inlined.
+        macro_rules! between {
+            ($product:expr) => {
+                let product: usize = $product;
+                let lines = if product & (every - 1) == 0 { lines } else { 0 };
+                for _ in 0..lines {
+                    for p in 0..NP {
+                        prefetch(ahead.wrapping_add(p * panel_bytes));
+                    }
+                    ahead = ahead.wrapping_add(LINE);
                 }
-                ahead = ahead.wrapping_add(LINE);
-            }
-            if count > 1 {
-                let parts = 2 * MT * NP;
-                let rows = rows * product / parts..rows * (product + 1) / parts;
-                // SAFETY: the caller's promises.
-                unsafe {
-                    add::<MT, NP>(before, rows, products.cast::<Products>().wrapping_add((count - 1) % 2))
-                };
-            }
-        };
+                if count > 1 {
+                    let parts = 2 * MT * NP;
+                    let rows = rows * product / parts..rows * (product + 1) / parts;
+                    add::<MT, NP>(before, rows, products.cast::<Products>().wrapping_add((count - 1) % 2));
+                }
+            };
+        }
         tiles.zero::<0>();
         if NP > 1 {
             tiles.zero::<1>();
@@ -131,7 +132,8 @@ impl Step {
         if MT * NP > 2 {
             tiles.zero::<3>();
         }
-        // SAFETY: whole tiles of x and weights (the caller's promise); each product has its own place of 16 rows.
+        // SAFETY: whole tiles of x and weights, and the groups that `add` reads (the caller's promise); each product has its own
+        // place of 16 rows.
         unsafe {
             for half in 0..2 {
                 match (MT, NP) {
@@ -139,40 +141,40 @@ impl Step {
                         tiles.load::<6>(w(0, half), ROW);
                         tiles.load::<4>(x(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 6>();
-                        between(4 * half);
+                        between!(4 * half);
                         tiles.load::<7>(w(1, half), ROW);
                         tiles.dot_i8_u8::<1, 4, 7>();
-                        between(4 * half + 1);
+                        between!(4 * half + 1);
                         tiles.load::<5>(x(1, half), ROW);
                         tiles.dot_i8_u8::<2, 5, 6>();
                         if half == 1 {
                             tiles.store::<0>(at(0), ROW);
                         }
-                        between(4 * half + 2);
+                        between!(4 * half + 2);
                         tiles.dot_i8_u8::<3, 5, 7>();
                         if half == 1 {
                             tiles.store::<1>(at(1), ROW);
                         }
-                        between(4 * half + 3);
+                        between!(4 * half + 3);
                     }
                     (2, _) => {
                         tiles.load::<6>(w(0, half), ROW);
                         tiles.load::<4>(x(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 6>();
-                        between(2 * half);
+                        between!(2 * half);
                         tiles.load::<5>(x(1, half), ROW);
                         tiles.dot_i8_u8::<2, 5, 6>();
-                        between(2 * half + 1);
+                        between!(2 * half + 1);
                     }
                     _ => {
                         tiles.load::<4>(x(0, half), ROW);
                         tiles.load::<5>(w(0, half), ROW);
                         tiles.dot_i8_u8::<0, 4, 5>();
-                        between(NP * half);
+                        between!(NP * half);
                         if NP > 1 {
                             tiles.load::<6>(w(1, half), ROW);
                             tiles.dot_i8_u8::<1, 4, 6>();
-                            between(NP * half + 1);
+                            between!(NP * half + 1);
                         }
                         if NP > 2 {
                             tiles.load::<7>(w(2, half), ROW);
@@ -180,13 +182,13 @@ impl Step {
                             if half == 1 {
                                 tiles.store::<0>(at(0), ROW);
                             }
-                            between(NP * half + 2);
+                            between!(NP * half + 2);
                             tiles.load::<5>(w(3, half), ROW);
                             tiles.dot_i8_u8::<3, 4, 5>();
                             if half == 1 {
                                 tiles.store::<1>(at(1), ROW);
                             }
-                            between(NP * half + 3);
+                            between!(NP * half + 3);
                         }
                     }
                 }
