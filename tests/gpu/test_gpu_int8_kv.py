@@ -115,7 +115,7 @@ def test_forks_copy_the_floats_of_their_last_block(place: engine.Place, tiny: Pa
         found = tokens(llm, asked, params)
     pairs = zip(found, expected(tiny, asked, params), strict=True)
     same = [a[:10] == b[:10] for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True)]
-    # A draw on the edge between two tokens may fall to either, since the CPU rounds queries to 16 bits: one in a hundred here.
+    # A draw on the edge between two tokens may fall to either, since the CPU rounds queries to 16 bits.
     assert sum(same) >= 8, same
     assert len({tuple(t) for t in found[0]}) == 5
 
