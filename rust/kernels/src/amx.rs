@@ -155,9 +155,7 @@ impl Tiles {
             );
         }
     }
-}
 
-impl Tiles {
     /// C + (sum over even k, then over odd k, of A B in order of k), each product and sum rounded once to f32:
     /// A `[rows][32]` bf16, B `[32 / 2][16][2]` bf16, C `[rows][16]`. Denormal numbers count as zero.
     ///

@@ -241,9 +241,7 @@ impl<K: Sink> Share<'_, K> {
             let turns = pairs * (end - start) * 4 * NP;
             // All lines in as many products as it takes, one or more after each.
             step.lines = lines.div_ceil(turns);
-            step.every = (turns * step.lines / lines.max(1)).max(1).next_power_of_two();
-            step.every =
-                if step.every * lines > turns * step.lines { step.every / 2 } else { step.every }.max(1);
+            step.every = 1 << (turns * step.lines / lines.max(1)).max(1).ilog2();
             for pair in 0..pairs {
                 let place = self.place(of(pair), start, totals.wrapping_add(pair * PAIR * NP));
                 if last {
@@ -260,9 +258,8 @@ impl<K: Sink> Share<'_, K> {
                 }
             }
         }
-        step.go_to(step.now);
         // SAFETY: as above.
-        unsafe { step.add::<2, NP>(0..PAIR, products) };
+        unsafe { step.finish::<2, NP>(PAIR, products) };
         let totals = &scratch.totals[(pairs - 1) * PAIR * NP..];
         self.sink.take::<NP>(of(pairs - 1), pairs * PAIR - PAIR, totals, &mut scratch.kept);
     }
@@ -302,9 +299,8 @@ impl<K: Sink> Share<'_, K> {
             // SAFETY: the caller's promises; the tiles have the rows of the part.
             unsafe { step.multiply::<MT, NP, false, _>(tiles, part.rows, products, prefetch) };
         }
-        step.go_to(step.now);
         // SAFETY: as above.
-        unsafe { step.add::<MT, NP>(0..part.rows, products) };
+        unsafe { step.finish::<MT, NP>(part.rows, products) };
         self.sink.take::<NP>(part, done, &scratch.totals, &mut scratch.kept);
     }
 

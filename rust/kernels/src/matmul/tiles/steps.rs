@@ -46,7 +46,7 @@ impl Place {
 
 /// What the tiles multiply now, what they multiplied before, and what comes from memory meanwhile.
 pub(super) struct Step {
-    pub(super) now: Place,
+    now: Place,
     /// Its products are not yet in the totals.
     before: Place,
     /// How many groups have been multiplied; their products go to two places in turn.
@@ -209,19 +209,19 @@ impl Step {
         self.ahead = ahead;
     }
 
-    /// Adds the products before to their totals.
+    /// Adds the products of the last group to their totals.
     ///
     /// # Safety
     /// As `multiply`.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) unsafe fn add<const MT: usize, const NP: usize>(
+    pub(super) unsafe fn finish<const MT: usize, const NP: usize>(
         &self,
-        rows: Range<usize>,
+        rows: usize,
         products: *mut [Products; 2],
     ) {
-        let products = products.cast::<Products>().wrapping_add((self.count - 1) % 2);
+        let products = products.cast::<Products>().wrapping_add(self.count % 2);
         // SAFETY: the caller's promises.
-        unsafe { add::<MT, NP>(self.before, rows, products) };
+        unsafe { add::<MT, NP>(self.now, 0..rows, products) };
     }
 }
 
