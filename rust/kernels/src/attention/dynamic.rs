@@ -265,7 +265,7 @@ impl<E: Element> Dynamic<'_, E> {
                 acc: state.acc[part.clone()].as_flattened(),
             };
             let exact = Answer {
-                largest: whole.largest[head],
+                largest: whole.reference[head],
                 sum: s.reduce_add(s.load(&whole.sum[head])),
                 acc: whole.acc[all.clone()].as_flattened(),
             };

@@ -16,8 +16,8 @@ pub(super) const HALVES: usize = BLOCK_SIZE / LANES;
 
 /// A stored key or value.
 pub(super) trait Element: Plain {
-    /// Whether products are summed as bf16 tiles sum them: places of even number, places of odd number, then both; at most
-    /// [`TILE_DEPTH`] at a time.
+    /// Whether products are summed as bf16 tiles sum them: at most [`TILE_DEPTH`] at a time, one half of them, the other half, then
+    /// both. The halves are the even and the odd channels of keys, the first and the last sixteen tokens of values.
     const PAIRED: bool;
 
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
@@ -217,7 +217,8 @@ impl Channels {
 
 /// acc = acc * rescale + weights times values, for at most four rows of acc, `[rows][padded head_dim]`.
 ///
-/// One chain over the tokens that are seen, in order; paired, one over those at even places and one over the rest. Other tokens are not read: their places may hold anything, even NaN.
+/// One chain over the tokens that are seen, in order; paired, one over those of the first sixteen and one over the others. Tokens
+/// that are not seen are not read: their places may hold anything, even NaN.
 #[inline(always)]
 pub(super) fn weigh<E: Element>(
     kernels: &Kernels,
@@ -279,11 +280,11 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
         let (from, to) = self.seen;
         if E::PAIRED {
             let zeros = [[s.zero(); N]; R];
-            let even = self.chains::<S, N>(s, vectors, vector, (from + from % 2..to).step_by(2), zeros);
-            let odd = self.chains::<S, N>(s, vectors, vector, (from + 1 - from % 2..to).step_by(2), zeros);
+            let first = self.chains::<S, N>(s, vectors, vector, from..to.min(LANES), zeros);
+            let others = self.chains::<S, N>(s, vectors, vector, from.max(LANES)..to, zeros);
             for r in 0..R {
                 for n in 0..N {
-                    sums[r][n] = s.add(sums[r][n], s.add(even[r][n], odd[r][n]));
+                    sums[r][n] = s.add(sums[r][n], s.add(first[r][n], others[r][n]));
                 }
             }
         } else {

@@ -21,9 +21,9 @@ use crate::simd::{self, LANES, Op, Simd};
 pub(super) const AHEAD: usize = 2;
 /// Rows that are computed together at most.
 pub(super) const ROWS: usize = 4;
-/// Where weights are rounded, those below this share of the largest are left out: 2^-60. Their products might be too small for
-/// the numbers that tiles know.
-const SMALLEST_WEIGHT: f32 = 8.673_617_4e-19;
+/// A score may exceed the row's reference by this before it becomes the reference: weights stay below e^7, and sums of earlier blocks
+/// are seldom multiplied anew (as in FlashAttention-4).
+pub(super) const HEADROOM: f32 = 7.0;
 /// Places of tokens in a block, as numbers to compare with.
 pub(super) const PLACES: [f32; BLOCK_SIZE] = {
     let mut places = [0.0; BLOCK_SIZE];
@@ -68,8 +68,8 @@ pub(super) struct State {
     pub(super) q: Vec<[f32; LANES]>,
     /// Weighted sums of values, `[rows][padded head_dim]`.
     pub(super) acc: Vec<[f32; LANES]>,
-    /// The largest score of each row.
-    pub(super) largest: Vec<f32>,
+    /// The score of each row to which weights are relative: a largest one, or one at most [`HEADROOM`] below it.
+    pub(super) reference: Vec<f32>,
     /// Sums of weights, 16 chains a row.
     pub(super) sum: Vec<[f32; LANES]>,
     /// Scores of the rows at hand in one block.
@@ -134,6 +134,7 @@ impl<E: Element> Tile<'_, E> {
         report
     }
 
+    #[inline(always)]
     pub(super) fn start(&self, state: &mut State) {
         let (head_dim, group) = (self.params.head_dim, self.group());
         let rows = self.count * group;
@@ -156,8 +157,8 @@ impl<E: Element> Tile<'_, E> {
         }
         state.peaks.clear();
         state.peaks.resize(rows, 0.0);
-        state.largest.clear();
-        state.largest.resize(rows, f32::NEG_INFINITY);
+        state.reference.clear();
+        state.reference.resize(rows, f32::NEG_INFINITY);
         state.sum.clear();
         state.sum.resize(rows, [0.0; LANES]);
     }
@@ -317,8 +318,8 @@ impl<E: Element> Tile<'_, E> {
         for r in 0..run.count {
             let score = state.scores[r].as_chunks::<LANES>().0;
             let score = [s.load(&score[0]), s.load(&score[1])];
-            let (largest, sum) = (&mut state.largest[row + r], &mut state.sum[row + r]);
-            rescale[r] = self.soften(s, score, largest, sum, &mut weights[r]);
+            let (reference, sum) = (&mut state.reference[row + r], &mut state.sum[row + r]);
+            rescale[r] = self.soften(s, score, reference, sum, &mut weights[r]);
         }
         let vectors = padded(self.params.head_dim) / LANES;
         let acc = &mut state.acc[row * vectors..(row + run.count) * vectors];
@@ -326,36 +327,34 @@ impl<E: Element> Tile<'_, E> {
         self.weigh(s, acc, held, weights, rescale, run.seen, ahead.values);
     }
 
-    /// One row's scores in a block to weights; the largest score and the sum of weights go on. Gives the factor that sums of
+    /// One row's scores in a block to weights; the reference and the sum of weights go on. Gives the factor that sums of
     /// earlier blocks are to be multiplied with.
     #[inline(always)]
     pub(super) fn soften<S: Simd>(
         &self,
         s: S,
         score: [S::F; HALVES],
-        largest: &mut f32,
+        reference: &mut f32,
         sum: &mut [f32; LANES],
         weights: &mut [f32; BLOCK_SIZE],
     ) -> f32 {
-        let before = *largest;
-        let mut top = s.splat(before);
-        for score in score {
-            top = s.max(score, top);
-        }
+        let before = *reference;
         let mut rescale = 1.0;
         // In most blocks nothing is larger than before.
-        if s.any_lt(s.splat(before), top) {
-            *largest = s.reduce_max(top);
+        let mut top = s.max(score[0], s.splat(before));
+        top = s.max(score[1], top);
+        if s.any_lt(s.splat(before + HEADROOM), top) {
+            *reference = s.reduce_max(top);
             // A first block rescales sums of zero by e^-inf = 0.
-            rescale = s.reduce_max(simd::exp(s, s.splat(before - *largest)));
+            rescale = s.reduce_max(simd::exp(s, s.splat(before - *reference)));
         }
         let mut total = s.mul(s.load(sum), s.splat(rescale));
         for (weight, score) in weights.as_chunks_mut::<LANES>().0.iter_mut().zip(score) {
-            let mut value = simd::exp(s, s.sub(score, s.splat(*largest)));
-            if self.rounds() {
-                let rounded = simd::round_to_bf16(s, value);
-                value = s.select_lt(value, s.splat(SMALLEST_WEIGHT), s.zero(), rounded);
-            }
+            let value = if self.rounds() {
+                simd::weight(s, score, *reference)
+            } else {
+                simd::exp(s, s.sub(score, s.splat(*reference)))
+            };
             total = s.add(total, value);
             s.store(value, weight);
         }

@@ -119,6 +119,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_bf16_pairs(self, (even, odd): (Self::F, Self::F), to: &mut [u16; 2 * LANES]) {
+        let p: *mut __m256i = to.as_mut_ptr().cast();
+        for half in 0..2 {
+            intrinsics!({
+                let even = _mm256_srli_epi32::<16>(_mm256_castps_si256(even[half]));
+                _mm256_storeu_si256(p.add(half), _mm256_or_si256(even, _mm256_castps_si256(odd[half])));
+            });
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         both!(_mm256_add_ps, a, b)
     }

@@ -74,6 +74,13 @@ impl Simd for Avx512 {
             (_mm512_castsi512_ps(even), _mm512_castsi512_ps(_mm512_and_si512(pairs, high)))
         })
     }
+    #[inline(always)]
+    fn store_bf16_pairs(self, (even, odd): (Self::F, Self::F), to: &mut [u16; 2 * LANES]) {
+        intrinsics!({
+            let even = _mm512_srli_epi32::<16>(_mm512_castps_si512(even));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_or_si512(even, _mm512_castps_si512(odd)));
+        });
+    }
 
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {

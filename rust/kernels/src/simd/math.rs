@@ -30,11 +30,32 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.select_lt(s.splat(HIGHEST), x, s.splat(f32::INFINITY), value)
 }
 
+/// Base-2 logarithm below which [`weight`] is 0: products with less might be too small for the numbers that tiles know.
+const LIGHTEST: f32 = -60.0;
+/// 2^r for |r| <= 1/2 with the least relative error of its degree: 7.5e-5, a 25th of half a step of bf16.
+const EXP2: [f32; 4] = [0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06];
+
+/// e^(score - reference) to the nearest bf16, or to the other one where both are about as near; 0 below 2^-60, NaN for NaN. For scores
+/// at most 80 above the reference.
+#[inline(always)]
+pub(crate) fn weight<S: Simd>(s: S, score: S::F, reference: f32) -> S::F {
+    let log = std::f32::consts::LOG2_E;
+    let x = s.fma(score, s.splat(log), s.splat(-reference * log));
+    let n = s.round(x);
+    let r = s.sub(x, s.to_f32(n));
+    let mut sum = s.splat(EXP2[0]);
+    for coefficient in &EXP2[1..] {
+        sum = s.fma(sum, r, s.splat(*coefficient));
+    }
+    let value = round_to_bf16(s, s.mul(sum, s.exp2_int(n)));
+    s.select_lt(x, s.splat(LIGHTEST), s.zero(), value)
+}
+
 /// x to the nearest bf16, either way when two are as near; NaN for infinities and beyond 5e33.
 ///
 /// The difference of two rounded products has the upper half of x's digits (Dekker 1971, after Veltkamp).
 #[inline(always)]
-pub(crate) fn round_to_bf16<S: Simd>(s: S, x: S::F) -> S::F {
+fn round_to_bf16<S: Simd>(s: S, x: S::F) -> S::F {
     let shifted = s.mul(x, s.splat(65_537.0));
     s.sub(shifted, s.sub(shifted, x))
 }
@@ -106,6 +127,47 @@ mod tests {
                 let error = (f64::from(t) - f64::from(x).tanh()).abs();
                 assert!(error <= 2e-7, "{isa}: tanh {x} is off by {error:e}");
             }
+        }
+    }
+
+    /// Weights of every lane, relative to 1.
+    struct Weights(Vec<f32>);
+
+    impl Op for Weights {
+        type Output = Vec<(f32, f32)>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = Vec::new();
+            for x in self.0.as_chunks::<LANES>().0 {
+                let mut weights = [0.0; LANES];
+                s.store(weight(s, s.load(x), 1.0), &mut weights);
+                out.extend(x.iter().copied().zip(weights));
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn weights_are_near_and_in_bf16() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(1, Some(isa)).unwrap();
+            let scores: Vec<f32> = (0..1 << 18).map(|i| 9.0 - i as f32 * 2e-4).collect();
+            for (x, w) in dispatch(&kernels, Weights(scores)) {
+                let want = f64::from(x - 1.0).exp();
+                // Half a step of bf16, and the polynomial.
+                let error = (f64::from(w) / want - 1.0).abs();
+                assert!(
+                    error <= 2.0_f64.powi(-9) + 1e-4 || w == 0.0 && want < 8.7e-19,
+                    "{isa}: {x} gives {w}"
+                );
+                assert_eq!(w.to_bits() & 0xffff, 0, "{isa}: {x} gives {w}");
+            }
+            let special = [f32::NEG_INFINITY, -3e38, f32::NAN, f32::NAN];
+            let special: Vec<f32> = special.iter().copied().cycle().take(LANES).collect();
+            let weights = dispatch(&kernels, Weights(special));
+            assert!(weights[..2].iter().all(|(_, w)| w.to_bits() == 0), "{isa}: {weights:?}");
+            assert!(weights[2..4].iter().all(|(_, w)| w.is_nan()), "{isa}: {weights:?}");
         }
     }
 

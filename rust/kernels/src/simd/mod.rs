@@ -17,7 +17,7 @@ mod tests;
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
-pub(crate) use math::{exp, gelu_tanh, round_to_bf16, silu, tanh};
+pub(crate) use math::{exp, gelu_tanh, silu, tanh, weight};
 use portable::Portable;
 
 use crate::context::Kernels;
@@ -48,6 +48,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
     /// Widens 32 bf16 values: those at even places, those at odd places.
     fn load_bf16_pairs(self, x: &[u16; 2 * LANES]) -> (Self::F, Self::F);
+    /// Stores 32 numbers as bf16, which they are exactly: those for even places, those for odd places.
+    fn store_bf16_pairs(self, pairs: (Self::F, Self::F), to: &mut [u16; 2 * LANES]);
     /// 16 codes with a sign as f32, exact.
     fn load_i8(self, x: &[i8; LANES]) -> Self::F;
 

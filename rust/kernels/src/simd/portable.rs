@@ -68,6 +68,13 @@ impl Simd for Portable {
         }
         (even, odd)
     }
+    #[inline(always)]
+    fn store_bf16_pairs(self, (even, odd): (Self::F, Self::F), to: &mut [u16; 2 * LANES]) {
+        for lane in 0..LANES {
+            to[2 * lane] = (even[lane].to_bits() >> 16) as u16;
+            to[2 * lane + 1] = (odd[lane].to_bits() >> 16) as u16;
+        }
+    }
 
     #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {

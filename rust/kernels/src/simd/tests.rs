@@ -85,6 +85,16 @@ fn halves<S: Simd>(s: S, a: S::F) -> [u16; 2 * LANES] {
     std::array::from_fn(|place| (lanes[place / 2].to_bits() >> (16 * (place % 2))) as u16)
 }
 
+/// The upper halves of the lanes as stored pairs.
+fn stored<S: Simd>(s: S, a: S::F, b: S::F) -> [u16; 2 * LANES] {
+    let (mut even, mut odd, mut pairs) = ([0.0_f32; LANES], [0.0_f32; LANES], [0; 2 * LANES]);
+    s.store(a, &mut even);
+    s.store(b, &mut odd);
+    let upper = |x: &f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+    s.store_bf16_pairs((s.load(&even.each_ref().map(upper)), s.load(&odd.each_ref().map(upper))), &mut pairs);
+    pairs
+}
+
 each_level_agrees! {
     splat: |s, a, b, c| s.splat(-2.5);
     add: |s, a, b, c| s.add(a, b);
@@ -110,6 +120,9 @@ each_level_agrees! {
     load_bf16: |s, a, b, c| s.load_bf16(halves(s, a).first_chunk().unwrap());
     load_bf16_even: |s, a, b, c| s.load_bf16_pairs(&halves(s, a)).0;
     load_bf16_odd: |s, a, b, c| s.load_bf16_pairs(&halves(s, a)).1;
+    store_bf16_even: |s, a, b, c| s.load_bf16_pairs(&stored(s, a, b)).0;
+    store_bf16_odd: |s, a, b, c| s.load_bf16_pairs(&stored(s, a, b)).1;
+    weight_of_score: |s, a, b, c| super::weight(s, s.min(a, s.splat(3.0)), 3.0);
     load_i8: |s, a, b, c| s.load_i8(&halves(s, a).first_chunk::<LANES>().unwrap().map(|x| (x >> 5) as i8));
     dot: |s, a, b, c| {
         // Codes in -127..=127 on both sides, the extremes among them; a chain of three.

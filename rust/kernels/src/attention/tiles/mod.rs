@@ -1,0 +1,298 @@
+//! Attention over bf16 keys and values on the tiles of AMX: the sums of [`super::tile`], sixteen rows at a time.
+//!
+//! Two blocks at a time are laid out for tiles, once for all rows of a task. While the tiles compute the scores of sixteen rows, the
+//! vectors make weights of the scores of the sixteen before them.
+
+mod stretch;
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use super::kv::padded;
+use super::rows::{HALVES, weigh};
+use super::source::Held;
+use super::tile::{HEADROOM, State, Tile};
+use super::{BLOCK_SIZE, first_visible};
+use crate::amx::{ROWS, Tiles};
+use crate::isa::Isa;
+use crate::simd::{self, LANES, Op, Simd, dispatch};
+use stretch::{BLOCKS, Buffers};
+
+/// Rows that a task holds at most: their sums stay in the caches, and laying out a block is little beside them.
+pub(super) const ROWS_PER_TASK: usize = 256;
+/// Fewer rows are computed without tiles.
+const FEWEST_ROWS: usize = ROWS;
+
+thread_local! {
+    /// Kept between tasks to spare allocations.
+    static KEPT: RefCell<(State, Buffers)> = RefCell::default();
+}
+
+/// Runs the task, if its level has tiles and it has rows enough. Says whether it did.
+pub(super) fn run(tile: &Tile<'_, u16>) -> bool {
+    let fits = tile.kernels.isa() == Isa::Amx && tile.rounds() && tile.count * tile.group() >= FEWEST_ROWS;
+    if fits {
+        dispatch(tile.kernels, OnTiles { tile });
+    }
+    fits
+}
+
+struct OnTiles<'a> {
+    tile: &'a Tile<'a, u16>,
+}
+
+/// Up to sixteen rows whose weights are made.
+struct Weighted {
+    first: usize,
+    last: usize,
+    /// Blocks of the stretch that they see.
+    count: usize,
+    /// What their sums are to be multiplied with before each of these is added.
+    rescale: [[f32; ROWS]; BLOCKS],
+}
+
+impl Op for OnTiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let tile = self.tile;
+        let (mut state, mut buffers) = KEPT.take();
+        let rows = tile.count * tile.group();
+        let vectors = padded(tile.params.head_dim) / LANES;
+        tile.start(&mut state);
+        state.acc.resize(rows.next_multiple_of(ROWS) * vectors, [0.0; LANES]);
+        buffers.start(tile.params.head_dim, rows, &state);
+        // SAFETY: the level is AMX (`run`), and a task holds no other tiles.
+        let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
+        let first_block = first_visible(tile.position(0), tile.params.window) / BLOCK_SIZE;
+        let last_block = tile.position(tile.count - 1) / BLOCK_SIZE;
+        for block in (first_block..=last_block).step_by(BLOCKS) {
+            let blocks = block..(block + BLOCKS).min(last_block + 1);
+            let finite = self.lay_out(&mut buffers, blocks.clone());
+            let all = blocks.clone().all(|block| tile.seen_by_all(block));
+            let stretch = Stretch { tile, blocks, finite, plain: all && tile.params.softcap.is_none(), all };
+            stretch.run(s, &tiles, &mut state, &mut buffers);
+        }
+        drop(tiles);
+        tile.finish(s, &state);
+        KEPT.set((state, buffers));
+    }
+}
+
+impl OnTiles<'_> {
+    /// Lays out a stretch of blocks. Says whether the values in it are all finite.
+    #[inline(always)]
+    fn lay_out(&self, buffers: &mut Buffers, blocks: Range<usize>) -> bool {
+        let tile = self.tile;
+        let mut finite = true;
+        for (index, block) in blocks.enumerate() {
+            let Held::Float { keys, values } = tile.held(block, false) else {
+                unreachable!("rows are rounded where all blocks are floats")
+            };
+            let limit = (tile.seq.context_len - block * BLOCK_SIZE).min(BLOCK_SIZE);
+            // SAFETY: the level has AVX-512 (`run`).
+            finite &= unsafe { buffers.lay_out(index, keys, values, tile.params.head_dim, limit) };
+        }
+        finite
+    }
+}
+
+/// Blocks that lie in the buffers, for all rows of a task.
+struct Stretch<'a> {
+    tile: &'a Tile<'a, u16>,
+    blocks: Range<usize>,
+    /// Whether all values are finite.
+    finite: bool,
+    /// Whether every row sees all of it.
+    all: bool,
+    /// Whether scores are used as they are besides.
+    plain: bool,
+}
+
+impl Stretch<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(&self, s: S, tiles: &Tiles, state: &mut State, buffers: &mut Buffers) {
+        let rows = self.tile.count * self.tile.group();
+        // Rows that see nothing of it come first.
+        let mut first = (0..rows).step_by(ROWS).find(|&first| self.seen_by(first, rows) > 0).unwrap_or(rows);
+        if first < rows {
+            buffers.scores(tiles, first / ROWS, self.seen_by(first, rows));
+        }
+        // Tiles and vectors work side by side, on three tiles of rows that follow each other.
+        let mut weighted = None;
+        while first < rows {
+            let (next, count) = (first + ROWS, self.seen_by(first, rows));
+            if next < rows {
+                buffers.scores(tiles, next / ROWS, self.seen_by(next, rows));
+            }
+            if let Some(weighted) = weighted.take() {
+                self.weigh(s, tiles, state, buffers, &weighted);
+            }
+            weighted = Some(self.weights(s, state, buffers, first..rows.min(next), count));
+            first = next;
+        }
+        if let Some(weighted) = weighted {
+            self.weigh(s, tiles, state, buffers, &weighted);
+        }
+    }
+
+    /// Adds the weighted values of sixteen rows to their sums.
+    #[inline(always)]
+    fn weigh<S: Simd>(
+        &self,
+        s: S,
+        tiles: &Tiles,
+        state: &mut State,
+        buffers: &mut Buffers,
+        weighted: &Weighted,
+    ) {
+        let Weighted { first, last, count, rescale } = weighted;
+        let vectors = padded(self.tile.params.head_dim) / LANES;
+        let acc = &mut state.acc[first * vectors..(first + ROWS) * vectors];
+        let turn = first / ROWS;
+        if rescale[0] != [1.0; ROWS] {
+            multiply(s, acc, &rescale[0]);
+        }
+        if *count == BLOCKS && rescale[1] == [1.0; ROWS] && self.finite {
+            buffers.weigh::<BLOCKS>(tiles, turn, 0, acc);
+            return;
+        }
+        for block in 0..*count {
+            if block > 0 {
+                multiply(s, acc, &rescale[block]);
+            }
+            if self.finite {
+                buffers.weigh::<1>(tiles, turn, block, acc);
+            } else {
+                self.weigh_row_by_row(s, buffers, acc, block, *first..*last);
+            }
+        }
+    }
+
+    /// Blocks that any of sixteen rows sees.
+    #[inline(always)]
+    fn seen_by(&self, first: usize, rows: usize) -> usize {
+        let last = rows.min(first + ROWS) - 1;
+        let own = self.tile.position(last / self.tile.group()) / BLOCK_SIZE;
+        (own + 1).clamp(self.blocks.start, self.blocks.end) - self.blocks.start
+    }
+
+    /// The weights of up to sixteen rows in the first `count` blocks, from their scores.
+    #[inline(always)]
+    fn weights<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State,
+        buffers: &mut Buffers,
+        rows: Range<usize>,
+        count: usize,
+    ) -> Weighted {
+        let mut rescale = [[1.0; ROWS]; BLOCKS];
+        for row in rows.clone() {
+            if self.plain && count == BLOCKS && self.go_on(s, state, buffers, row) {
+                continue;
+            }
+            for block in 0..count {
+                rescale[block][row % ROWS] = self.soften(s, state, buffers, row, block);
+            }
+        }
+        Weighted { first: rows.start, last: rows.end, count, rescale }
+    }
+
+    /// The weights of a row that sees all blocks, if its reference stays, as it most often does. Says whether it is so.
+    #[inline(always)]
+    fn go_on<S: Simd>(&self, s: S, state: &mut State, buffers: &mut Buffers, row: usize) -> bool {
+        let reference = state.reference[row];
+        // Loops: intrinsics in a closure for `from_fn` are calls.
+        let mut scores = [[s.zero(); HALVES]; BLOCKS];
+        let mut top = s.splat(reference);
+        for block in 0..BLOCKS {
+            for half in 0..HALVES {
+                scores[block][half] = s.load(buffers.scores_of(row, block, half));
+                top = s.max(scores[block][half], top);
+            }
+        }
+        if s.any_lt(s.splat(reference + HEADROOM), top) {
+            return false;
+        }
+        let mut total = s.load(&state.sum[row]);
+        for (block, [first, others]) in scores.into_iter().enumerate() {
+            let weights = (simd::weight(s, first, reference), simd::weight(s, others, reference));
+            total = s.add(s.add(total, weights.0), weights.1);
+            s.store_bf16_pairs(weights, buffers.weights_of(row, block));
+        }
+        s.store(total, &mut state.sum[row]);
+        true
+    }
+
+    /// The weights of a row in a block, whatever it sees of it. Gives what its sums are to be multiplied with before.
+    #[inline(always)]
+    fn soften<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State,
+        buffers: &mut Buffers,
+        row: usize,
+        block: usize,
+    ) -> f32 {
+        let seen = if self.all { (0, BLOCK_SIZE) } else { self.tile.visible(self.blocks.start + block, row) };
+        if seen.0 >= seen.1 {
+            *buffers.weights_of(row, block) = [0; BLOCK_SIZE];
+            return 1.0;
+        }
+        let mut score = [s.zero(); HALVES];
+        for half in 0..HALVES {
+            score[half] = self.tile.bounded(s, s.load(buffers.scores_of(row, block, half)), half, seen);
+        }
+        let mut weights = [0.0; BLOCK_SIZE];
+        let rescale =
+            self.tile.soften(s, score, &mut state.reference[row], &mut state.sum[row], &mut weights);
+        let (first, others) = halves(&weights);
+        s.store_bf16_pairs((s.load(first), s.load(others)), buffers.weights_of(row, block));
+        rescale
+    }
+
+    /// Without tiles: zero times infinity would reach rows that do not see the token.
+    #[inline(always)]
+    fn weigh_row_by_row<S: Simd>(
+        &self,
+        s: S,
+        buffers: &mut Buffers,
+        acc: &mut [[f32; LANES]],
+        block: usize,
+        rows: Range<usize>,
+    ) {
+        let at = self.blocks.start + block;
+        let Held::Float { values, .. } = self.tile.held(at, false) else { return };
+        for (row, acc) in rows.zip(acc.chunks_exact_mut(acc.len() / ROWS)) {
+            let (first, others) = s.load_bf16_pairs(buffers.weights_of(row, block));
+            let mut weights = [[0.0; LANES]; HALVES];
+            s.store(first, &mut weights[0]);
+            s.store(others, &mut weights[1]);
+            let weights = std::array::from_fn(|token| weights.as_flattened()[token]);
+            let seen = self.tile.visible(at, row);
+            weigh(self.tile.kernels, acc, values, &[weights], &[1.0], seen, values.as_ptr().cast());
+        }
+    }
+}
+
+/// The weights of the first sixteen tokens, and of the others.
+#[inline(always)]
+fn halves(weights: &[f32; BLOCK_SIZE]) -> (&[f32; LANES], &[f32; LANES]) {
+    let halves = weights.as_chunks().0;
+    (&halves[0], &halves[1])
+}
+
+/// Multiplies the sums of sixteen rows.
+#[inline(always)]
+fn multiply<S: Simd>(s: S, acc: &mut [[f32; LANES]], factors: &[f32; ROWS]) {
+    let vectors = acc.len() / ROWS;
+    for (acc, &factor) in acc.chunks_exact_mut(vectors).zip(factors) {
+        if factor != 1.0 {
+            for acc in acc {
+                s.store(s.mul(s.load(acc), s.splat(factor)), acc);
+            }
+        }
+    }
+}
