@@ -32,7 +32,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
 
 /// Base-2 logarithm below which [`weight`] is 0: products with less might be too small for the numbers that tiles know.
 const LIGHTEST: f32 = -60.0;
-/// 2^r for |r| <= 1/2 with the least relative error of its degree: 7.5e-5, a 25th of half a step of bf16.
+/// 2^r for |r| <= 1/2 with the least relative error of its degree: 7.5e-5, a fiftieth of half a step of bf16.
 const EXP2: [f32; 4] = [0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06];
 
 /// e^(score - reference) to the nearest bf16, or to the other one where both are about as near; 0 below 2^-60, NaN for NaN. For scores
@@ -158,7 +158,7 @@ mod tests {
                 // Half a step of bf16, and the polynomial.
                 let error = (f64::from(w) / want - 1.0).abs();
                 assert!(
-                    error <= 2.0_f64.powi(-9) + 1e-4 || w == 0.0 && want < 8.7e-19,
+                    error <= 2.0_f64.powi(-8) + 1e-4 || w == 0.0 && want < 8.7e-19,
                     "{isa}: {x} gives {w}"
                 );
                 assert_eq!(w.to_bits() & 0xffff, 0, "{isa}: {x} gives {w}");
