@@ -234,7 +234,7 @@ fn main() {
             for m in [2, 4, 6, 8, 12, 16, 32, 64, 256] {
                 gemm(kernels, WeightDtype::Int8, m, 2048, 8192);
             }
-            for m in [8, 32, 512] {
+            for m in [1, 8, 32, 512] {
                 gemm(kernels, WeightDtype::Int8, m, 896, 9728);
                 gemm(kernels, WeightDtype::Int8, m, 4864, 896);
             }
@@ -245,7 +245,8 @@ fn main() {
             }
             for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
                 for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
-                    for (query_len, context_len) in [(1, 2047), (1, 32767), (512, 512), (512, 2048)] {
+                    for (query_len, context_len) in [(1, 127), (1, 2047), (1, 32767), (512, 512), (512, 2048)]
+                    {
                         attention(kernels, query_len, context_len, heads, dtype);
                     }
                 }

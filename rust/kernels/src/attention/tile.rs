@@ -190,6 +190,16 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
+    /// Asks for a block of floats.
+    #[inline(always)]
+    pub(super) fn fetch<S: Simd>(&self, s: S, block: usize) {
+        if let Source::Float(pair) = self.source {
+            let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+            fetch(s, &pair.keys, place, key_block(self.params.head_dim));
+            fetch(s, &pair.values, place, value_block(self.params.head_dim));
+        }
+    }
+
     /// Asks for the parts of an int8 block that are not fetched while another is computed.
     #[inline(always)]
     pub(super) fn fetch_rest<S: Simd>(&self, s: S, block: usize) {

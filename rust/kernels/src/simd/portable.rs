@@ -183,7 +183,5 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, _p: *const T) {}
-    #[inline(always)]
     fn prefetch_l2<T>(self, _p: *const T) {}
 }

@@ -69,6 +69,9 @@ impl Op for OnTiles<'_> {
         let last_block = tile.position(tile.count - 1) / BLOCK_SIZE;
         for block in (first_block..=last_block).step_by(BLOCKS) {
             let blocks = block..(block + BLOCKS).min(last_block + 1);
+            for next in blocks.end..(blocks.end + BLOCKS).min(last_block + 1) {
+                tile.fetch(s, next);
+            }
             let finite = self.lay_out(&mut buffers, blocks.clone());
             let all = blocks.clone().all(|block| tile.seen_by_all(block));
             let stretch = Stretch { tile, blocks, finite, plain: all && tile.params.softcap.is_none(), all };
