@@ -27,14 +27,19 @@ unsafe impl Plain for i8 {}
 // SAFETY: an array has no padding beyond its elements'.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
-/// A boxed slice of zeros at first. Memory is taken from the system as it is first written.
+/// A cache line: what small buffers are made of, so that they begin at one as mapped ones do.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A boxed slice of zeros at first, which begins at a cache line. Memory is taken from the system as it is first written.
 pub(crate) struct Pages<T> {
     memory: Memory<T>,
     len: usize,
 }
 
 enum Memory<T> {
-    Small(Vec<T>),
+    Small(Vec<Line>, PhantomData<T>),
     Mapped(MmapMut, PhantomData<T>),
 }
 
@@ -52,8 +57,8 @@ impl<T: Plain> Pages<T> {
                 Memory::Mapped(map, PhantomData)
             }
             None => {
-                // SAFETY: all zeros is a value of T (`Plain`).
-                Memory::Small(vec![unsafe { std::mem::zeroed() }; len])
+                assert!(align_of::<T>() <= align_of::<Line>(), "small buffers begin at lines");
+                Memory::Small(vec![Line([0; 64]); bytes.div_ceil(size_of::<Line>())], PhantomData)
             }
         };
         Pages { memory, len }
@@ -65,8 +70,9 @@ impl<T: Plain> Deref for Pages<T> {
 
     fn deref(&self) -> &[T] {
         match &self.memory {
-            Memory::Small(values) => values,
-            // SAFETY: the map holds `len` values, begins at a page, lives as long as self, and any bytes are a T.
+            // SAFETY: the lines hold `len` values, live as long as self, and any bytes are a T; alignment was checked.
+            Memory::Small(lines, _) => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.len) },
+            // SAFETY: as above; the map begins at a page.
             Memory::Mapped(map, _) => unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), self.len) },
         }
     }
@@ -75,8 +81,11 @@ impl<T: Plain> Deref for Pages<T> {
 impl<T: Plain> DerefMut for Pages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.memory {
-            Memory::Small(values) => values,
             // SAFETY: as above; self is borrowed exclusively.
+            Memory::Small(lines, _) => unsafe {
+                std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.len)
+            },
+            // SAFETY: as above.
             Memory::Mapped(map, _) => unsafe {
                 std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), self.len)
             },
@@ -107,6 +116,7 @@ mod tests {
         for len in [0, 1, 1000, MAPPED_BYTES / 4, MAPPED_BYTES / 4 + 7] {
             let mut pages = Pages::<f32>::zeroed(len);
             assert_eq!(pages.len(), len);
+            assert!(pages.as_ptr().addr().is_multiple_of(64));
             assert!(pages.iter().all(|&x| x == 0.0));
             pages.iter_mut().enumerate().for_each(|(i, x)| *x = i as f32);
             let copy = pages.clone();

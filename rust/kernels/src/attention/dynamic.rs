@@ -508,10 +508,10 @@ fn tail_reach<S: Simd, E: Element>(s: S, held: &Held<'_, E>, seen: usize) -> f32
     let Held::Float { keys, .. } = held else { return 0.0 };
     let seen = s.splat(seen as f32);
     let mut squares = 0.0_f32;
-    for channel in keys.chunks_exact(HALVES) {
+    for channel in 0..keys.len() / HALVES {
         let mut largest = s.zero();
-        for (part, places) in channel.iter().zip(PLACES.as_chunks::<LANES>().0) {
-            let key = s.select_lt(s.load(places), seen, E::load(s, part), s.zero());
+        for (half, places) in PLACES.as_chunks::<LANES>().0.iter().enumerate() {
+            let key = s.select_lt(s.load(places), seen, E::key(s, keys, channel, half), s.zero());
             largest = s.max(s.abs(key), largest);
         }
         let largest = s.reduce_max(largest);

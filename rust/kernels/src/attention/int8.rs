@@ -17,8 +17,9 @@ use half::bf16;
 
 use super::BLOCK_SIZE;
 use super::codes::place;
-use super::kv::{Pair, key_block, padded, value_block};
+use super::kv::{Pair, padded, value_block};
 use super::rows::Element;
+use super::source::Held;
 use crate::context::Kernels;
 use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;
@@ -137,8 +138,7 @@ impl Int8Blocks {
             let filler = unsafe {
                 let (high, low) = planes.part(2 * place * plane..2 * (place + 1) * plane).split_at_mut(plane);
                 Filler {
-                    tail_keys: &tail.keys[head * key_block(head_dim)..(head + 1) * key_block(head_dim)],
-                    tail_values: &tail.values[head * value_block..(head + 1) * value_block],
+                    tail: Held::float(tail, head, head_dim),
                     head_dim,
                     high,
                     low,
@@ -178,8 +178,7 @@ impl Int8Head<'_> {
 
 /// Writes one block and head.
 struct Filler<'a, E> {
-    tail_keys: &'a [E],
-    tail_values: &'a [E],
+    tail: Held<'a, E>,
     head_dim: usize,
     high: &'a mut [u8],
     low: &'a mut [u8],
@@ -196,12 +195,12 @@ impl<E: Element> Op for Filler<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Filler { tail_keys, tail_values, head_dim, high, low, lo, step, values, scale, norm, reach } =
-            self;
+        let Filler { tail, head_dim, high, low, lo, step, values, scale, norm, reach } = self;
+        let Held::Float { keys: tail_keys, values: tail_values } = tail else { return };
         high.fill(0);
         low.fill(0);
-        for (channel, keys) in tail_keys.as_chunks::<LANES>().0.chunks_exact(2).enumerate() {
-            let keys = [E::load(s, &keys[0]), E::load(s, &keys[1])];
+        for channel in 0..head_dim {
+            let keys = [E::key(s, tail_keys, channel, 0), E::key(s, tail_keys, channel, 1)];
             let (channel_lo, channel_step) = key_range(s, keys);
             (lo[channel], step[channel]) = (channel_lo.to_bits(), channel_step.to_bits());
             for (part, keys) in keys.into_iter().enumerate() {
@@ -216,11 +215,10 @@ impl<E: Element> Op for Filler<'_, E> {
         *reach = key_reach(s, lo, step);
         *norm = 0.0;
         let vectors = padded(head_dim) / LANES;
-        let tokens = tail_values.as_chunks::<LANES>().0.chunks_exact(vectors);
-        for ((token, row), codes) in tokens.enumerate().zip(values.chunks_exact_mut(vectors * LANES)) {
-            let token_scale = value_scale(s, row);
+        for (token, codes) in values.chunks_exact_mut(vectors * LANES).enumerate() {
+            let token_scale = value_scale(s, tail_values, token, vectors);
             scale[token] = token_scale.to_bits();
-            let squares = value_codes(s, row, token_scale.to_f32(), codes.as_chunks_mut().0);
+            let squares = value_codes(s, tail_values, token, token_scale.to_f32(), codes.as_chunks_mut().0);
             *norm = norm.max((squares as f32).sqrt() * token_scale.to_f32() * NORM_SLACK);
         }
     }
@@ -278,10 +276,10 @@ fn key_reach<S: Simd>(s: S, lo: &[u16], step: &[u16]) -> f32 {
 
 /// The scale of a token's values; padding is 0.
 #[inline(always)]
-fn value_scale<S: Simd, E: Element>(s: S, row: &[[E; LANES]]) -> bf16 {
+fn value_scale<S: Simd, E: Element>(s: S, values: &[[E; LANES]], token: usize, vectors: usize) -> bf16 {
     let (mut faults, mut largest) = (0.0, s.zero());
-    for part in row {
-        let value = E::load(s, part);
+    for vector in 0..vectors {
+        let value = E::value(s, values, token, vector, vectors);
         faults += fault(s, value);
         largest = s.max(s.abs(value), largest);
     }
@@ -290,11 +288,18 @@ fn value_scale<S: Simd, E: Element>(s: S, row: &[[E; LANES]]) -> bf16 {
 
 /// Writes the codes of a token's values and returns the sum of their squares.
 #[inline(always)]
-fn value_codes<S: Simd, E: Element>(s: S, row: &[[E; LANES]], scale: f32, codes: &mut [[i8; LANES]]) -> i32 {
+fn value_codes<S: Simd, E: Element>(
+    s: S,
+    values: &[[E; LANES]],
+    token: usize,
+    scale: f32,
+    codes: &mut [[i8; LANES]],
+) -> i32 {
     let divisor = s.splat(if scale > 0.0 { scale } else { 1.0 });
     let (low, high) = (s.splat(-VALUE_CODES), s.splat(VALUE_CODES));
-    for (part, codes) in row.iter().zip(codes.iter_mut()) {
-        let code = s.div(E::load(s, part), divisor);
+    let vectors = codes.len();
+    for (vector, codes) in codes.iter_mut().enumerate() {
+        let code = s.div(E::value(s, values, token, vector, vectors), divisor);
         s.store_i8(s.round(s.min(s.max(code, low), high)), codes);
     }
     codes.as_flattened().iter().map(|&code| i32::from(code) * i32::from(code)).sum()

@@ -2,6 +2,7 @@
 
 use super::BLOCK_SIZE;
 use super::int8::{self, Int8Blocks};
+use super::rows::Element;
 use crate::pages::{Pages, Plain};
 use crate::simd::LANES;
 
@@ -38,8 +39,10 @@ pub enum TailDtype {
 
 /// The stored keys and values of one layer.
 ///
-/// Keys of floats lie channel-major, `[block][kv head][head_dim][32 tokens]`: scores of 32 keys come from a broadcast per
-/// channel. Values lie token-major, `[block][kv head][32 tokens][padded head_dim]`, padded to whole vectors.
+/// Keys of f32 lie channel-major, `[block][kv head][head_dim][32 tokens]`: scores of 32 keys come from a broadcast per
+/// channel. Values lie token-major, `[block][kv head][32 tokens][padded head_dim]`, padded to whole vectors. Those of bf16 lie in
+/// pairs, as products of bf16 take them: keys `[head_dim / 2][32 tokens][2 channels]`, with the head_dim rounded up to 32, and
+/// values `[16][padded head_dim][2 tokens, sixteen apart]`.
 ///
 /// An int8 layer keeps its full blocks as [`int8`](super::int8) says. New tokens go to a *tail*, a block of floats that
 /// exists while the block is not full and in the step that fills it. Which form a query reads depends on
@@ -67,16 +70,17 @@ pub(super) struct Pair<T> {
     pub(super) values: Pages<T>,
 }
 
-impl<T: Plain> Pair<T> {
+impl<T: Element> Pair<T> {
     fn new(blocks: usize, kv_heads: usize, head_dim: usize) -> Pair<T> {
         let heads = blocks * kv_heads;
         Pair {
-            keys: Pages::zeroed(heads * key_block(head_dim)),
+            keys: Pages::zeroed(heads * key_block::<T>(head_dim)),
             values: Pages::zeroed(heads * value_block(head_dim)),
         }
     }
 
-    fn copy_block(&mut self, from: usize, to: usize, key_size: usize, value_size: usize) {
+    fn copy_block(&mut self, from: usize, to: usize, kv_heads: usize, head_dim: usize) {
+        let (key_size, value_size) = (kv_heads * key_block::<T>(head_dim), kv_heads * value_block(head_dim));
         self.keys.copy_within(from * key_size..(from + 1) * key_size, to * key_size);
         self.values.copy_within(from * value_size..(from + 1) * value_size, to * value_size);
     }
@@ -108,9 +112,8 @@ impl KvLayer {
     /// Bytes that one block of such a layer takes, without its tail.
     pub fn bytes_per_block(kv_heads: usize, head_dim: usize, dtype: KvDtype) -> usize {
         match dtype {
-            KvDtype::F32 | KvDtype::Bf16 => {
-                kv_heads * (key_block(head_dim) + value_block(head_dim)) * dtype.float_bytes()
-            }
+            KvDtype::F32 => kv_heads * float_bytes_per_head::<f32>(head_dim),
+            KvDtype::Bf16 => kv_heads * float_bytes_per_head::<u16>(head_dim),
             KvDtype::Int8(_) => kv_heads * int8::bytes_per_head(head_dim),
         }
     }
@@ -119,9 +122,8 @@ impl KvLayer {
     pub fn bytes_per_tail(kv_heads: usize, head_dim: usize, dtype: KvDtype) -> usize {
         match dtype {
             KvDtype::F32 | KvDtype::Bf16 => 0,
-            KvDtype::Int8(_) => {
-                kv_heads * (key_block(head_dim) + value_block(head_dim)) * dtype.float_bytes()
-            }
+            KvDtype::Int8(TailDtype::F32) => kv_heads * float_bytes_per_head::<f32>(head_dim),
+            KvDtype::Int8(TailDtype::Bf16) => kv_heads * float_bytes_per_head::<u16>(head_dim),
         }
     }
 
@@ -178,10 +180,9 @@ impl KvLayer {
             self.num_blocks
         );
         let (kv_heads, head_dim) = (self.kv_heads, self.head_dim);
-        let (keys, values) = (kv_heads * key_block(head_dim), kv_heads * value_block(head_dim));
         match &mut self.store {
-            Store::F32(pair) => pair.copy_block(from, to, keys, values),
-            Store::Bf16(pair) => pair.copy_block(from, to, keys, values),
+            Store::F32(pair) => pair.copy_block(from, to, kv_heads, head_dim),
+            Store::Bf16(pair) => pair.copy_block(from, to, kv_heads, head_dim),
             Store::Int8F32(blocks, _) | Store::Int8Bf16(blocks, _) => {
                 blocks.copy_block(from, to, kv_heads, head_dim);
             }
@@ -198,9 +199,14 @@ impl KvLayer {
     }
 }
 
+/// Bytes of one block and head as floats.
+fn float_bytes_per_head<T: Element>(head_dim: usize) -> usize {
+    (key_block::<T>(head_dim) + value_block(head_dim)) * size_of::<T>()
+}
+
 /// Key values of one block and head.
-pub(super) fn key_block(head_dim: usize) -> usize {
-    head_dim * BLOCK_SIZE
+pub(super) fn key_block<T: Element>(head_dim: usize) -> usize {
+    T::key_width(head_dim) * BLOCK_SIZE
 }
 
 /// Stored values of one token and head: whole vectors.

@@ -2,6 +2,8 @@
 //!
 //! Each is an op of its own, compiled once for an element and a number of rows, whatever attention asks for it.
 
+use std::ops::Range;
+
 use super::BLOCK_SIZE;
 use super::kv::padded;
 use super::tile::Tile;
@@ -20,7 +22,54 @@ pub(super) trait Element: Plain {
     /// both. The halves are the even and the odd channels of keys, the first and the last sixteen tokens of values.
     const PAIRED: bool;
 
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::F;
+    /// Channels of keys that have a place in a block.
+    fn key_width(head_dim: usize) -> usize {
+        head_dim
+    }
+
+    /// The place of a key's channel in a block.
+    fn key_place(channel: usize, token: usize) -> usize {
+        channel * BLOCK_SIZE + token
+    }
+
+    /// The place of a value's channel in a block whose values have `width` places.
+    fn value_place(token: usize, channel: usize, width: usize) -> usize {
+        token * width + channel
+    }
+
+    /// A channel of the first (`half` 0) or the last sixteen keys of a block: of the two that lie side by side in pair `pair` that of
+    /// number SIDE, or channel `pair` where none do.
+    fn load_key<S: Simd, const SIDE: usize>(s: S, keys: &[[Self; LANES]], pair: usize, half: usize) -> S::F;
+
+    /// Sixteen channels, the `vector`th of `vectors`, of a value: of the two tokens that lie side by side in pair `pair` that of number
+    /// SIDE, or of token `pair` where none do.
+    fn load_value<S: Simd, const SIDE: usize>(
+        s: S,
+        values: &[[Self; LANES]],
+        pair: usize,
+        vector: usize,
+        vectors: usize,
+    ) -> S::F;
+
+    /// As `load_key`, of any channel.
+    #[inline(always)]
+    fn key<S: Simd>(s: S, keys: &[[Self; LANES]], channel: usize, half: usize) -> S::F {
+        match (Self::PAIRED, channel % 2) {
+            (false, _) => Self::load_key::<S, 0>(s, keys, channel, half),
+            (true, 0) => Self::load_key::<S, 0>(s, keys, channel / 2, half),
+            (true, _) => Self::load_key::<S, 1>(s, keys, channel / 2, half),
+        }
+    }
+
+    /// As `load_value`, of any token.
+    #[inline(always)]
+    fn value<S: Simd>(s: S, values: &[[Self; LANES]], token: usize, vector: usize, vectors: usize) -> S::F {
+        match (Self::PAIRED, token / LANES) {
+            (false, _) => Self::load_value::<S, 0>(s, values, token, vector, vectors),
+            (true, 0) => Self::load_value::<S, 0>(s, values, token, vector, vectors),
+            (true, _) => Self::load_value::<S, 1>(s, values, token - LANES, vector, vectors),
+        }
+    }
 
     /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits.
     fn rows_per_task(_: &Kernels) -> usize {
@@ -42,14 +91,60 @@ impl Element for f32 {
     const PAIRED: bool = false;
 
     #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::F {
-        s.load(from)
+    fn load_key<S: Simd, const SIDE: usize>(
+        s: S,
+        keys: &[[f32; LANES]],
+        channel: usize,
+        half: usize,
+    ) -> S::F {
+        s.load(&keys[channel * HALVES + half])
+    }
+
+    #[inline(always)]
+    fn load_value<S: Simd, const SIDE: usize>(
+        s: S,
+        values: &[[f32; LANES]],
+        token: usize,
+        vector: usize,
+        vectors: usize,
+    ) -> S::F {
+        s.load(&values[token * vectors + vector])
     }
 }
 
-/// bf16 bits.
+/// bf16 bits, as products of tiles take them: two numbers side by side. Keys lie as pairs of neighbouring channels, values as pairs of
+/// tokens, one of the first sixteen and the one sixteen places on.
 impl Element for u16 {
     const PAIRED: bool = true;
+
+    /// Whole tiles; channels beyond the head's are 0.
+    fn key_width(head_dim: usize) -> usize {
+        head_dim.next_multiple_of(TILE_DEPTH)
+    }
+
+    fn key_place(channel: usize, token: usize) -> usize {
+        (channel / 2 * BLOCK_SIZE + token) * 2 + channel % 2
+    }
+
+    fn value_place(token: usize, channel: usize, width: usize) -> usize {
+        (token % LANES * width + channel) * 2 + token / LANES
+    }
+
+    #[inline(always)]
+    fn load_key<S: Simd, const SIDE: usize>(s: S, keys: &[[u16; LANES]], pair: usize, half: usize) -> S::F {
+        one_of::<SIDE, _>(s.load_bf16_pairs(flat(&keys.as_chunks().0[pair * HALVES + half])))
+    }
+
+    #[inline(always)]
+    fn load_value<S: Simd, const SIDE: usize>(
+        s: S,
+        values: &[[u16; LANES]],
+        pair: usize,
+        vector: usize,
+        vectors: usize,
+    ) -> S::F {
+        one_of::<SIDE, _>(s.load_bf16_pairs(flat(&values.as_chunks().0[pair * vectors + vector])))
+    }
 
     #[cfg(target_arch = "x86_64")]
     fn rows_per_task(kernels: &Kernels) -> usize {
@@ -60,11 +155,19 @@ impl Element for u16 {
     fn on_tiles(tile: &Tile<'_, u16>) -> bool {
         super::tiles::run(tile)
     }
+}
 
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[u16; LANES]) -> S::F {
-        s.load_bf16(from)
-    }
+/// The first or the second of a pair.
+#[inline(always)]
+fn one_of<const SIDE: usize, T>(pair: (T, T)) -> T {
+    if SIDE == 0 { pair.0 } else { pair.1 }
+}
+
+/// Two lines of sixteen as one of 32.
+#[inline(always)]
+fn flat(lines: &[[u16; LANES]; 2]) -> &[u16; 2 * LANES] {
+    let flat: &[u16] = lines.as_flattened();
+    flat.try_into().expect("twice sixteen are 32")
 }
 
 /// Codes of values.
@@ -72,8 +175,19 @@ impl Element for i8 {
     const PAIRED: bool = false;
 
     #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[i8; LANES]) -> S::F {
-        s.load_i8(from)
+    fn load_key<S: Simd, const SIDE: usize>(_: S, _: &[[i8; LANES]], _: usize, _: usize) -> S::F {
+        unreachable!("keys in int8 lie in planes")
+    }
+
+    #[inline(always)]
+    fn load_value<S: Simd, const SIDE: usize>(
+        s: S,
+        values: &[[i8; LANES]],
+        token: usize,
+        vector: usize,
+        vectors: usize,
+    ) -> S::F {
+        s.load_i8(&values[token * vectors + vector])
     }
 }
 
@@ -120,28 +234,26 @@ impl<E: Element, const R: usize> Op for Scores<'_, E, R> {
     fn run<S: Simd>(self, s: S) {
         let Scores { q, keys, head_dim, ahead, to } = self;
         let stride = padded(head_dim);
-        assert!(q.len() * LANES == R * stride && keys.len() >= HALVES * head_dim && to.len() == R);
-        let (depth, step) = if E::PAIRED { (TILE_DEPTH, 2) } else { (head_dim, 1) };
+        assert!(q.len() * LANES == R * stride && to.len() == R);
+        assert!(keys.len() == HALVES * E::key_width(head_dim));
         let mut acc = [[s.zero(); HALVES]; R];
-        let mut start = 0;
-        while start < head_dim {
-            let end = head_dim.min(start + depth);
-            let mut sums = [[[s.zero(); HALVES]; R]; 2];
-            for parity in 0..step {
-                let channels = Channels { first: start + parity, end, step };
-                // SAFETY: channels below head_dim, and q and keys of the lengths checked above.
-                sums[parity] = unsafe { channels.chains::<S, E, R>(s, q, stride, keys, ahead) };
-            }
-            for r in 0..R {
-                for half in 0..HALVES {
-                    acc[r][half] = if E::PAIRED {
-                        s.add(acc[r][half], s.add(sums[0][r][half], sums[1][r][half]))
-                    } else {
-                        sums[0][r][half]
-                    };
+        if E::PAIRED {
+            let pairs = head_dim.div_ceil(2);
+            for first in (0..pairs).step_by(TILE_DEPTH / 2) {
+                let pairs = first..pairs.min(first + TILE_DEPTH / 2);
+                // SAFETY: pairs of channels below head_dim rounded up to even, which `padded` covers.
+                let even = unsafe { chains::<S, E, R, 0>(s, q, stride, keys, pairs.clone(), ahead) };
+                // SAFETY: as above.
+                let odd = unsafe { chains::<S, E, R, 1>(s, q, stride, keys, pairs, ahead) };
+                for r in 0..R {
+                    for half in 0..HALVES {
+                        acc[r][half] = s.add(acc[r][half], s.add(even[r][half], odd[r][half]));
+                    }
                 }
             }
-            start = end;
+        } else {
+            // SAFETY: channels below head_dim.
+            acc = unsafe { chains::<S, E, R, 0>(s, q, stride, keys, 0..head_dim, ahead) };
         }
         for (to, acc) in to.iter_mut().zip(acc) {
             for (to, acc) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(acc) {
@@ -151,68 +263,58 @@ impl<E: Element, const R: usize> Op for Scores<'_, E, R> {
     }
 }
 
-/// Every `step`th channel from `first` on.
-struct Channels {
-    first: usize,
-    end: usize,
-    step: usize,
-}
-
-impl Channels {
-    /// R rows of q times the keys of a block, over these channels.
-    ///
-    /// # Safety
-    /// q holds R rows of `stride` values and keys `end` channels; `end` is at most `stride`.
-    #[inline(always)]
-    unsafe fn chains<S: Simd, E: Element, const R: usize>(
-        &self,
-        s: S,
-        q: &[[f32; LANES]],
-        stride: usize,
-        keys: &[[E; LANES]],
-        ahead: *const u8,
-    ) -> [[S::F; HALVES]; R] {
-        let q = q.as_flattened().as_ptr();
-        let mut acc = [[s.zero(); HALVES]; R];
-        let fetch = |channel: usize| {
-            s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
-        };
-        if S::WIDE {
-            for channel in (self.first..self.end).step_by(self.step) {
-                fetch(channel);
-                for half in 0..HALVES {
-                    // SAFETY: channel < end and half < 2, within the length promised.
-                    let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
-                    for r in 0..R {
-                        // SAFETY: r < R and channel < end, within the length promised.
-                        let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                        acc[r][half] = s.fma(x, key, acc[r][half]);
-                    }
-                }
-            }
-            return acc;
-        }
-        // Few registers: one half after the other. Each chain is the same.
-        for half in 0..HALVES {
-            let mut part = [s.zero(); R];
-            for channel in (self.first..self.end).step_by(self.step) {
-                if half == 0 {
-                    fetch(channel);
-                }
-                // SAFETY: as above.
-                let key = E::load(s, unsafe { keys.get_unchecked(channel * HALVES + half) });
+/// R rows of q times the keys of a block, over one channel of each of some pairs, or over some channels where none are paired.
+///
+/// # Safety
+/// q holds R rows of `stride` values, which the channels are below.
+#[inline(always)]
+unsafe fn chains<S: Simd, E: Element, const R: usize, const SIDE: usize>(
+    s: S,
+    q: &[[f32; LANES]],
+    stride: usize,
+    keys: &[[E; LANES]],
+    pairs: Range<usize>,
+    ahead: *const u8,
+) -> [[S::F; HALVES]; R] {
+    let q = q.as_flattened().as_ptr();
+    let side = if E::PAIRED { 2 } else { 1 };
+    let mut acc = [[s.zero(); HALVES]; R];
+    let fetch = |channel: usize| s.prefetch_l2(ahead.wrapping_add(channel * BLOCK_SIZE * size_of::<E>()));
+    if S::WIDE {
+        for pair in pairs {
+            let channel = pair * side + SIDE;
+            fetch(channel);
+            for half in 0..HALVES {
+                let key = E::load_key::<S, SIDE>(s, keys, pair, half);
                 for r in 0..R {
-                    // SAFETY: as above.
+                    // SAFETY: r < R and channel < stride, within the length promised.
                     let x = s.splat(unsafe { *q.add(r * stride + channel) });
-                    part[r] = s.fma(x, key, part[r]);
+                    acc[r][half] = s.fma(x, key, acc[r][half]);
                 }
             }
+        }
+        return acc;
+    }
+    // Few registers: one half after the other. Each chain is the same.
+    for half in 0..HALVES {
+        let mut part = [s.zero(); R];
+        for pair in pairs.clone() {
+            let channel = pair * side + SIDE;
+            if half == 0 {
+                fetch(channel);
+            }
+            let key = E::load_key::<S, SIDE>(s, keys, pair, half);
             for r in 0..R {
-                acc[r][half] = part[r];
+                // SAFETY: as above.
+                let x = s.splat(unsafe { *q.add(r * stride + channel) });
+                part[r] = s.fma(x, key, part[r]);
             }
         }
-        acc
+        for r in 0..R {
+            acc[r][half] = part[r];
+        }
     }
+    acc
 }
 
 /// acc = acc * rescale + weights times values, for at most four rows of acc, `[rows][padded head_dim]`.
@@ -280,15 +382,16 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
         let (from, to) = self.seen;
         if E::PAIRED {
             let zeros = [[s.zero(); N]; R];
-            let first = self.chains::<S, N>(s, vectors, vector, from..to.min(LANES), zeros);
-            let others = self.chains::<S, N>(s, vectors, vector, from.max(LANES)..to, zeros);
+            let first = self.chains::<S, N, 0>(s, vectors, vector, from..to.min(LANES), zeros);
+            let others = from.max(LANES) - LANES..to.max(LANES) - LANES;
+            let others = self.chains::<S, N, 1>(s, vectors, vector, others, zeros);
             for r in 0..R {
                 for n in 0..N {
                     sums[r][n] = s.add(sums[r][n], s.add(first[r][n], others[r][n]));
                 }
             }
         } else {
-            sums = self.chains::<S, N>(s, vectors, vector, from..to, sums);
+            sums = self.chains::<S, N, 0>(s, vectors, vector, from..to, sums);
         }
         for r in 0..R {
             for n in 0..N {
@@ -297,26 +400,27 @@ impl<E: Element, const R: usize> Weigh<'_, E, R> {
         }
     }
 
-    /// Goes on with the sums of N vectors of each row over some of the tokens that are seen.
+    /// Goes on with the sums of N vectors of each row over one token of each of some pairs, or over some tokens where none are paired.
     #[inline(always)]
-    fn chains<S: Simd, const N: usize>(
+    fn chains<S: Simd, const N: usize, const SIDE: usize>(
         &self,
         s: S,
         vectors: usize,
         vector: usize,
-        tokens: impl Iterator<Item = usize>,
+        pairs: Range<usize>,
         mut sums: [[S::F; N]; R],
     ) -> [[S::F; N]; R] {
-        for token in tokens {
-            let first = token * vectors + vector;
-            let values: [S::F; N] = std::array::from_fn(|n| {
+        for pair in pairs {
+            let token = pair + SIDE * LANES;
+            let mut values = [s.zero(); N];
+            for n in 0..N {
                 // One hint a line of 64 bytes.
                 if (n * LANES * size_of::<E>()).is_multiple_of(64) {
-                    s.prefetch_l2(self.ahead.wrapping_add((first + n) * LANES * size_of::<E>()));
+                    let place = token * vectors + vector + n;
+                    s.prefetch_l2(self.ahead.wrapping_add(place * LANES * size_of::<E>()));
                 }
-                // SAFETY: token < 32 and vector + n < vectors, within the length checked in `run`.
-                E::load(s, unsafe { self.values.get_unchecked(first + n) })
-            });
+                values[n] = E::load_value::<S, SIDE>(s, self.values, pair, vector + n, vectors);
+            }
             for r in 0..R {
                 let weight = s.splat(self.weights[r][token]);
                 for n in 0..N {

@@ -2,7 +2,7 @@
 
 use super::int8::{Int8Blocks, Int8Head};
 use super::kv::{Pair, key_block, value_block};
-use crate::pages::Plain;
+use super::rows::Element;
 use crate::simd::LANES;
 
 /// Where the keys and values of a layer lie.
@@ -26,9 +26,9 @@ impl<'a, E> Held<'a, E> {
     #[inline(always)]
     pub(super) fn float(pair: &'a Pair<E>, place: usize, head_dim: usize) -> Self
     where
-        E: Plain,
+        E: Element,
     {
-        let keys = &pair.keys[place * key_block(head_dim)..(place + 1) * key_block(head_dim)];
+        let keys = &pair.keys[place * key_block::<E>(head_dim)..(place + 1) * key_block::<E>(head_dim)];
         let values = &pair.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
         Held::Float { keys: keys.as_chunks().0, values: values.as_chunks().0 }
     }

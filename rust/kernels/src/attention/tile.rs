@@ -177,7 +177,7 @@ impl<E: Element> Tile<'_, E> {
     pub(super) fn ahead(&self, block: usize) -> Ahead {
         let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
         let head_dim = self.params.head_dim;
-        let (keys, values) = (key_block(head_dim), value_block(head_dim));
+        let (keys, values) = (key_block::<E>(head_dim), value_block(head_dim));
         match self.source {
             Source::Float(pair) => Ahead {
                 keys: pair.keys.as_ptr().wrapping_add(place * keys).cast(),
@@ -187,16 +187,6 @@ impl<E: Element> Tile<'_, E> {
                 keys: blocks.planes.as_ptr().wrapping_add(2 * place * plane(head_dim)),
                 values: blocks.values.as_ptr().wrapping_add(place * values).cast(),
             },
-        }
-    }
-
-    /// Asks for a block of floats.
-    #[inline(always)]
-    pub(super) fn fetch<S: Simd>(&self, s: S, block: usize) {
-        if let Source::Float(pair) = self.source {
-            let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
-            fetch(s, &pair.keys, place, key_block(self.params.head_dim));
-            fetch(s, &pair.values, place, value_block(self.params.head_dim));
         }
     }
 

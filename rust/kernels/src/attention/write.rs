@@ -5,8 +5,8 @@ use half::bf16;
 use super::BLOCK_SIZE;
 use super::int8::FilledBlock;
 use super::kv::{KvDtype, KvLayer, Pair, Store, key_block, padded, value_block};
+use super::rows::Element;
 use crate::context::Kernels;
-use crate::pages::Plain;
 use crate::parallel::Shared;
 
 /// Values below which a write stays on the calling thread.
@@ -89,7 +89,7 @@ struct NewRows<'a> {
 
 impl NewRows<'_> {
     /// Writes into `pairs` of `blocks` blocks each. A task is a KV head, so that no two write the same block of a head.
-    fn write<T: Plain>(
+    fn write<T: Element>(
         &self,
         kernels: &Kernels,
         pairs: &mut [Pair<T>],
@@ -109,16 +109,15 @@ impl NewRows<'_> {
                     let place = block % blocks * kv_heads + head;
                     let k = &self.k[row * self.k_stride + head * head_dim..][..head_dim];
                     let v = &self.v[row * self.v_stride + head * head_dim..][..head_dim];
-                    let value = place * value_block(head_dim) + token * padded(head_dim);
                     // SAFETY: a head's part of any block belongs to one task, which holds one part of each at a time.
                     let (keys, values) = unsafe {
-                        let keys = keys.part(place * key_block(head_dim)..(place + 1) * key_block(head_dim));
-                        (keys, values.part(value..value + head_dim))
+                        let part = |size| place * size..(place + 1) * size;
+                        (keys.part(part(key_block::<T>(head_dim))), values.part(part(value_block(head_dim))))
                     };
-                    for (tokens, &x) in keys.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().zip(k) {
-                        tokens[token] = convert(x);
+                    for (channel, (&key, &value)) in k.iter().zip(v).enumerate() {
+                        keys[T::key_place(channel, token)] = convert(key);
+                        values[T::value_place(token, channel, padded(head_dim))] = convert(value);
                     }
-                    values.iter_mut().zip(v).for_each(|(to, &x)| *to = convert(x));
                 }
             }
         });

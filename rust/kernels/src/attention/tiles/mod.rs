@@ -1,7 +1,7 @@
 //! Attention over bf16 keys and values on the tiles of AMX: the sums of [`super::tile`], sixteen rows at a time.
 //!
-//! Two blocks at a time are laid out for tiles, once for all rows of a task. While the tiles compute the scores of sixteen rows, the
-//! vectors make weights of the scores of the sixteen before them.
+//! Two blocks at a time are gone through by all rows of a task. While the tiles compute the scores of sixteen rows, the vectors make
+//! weights of the scores of the sixteen before them, and the tiles add the values of those before.
 
 mod stretch;
 
@@ -16,9 +16,9 @@ use super::{BLOCK_SIZE, first_visible};
 use crate::amx::{ROWS, Tiles};
 use crate::isa::Isa;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
-use stretch::{BLOCKS, Buffers};
+use stretch::{BLOCKS, Block, Buffers};
 
-/// Rows that a task holds at most: their sums stay in the caches, and laying out a block is little beside them.
+/// Rows that a task holds at most: their sums stay in the caches, and reading a block is little beside them.
 pub(super) const ROWS_PER_TASK: usize = 256;
 /// Fewer rows are computed without tiles.
 const FEWEST_ROWS: usize = ROWS;
@@ -69,12 +69,8 @@ impl Op for OnTiles<'_> {
         let last_block = tile.position(tile.count - 1) / BLOCK_SIZE;
         for block in (first_block..=last_block).step_by(BLOCKS) {
             let blocks = block..(block + BLOCKS).min(last_block + 1);
-            for next in blocks.end..(blocks.end + BLOCKS).min(last_block + 1) {
-                tile.fetch(s, next);
-            }
-            let finite = self.lay_out(&mut buffers, blocks.clone());
-            let all = blocks.clone().all(|block| tile.seen_by_all(block));
-            let stretch = Stretch { tile, blocks, finite, plain: all && tile.params.softcap.is_none(), all };
+            // SAFETY: the level has AVX-512 (`run`).
+            let stretch = unsafe { Stretch::new(tile, blocks) };
             stretch.run(s, &tiles, &mut state, &mut buffers);
         }
         drop(tiles);
@@ -83,51 +79,49 @@ impl Op for OnTiles<'_> {
     }
 }
 
-impl OnTiles<'_> {
-    /// Lays out a stretch of blocks. Says whether the values in it are all finite.
-    #[inline(always)]
-    fn lay_out(&self, buffers: &mut Buffers, blocks: Range<usize>) -> bool {
-        let tile = self.tile;
-        let mut finite = true;
-        for (index, block) in blocks.enumerate() {
-            let Held::Float { keys, values } = tile.held(block, false) else {
-                unreachable!("rows are rounded where all blocks are floats")
-            };
-            let limit = (tile.seq.context_len - block * BLOCK_SIZE).min(BLOCK_SIZE);
-            // SAFETY: the level has AVX-512 (`run`).
-            finite &= unsafe { buffers.lay_out(index, keys, values, tile.params.head_dim, limit) };
-        }
-        finite
-    }
-}
-
-/// Blocks that lie in the buffers, for all rows of a task.
+/// Some blocks, for all rows of a task.
 struct Stretch<'a> {
     tile: &'a Tile<'a, u16>,
     blocks: Range<usize>,
-    /// Whether all values are finite.
-    finite: bool,
+    held: [Block<'a>; BLOCKS],
     /// Whether every row sees all of it.
     all: bool,
     /// Whether scores are used as they are besides.
     plain: bool,
+    /// Whether no value can reach rows that do not see its token: zero times infinity is no number.
+    apart: bool,
 }
 
-impl Stretch<'_> {
+impl<'a> Stretch<'a> {
+    /// Some blocks, at least one.
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn new(tile: &'a Tile<'a, u16>, blocks: Range<usize>) -> Self {
+        let mut held = [Block { keys: &[], values: &[] }; BLOCKS];
+        for (held, block) in held.iter_mut().zip(blocks.clone()) {
+            let Held::Float { keys, values } = tile.held(block, false) else {
+                unreachable!("rows are rounded where all blocks are floats")
+            };
+            *held = Block { keys, values };
+        }
+        let all = blocks.clone().all(|block| tile.seen_by_all(block));
+        let apart = all || held.iter().all(|block| block.is_finite());
+        Stretch { tile, blocks, held, all, plain: all && tile.params.softcap.is_none(), apart }
+    }
+
     #[inline(always)]
     fn run<S: Simd>(&self, s: S, tiles: &Tiles, state: &mut State, buffers: &mut Buffers) {
         let rows = self.tile.count * self.tile.group();
         // Rows that see nothing of it come first.
         let mut first = (0..rows).step_by(ROWS).find(|&first| self.seen_by(first, rows) > 0).unwrap_or(rows);
         if first < rows {
-            buffers.scores(tiles, first / ROWS, self.seen_by(first, rows));
+            buffers.scores(tiles, first / ROWS, &self.held[..self.seen_by(first, rows)]);
         }
         // Tiles and vectors work side by side, on three tiles of rows that follow each other.
         let mut weighted = None;
         while first < rows {
             let (next, count) = (first + ROWS, self.seen_by(first, rows));
             if next < rows {
-                buffers.scores(tiles, next / ROWS, self.seen_by(next, rows));
+                buffers.scores(tiles, next / ROWS, &self.held[..self.seen_by(next, rows)]);
             }
             if let Some(weighted) = weighted.take() {
                 self.weigh(s, tiles, state, buffers, &weighted);
@@ -157,16 +151,16 @@ impl Stretch<'_> {
         if rescale[0] != [1.0; ROWS] {
             multiply(s, acc, &rescale[0]);
         }
-        if *count == BLOCKS && rescale[1] == [1.0; ROWS] && self.finite {
-            buffers.weigh::<BLOCKS>(tiles, turn, 0, acc);
+        if *count == BLOCKS && rescale[1] == [1.0; ROWS] && self.apart {
+            buffers.weigh::<BLOCKS>(tiles, turn, 0, &self.held, acc);
             return;
         }
         for block in 0..*count {
             if block > 0 {
                 multiply(s, acc, &rescale[block]);
             }
-            if self.finite {
-                buffers.weigh::<1>(tiles, turn, block, acc);
+            if self.apart {
+                buffers.weigh::<1>(tiles, turn, block, &self.held[block..], acc);
             } else {
                 self.weigh_row_by_row(s, buffers, acc, block, *first..*last);
             }
@@ -266,8 +260,7 @@ impl Stretch<'_> {
         block: usize,
         rows: Range<usize>,
     ) {
-        let at = self.blocks.start + block;
-        let Held::Float { values, .. } = self.tile.held(at, false) else { return };
+        let (at, values) = (self.blocks.start + block, self.held[block].values);
         for (row, acc) in rows.zip(acc.chunks_exact_mut(acc.len() / ROWS)) {
             let (first, others) = s.load_bf16_pairs(buffers.weights_of(row, block));
             let mut weights = [[0.0; LANES]; HALVES];
