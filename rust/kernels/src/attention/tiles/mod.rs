@@ -13,15 +13,15 @@ use super::rows::{HALVES, weigh};
 use super::source::Held;
 use super::tile::{HEADROOM, State, Tile};
 use super::{BLOCK_SIZE, first_visible};
-use crate::amx::{ROWS, Tiles};
+use crate::amx::{ROW, ROWS, Tiles};
 use crate::isa::Isa;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
 use stretch::{BLOCKS, Block, Buffers};
 
 /// Rows that a task holds at most: their sums stay in the caches, and reading a block is little beside them.
 pub(super) const ROWS_PER_TASK: usize = 256;
-/// Fewer rows are computed without tiles.
-const FEWEST_ROWS: usize = ROWS;
+/// Fewer rows are computed without tiles: with four, vectors keep up with memory.
+const FEWEST_ROWS: usize = 6;
 
 thread_local! {
     /// Kept between tasks to spare allocations.
@@ -118,6 +118,7 @@ impl<'a> Stretch<'a> {
         }
         // Tiles and vectors work side by side, on three tiles of rows that follow each other.
         let mut weighted = None;
+        self.fetch_keys(s, rows);
         while first < rows {
             let (next, count) = (first + ROWS, self.seen_by(first, rows));
             if next < rows {
@@ -129,8 +130,32 @@ impl<'a> Stretch<'a> {
             weighted = Some(self.weights(s, state, buffers, first..rows.min(next), count));
             first = next;
         }
+        self.fetch_values(s, rows);
         if let Some(weighted) = weighted {
             self.weigh(s, tiles, state, buffers, &weighted);
+        }
+    }
+
+    /// Blocks that come next, where so few rows read them that memory is the limit.
+    fn fetched(&self, rows: usize) -> Range<usize> {
+        let last = self.tile.position(self.tile.count - 1) / BLOCK_SIZE;
+        let count = if rows <= ROWS { BLOCKS } else { 0 };
+        self.blocks.end..(self.blocks.end + count).min(last + 1)
+    }
+
+    /// Asks for their keys.
+    #[inline(always)]
+    fn fetch_keys<S: Simd>(&self, s: S, rows: usize) {
+        for block in self.fetched(rows) {
+            fetch_lines(s, self.tile.ahead(block).keys, size_of_val(self.held[0].keys));
+        }
+    }
+
+    /// Asks for their values: later, so that not all is asked for at once.
+    #[inline(always)]
+    fn fetch_values<S: Simd>(&self, s: S, rows: usize) {
+        for block in self.fetched(rows) {
+            fetch_lines(s, self.tile.ahead(block).values, size_of_val(self.held[0].values));
         }
     }
 
@@ -270,6 +295,14 @@ impl<'a> Stretch<'a> {
             let seen = self.tile.visible(at, row);
             weigh(self.tile.kernels, acc, values, &[weights], &[1.0], seen, values.as_ptr().cast());
         }
+    }
+}
+
+/// Asks for `bytes` bytes from `from` on.
+#[inline(always)]
+fn fetch_lines<S: Simd>(s: S, from: *const u8, bytes: usize) {
+    for offset in (0..bytes).step_by(ROW) {
+        s.prefetch_l2(from.wrapping_add(offset));
     }
 }
 
