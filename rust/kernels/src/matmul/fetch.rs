@@ -8,9 +8,8 @@ use crate::simd::Simd;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Distance ahead where one tile of rows reads the panels. The lines go to the second-level cache, which waits for more of them at a
-/// time than the first.
-const AHEAD: usize = 40 * LINE;
+/// Distance ahead where one tile of rows reads the panels.
+const AHEAD: usize = 48 * LINE;
 /// Steps of a tile between two calls of `share`: in the innermost loop it would cost more than it gains.
 pub(super) const STEP: usize = 32;
 /// Fractions of a line, so that a step may fetch less than one.
@@ -76,7 +75,7 @@ impl Fetch {
             Some(ahead) => (self.next, ahead),
         };
         for p in 0..NP {
-            s.prefetch_l2(base.wrapping_add(p * self.panel_bytes + ahead));
+            s.prefetch(base.wrapping_add(p * self.panel_bytes + ahead));
         }
     }
 

@@ -242,6 +242,10 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, p: *const T) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn prefetch_l2<T>(self, p: *const T) {
         intrinsics!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }

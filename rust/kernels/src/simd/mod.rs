@@ -90,7 +90,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// acc + the products of four codes, exact. Codes are within -127..=127 on both sides.
     fn dot(self, acc: Self::I, w: Self::W, x: Self::Q) -> Self::I;
 
-    /// Hints that the line at `p` will be read soon, for the second-level cache. Any address is allowed.
+    /// Hints that the line at `p` will be read soon. Any address is allowed.
+    fn prefetch<T>(self, p: *const T);
+    /// As `prefetch`, into the second-level cache.
     fn prefetch_l2<T>(self, p: *const T);
 
     #[inline(always)]

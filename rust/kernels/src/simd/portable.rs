@@ -183,5 +183,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, _p: *const T) {}
+    #[inline(always)]
     fn prefetch_l2<T>(self, _p: *const T) {}
 }
