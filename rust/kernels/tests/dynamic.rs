@@ -10,7 +10,7 @@ mod common;
 use common::{Rng, int8, kernels};
 use octavo_kernels::{
     AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    SeqView, TailDtype, dynamic_attention, fill_blocks, write_kv,
+    SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
 };
 
 /// How keys are made; each is hard for a bound in its own way.
@@ -317,4 +317,166 @@ fn a_needle_is_found_and_the_rest_left_out() {
         .for_each(|(k, q)| *k = 30.0 * (head_dim as f32).sqrt() * q / (length * length));
     let (_, report) = case.run(&kernels);
     assert!(report.value_blocks * 3 < report.blocks, "{}: {report:?}", case.what);
+}
+
+/// A sequence of two KV heads, of which the first looks everywhere and the second at one token.
+struct TwoHeads {
+    layer: KvLayer,
+    table: Vec<u32>,
+    q: Vec<f32>,
+    tokens: usize,
+}
+
+impl TwoHeads {
+    const HEAD_DIM: usize = 64;
+    const PARAMS: AttentionParams =
+        AttentionParams { heads: 4, kv_heads: 2, head_dim: 64, scale: 0.125, window: None, softcap: None };
+    const CHOICE: DynamicParams = DynamicParams {
+        error_bound: 1e-2,
+        min_context: 200,
+        sink_blocks: 1,
+        local_blocks: 1,
+        max_blocks: None,
+        audit: 0,
+    };
+
+    fn new(kernels: &Kernels) -> TwoHeads {
+        let (tokens, head_dim, mut rng) = (830, Self::HEAD_DIM, Rng(5));
+        let mut q = rng.floats(4 * head_dim);
+        let (first, second) = q.split_at_mut(2 * head_dim);
+        let wanted = rng.floats(head_dim);
+        first.iter_mut().for_each(|x| *x *= 0.1);
+        second.iter_mut().enumerate().for_each(|(i, x)| *x = 2.0 * wanted[i % head_dim] + 0.1 * *x);
+        let mut k = rng.floats(tokens * 2 * head_dim);
+        k.iter_mut().for_each(|x| *x *= 0.2);
+        k[(40 * 2 + 1) * head_dim..][..head_dim].iter_mut().zip(&wanted).for_each(|(k, w)| *k = 4.0 * w);
+        let v = rng.floats(tokens * 2 * head_dim);
+        let blocks = tokens.div_ceil(BLOCK_SIZE);
+        let mut layer = KvLayer::new(blocks + 1, 2, head_dim, KvDtype::Int8(TailDtype::Bf16));
+        layer.grow_tails(blocks);
+        let table: Vec<u32> = (0..blocks as u32).collect();
+        let slots: Vec<u32> = (0..tokens as u32).collect();
+        write_kv(kernels, &mut layer, &k, 2 * head_dim, &v, 2 * head_dim, &slots);
+        let full = (0..(tokens / BLOCK_SIZE) as u32).map(|block| FilledBlock { block, tail: block });
+        fill_blocks(kernels, &mut layer, &full.collect::<Vec<_>>());
+        TwoHeads { layer, table, q, tokens }
+    }
+
+    /// The outputs and the report of a step of all queries in `range`, each the same.
+    fn step(
+        &self,
+        kernels: &Kernels,
+        range: std::ops::Range<usize>,
+        dense: bool,
+    ) -> (Vec<f32>, AttentionReport) {
+        let q: Vec<f32> = range.clone().flat_map(|_| self.q.iter().copied()).collect();
+        let seq = SeqView {
+            query_start: 0,
+            query_len: range.len(),
+            context_len: range.end,
+            block_table: &self.table,
+            tails: &self.table[range.start / BLOCK_SIZE..],
+        };
+        let (mut out, mut report) = (vec![f32::NAN; q.len()], [AttentionReport::default()]);
+        let (width, params) = (self.q.len(), &Self::PARAMS);
+        if dense {
+            paged_attention(kernels, &self.layer, &q, width, &[seq], params, &mut out);
+        } else {
+            let choices = [Self::CHOICE];
+            dynamic_attention(
+                kernels,
+                &self.layer,
+                &q,
+                width,
+                &[seq],
+                params,
+                &choices,
+                &mut out,
+                &mut report,
+            );
+        }
+        (out, report[0])
+    }
+}
+
+/// Where choosing brought nothing at the first token of a block, the block's other queries read everything, to the bit of dense attention;
+/// a head for which it did goes on choosing.
+#[test]
+fn the_gate_closes_for_heads_that_look_everywhere_and_for_no_other() {
+    for isa in Isa::available() {
+        let kernels = kernels(isa, 2);
+        let case = TwoHeads::new(&kernels);
+        let half = 2 * TwoHeads::HEAD_DIM;
+        let (_, tried) = case.step(&kernels, 768..769, false);
+        assert!(tried.calls == 4 && tried.dense_calls >= 2, "{isa}: {tried:?}");
+        for position in [769, 780, 799] {
+            let (out, report) = case.step(&kernels, position..position + 1, false);
+            let (exact, _) = case.step(&kernels, position..position + 1, true);
+            assert_eq!(report.dense_calls, 2, "{isa}: {report:?}");
+            assert!(
+                out[..half] == exact[..half] && out[half..] != exact[half..],
+                "{isa}: position {position}"
+            );
+            assert!(report.value_blocks * 3 < report.blocks * 2, "{isa}: {report:?}");
+        }
+        // The next block has a gate of its own, which nobody has set: its queries choose.
+        let (out, _) = case.step(&kernels, 801..802, false);
+        let (exact, _) = case.step(&kernels, 801..802, true);
+        assert!(out[..half] != exact[..half], "{isa}");
+    }
+}
+
+/// The same bits and the same reports in one step as one query at a time.
+#[test]
+fn gates_depend_on_positions_only() {
+    let mut first: Option<Vec<u32>> = None;
+    for isa in Isa::available() {
+        for threads in [1, 3] {
+            let kernels = kernels(isa, threads);
+            let whole = TwoHeads::new(&kernels);
+            let (all, total) = whole.step(&kernels, 150..whole.tokens, false);
+            for cuts in [1, 7, 32] {
+                let case = TwoHeads::new(&kernels);
+                let (mut outs, mut report) = (Vec::new(), AttentionReport::default());
+                for start in (150..case.tokens).step_by(cuts) {
+                    let (out, part) = case.step(&kernels, start..case.tokens.min(start + cuts), false);
+                    outs.extend(out);
+                    report.add(&part);
+                }
+                assert!(outs == all, "{isa}, {threads} threads: {cuts} queries a step");
+                let counts =
+                    |r: &AttentionReport| [r.calls, r.dense_calls, r.blocks, r.value_blocks, r.bytes_read];
+                assert_eq!(
+                    counts(&report),
+                    counts(&total),
+                    "{isa}, {threads} threads: {cuts} queries a step"
+                );
+                assert_eq!(report.max_omitted_mass, total.max_omitted_mass);
+            }
+            let bits: Vec<u32> = all.iter().map(|x| x.to_bits()).collect();
+            assert!(
+                *first.get_or_insert_with(|| bits.clone()) == bits,
+                "{isa}: other bits than the first level"
+            );
+        }
+    }
+}
+
+/// A block that begins as another does has its gate.
+#[test]
+fn gates_are_copied_with_their_block() {
+    let kernels = kernels(Isa::detect(), 1);
+    let mut case = TwoHeads::new(&kernels);
+    case.step(&kernels, 800..801, false);
+    let copy = case.table.len() as u32;
+    case.layer.copy_beginning(25, copy as usize);
+    let (before, report) = case.step(&kernels, 810..811, false);
+    case.table[25] = copy;
+    // The tail is the same; only the gate tells the blocks apart.
+    let seq =
+        SeqView { query_start: 0, query_len: 1, context_len: 811, block_table: &case.table, tails: &[25] };
+    let (mut out, mut copied) = (vec![f32::NAN; case.q.len()], [AttentionReport::default()]);
+    let (width, params, choices) = (case.q.len(), &TwoHeads::PARAMS, [TwoHeads::CHOICE]);
+    dynamic_attention(&kernels, &case.layer, &case.q, width, &[seq], params, &choices, &mut out, &mut copied);
+    assert!(report.dense_calls == 2 && copied[0] == report && out == before, "{report:?}, {:?}", copied[0]);
 }

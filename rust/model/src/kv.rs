@@ -127,13 +127,14 @@ impl KvPool {
     /// Copies a block in every layer.
     pub fn copy_block(&mut self, from: u32, to: u32) {
         if let Some(tails) = &mut self.tails
-            && let Some(from) = tails.get(from)
+            && let Some(tail) = tails.get(from)
         {
-            let to = tails.take(to);
+            let copy = tails.take(to);
             for layer in &mut self.layers {
                 let LayerStore::Heads(layer) = layer else { unreachable!("int8 pools have no latents") };
                 layer.grow_tails(tails.count());
-                layer.copy_tail(from as usize, to as usize);
+                layer.copy_tail(tail as usize, copy as usize);
+                layer.copy_beginning(from as usize, to as usize);
             }
             return;
         }

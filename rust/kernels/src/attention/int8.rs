@@ -5,13 +5,15 @@
 //! - keys: per channel of the block `lo` and `step` (bf16) and a code of 8 bits per token, `key = lo + step * code`. The
 //!   channel is the unit because keys have channels with large offsets, which a scale per token would spend its codes on;
 //! - values: per token `scale` (bf16) and a code in -127..=127 per channel, `value = scale * code`;
-//! - two bounds for dynamic attention: on the norm of its values, and on the terms of a product with its keys.
+//! - for dynamic attention two bounds, on the norm of its values and on the terms of a product with its keys, and a gate.
 //!
 //! The codes of keys lie in two planes, their high and their low four bits, so that a reader can do with the first
 //! half: it fixes each key to `lo + step * (16 * high + 7.5 +- 7.5)`. [`place`] says where in a plane.
 //!
 //! Scales are bf16, whose range is that of f32, so no key or value overflows them. `lo` is rounded down and the steps
 //! up, and codes are made from the rounded numbers. A block with a number that is not finite reads as NaN.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use half::bf16;
 
@@ -49,6 +51,8 @@ pub(super) struct Int8Blocks {
     /// At least the norm of `|lo| + 255 step` over the channels: times the norm of a query it bounds the sum of the
     /// magnitudes of all terms of a score, and so the score's rounding error.
     pub(super) key_reach: Pages<f32>,
+    /// Whether choosing brought nothing at the block's first token; see [`gates`](super::gates).
+    gates: Vec<AtomicBool>,
 }
 
 /// Bytes of one plane of a block and head.
@@ -58,7 +62,12 @@ pub(super) fn plane(head_dim: usize) -> usize {
 
 /// Bytes of one block and head in all parts.
 pub(super) fn bytes_per_head(head_dim: usize) -> usize {
-    2 * plane(head_dim) + 4 * padded(head_dim) + value_block(head_dim) + 2 * BLOCK_SIZE + 2 * size_of::<f32>()
+    2 * plane(head_dim)
+        + 4 * padded(head_dim)
+        + value_block(head_dim)
+        + 2 * BLOCK_SIZE
+        + 2 * size_of::<f32>()
+        + 1
 }
 
 /// Those of them that hold values.
@@ -86,6 +95,24 @@ impl Int8Blocks {
             value_scale: Pages::zeroed(heads * BLOCK_SIZE),
             value_norm: Pages::zeroed(heads),
             key_reach: Pages::zeroed(heads),
+            gates: (0..heads).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    /// The gate of block and head `place`.
+    pub(super) fn gate(&self, place: usize) -> bool {
+        self.gates[place].load(Ordering::Relaxed)
+    }
+
+    /// Sets it. The end of the pool's run orders this before whoever reads it.
+    pub(super) fn set_gate(&self, place: usize, dense: bool) {
+        self.gates[place].store(dense, Ordering::Relaxed);
+    }
+
+    /// Copies the gates of block `from` to block `to`.
+    pub(super) fn copy_gates(&self, from: usize, to: usize, kv_heads: usize) {
+        for head in 0..kv_heads {
+            self.set_gate(to * kv_heads + head, self.gate(from * kv_heads + head));
         }
     }
 
@@ -100,6 +127,7 @@ impl Int8Blocks {
         copy(&mut self.value_scale, from, to, kv_heads * BLOCK_SIZE);
         copy(&mut self.value_norm, from, to, kv_heads);
         copy(&mut self.key_reach, from, to, kv_heads);
+        self.copy_gates(from, to, kv_heads);
     }
 
     /// The part of block and head `place` that attention reads.

@@ -189,6 +189,16 @@ impl KvLayer {
         }
     }
 
+    /// Of an int8 layer: block `to` begins as block `from` does, whose tail is copied.
+    pub fn copy_beginning(&mut self, from: usize, to: usize) {
+        match &self.store {
+            Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have tails"),
+            Store::Int8F32(blocks, _) | Store::Int8Bf16(blocks, _) => {
+                blocks.copy_gates(from, to, self.kv_heads);
+            }
+        }
+    }
+
     /// Copies tail `from` onto tail `to`.
     pub fn copy_tail(&mut self, from: usize, to: usize) {
         match &mut self.store {

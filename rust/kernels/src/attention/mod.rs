@@ -7,6 +7,7 @@
 mod audit;
 mod codes;
 mod dynamic;
+mod gates;
 mod int8;
 mod kv;
 mod report;
@@ -22,10 +23,13 @@ pub use kv::{KvDtype, KvLayer, TailDtype};
 pub use report::{AttentionReport, DynamicParams};
 pub use write::{fill_blocks, write_kv};
 
+use std::ops::Range;
+
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::dispatch;
 use dynamic::Dynamic;
+use gates::{Gate, Role, Stretch};
 use kv::Store;
 use rows::Element;
 use source::Source;
@@ -136,15 +140,6 @@ pub fn dynamic_attention(
     }
 }
 
-/// Positions of one KV head in one sequence.
-struct Task {
-    seq: usize,
-    kv_head: usize,
-    first: usize,
-    count: usize,
-    dynamic: bool,
-}
-
 /// What the queries of sequences may leave out, and where they say what they did.
 type Chosen<'a> = Option<(&'a [DynamicParams], &'a mut [AttentionReport])>;
 
@@ -159,56 +154,115 @@ fn run<E: Element>(
     out: &mut [f32],
     chosen: Chosen<'_>,
 ) {
+    let step = Step { kernels, source, q, q_stride, seqs, params, out: &Shared::new(out) };
     let mut tasks = Vec::new();
-    for (seq, view) in seqs.iter().enumerate() {
-        let mut add = |range: std::ops::Range<usize>, rows: usize, dynamic: bool| {
-            let positions = (rows * params.kv_heads / params.heads).max(1);
-            for first in range.clone().step_by(positions) {
-                let count = positions.min(range.end - first);
-                tasks.extend((0..params.kv_heads).map(|kv_head| Task {
-                    seq,
-                    kv_head,
-                    first,
-                    count,
-                    dynamic,
-                }));
+    let Some((choices, reports)) = chosen else {
+        for (seq, view) in seqs.iter().enumerate() {
+            step.add(&mut tasks, seq, 0..view.query_len, 0..params.kv_heads, Role::Dense);
+        }
+        kernels.pool().run(tasks.len(), &|index| step.dense(&tasks[index]));
+        return;
+    };
+    // Gates are set before they are read: queries that follow a gate of this step come in a second round.
+    let stretches: Vec<_> =
+        seqs.iter().zip(choices).map(|(view, choice)| gates::stretches(choice, view, params)).collect();
+    for round in [false, true] {
+        tasks.clear();
+        for (seq, stretches) in stretches.iter().enumerate() {
+            for Stretch { first, count, role, .. } in stretches.iter().filter(|s| s.waits == round) {
+                step.add(&mut tasks, seq, *first..first + count, 0..params.kv_heads, *role);
             }
-        };
-        let dense =
-            chosen.as_ref().map_or(view.query_len, |(choices, _)| choices[seq].dense_queries(view, params));
-        add(dense..view.query_len, DYNAMIC_ROWS_PER_TILE, true);
-        add(0..dense, E::rows_per_task(kernels), false);
-    }
-    let out = Shared::new(out);
-    let mut found = vec![AttentionReport::default(); if chosen.is_some() { tasks.len() } else { 0 }];
-    let shared = Shared::new(&mut found);
-    let choices = chosen.as_ref().map(|(choices, _)| *choices);
-    kernels.pool().run(tasks.len(), &|index| {
-        let Task { seq, kv_head, first, count, dynamic } = tasks[index];
-        let (view, out) = (&seqs[seq], &out);
-        let tile = Tile { kernels, source, q, q_stride, seq: view, params, kv_head, first, count, out };
-        let Some(choices) = choices else {
-            if !E::on_tiles(&tile) {
-                dispatch(kernels, tile);
-            }
-            return;
-        };
-        let report = if dynamic {
-            dispatch(kernels, Dynamic { tile, params: choices[seq] })
-        } else {
-            let report = tile.dense_report();
-            dispatch(kernels, tile);
-            report
-        };
-        // SAFETY: each task has an index of its own.
-        unsafe { shared.part(index..index + 1)[0] = report };
-    });
-    if let Some((choices, reports)) = chosen {
+        }
+        let mut found = vec![AttentionReport::default(); tasks.len()];
+        let shared = Shared::new(&mut found);
+        kernels.pool().run(tasks.len(), &|index| {
+            let report = step.choose(&tasks[index], choices);
+            // SAFETY: each task has an index of its own.
+            unsafe { shared.part(index..index + 1)[0] = report };
+        });
         // In the order of tasks, so that sums do not depend on threads.
         for (task, report) in tasks.iter().zip(&found) {
             reports[task.seq].add(report);
-            reports[task.seq].limited = choices[task.seq].max_blocks.is_some();
         }
+    }
+    for (report, choice) in reports.iter_mut().zip(choices) {
+        report.limited |= choice.max_blocks.is_some();
+    }
+}
+
+/// Positions of one KV head in one sequence.
+struct Task {
+    seq: usize,
+    kv_head: usize,
+    first: usize,
+    count: usize,
+    role: Role,
+}
+
+/// What all tasks of a step share.
+struct Step<'a, E> {
+    kernels: &'a Kernels,
+    source: Source<'a, E>,
+    q: &'a [f32],
+    q_stride: usize,
+    seqs: &'a [SeqView<'a>],
+    params: &'a AttentionParams,
+    out: &'a Shared<'a, f32>,
+}
+
+impl<E: Element> Step<'_, E> {
+    /// Adds the tasks of some queries and KV heads, those of one position side by side.
+    fn add(&self, tasks: &mut Vec<Task>, seq: usize, queries: Range<usize>, heads: Range<usize>, role: Role) {
+        if let Role::Follow(block) = role {
+            for head in heads {
+                let dense = self.gate(seq, head).is_some_and(|gate| gate.is_closed(block));
+                let role = if dense { Role::Dense } else { Role::Choose };
+                self.add(tasks, seq, queries.clone(), head..head + 1, role);
+            }
+            return;
+        }
+        let rows = match role {
+            Role::Dense => E::rows_per_task(self.kernels, matches!(self.source, Source::Float(_))),
+            _ => DYNAMIC_ROWS_PER_TILE,
+        };
+        let positions = (rows * self.params.kv_heads / self.params.heads).max(1);
+        for first in queries.clone().step_by(positions) {
+            let count = positions.min(queries.end - first);
+            tasks.extend(heads.clone().map(|kv_head| Task { seq, kv_head, first, count, role }));
+        }
+    }
+
+    /// The gates of a sequence and KV head, where there are any.
+    fn gate(&self, seq: usize, kv_head: usize) -> Option<Gate<'_>> {
+        let Source::Int8 { blocks, .. } = self.source else { return None };
+        Some(Gate { blocks, seq: &self.seqs[seq], kv_heads: self.params.kv_heads, kv_head })
+    }
+
+    fn tile(&self, task: &Task) -> Tile<'_, E> {
+        let Task { seq, kv_head, first, count, .. } = *task;
+        let Step { kernels, source, q, q_stride, seqs, params, out } = *self;
+        Tile { kernels, source, q, q_stride, seq: &seqs[seq], params, kv_head, first, count, out }
+    }
+
+    /// Reads everything.
+    fn dense(&self, task: &Task) {
+        let tile = self.tile(task);
+        if !E::on_tiles(&tile) {
+            dispatch(self.kernels, tile);
+        }
+    }
+
+    /// Does what the task's role is.
+    fn choose(&self, task: &Task, choices: &[DynamicParams]) -> AttentionReport {
+        if task.role == Role::Dense {
+            self.dense(task);
+            return self.tile(task).dense_report();
+        }
+        let report = dispatch(self.kernels, Dynamic { tile: self.tile(task), params: choices[task.seq] });
+        if let (Role::Try(block), Some(gate)) = (task.role, self.gate(task.seq, task.kv_head)) {
+            gate.set(block, &report);
+        }
+        report
     }
 }
 

@@ -71,8 +71,10 @@ pub(super) trait Element: Plain {
         }
     }
 
-    /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits.
-    fn rows_per_task(_: &Kernels) -> usize {
+    /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits; `float`: all
+    /// blocks are of this type.
+    fn rows_per_task(_: &Kernels, float: bool) -> usize {
+        let _ = float;
         ROWS_PER_TASK
     }
 
@@ -147,8 +149,8 @@ impl Element for u16 {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn rows_per_task(kernels: &Kernels) -> usize {
-        if kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
+    fn rows_per_task(kernels: &Kernels, float: bool) -> usize {
+        if float && kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
     }
 
     #[cfg(target_arch = "x86_64")]
