@@ -1,8 +1,10 @@
 """What dynamic attention does on real heads: those of the embedded model, on held-out text.
 
     python benches/dynamic_attention.py
+    python benches/dynamic_attention.py --speed      # only the table of `octavo bench attention`
 
-writes benches/results/dynamic_attention.json and the tables of docs/dynamic-attention.md.
+writes benches/results/dynamic_attention.json and the tables of docs/dynamic-attention.md, that of speed from
+benches/results/attention.json.
 
 Three parts, all against dense attention over the same int8 cache:
 
@@ -28,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "dynamic_attention.json"
 DOCUMENT = ROOT / "docs" / "dynamic-attention.md"
 BEGIN, END = "<!-- measured by benches/dynamic_attention.py -->", "<!-- end -->"
+SPEED = ROOT / "benches" / "results" / "attention.json"
+BEGIN_SPEED, END_SPEED = "<!-- measured by octavo bench attention -->", "<!-- end of speed -->"
+SPEED_CONTEXTS = (8192, 32768, 131072)
 
 BOUNDS = (0.1, 0.01, 0.001)
 # Contexts here are short: queries choose from the third block on.
@@ -160,6 +165,43 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def speed_table(measured: dict[str, Any]) -> str:
+    """The table of `octavo bench attention`: each kind of head, at the default bound."""
+    machine = measured["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['isa']}, one thread (`{measured['command']}`, benches/results/attention.json):",
+        "",
+        "| heads of | tokens | look | dense int8 | certified 0.01 | over int8 | over bfloat16 | int8 bytes read |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    cases: dict[tuple[int, int, str], dict[str, dict[str, Any]]] = {}
+    for row in measured["rows"]:
+        cases.setdefault((row["head_dim"], row["context"], row["looks"]), {})[row["way"]] = row
+    for (head_dim, context, looks), ways in cases.items():
+        if context not in SPEED_CONTEXTS:
+            continue
+        int8, float_, chosen_ = ways["int8 dense"], ways["bf16 dense"], ways["certified 0.01"]
+        seconds = chosen_["seconds_p50"]
+        cells = (
+            str(head_dim),
+            f"{context:,}",
+            looks,
+            f"{1e3 * int8['seconds_p50']:.2f} ms",
+            f"{1e3 * seconds:.2f} ms",
+            f"{int8['seconds_p50'] / seconds:.2f}x",
+            f"{float_['seconds_p50'] / seconds:.2f}x",
+            f"{chosen_['bytes'] / int8['bytes']:.0%}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def put(document: str, begin: str, text: str, end: str) -> str:
+    """The document with `text` between two marks."""
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
+
+
 def shown(skill: dict[str, Any]) -> str:
     """An accuracy."""
     value = skill["accuracy"]
@@ -172,7 +214,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--quick", action="store_true", help="a small part of the work, for a look")
     parser.add_argument("--audited", type=int, default=AUDITED_CALLS, help="calls to audit")
+    parser.add_argument("--speed", action="store_true", help="write the table of speed and measure nothing")
     args = parser.parse_args()
+    speed = speed_table(json.loads(SPEED.read_text(encoding="utf-8")))
+    text = DOCUMENT.read_text(encoding="utf-8")
+    if args.speed:
+        DOCUMENT.write_text(put(text, BEGIN_SPEED, speed, END_SPEED), encoding="utf-8")
+        return
     report = {
         "date": datetime.date.today().isoformat(),
         "machine": {key: build_info()[key] for key in ("cpu", "isa", "threads")},
@@ -182,10 +230,8 @@ def main() -> None:
     }
     args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if args.output == RESULT:
-        text = DOCUMENT.read_text(encoding="utf-8")
-        before, _, rest = text.partition(BEGIN)
-        after = rest.partition(END)[2]
-        DOCUMENT.write_text(f"{before}{BEGIN}\n\n{table(report)}\n\n{END}{after}", encoding="utf-8")
+        text = put(put(text, BEGIN, table(report), END), BEGIN_SPEED, speed, END_SPEED)
+        DOCUMENT.write_text(text, encoding="utf-8")
     print(f"wrote {args.output}")
 
 
