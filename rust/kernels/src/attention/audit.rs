@@ -13,9 +13,9 @@ pub(super) struct Claim {
     pub(super) longest: f32,
 }
 
-/// An answer before its division: sums of e^(score - largest), and of values under these weights.
+/// An answer before its division: sums of e^(score - reference), and of values under these weights.
 pub(super) struct Answer<'a> {
-    pub(super) largest: f32,
+    pub(super) reference: f32,
     pub(super) sum: f32,
     pub(super) acc: &'a [f32],
 }
@@ -34,7 +34,7 @@ pub(super) fn compare(
 ) -> bool {
     report.audited_calls += 1;
     let (kept, all) = (f64::from(own.sum), f64::from(exact.sum));
-    let scale = (f64::from(own.largest) - f64::from(exact.largest)).exp();
+    let scale = (f64::from(own.reference) - f64::from(exact.reference)).exp();
     // How much of the exact mass the call did not read.
     let mass = 1.0 - kept * scale / all;
     let mean = |answer: &Answer<'_>, i: usize| f64::from(answer.acc[i]) / f64::from(answer.sum);
@@ -70,8 +70,8 @@ mod tests {
         let answer = |(largest, sum, acc): &(f32, f32, [f32; 2])| (*largest, *sum, *acc);
         let ((l, s, a), (m, t, b)) = (answer(&own), answer(&exact));
         let claim = Claim { mass, error, longest: 1.0 };
-        let own = Answer { largest: l, sum: s, acc: &a };
-        let exact = Answer { largest: m, sum: t, acc: &b };
+        let own = Answer { reference: l, sum: s, acc: &a };
+        let exact = Answer { reference: m, sum: t, acc: &b };
         let holds = compare(&own, &exact, &claim, &mut report);
         assert_eq!(holds, report.violations == 0);
         report

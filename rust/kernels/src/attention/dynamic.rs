@@ -163,8 +163,8 @@ impl<E: Element> Dynamic<'_, E> {
         let seen = tile.position(index) % BLOCK_SIZE + 1;
         let mut reach = tail_reach(s, &tile.held(own, true), seen);
         if let Source::Int8 { blocks, .. } = tile.source {
-            for &block in &tile.seq.block_table[self.first_block(index)..own] {
-                reach = reach.max(blocks.key_reach[block as usize * tile.params.kv_heads + tile.kv_head]);
+            for block in self.first_block(index)..own {
+                reach = reach.max(blocks.key_reach[tile.place(block)]);
             }
         }
         let rows = index * tile.group()..(index + 1) * tile.group();
@@ -260,12 +260,12 @@ impl<E: Element> Dynamic<'_, E> {
             let row = index * group + head;
             let (part, all) = (row * vectors..(row + 1) * vectors, head * vectors..(head + 1) * vectors);
             let own = Answer {
-                largest: found.largest[row],
+                reference: found.largest[row],
                 sum: s.reduce_add(s.load(&state.sum[row])),
                 acc: state.acc[part.clone()].as_flattened(),
             };
             let exact = Answer {
-                largest: whole.reference[head],
+                reference: whole.reference[head],
                 sum: s.reduce_add(s.load(&whole.sum[head])),
                 acc: whole.acc[all.clone()].as_flattened(),
             };
@@ -338,8 +338,7 @@ impl<E: Element> Dynamic<'_, E> {
         let mut longest = 0.0_f32;
         if let Source::Int8 { blocks, .. } = tile.source {
             for block in omitted() {
-                let block = tile.seq.block_table[first + block] as usize;
-                longest = longest.max(blocks.value_norm[block * tile.params.kv_heads + tile.kv_head]);
+                longest = longest.max(blocks.value_norm[tile.place(first + block)]);
             }
         }
         let vectors = padded(tile.params.head_dim) / LANES;

@@ -5,21 +5,21 @@
 //! what a query does depends on the tokens before it alone, as everything in attention does: not on chunks, batches, or who
 //! computed a shared block.
 
-use super::int8::Int8Blocks;
+use std::ops::Range;
+
 use super::report::{AttentionReport, DynamicParams};
 use super::{AttentionParams, BLOCK_SIZE, SeqView};
 
-/// Share of the blocks' values above which choosing takes longer than reading everything: measured at 8k to 128k tokens.
+/// Share of the blocks' values above which choosing takes about as long as reading everything, or longer.
 const PAYS_BELOW: f32 = 0.7;
 
 /// Queries of one sequence that choose or not alike, for each KV head.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stretch {
-    /// The first query and the number of them, within the sequence.
-    pub(super) first: usize,
-    pub(super) count: usize,
+pub(super) struct Section {
+    /// Within the sequence's share of the step.
+    pub(super) queries: Range<usize>,
     pub(super) role: Role,
-    /// Whether they follow a gate that another stretch of the step sets.
+    /// Whether they follow a gate that another section of the step sets.
     pub(super) waits: bool,
 }
 
@@ -37,14 +37,14 @@ pub(super) enum Role {
 }
 
 /// The queries of a sequence, in order: those that `choice` lets choose are parted by blocks.
-pub(super) fn stretches(choice: &DynamicParams, seq: &SeqView<'_>, params: &AttentionParams) -> Vec<Stretch> {
+pub(super) fn sections(choice: &DynamicParams, seq: &SeqView<'_>, params: &AttentionParams) -> Vec<Section> {
     let start = seq.context_len - seq.query_len;
     let dense = choice.dense_queries(seq, params);
     let mut all = Vec::new();
     let mut add = |first: usize, end: usize, role: Role| {
         if first < end {
             let waits = matches!(role, Role::Follow(block) if block * BLOCK_SIZE >= start);
-            all.push(Stretch { first, count: end - first, role, waits });
+            all.push(Section { queries: first..end, role, waits });
         }
     };
     add(0, dense, Role::Dense);
@@ -74,30 +74,6 @@ pub(super) fn closes(report: &AttentionReport) -> bool {
     report.value_blocks as f32 > PAYS_BELOW * report.blocks as f32
 }
 
-/// The gate of block `block` of a sequence for one KV head.
-pub(super) struct Gate<'a> {
-    pub(super) blocks: &'a Int8Blocks,
-    pub(super) seq: &'a SeqView<'a>,
-    pub(super) kv_heads: usize,
-    pub(super) kv_head: usize,
-}
-
-impl Gate<'_> {
-    fn place(&self, block: usize) -> usize {
-        self.seq.block_table[block] as usize * self.kv_heads + self.kv_head
-    }
-
-    /// Whether it is closed: queries read everything.
-    pub(super) fn is_closed(&self, block: usize) -> bool {
-        self.blocks.gate(self.place(block))
-    }
-
-    /// Sets it as the query says that gave `report`.
-    pub(super) fn set(&self, block: usize, report: &AttentionReport) {
-        self.blocks.set_gate(self.place(block), closes(report));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,14 +93,15 @@ mod tests {
                     block_table: &[],
                     tails: &[],
                 };
-                let stretches = stretches(&choice, &seq, &params);
+                let sections = sections(&choice, &seq, &params);
+                let ends = sections.iter().map(|s| s.queries.end);
                 assert!(
-                    stretches
+                    sections
                         .iter()
-                        .scan(0, |at, s| Some(std::mem::replace(at, s.first + s.count) == s.first))
-                        .all(|x| x)
+                        .map(|s| s.queries.start)
+                        .eq(std::iter::once(0).chain(ends).take(sections.len()))
                 );
-                stretches.into_iter().flat_map(|s| std::iter::repeat_n(s.role, s.count)).collect::<Vec<_>>()
+                sections.into_iter().flat_map(|s| s.queries.map(move |_| s.role)).collect::<Vec<_>>()
             };
             let whole = roles(0, 150);
             for (position, role) in whole.iter().enumerate() {

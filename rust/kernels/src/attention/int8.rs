@@ -21,7 +21,6 @@ use super::BLOCK_SIZE;
 use super::codes::place;
 use super::kv::{Pair, padded, value_block};
 use super::rows::Element;
-use super::source::Held;
 use crate::context::Kernels;
 use crate::pages::{Pages, Plain};
 use crate::parallel::Shared;
@@ -166,7 +165,7 @@ impl Int8Blocks {
             let filler = unsafe {
                 let (high, low) = planes.part(2 * place * plane..2 * (place + 1) * plane).split_at_mut(plane);
                 Filler {
-                    tail: Held::float(tail, head, head_dim),
+                    tail: tail.head(head, head_dim),
                     head_dim,
                     high,
                     low,
@@ -206,7 +205,8 @@ impl Int8Head<'_> {
 
 /// Writes one block and head.
 struct Filler<'a, E> {
-    tail: Held<'a, E>,
+    /// Its keys and values.
+    tail: (&'a [[E; LANES]], &'a [[E; LANES]]),
     head_dim: usize,
     high: &'a mut [u8],
     low: &'a mut [u8],
@@ -224,7 +224,7 @@ impl<E: Element> Op for Filler<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Filler { tail, head_dim, high, low, lo, step, values, scale, norm, reach } = self;
-        let Held::Float { keys: tail_keys, values: tail_values } = tail else { return };
+        let (tail_keys, tail_values) = tail;
         high.fill(0);
         low.fill(0);
         for channel in 0..head_dim {

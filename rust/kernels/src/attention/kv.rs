@@ -79,6 +79,14 @@ impl<T: Element> Pair<T> {
         }
     }
 
+    /// Keys and values of block and head `place`.
+    #[inline(always)]
+    pub(super) fn head(&self, place: usize, head_dim: usize) -> (&[[T; LANES]], &[[T; LANES]]) {
+        let (keys, values) = (key_block::<T>(head_dim), value_block(head_dim));
+        let (keys, values) = (place * keys..(place + 1) * keys, place * values..(place + 1) * values);
+        (self.keys[keys].as_chunks().0, self.values[values].as_chunks().0)
+    }
+
     fn copy_block(&mut self, from: usize, to: usize, kv_heads: usize, head_dim: usize) {
         let (key_size, value_size) = (kv_heads * key_block::<T>(head_dim), kv_heads * value_block(head_dim));
         self.keys.copy_within(from * key_size..(from + 1) * key_size, to * key_size);

@@ -29,9 +29,10 @@ use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::dispatch;
 use dynamic::Dynamic;
-use gates::{Gate, Role, Stretch};
+use gates::{Role, Section};
+use int8::Int8Blocks;
 use kv::Store;
-use rows::Element;
+use rows::{Element, ROWS_PER_TASK};
 use source::Source;
 use tile::Tile;
 
@@ -73,6 +74,11 @@ pub struct SeqView<'a> {
 }
 
 impl SeqView<'_> {
+    /// Where block `block` of the sequence lies for a KV head, among all blocks and heads.
+    fn place(&self, block: usize, params: &AttentionParams, kv_head: usize) -> usize {
+        self.block_table[block] as usize * params.kv_heads + kv_head
+    }
+
     /// The block of its first new token.
     fn first_new_block(&self) -> usize {
         (self.context_len - self.query_len) / BLOCK_SIZE
@@ -164,13 +170,13 @@ fn run<E: Element>(
         return;
     };
     // Gates are set before they are read: queries that follow a gate of this step come in a second round.
-    let stretches: Vec<_> =
-        seqs.iter().zip(choices).map(|(view, choice)| gates::stretches(choice, view, params)).collect();
+    let sections: Vec<_> =
+        seqs.iter().zip(choices).map(|(view, choice)| gates::sections(choice, view, params)).collect();
     for round in [false, true] {
         tasks.clear();
-        for (seq, stretches) in stretches.iter().enumerate() {
-            for Stretch { first, count, role, .. } in stretches.iter().filter(|s| s.waits == round) {
-                step.add(&mut tasks, seq, *first..first + count, 0..params.kv_heads, *role);
+        for (seq, sections) in sections.iter().enumerate() {
+            for Section { queries, role, .. } in sections.iter().filter(|s| s.waits == round) {
+                step.add(&mut tasks, seq, queries.clone(), 0..params.kv_heads, *role);
             }
         }
         let mut found = vec![AttentionReport::default(); tasks.len()];
@@ -215,14 +221,16 @@ impl<E: Element> Step<'_, E> {
     fn add(&self, tasks: &mut Vec<Task>, seq: usize, queries: Range<usize>, heads: Range<usize>, role: Role) {
         if let Role::Follow(block) = role {
             for head in heads {
-                let dense = self.gate(seq, head).is_some_and(|gate| gate.is_closed(block));
+                let place = self.seqs[seq].place(block, self.params, head);
+                let dense = self.gates().is_some_and(|blocks| blocks.gate(place));
                 let role = if dense { Role::Dense } else { Role::Choose };
                 self.add(tasks, seq, queries.clone(), head..head + 1, role);
             }
             return;
         }
-        let rows = match role {
-            Role::Dense => E::rows_per_task(self.kernels, matches!(self.source, Source::Float(_))),
+        let rows = match (role, self.source) {
+            (Role::Dense, Source::Float(_)) => E::rows_per_task(self.kernels),
+            (Role::Dense, Source::Int8 { .. }) => ROWS_PER_TASK,
             _ => DYNAMIC_ROWS_PER_TILE,
         };
         let positions = (rows * self.params.kv_heads / self.params.heads).max(1);
@@ -232,10 +240,10 @@ impl<E: Element> Step<'_, E> {
         }
     }
 
-    /// The gates of a sequence and KV head, where there are any.
-    fn gate(&self, seq: usize, kv_head: usize) -> Option<Gate<'_>> {
+    /// The blocks that have gates.
+    fn gates(&self) -> Option<&Int8Blocks> {
         let Source::Int8 { blocks, .. } = self.source else { return None };
-        Some(Gate { blocks, seq: &self.seqs[seq], kv_heads: self.params.kv_heads, kv_head })
+        Some(blocks)
     }
 
     fn tile(&self, task: &Task) -> Tile<'_, E> {
@@ -259,8 +267,9 @@ impl<E: Element> Step<'_, E> {
             return self.tile(task).dense_report();
         }
         let report = dispatch(self.kernels, Dynamic { tile: self.tile(task), params: choices[task.seq] });
-        if let (Role::Try(block), Some(gate)) = (task.role, self.gate(task.seq, task.kv_head)) {
-            gate.set(block, &report);
+        if let (Role::Try(block), Some(blocks)) = (task.role, self.gates()) {
+            let place = self.seqs[task.seq].place(block, self.params, task.kv_head);
+            blocks.set_gate(place, gates::closes(&report));
         }
         report
     }

@@ -37,19 +37,27 @@ pub(super) trait Element: Plain {
         token * width + channel
     }
 
-    /// A channel of the first (`half` 0) or the last sixteen keys of a block: of the two that lie side by side in pair `pair` that of
-    /// number SIDE, or channel `pair` where none do.
-    fn load_key<S: Simd, const SIDE: usize>(s: S, keys: &[[Self; LANES]], pair: usize, half: usize) -> S::F;
+    /// Sixteen numbers of a block, side by side with sixteen others where they are paired: those of number SIDE in pair of lines `place`,
+    /// or line `place`.
+    fn load<S: Simd, const SIDE: usize>(s: S, lines: &[[Self; LANES]], place: usize) -> S::F;
 
-    /// Sixteen channels, the `vector`th of `vectors`, of a value: of the two tokens that lie side by side in pair `pair` that of number
-    /// SIDE, or of token `pair` where none do.
+    /// A channel of the first (`half` 0) or the last sixteen keys of a block: number SIDE of pair `pair` of channels, or channel `pair`.
+    #[inline(always)]
+    fn load_key<S: Simd, const SIDE: usize>(s: S, keys: &[[Self; LANES]], pair: usize, half: usize) -> S::F {
+        Self::load::<S, SIDE>(s, keys, pair * HALVES + half)
+    }
+
+    /// Sixteen channels, the `vector`th of `vectors`, of a value: number SIDE of pair `pair` of tokens, or token `pair`.
+    #[inline(always)]
     fn load_value<S: Simd, const SIDE: usize>(
         s: S,
         values: &[[Self; LANES]],
         pair: usize,
         vector: usize,
         vectors: usize,
-    ) -> S::F;
+    ) -> S::F {
+        Self::load::<S, SIDE>(s, values, pair * vectors + vector)
+    }
 
     /// As `load_key`, of any channel.
     #[inline(always)]
@@ -64,17 +72,16 @@ pub(super) trait Element: Plain {
     /// As `load_value`, of any token.
     #[inline(always)]
     fn value<S: Simd>(s: S, values: &[[Self; LANES]], token: usize, vector: usize, vectors: usize) -> S::F {
-        match (Self::PAIRED, token / LANES) {
-            (false, _) => Self::load_value::<S, 0>(s, values, token, vector, vectors),
-            (true, 0) => Self::load_value::<S, 0>(s, values, token, vector, vectors),
-            (true, _) => Self::load_value::<S, 1>(s, values, token - LANES, vector, vectors),
+        if Self::PAIRED && token >= LANES {
+            Self::load_value::<S, 1>(s, values, token - LANES, vector, vectors)
+        } else {
+            Self::load_value::<S, 0>(s, values, token, vector, vectors)
         }
     }
 
-    /// Rows (a query position times a query head of one KV head) that a task holds at most, if one position fits; `float`: all
-    /// blocks are of this type.
-    fn rows_per_task(_: &Kernels, float: bool) -> usize {
-        let _ = float;
+    /// Rows (a query position times a query head of one KV head) that a task over blocks of this type holds at most, if one position
+    /// fits.
+    fn rows_per_task(_: &Kernels) -> usize {
         ROWS_PER_TASK
     }
 
@@ -85,7 +92,7 @@ pub(super) trait Element: Plain {
 }
 
 /// Few enough that their queries and sums stay in the first-level cache.
-const ROWS_PER_TASK: usize = 32;
+pub(super) const ROWS_PER_TASK: usize = 32;
 /// Products of bf16 that one instruction on tiles sums up.
 pub(super) const TILE_DEPTH: usize = 32;
 
@@ -93,24 +100,8 @@ impl Element for f32 {
     const PAIRED: bool = false;
 
     #[inline(always)]
-    fn load_key<S: Simd, const SIDE: usize>(
-        s: S,
-        keys: &[[f32; LANES]],
-        channel: usize,
-        half: usize,
-    ) -> S::F {
-        s.load(&keys[channel * HALVES + half])
-    }
-
-    #[inline(always)]
-    fn load_value<S: Simd, const SIDE: usize>(
-        s: S,
-        values: &[[f32; LANES]],
-        token: usize,
-        vector: usize,
-        vectors: usize,
-    ) -> S::F {
-        s.load(&values[token * vectors + vector])
+    fn load<S: Simd, const SIDE: usize>(s: S, lines: &[[f32; LANES]], place: usize) -> S::F {
+        s.load(&lines[place])
     }
 }
 
@@ -133,24 +124,15 @@ impl Element for u16 {
     }
 
     #[inline(always)]
-    fn load_key<S: Simd, const SIDE: usize>(s: S, keys: &[[u16; LANES]], pair: usize, half: usize) -> S::F {
-        one_of::<SIDE, _>(s.load_bf16_pairs(flat(&keys.as_chunks().0[pair * HALVES + half])))
-    }
-
-    #[inline(always)]
-    fn load_value<S: Simd, const SIDE: usize>(
-        s: S,
-        values: &[[u16; LANES]],
-        pair: usize,
-        vector: usize,
-        vectors: usize,
-    ) -> S::F {
-        one_of::<SIDE, _>(s.load_bf16_pairs(flat(&values.as_chunks().0[pair * vectors + vector])))
+    fn load<S: Simd, const SIDE: usize>(s: S, lines: &[[u16; LANES]], place: usize) -> S::F {
+        let pair: &[u16] = lines.as_chunks::<2>().0[place].as_flattened();
+        let (first, second) = s.load_bf16_pairs(pair.try_into().expect("twice sixteen are 32"));
+        if SIDE == 0 { first } else { second }
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn rows_per_task(kernels: &Kernels, float: bool) -> usize {
-        if float && kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
+    fn rows_per_task(kernels: &Kernels) -> usize {
+        if kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -159,37 +141,13 @@ impl Element for u16 {
     }
 }
 
-/// The first or the second of a pair.
-#[inline(always)]
-fn one_of<const SIDE: usize, T>(pair: (T, T)) -> T {
-    if SIDE == 0 { pair.0 } else { pair.1 }
-}
-
-/// Two lines of sixteen as one of 32.
-#[inline(always)]
-fn flat(lines: &[[u16; LANES]; 2]) -> &[u16; 2 * LANES] {
-    let flat: &[u16] = lines.as_flattened();
-    flat.try_into().expect("twice sixteen are 32")
-}
-
 /// Codes of values.
 impl Element for i8 {
     const PAIRED: bool = false;
 
     #[inline(always)]
-    fn load_key<S: Simd, const SIDE: usize>(_: S, _: &[[i8; LANES]], _: usize, _: usize) -> S::F {
-        unreachable!("keys in int8 lie in planes")
-    }
-
-    #[inline(always)]
-    fn load_value<S: Simd, const SIDE: usize>(
-        s: S,
-        values: &[[i8; LANES]],
-        token: usize,
-        vector: usize,
-        vectors: usize,
-    ) -> S::F {
-        s.load_i8(&values[token * vectors + vector])
+    fn load<S: Simd, const SIDE: usize>(s: S, lines: &[[i8; LANES]], place: usize) -> S::F {
+        s.load_i8(&lines[place])
     }
 }
 

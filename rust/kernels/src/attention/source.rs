@@ -1,7 +1,7 @@
 //! Where attention finds keys and values: a layer, a block of a head in it, and what to ask for ahead of time.
 
 use super::int8::{Int8Blocks, Int8Head};
-use super::kv::{Pair, key_block, value_block};
+use super::kv::Pair;
 use super::rows::Element;
 use crate::simd::LANES;
 
@@ -28,9 +28,8 @@ impl<'a, E> Held<'a, E> {
     where
         E: Element,
     {
-        let keys = &pair.keys[place * key_block::<E>(head_dim)..(place + 1) * key_block::<E>(head_dim)];
-        let values = &pair.values[place * value_block(head_dim)..(place + 1) * value_block(head_dim)];
-        Held::Float { keys: keys.as_chunks().0, values: values.as_chunks().0 }
+        let (keys, values) = pair.head(place, head_dim);
+        Held::Float { keys, values }
     }
 }
 

@@ -172,10 +172,16 @@ impl<E: Element> Tile<'_, E> {
         (low, (position + 1).saturating_sub(start).min(BLOCK_SIZE))
     }
 
+    /// Where a block lies for this KV head.
+    #[inline(always)]
+    pub(super) fn place(&self, block: usize) -> usize {
+        self.seq.place(block, self.params, self.kv_head)
+    }
+
     /// Where the keys and values of a block begin that will be read soon. Blocks lie anywhere, so the machine cannot guess.
     #[inline(always)]
     pub(super) fn ahead(&self, block: usize) -> Ahead {
-        let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+        let place = self.place(block);
         let head_dim = self.params.head_dim;
         let (keys, values) = (key_block::<E>(head_dim), value_block(head_dim));
         match self.source {
@@ -194,7 +200,7 @@ impl<E: Element> Tile<'_, E> {
     #[inline(always)]
     pub(super) fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
         if let Source::Int8 { blocks, .. } = self.source {
-            let place = self.seq.block_table[block] as usize * self.params.kv_heads + self.kv_head;
+            let place = self.place(block);
             let head_dim = self.params.head_dim;
             fetch(s, &blocks.key_lo, place, padded(head_dim));
             fetch(s, &blocks.key_step, place, padded(head_dim));
@@ -211,8 +217,7 @@ impl<E: Element> Tile<'_, E> {
     /// Block `block` in the form that rows read for which it is, or is not, their own.
     #[inline(always)]
     pub(super) fn held(&self, block: usize, own: bool) -> Held<'_, E> {
-        let (head_dim, kv_heads) = (self.params.head_dim, self.params.kv_heads);
-        let place = self.seq.block_table[block] as usize * kv_heads + self.kv_head;
+        let (head_dim, place) = (self.params.head_dim, self.place(block));
         match self.source {
             Source::Float(pair) => Held::float(pair, place, head_dim),
             Source::Int8 { tails, .. } if own => {
@@ -340,7 +345,7 @@ impl<E: Element> Tile<'_, E> {
     ) -> f32 {
         let before = *reference;
         let mut rescale = 1.0;
-        // In most blocks nothing is larger than before.
+        // In most blocks it stays.
         let mut top = s.max(score[0], s.splat(before));
         top = s.max(score[1], top);
         if s.any_lt(s.splat(before + HEADROOM), top) {

@@ -8,12 +8,12 @@ mod stretch;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::kv::padded;
-use super::rows::{HALVES, weigh};
-use super::source::Held;
+use super::kv::{Pair, key_block, padded, value_block};
+use super::rows::{HALVES, fetch, weigh};
+use super::source::Source;
 use super::tile::{HEADROOM, State, Tile};
 use super::{BLOCK_SIZE, first_visible};
-use crate::amx::{ROW, ROWS, Tiles};
+use crate::amx::{ROWS, Tiles};
 use crate::isa::Isa;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
 use stretch::{BLOCKS, Block, Buffers};
@@ -82,6 +82,7 @@ impl Op for OnTiles<'_> {
 /// Some blocks, for all rows of a task.
 struct Stretch<'a> {
     tile: &'a Tile<'a, u16>,
+    pair: &'a Pair<u16>,
     blocks: Range<usize>,
     held: [Block<'a>; BLOCKS],
     /// Whether every row sees all of it.
@@ -96,16 +97,17 @@ impl<'a> Stretch<'a> {
     /// Some blocks, at least one.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn new(tile: &'a Tile<'a, u16>, blocks: Range<usize>) -> Self {
+        let Source::Float(pair) = tile.source else {
+            unreachable!("rows are rounded where all blocks are floats")
+        };
         let mut held = [Block { keys: &[], values: &[] }; BLOCKS];
         for (held, block) in held.iter_mut().zip(blocks.clone()) {
-            let Held::Float { keys, values } = tile.held(block, false) else {
-                unreachable!("rows are rounded where all blocks are floats")
-            };
+            let (keys, values) = pair.head(tile.place(block), tile.params.head_dim);
             *held = Block { keys, values };
         }
         let all = blocks.clone().all(|block| tile.seen_by_all(block));
         let apart = all || held.iter().all(|block| block.is_finite());
-        Stretch { tile, blocks, held, all, plain: all && tile.params.softcap.is_none(), apart }
+        Stretch { tile, pair, blocks, held, all, plain: all && tile.params.softcap.is_none(), apart }
     }
 
     #[inline(always)]
@@ -147,7 +149,8 @@ impl<'a> Stretch<'a> {
     #[inline(always)]
     fn fetch_keys<S: Simd>(&self, s: S, rows: usize) {
         for block in self.fetched(rows) {
-            fetch_lines(s, self.tile.ahead(block).keys, size_of_val(self.held[0].keys));
+            let size = key_block::<u16>(self.tile.params.head_dim);
+            fetch(s, &self.pair.keys, self.tile.place(block), size);
         }
     }
 
@@ -155,7 +158,8 @@ impl<'a> Stretch<'a> {
     #[inline(always)]
     fn fetch_values<S: Simd>(&self, s: S, rows: usize) {
         for block in self.fetched(rows) {
-            fetch_lines(s, self.tile.ahead(block).values, size_of_val(self.held[0].values));
+            let size = value_block(self.tile.params.head_dim);
+            fetch(s, &self.pair.values, self.tile.place(block), size);
         }
     }
 
@@ -173,9 +177,7 @@ impl<'a> Stretch<'a> {
         let vectors = padded(self.tile.params.head_dim) / LANES;
         let acc = &mut state.acc[first * vectors..(first + ROWS) * vectors];
         let turn = first / ROWS;
-        if rescale[0] != [1.0; ROWS] {
-            multiply(s, acc, &rescale[0]);
-        }
+        multiply(s, acc, &rescale[0]);
         if *count == BLOCKS && rescale[1] == [1.0; ROWS] && self.apart {
             buffers.weigh::<BLOCKS>(tiles, turn, 0, &self.held, acc);
             return;
@@ -270,8 +272,8 @@ impl<'a> Stretch<'a> {
         let mut weights = [0.0; BLOCK_SIZE];
         let rescale =
             self.tile.soften(s, score, &mut state.reference[row], &mut state.sum[row], &mut weights);
-        let (first, others) = halves(&weights);
-        s.store_bf16_pairs((s.load(first), s.load(others)), buffers.weights_of(row, block));
+        let weights = weights.as_chunks().0;
+        s.store_bf16_pairs((s.load(&weights[0]), s.load(&weights[1])), buffers.weights_of(row, block));
         rescale
     }
 
@@ -288,34 +290,22 @@ impl<'a> Stretch<'a> {
         let (at, values) = (self.blocks.start + block, self.held[block].values);
         for (row, acc) in rows.zip(acc.chunks_exact_mut(acc.len() / ROWS)) {
             let (first, others) = s.load_bf16_pairs(buffers.weights_of(row, block));
-            let mut weights = [[0.0; LANES]; HALVES];
-            s.store(first, &mut weights[0]);
-            s.store(others, &mut weights[1]);
-            let weights = std::array::from_fn(|token| weights.as_flattened()[token]);
+            let mut weights = [[0.0; BLOCK_SIZE]];
+            let halves = weights[0].as_chunks_mut().0;
+            s.store(first, &mut halves[0]);
+            s.store(others, &mut halves[1]);
             let seen = self.tile.visible(at, row);
-            weigh(self.tile.kernels, acc, values, &[weights], &[1.0], seen, values.as_ptr().cast());
+            weigh(self.tile.kernels, acc, values, &weights, &[1.0], seen, values.as_ptr().cast());
         }
     }
 }
 
-/// Asks for `bytes` bytes from `from` on.
-#[inline(always)]
-fn fetch_lines<S: Simd>(s: S, from: *const u8, bytes: usize) {
-    for offset in (0..bytes).step_by(ROW) {
-        s.prefetch_l2(from.wrapping_add(offset));
-    }
-}
-
-/// The weights of the first sixteen tokens, and of the others.
-#[inline(always)]
-fn halves(weights: &[f32; BLOCK_SIZE]) -> (&[f32; LANES], &[f32; LANES]) {
-    let halves = weights.as_chunks().0;
-    (&halves[0], &halves[1])
-}
-
-/// Multiplies the sums of sixteen rows.
+/// Multiplies the sums of sixteen rows, most often all by 1.
 #[inline(always)]
 fn multiply<S: Simd>(s: S, acc: &mut [[f32; LANES]], factors: &[f32; ROWS]) {
+    if *factors == [1.0; ROWS] {
+        return;
+    }
     let vectors = acc.len() / ROWS;
     for (acc, &factor) in acc.chunks_exact_mut(vectors).zip(factors) {
         if factor != 1.0 {
