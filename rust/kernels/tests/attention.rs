@@ -247,8 +247,9 @@ fn copied_blocks_read_alike(isa: Isa) {
         let last = used[2];
         if is_int8(dtype) {
             // The last block is partly filled: its content is in the tail.
-            layer.copy_tail(last as usize, used[1] as usize);
-            layer.copy_tail(used[1] as usize, last as usize);
+            let [last, other] = [last, used[1]].map(|block| (block as usize, block as usize));
+            layer.copy_unfilled(last, other);
+            layer.copy_unfilled(other, last);
         }
         case.sequences[0].blocks[1] = free;
         // The last token once more, now reading the copy.

@@ -462,19 +462,19 @@ fn gates_depend_on_positions_only() {
     }
 }
 
-/// A block that begins as another does has its gate.
+/// A copy of a block that is not full has its gate.
 #[test]
 fn gates_are_copied_with_their_block() {
     let kernels = kernels(Isa::detect(), 1);
     let mut case = TwoHeads::new(&kernels);
     case.step(&kernels, 800..801, false);
     let copy = case.table.len() as u32;
-    case.layer.copy_beginning(25, copy as usize);
+    case.layer.grow_tails(copy as usize + 1);
+    case.layer.copy_unfilled((25, 25), (copy as usize, copy as usize));
     let (before, report) = case.step(&kernels, 810..811, false);
     case.table[25] = copy;
-    // The tail is the same; only the gate tells the blocks apart.
     let seq =
-        SeqView { query_start: 0, query_len: 1, context_len: 811, block_table: &case.table, tails: &[25] };
+        SeqView { query_start: 0, query_len: 1, context_len: 811, block_table: &case.table, tails: &[copy] };
     let (mut out, mut copied) = (vec![f32::NAN; case.q.len()], [AttentionReport::default()]);
     let (width, params, choices) = (case.q.len(), &TwoHeads::PARAMS, [TwoHeads::CHOICE]);
     dynamic_attention(&kernels, &case.layer, &case.q, width, &[seq], params, &choices, &mut out, &mut copied);

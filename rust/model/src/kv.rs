@@ -133,8 +133,7 @@ impl KvPool {
             for layer in &mut self.layers {
                 let LayerStore::Heads(layer) = layer else { unreachable!("int8 pools have no latents") };
                 layer.grow_tails(tails.count());
-                layer.copy_tail(tail as usize, copy as usize);
-                layer.copy_beginning(from as usize, to as usize);
+                layer.copy_unfilled((from as usize, tail as usize), (to as usize, copy as usize));
             }
             return;
         }

@@ -197,23 +197,20 @@ impl KvLayer {
         }
     }
 
-    /// Of an int8 layer: block `to` begins as block `from` does, whose tail is copied.
-    pub fn copy_beginning(&mut self, from: usize, to: usize) {
-        match &self.store {
+    /// Of an int8 layer: copies a block that is not full, given as block and tail, with what is known of its beginning.
+    pub fn copy_unfilled(&mut self, from: (usize, usize), to: (usize, usize)) {
+        let blocks = match &mut self.store {
             Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have tails"),
-            Store::Int8F32(blocks, _) | Store::Int8Bf16(blocks, _) => {
-                blocks.copy_gates(from, to, self.kv_heads);
+            Store::Int8F32(blocks, tails) => {
+                copy_tail(tails, from.1, to.1);
+                blocks
             }
-        }
-    }
-
-    /// Copies tail `from` onto tail `to`.
-    pub fn copy_tail(&mut self, from: usize, to: usize) {
-        match &mut self.store {
-            Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have tails"),
-            Store::Int8F32(_, tails) => copy_tail(tails, from, to),
-            Store::Int8Bf16(_, tails) => copy_tail(tails, from, to),
-        }
+            Store::Int8Bf16(blocks, tails) => {
+                copy_tail(tails, from.1, to.1);
+                blocks
+            }
+        };
+        blocks.copy_gates(from.0, to.0, self.kv_heads);
     }
 }
 
