@@ -42,13 +42,19 @@ pub enum Event {
         /// Which.
         request: RequestId,
     },
-    /// The step in flight is done. Ignored if another step, or none, is in flight.
+    /// The step in flight (the older one of two) is done. Ignored if another step, or none, is in flight.
     StepDone {
         /// [`StepPlan::step`] of its plan.
         step: u64,
         /// One result a planned sequence, in the order of [`StepPlan::seqs`]. A missing or misfitting one counts as
         /// [`SeqResult::Failed`].
         results: Vec<SeqResult>,
+    },
+    /// The next step may be planned before this one, the only one in flight, is done: whoever runs it takes tokens that
+    /// are not known yet from [`StepPlan::awaited`]. Ignored if the step draws more than one token for a sequence.
+    PlanAhead {
+        /// [`StepPlan::step`] of its plan.
+        step: u64,
     },
     /// Time passed.
     Tick,
@@ -89,7 +95,7 @@ pub struct NextToken {
 /// What a call of [`crate::Scheduler::step`] decided. Reuse one value: its lists keep their memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Actions {
-    /// The next step; without sequences if there is nothing to run or a step is in flight.
+    /// The next step; without sequences if there is nothing to run, or a step is in flight and none may be planned ahead.
     pub plan: StepPlan,
     /// Samples that ended, each exactly once.
     pub finished: Vec<Finished>,

@@ -1,5 +1,7 @@
 //! The scheduler's invariants, checked in full. Costs O(everything); for tests and simulations.
 
+use std::collections::BTreeMap;
+
 use octavo_cache::PrefixMatch;
 
 use crate::admission::{MAX_BYPASS, MAX_SKIPPED};
@@ -25,15 +27,17 @@ impl Scheduler {
             for &index in &request.sequences {
                 let sequence = &self.sequences[index];
                 assert_eq!(sequence.id, request.id);
-                assert!(sequence.len() < request.max_len, "request {} should have ended", request.id);
-                assert!(sequence.remaining() >= 1, "request {} has nothing to compute", request.id);
+                let len = sequence.tokens.len() as u32;
+                assert!(len < request.max_len, "request {} should have ended", request.id);
+                let idle = sequence.remaining() == 0 && sequence.flights == 0;
+                assert!(!idle, "request {} has nothing to compute", request.id);
             }
         }
         assert_eq!(unstarted, self.unstarted, "requests that never ran are counted");
         let ended = self.sequences.values().filter(|s| s.request.is_none()).count();
         assert_eq!(owned + ended, self.sequences.len(), "each sequence has a request or is about to go");
         assert!(
-            self.sequences.values().all(|s| s.request.is_some() || s.in_flight),
+            self.sequences.values().all(|s| s.request.is_some() || s.flights > 0),
             "a sequence outlived its request and its step"
         );
         self.check_lists(owned);
@@ -57,29 +61,49 @@ impl Scheduler {
         );
         for (key, index) in self.waiting.iter() {
             let sequence = &self.sequences[index];
-            assert!(key == sequence.key && !sequence.running && !sequence.in_flight);
+            assert!(key == sequence.key && !sequence.running && sequence.flights == 0);
             assert!(sequence.table.blocks().is_empty(), "a waiting sequence holds blocks");
         }
-        for flight in &self.in_flight {
-            let table = &self.sequences[flight.sequence].table;
-            let needed = (table.computed() + flight.query_len).div_ceil(self.config.block_size);
-            assert!(
-                table.blocks().len() as u32 >= needed,
-                "a step in flight writes into blocks that were given back"
-            );
-        }
+        self.check_flights();
         assert!(
             self.deadlines.len() == self.requests.values().filter(|r| r.deadline_us.is_some()).count(),
             "a deadline outlived its request"
         );
-        let in_flight = self.sequences.values().filter(|s| s.in_flight).count();
-        assert_eq!(in_flight, self.in_flight.len(), "the step in flight is known");
-        assert_eq!(self.in_flight_step.is_some(), in_flight > 0, "a step is in flight or not");
         // Without this, waiting requests could wait for ever.
         assert!(
-            self.in_flight_step.is_some() || self.requests.len() == 0,
+            !self.in_flight.is_empty() || self.requests.len() == 0,
             "requests are here and no step was planned"
         );
+    }
+
+    fn check_flights(&self) {
+        assert!(self.planned.is_empty() && self.in_flight.len() <= 2);
+        let steps = self.in_flight.iter().map(|s| s.step);
+        assert!(steps.is_sorted_by(|a, b| a < b), "steps are in flight in their order");
+        let ahead = self.in_flight.front().is_some_and(|s| s.ahead);
+        assert!(self.in_flight.len() < 2 || ahead, "a plan came while a step was in flight");
+        let mut sums: BTreeMap<u32, (u32, u32, u32)> = BTreeMap::new();
+        for step in &self.in_flight {
+            assert!(!step.flights.is_empty(), "a step without sequences is in flight");
+            for flight in &step.flights {
+                let (flights, computing, awaited) = sums.entry(flight.sequence).or_default();
+                (*flights, *computing) = (*flights + 1, *computing + flight.query_len);
+                *awaited += if step.ahead { flight.forks } else { 0 };
+            }
+        }
+        let mut flying = 0;
+        for (index, sequence) in self.sequences.iter() {
+            let sum = sums.get(&index).copied().unwrap_or_default();
+            let own = (sequence.flights, sequence.computing, sequence.awaited);
+            assert_eq!(own, sum, "what is in flight of request {}", sequence.id);
+            flying += usize::from(sequence.flights > 0);
+            let needed = sequence.scheduled().div_ceil(self.config.block_size);
+            assert!(
+                sequence.flights == 0 || sequence.table.blocks().len() as u32 >= needed,
+                "a step in flight writes into blocks that were given back"
+            );
+        }
+        assert_eq!(flying, sums.len(), "a step in flight computes a sequence that is gone");
     }
 
     /// Checks a plan just made: the first in the order gets on, whoever is new fits whole, and nobody waits who could
@@ -90,7 +114,10 @@ impl Scheduler {
     /// With the broken promise, if there is one.
     pub(crate) fn check_plan(&self, admitted: bool, actions: &Actions) {
         let first = self.running.first();
-        assert!(first.is_none_or(|&s| self.sequences[s].in_flight), "the first in the order stands still");
+        assert!(
+            self.settling || first.is_none_or(|&s| self.sequences[s].flights > 0),
+            "the first in the order stands still"
+        );
         if !admitted {
             return;
         }

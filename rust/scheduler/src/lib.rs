@@ -5,7 +5,8 @@
 //! the same events always give the same actions.
 //!
 //! One step is in flight at a time: after a plan with sequences, no further plan comes until its
-//! [`Event::StepDone`]. Calls in between are welcome and take submissions, cancellations and deadlines.
+//! [`Event::StepDone`], unless [`Event::PlanAhead`] allows one more. Calls in between are welcome and take submissions,
+//! cancellations and deadlines. Plans run in their order: a block that a plan writes may be read by the one before.
 //!
 //! The rules, each in the file of its name:
 //!

@@ -7,8 +7,11 @@ use crate::RequestId;
 pub struct StepPlan {
     /// Number of this step, counted from 1; 0 in an empty plan.
     pub step: u64,
-    /// Token ids, `[T]`, all sequences concatenated.
+    /// Token ids, `[T]`, all sequences concatenated; 0 where `awaited` names the row.
     pub tokens: Vec<u32>,
+    /// `[row, sequence]`: rows of `tokens` that are the token which this sequence of the step before draws. Empty unless
+    /// the step was planned ahead.
+    pub awaited: Vec<[u32; 2]>,
     /// Their positions, `[T]`.
     pub positions: Vec<u32>,
     /// Where their keys and values go, `[T]`: `block * block_size + offset`.
@@ -27,6 +30,7 @@ impl StepPlan {
     pub fn clear(&mut self) {
         self.step = 0;
         self.tokens.clear();
+        self.awaited.clear();
         self.positions.clear();
         self.slots.clear();
         self.seqs.clear();

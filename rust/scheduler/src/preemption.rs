@@ -11,7 +11,12 @@ use crate::scheduler::Scheduler;
 
 impl Scheduler {
     /// Frees blocks for the running sequence at `place` of the order. `false`: none to gain, it has to wait.
+    ///
+    /// A plan that is made ahead takes nothing from anybody: who could give is in flight.
     pub(crate) fn make_room(&mut self, place: usize, actions: &mut Actions) -> bool {
+        if !self.in_flight.is_empty() {
+            return false;
+        }
         let needing = self.running[place];
         let copy_source = self.cache.copy_source(&self.sequences[needing].table);
         let gains = |&&victim: &&u32| {
@@ -26,7 +31,7 @@ impl Scheduler {
         let last = later.last().filter(|_| place == 0);
         let Some(&victim) = later.iter().rev().find(gains).or(last) else { return false };
         let oldest =
-            self.running.iter().find(|&&s| planted(Fault::OldestPreempted) && !self.sequences[s].in_flight);
+            self.running.iter().find(|&&s| planted(Fault::OldestPreempted) && self.sequences[s].flights == 0);
         let victim = oldest.copied().unwrap_or(victim);
         let before = self.cache.available();
         self.preempt(victim, actions);
@@ -41,7 +46,7 @@ impl Scheduler {
     }
 
     fn preempt(&mut self, index: u32, actions: &mut Actions) {
-        debug_assert!(!self.sequences[index].in_flight, "a planned sequence is preempted");
+        debug_assert!(self.sequences[index].flights == 0, "a planned sequence is preempted");
         let sequence = &mut self.sequences[index];
         self.cache.release(&mut sequence.table);
         sequence.running = false;

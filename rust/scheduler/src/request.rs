@@ -53,8 +53,15 @@ pub(crate) struct Sequence {
     pub(crate) table: BlockTable,
     /// In the running list, else in the queue.
     pub(crate) running: bool,
-    /// Part of the step in flight (or of the plan being made).
-    pub(crate) in_flight: bool,
+    /// Steps in flight that it is part of (the plan being made included): at most 2.
+    pub(crate) flights: u32,
+    /// Its rows in these steps.
+    pub(crate) computing: u32,
+    /// Tokens behind `tokens` that a step in flight draws: 0 or 1.
+    pub(crate) awaited: u32,
+    /// The last step that it was part of, and its place there.
+    pub(crate) last_step: u64,
+    pub(crate) place: u32,
     /// Lost its blocks once; nobody may overtake it.
     pub(crate) preempted: bool,
     /// How often another sequence overtook it in the queue.
@@ -62,13 +69,46 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    pub(crate) fn len(&self) -> u32 {
-        self.tokens.len() as u32
+    /// A sequence with these tokens, in no list yet.
+    pub(crate) fn new(
+        request: u32,
+        id: RequestId,
+        key: Key,
+        tokens: Vec<u32>,
+        forks: u32,
+        table: BlockTable,
+    ) -> Self {
+        Self {
+            request: Some(request),
+            id,
+            key,
+            tokens,
+            forks,
+            table,
+            running: false,
+            flights: 0,
+            computing: 0,
+            awaited: 0,
+            last_step: 0,
+            place: 0,
+            preempted: false,
+            bypassed: 0,
+        }
     }
 
-    /// Tokens not in the cache yet: at least 1, and exactly 1 for a decode.
+    /// Its tokens, the awaited one included.
+    pub(crate) fn len(&self) -> u32 {
+        self.tokens.len() as u32 + self.awaited
+    }
+
+    /// Tokens that are in the cache, or will be when the steps in flight are done.
+    pub(crate) fn scheduled(&self) -> u32 {
+        self.table.computed() + self.computing
+    }
+
+    /// Tokens that no step computes yet: at least 1 unless a step is in flight, and exactly 1 for a decode.
     pub(crate) fn remaining(&self) -> u32 {
-        self.len() - self.table.computed()
+        self.len() - self.scheduled()
     }
 
     /// The samples it stands for.

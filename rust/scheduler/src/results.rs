@@ -6,7 +6,16 @@ use crate::event::{Actions, FinishReason, Finished, NextToken, NextTokens, SeqRe
 use crate::request::{Key, Sequence};
 use crate::scheduler::Scheduler;
 
-/// One sequence of the step in flight, in the order of the plan.
+/// A step that was planned and is not done.
+#[derive(Debug)]
+pub(crate) struct StepInFlight {
+    pub(crate) step: u64,
+    /// The next step may be planned before this one is done.
+    pub(crate) ahead: bool,
+    pub(crate) flights: Vec<Flight>,
+}
+
+/// One sequence of a step in flight, in the order of the plan.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flight {
     pub(crate) sequence: u32,
@@ -17,20 +26,20 @@ pub(crate) struct Flight {
 }
 
 impl Scheduler {
-    /// Applies the results of the step in flight.
+    /// Applies the results of the oldest step in flight.
     pub(crate) fn apply_results(&mut self, step: u64, results: Vec<SeqResult>, actions: &mut Actions) {
-        if self.in_flight_step != Some(step)
-            && !(planted(Fault::StaleStepResult) && self.in_flight_step.is_some())
-        {
+        let Some(oldest) = self.in_flight.front() else { return };
+        if oldest.step != step && !planted(Fault::StaleStepResult) {
             return;
         }
-        self.in_flight_step = None;
-        let mut flights = std::mem::take(&mut self.in_flight);
+        let Some(StepInFlight { mut flights, .. }) = self.in_flight.pop_front() else { return };
         let mut results = results.into_iter();
         for flight in flights.drain(..) {
             let result = results.next().unwrap_or(SeqResult::Failed);
             let sequence = &mut self.sequences[flight.sequence];
-            sequence.in_flight = false;
+            sequence.flights -= 1;
+            sequence.computing -= flight.query_len;
+            sequence.awaited = 0;
             let Some(request) = sequence.request else {
                 if planted(Fault::AbortInFlightLeaks) {
                     continue;
@@ -39,14 +48,15 @@ impl Scheduler {
                     let (request, sample) = (sequence.id, sequence.key.sample);
                     actions.finished.push(Finished { request, sample, reason: FinishReason::Stop });
                 }
-                self.free_sequence(flight.sequence);
+                self.free_unless_in_flight(flight.sequence);
                 continue;
             };
             match result {
                 SeqResult::Prefilled if flight.forks == 0 => {
                     self.commit(flight);
                     // Only a request for hidden states has nothing left to compute here.
-                    if self.sequences[flight.sequence].remaining() == 0 {
+                    let sequence = &self.sequences[flight.sequence];
+                    if sequence.table.computed() == sequence.len() {
                         self.end_sample(flight.sequence, FinishReason::Stop, actions);
                     }
                 }
@@ -65,7 +75,7 @@ impl Scheduler {
                 }
             }
         }
-        self.in_flight = flights;
+        self.spare.push(flights);
     }
 
     /// The rows of a flight are in the cache now.
@@ -108,18 +118,8 @@ impl Scheduler {
         let mut tokens = Vec::with_capacity(source.tokens.len() + 16);
         tokens.extend_from_slice(&source.tokens);
         tokens.push(next.token);
-        let split = Sequence {
-            request: Some(request),
-            id: source.id,
-            key: Key { sample, ..source.key },
-            tokens,
-            forks: 1,
-            table: self.cache.fork(&source.table),
-            running: false,
-            in_flight: false,
-            preempted: false,
-            bypassed: 0,
-        };
+        let (id, key) = (source.id, Key { sample, ..source.key });
+        let split = Sequence::new(request, id, key, tokens, 1, self.cache.fork(&source.table));
         let index = self.sequences.insert(split);
         self.requests[request].sequences.push(index);
         if planted(Fault::OrderLostAtSplit) {

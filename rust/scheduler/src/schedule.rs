@@ -3,12 +3,17 @@
 //! Decodes first, then prefills that already run, then admissions, each in the order of (priority, arrival). One
 //! exception keeps the promise that the first sequence in the order always gets on: if it is a prefill, it gets its
 //! chunk before the decodes, which keep a token and a block each as far as there are any.
+//!
+//! A step may be planned ahead, while the one before it is in flight. A sequence of that step goes on where it will be
+//! then, with a token that is not known yet if one is drawn; one that ends by its length does not. One that ends by a stop
+//! has been planned for nothing, which is found out with the results. Nobody is preempted for such a plan: if blocks
+//! are lacking, the next one waits until nothing is in flight, so the first in the order waits for one step at most.
 
 use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::event::Actions;
 use crate::plan::{Logits, Output, PlanSeq};
-use crate::results::Flight;
+use crate::results::{Flight, StepInFlight};
 use crate::scheduler::Scheduler;
 
 impl Scheduler {
@@ -16,14 +21,14 @@ impl Scheduler {
     pub(crate) fn plan_step(&mut self, actions: &mut Actions) {
         let mut budget = self.config.max_num_batched_tokens;
         budget -= self.schedule_first_prefill(budget, actions);
-        let (mut stalled, mut prefills) = (false, false);
+        let mut stalled = self.running.first().is_some_and(|&first| self.is_prefill(first));
+        let mut prefills = false;
         let mut place = 0;
         while place < self.running.len() && budget > 0 {
             let index = self.running[place];
-            let sequence = &self.sequences[index];
-            if sequence.remaining() > 1 {
-                prefills |= !sequence.in_flight;
-            } else if !sequence.in_flight {
+            if self.is_prefill(index) {
+                prefills = true;
+            } else if self.is_decode(index) {
                 let scheduled = self.schedule_decode(place, actions);
                 budget -= u32::from(scheduled && !planted(Fault::BudgetOverrun));
                 stalled |= !scheduled;
@@ -33,7 +38,7 @@ impl Scheduler {
         place = 0;
         while prefills && place < self.running.len() && budget > 0 {
             let index = self.running[place];
-            if self.sequences[index].remaining() > 1 && !self.sequences[index].in_flight {
+            if self.is_prefill(index) {
                 let chunk = self.schedule_prefill(index, budget, self.cache.available(), actions);
                 budget -= chunk;
                 stalled |= chunk == 0;
@@ -44,6 +49,7 @@ impl Scheduler {
         if !stalled && actions.preempted == 0 {
             self.admit(budget, actions);
         }
+        self.settling = stalled && !self.in_flight.is_empty();
         if cfg!(debug_assertions) && !allocation_failed() {
             self.check_plan(!stalled && actions.preempted == 0, actions);
         }
@@ -52,20 +58,38 @@ impl Scheduler {
         }
         self.counters.steps += 1;
         actions.plan.step = self.counters.steps;
-        self.in_flight_step = Some(self.counters.steps);
+        let flights = std::mem::replace(&mut self.planned, self.spare.pop().unwrap_or_default());
+        self.in_flight.push_back(StepInFlight { step: actions.plan.step, ahead: false, flights });
         let (seqs, tokens) = (actions.plan.seqs.len() as u32, actions.plan.tokens.len() as u32);
         self.counters.max_batch_seqs = self.counters.max_batch_seqs.max(seqs);
         self.counters.max_batch_tokens = self.counters.max_batch_tokens.max(tokens);
     }
 
+    /// Whether a running sequence takes more than one token in the plan being made, and is not in it yet.
+    fn is_prefill(&self, index: u32) -> bool {
+        self.sequences[index].remaining() > 1 && !self.is_planned(index)
+    }
+
+    /// Whether a running sequence takes one token in the plan being made, and is not in it yet. One whose awaited token
+    /// is its last takes none.
+    fn is_decode(&self, index: u32) -> bool {
+        let sequence = &self.sequences[index];
+        let goes_on = sequence.request.is_some_and(|r| sequence.len() < self.requests[r].max_len);
+        sequence.remaining() == 1 && goes_on && !self.is_planned(index)
+    }
+
+    fn is_planned(&self, index: u32) -> bool {
+        self.sequences[index].last_step == self.counters.steps + 1
+    }
+
     /// A chunk for the first sequence in the order, if it is a prefill. Returns its tokens.
     fn schedule_first_prefill(&mut self, budget: u32, actions: &mut Actions) -> u32 {
         let Some(&first) = self.running.first() else { return 0 };
-        if self.sequences[first].remaining() == 1 {
+        if !self.is_prefill(first) {
             return 0;
         }
         loop {
-            let decodes = self.running.iter().filter(|&&s| self.sequences[s].remaining() == 1).count() as u32;
+            let decodes = self.running.iter().filter(|&&s| self.is_decode(s)).count() as u32;
             let available = self.cache.available();
             let spare = available.saturating_sub(decodes).max(available.min(1));
             let chunk = self.schedule_prefill(first, budget.saturating_sub(decodes).max(1), spare, actions);
@@ -97,15 +121,15 @@ impl Scheduler {
         actions: &mut Actions,
     ) -> u32 {
         let sequence = &self.sequences[index];
-        let room = self.cache.room(&sequence.table, spare);
+        let room = self.cache.room(&sequence.table, spare).saturating_sub(sequence.computing);
         let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
         let mut chunk = sequence.remaining().min(budget).min(cap).min(room);
         // Rows reported before a preemption are computed again in a chunk of their own, without logits.
         if let Some(request) = sequence.request.map(|r| &self.requests[r])
             && request.owes_prompt_rows()
-            && sequence.table.computed() < request.reported
+            && sequence.scheduled() < request.reported
         {
-            chunk = chunk.min(request.reported - sequence.table.computed());
+            chunk = chunk.min(request.reported - sequence.scheduled());
         }
         if chunk > 0 && self.schedule(index, chunk, actions) { chunk } else { 0 }
     }
@@ -115,7 +139,7 @@ impl Scheduler {
         let plan = &mut actions.plan;
         let output = self.output(&self.sequences[index]);
         let sequence = &mut self.sequences[index];
-        let start = sequence.table.computed();
+        let start = sequence.scheduled();
         let end = start + chunk;
         if self.cache.reserve(&mut sequence.table, end, &mut plan.copies).is_err() {
             return false;
@@ -129,6 +153,7 @@ impl Scheduler {
         let reports = sequence.request.is_some_and(|request| {
             let request = &self.requests[request];
             request.owes_prompt_rows()
+                && start < request.prompt_len
                 && (start >= request.reported || planted(Fault::PromptRowsReportedTwice))
         });
         let logits = match (reports, completes) {
@@ -151,7 +176,12 @@ impl Scheduler {
         let block_size = self.config.block_size;
         let blocks = &sequence.table.blocks()[..end.div_ceil(block_size) as usize];
         plan.block_tables.extend_from_slice(blocks);
-        plan.tokens.extend_from_slice(&sequence.tokens[start as usize..end as usize]);
+        let known = sequence.tokens.len().min(end as usize);
+        plan.tokens.extend_from_slice(&sequence.tokens[start as usize..known]);
+        if known < end as usize {
+            plan.awaited.push([plan.tokens.len() as u32, sequence.place]);
+            plan.tokens.push(0);
+        }
         plan.positions.extend(start..end);
         let mut position = start;
         while position < end {
@@ -166,8 +196,11 @@ impl Scheduler {
             plan.slots.extend(slot..slot + len);
             position += len;
         }
-        sequence.in_flight = true;
-        self.in_flight.push(Flight { sequence: index, query_len: chunk, forks, reports });
+        sequence.flights += 1;
+        sequence.computing += chunk;
+        sequence.last_step = self.counters.steps + 1;
+        sequence.place = plan.seqs.len() as u32 - 1;
+        self.planned.push(Flight { sequence: index, query_len: chunk, forks, reports });
         self.counters.prefilled_tokens += u64::from(chunk - u32::from(forks > 0));
         true
     }

@@ -1,6 +1,6 @@
 //! The state machine: its state, the order of a step, and the ways out of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use octavo_cache::faults::{Fault, planted};
 use octavo_cache::{BlockTable, Cache, PrefixMatch};
@@ -14,7 +14,7 @@ use crate::plan::Output;
 use crate::queue::Queue;
 use crate::refusal::Refusal;
 use crate::request::{Key, Request, Sequence};
-use crate::results::Flight;
+use crate::results::{Flight, StepInFlight};
 use crate::slab::Slab;
 use crate::stats::SchedulerStats;
 
@@ -31,8 +31,15 @@ pub struct Scheduler {
     pub(crate) running: Vec<u32>,
     /// `(deadline_us, request)`.
     pub(crate) deadlines: BTreeSet<(u64, u32)>,
-    pub(crate) in_flight: Vec<Flight>,
-    pub(crate) in_flight_step: Option<u64>,
+    /// At most two, the oldest first.
+    pub(crate) in_flight: VecDeque<StepInFlight>,
+    /// What the plan being made holds so far.
+    pub(crate) planned: Vec<Flight>,
+    /// Memory for the next steps.
+    pub(crate) spare: Vec<Vec<Flight>>,
+    /// Somebody got no block in a step that was planned ahead: the next plan waits until nothing is in flight, so that it
+    /// may take blocks from others.
+    pub(crate) settling: bool,
     /// Requests in the queue that never ran.
     pub(crate) unstarted: u32,
     pub(crate) draining: bool,
@@ -56,8 +63,10 @@ impl Scheduler {
             waiting: Queue::default(),
             running: Vec::new(),
             deadlines: BTreeSet::new(),
-            in_flight: Vec::new(),
-            in_flight_step: None,
+            in_flight: VecDeque::with_capacity(2),
+            planned: Vec::new(),
+            spare: Vec::with_capacity(2),
+            settling: false,
             unstarted: 0,
             draining: false,
             arrivals: 0,
@@ -77,7 +86,7 @@ impl Scheduler {
     }
 
     /// Takes the events since the last call (`events` is drained), applies deadlines, and plans the next step unless
-    /// one is in flight. `actions` is cleared and filled.
+    /// one is in flight that is not to be planned ahead of, or two are. `actions` is cleared and filled.
     ///
     /// `now_us` is any clock that does not run backwards; only deadlines are compared with it.
     pub fn step(&mut self, now_us: u64, events: &mut Vec<Event>, actions: &mut Actions) {
@@ -90,20 +99,20 @@ impl Scheduler {
                         actions.refused.push((id, refusal));
                     }
                 }
-                Event::Cancel { .. }
-                    if self.in_flight_step.is_some() && planted(Fault::CancelLostInFlight) => {}
+                Event::Cancel { .. } if !self.in_flight.is_empty() && planted(Fault::CancelLostInFlight) => {}
                 Event::Cancel { request } => {
                     if let Some(&request) = self.ids.get(&request) {
                         self.end_request(request, FinishReason::Abort, actions);
                     }
                 }
                 Event::StepDone { step, results } => self.apply_results(step, results, actions),
+                Event::PlanAhead { step } => self.allow_ahead(step),
                 Event::Tick => {}
                 Event::Drain => self.draining = true,
             }
         }
         self.expire(now_us, actions);
-        if self.in_flight_step.is_none() {
+        if self.may_plan() {
             self.plan_step(actions);
         }
     }
@@ -115,7 +124,7 @@ impl Scheduler {
 
     /// Whether nothing is left: no request, and no step in flight.
     pub fn is_idle(&self) -> bool {
-        self.requests.len() == 0 && self.in_flight_step.is_none()
+        self.requests.len() == 0 && self.in_flight.is_empty()
     }
 
     /// Counters and the cache's state.
@@ -153,18 +162,8 @@ impl Scheduler {
             started: false,
             sequences: smallvec![],
         });
-        let sequence = self.sequences.insert(Sequence {
-            request: Some(request),
-            id: new.id,
-            key,
-            tokens: new.prompt,
-            forks: new.n,
-            table: BlockTable::default(),
-            running: false,
-            in_flight: false,
-            preempted: false,
-            bypassed: 0,
-        });
+        let sequence = Sequence::new(request, new.id, key, new.prompt, new.n, BlockTable::default());
+        let sequence = self.sequences.insert(sequence);
         self.requests[request].sequences.push(sequence);
         self.ids.insert(new.id, request);
         if let Some(deadline_us) = new.deadline_us {
@@ -229,17 +228,38 @@ impl Scheduler {
         } else if !planted(Fault::CancelledGhostInQueue) {
             self.waiting.remove(sequence.key);
         }
-        if !self.sequences[index].in_flight {
-            self.free_sequence(index);
-        } else if planted(Fault::FreedWhileInFlight) {
+        if self.sequences[index].flights > 0 && planted(Fault::FreedWhileInFlight) {
             self.cache.release(&mut self.sequences[index].table);
+        }
+        self.free_unless_in_flight(index);
+    }
+
+    /// Frees the blocks of a sequence that is in no list any more, and its record, once no step uses them.
+    pub(crate) fn free_unless_in_flight(&mut self, index: u32) {
+        if self.sequences[index].flights == 0
+            && let Some(mut sequence) = self.sequences.remove(index)
+        {
+            self.cache.release(&mut sequence.table);
         }
     }
 
-    /// Frees the blocks of a sequence that is in no list any more, and its record.
-    pub(crate) fn free_sequence(&mut self, index: u32) {
-        if let Some(mut sequence) = self.sequences.remove(index) {
-            self.cache.release(&mut sequence.table);
+    /// The next plan need not wait for this step.
+    fn allow_ahead(&mut self, step: u64) {
+        if let [only] = self.in_flight.make_contiguous()
+            && only.step == step
+        {
+            only.ahead = only.flights.iter().all(|flight| flight.forks <= 1);
+            for flight in only.flights.iter().filter(|_| only.ahead) {
+                self.sequences[flight.sequence].awaited = flight.forks;
+            }
+        }
+    }
+
+    fn may_plan(&self) -> bool {
+        match self.in_flight.len() {
+            0 => true,
+            1 => self.in_flight[0].ahead && !self.settling,
+            _ => false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Output, Refusal};
+use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Output, PlanSeq, Refusal, StepPlan};
 
 use super::oracle;
 use super::simulation::Simulation;
@@ -12,9 +12,9 @@ const MAX_BYPASS: u32 = 8;
 
 impl Simulation {
     /// Checks one call's actions. `cancelled`: requests that were told to end in this call.
-    pub(super) fn check(&mut self, actions: &Actions, was_in_flight: bool, cancelled: &BTreeSet<u64>) {
+    pub(super) fn check(&mut self, actions: &Actions, cancelled: &BTreeSet<u64>) {
         let plan = &actions.plan;
-        assert!(!was_in_flight || plan.is_empty(), "a plan came while a step was in flight");
+        self.check_ahead(plan);
         assert!(plan.tokens.len() as u32 <= self.config.max_num_batched_tokens, "the step is over budget");
         assert!(plan.seqs.len() as u32 <= self.config.max_num_seqs, "too many sequences in the step");
         let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
@@ -49,6 +49,21 @@ impl Simulation {
             if request.deadline_us.is_some_and(|deadline| deadline <= self.now_us) {
                 assert!(self.has_ended(id), "request {id} goes on after its deadline");
             }
+        }
+    }
+
+    /// A plan comes while a step is in flight only if that was allowed, and awaits tokens only of sequences that draw one.
+    fn check_ahead(&self, plan: &StepPlan) {
+        assert!(self.in_flight.len() < 2 || plan.is_empty(), "a third step was planned");
+        let ahead_of = self.in_flight.back();
+        let allowed = ahead_of.is_none_or(|step| self.ahead_of == Some(step.step));
+        assert!(allowed || plan.is_empty(), "a plan came while a step was in flight");
+        for &[row, place] in &plan.awaited {
+            let before = &ahead_of.expect("a step to await tokens of").seqs[place as usize];
+            let ends = |seq: &&PlanSeq| row + 1 == seq.query_start + seq.query_len;
+            let seq = plan.seqs.iter().find(ends).expect("the last row of a sequence awaits");
+            assert_eq!((seq.request, seq.sample, 1), (before.request, before.sample, before.forks));
+            assert_eq!(seq.context_len, before.context_len + 1, "an awaited token follows what drew it");
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Executor {
     block_size: usize,
     stop_one_in: u64,
     slots: Vec<Option<Cell>>,
+    /// The token that each sequence of the last step drew, if it was one.
+    drawn: Vec<Option<u32>>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
     pub reported: BTreeMap<u64, u32>,
     /// How often the last prompt row was reported, for requests for hidden states.
@@ -67,16 +69,48 @@ impl Executor {
             block_size: block_size as usize,
             stop_one_in,
             slots,
+            drawn: Vec::new(),
             reported: BTreeMap::new(),
             last_rows: BTreeMap::new(),
         }
     }
 
-    /// Runs a plan. Of a sequence that fails some rows are written and others are left undefined.
+    /// Runs a plan. Of a sequence that fails some rows are written and others are left undefined; if a sequence of a request
+    /// in `failed` is here, it was planned before that came out, and nobody reads what it gives.
     pub fn run(
         &mut self,
         plan: &StepPlan,
         requests: &BTreeMap<u64, NewRequest>,
+        failed: &BTreeSet<u64>,
+        random: &mut Random,
+        fail: Fail,
+    ) -> Vec<SeqResult> {
+        let plan = &self.with_tokens(plan);
+        let results = self.results(plan, requests, failed, random, fail);
+        self.drawn.clear();
+        self.drawn.extend(results.iter().map(|result| match result {
+            SeqResult::Tokens(tokens) if tokens.len() == 1 => Some(tokens[0].token),
+            _ => None,
+        }));
+        self.drawn.resize(plan.seqs.len(), None);
+        results
+    }
+
+    /// The plan with the tokens that it awaits from the step before.
+    fn with_tokens(&self, plan: &StepPlan) -> StepPlan {
+        let mut plan = plan.clone();
+        for &[row, seq] in &plan.awaited {
+            assert_eq!(plan.tokens[row as usize], 0);
+            plan.tokens[row as usize] = self.drawn[seq as usize].unwrap_or(0);
+        }
+        plan
+    }
+
+    fn results(
+        &mut self,
+        plan: &StepPlan,
+        requests: &BTreeMap<u64, NewRequest>,
+        failed: &BTreeSet<u64>,
         random: &mut Random,
         fail: Fail,
     ) -> Vec<SeqResult> {
@@ -113,6 +147,7 @@ impl Executor {
             return Vec::new();
         }
         let results = plan.seqs.iter().zip(failing).map(|(seq, fails)| match (fails, seq.forks) {
+            _ if failed.contains(&seq.request) => SeqResult::Failed,
             (false, _) => self.result(plan, seq, &requests[&seq.request]),
             // A result of the wrong kind counts as a failure.
             (true, 1..) if random.one_in(2) => SeqResult::Prefilled,

@@ -34,6 +34,8 @@ pub struct Sum {
     pub failed: u64,
     pub cancelled: u64,
     pub timed_out: u64,
+    pub ahead: u64,
+    pub in_vain: u64,
 }
 
 impl Sum {
@@ -50,6 +52,8 @@ impl Sum {
         self.failed += failed;
         self.cancelled += cancelled;
         self.timed_out += timed_out;
+        self.ahead += simulation.ahead;
+        self.in_vain += simulation.in_vain;
     }
 
     pub fn join(&mut self, other: Self) {
@@ -64,6 +68,8 @@ impl Sum {
         self.failed += other.failed;
         self.cancelled += other.cancelled;
         self.timed_out += other.timed_out;
+        self.ahead += other.ahead;
+        self.in_vain += other.in_vain;
     }
 }
 

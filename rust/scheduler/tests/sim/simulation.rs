@@ -1,6 +1,6 @@
 //! One run of one seed: random arrivals and disturbances until everything has ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use octavo_scheduler::{
     Actions, Event, FinishReason, NewRequest, Scheduler, SchedulerConfig, SchedulerStats, SeqResult, StepPlan,
@@ -8,7 +8,7 @@ use octavo_scheduler::{
 
 use super::executor::{Executor, Fail};
 use super::intervention::Intervention;
-use super::random::Random;
+use super::random::{Random, mix};
 use super::workload::{self, Features};
 
 /// A sample: (request, sample).
@@ -20,6 +20,12 @@ pub struct Simulation {
     pub(super) scheduler: Scheduler,
     pub(super) executor: Executor,
     random: Random,
+    /// When steps are planned ahead: with a generator of its own, which leaves the workload of a seed as it is.
+    timing: Random,
+    /// Steps in flight, the oldest first.
+    pub(super) in_flight: VecDeque<StepPlan>,
+    /// The next step may be planned before this one is done.
+    pub(super) ahead_of: Option<u64>,
     pub(super) now_us: u64,
     pub(super) requests: BTreeMap<u64, NewRequest>,
     /// Tokens received.
@@ -45,6 +51,9 @@ pub struct Simulation {
     pub turns: u32,
     /// Tokens received in all.
     pub tokens: u64,
+    /// Steps planned ahead, and tokens that these drew for sequences which had ended by then.
+    pub ahead: u64,
+    pub in_vain: u64,
     pub intervention: Option<Intervention>,
     /// An allocation was made to fail.
     pub denied: bool,
@@ -53,7 +62,8 @@ pub struct Simulation {
 impl Simulation {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let features = Features::draw(&mut random);
+        let mut timing = Random::new(mix(seed, 2));
+        let features = Features { ahead: timing.one_in(2), ..Features::draw(&mut random) };
         let config = workload::config(features, &mut random);
         Self {
             features,
@@ -61,6 +71,9 @@ impl Simulation {
             executor: Executor::new(config.num_blocks, config.block_size, features.stop_one_in),
             config,
             random,
+            timing,
+            in_flight: VecDeque::new(),
+            ahead_of: None,
             now_us: 0,
             requests: BTreeMap::new(),
             received: BTreeMap::new(),
@@ -77,6 +90,8 @@ impl Simulation {
             copies: 0,
             turns: 0,
             tokens: 0,
+            ahead: 0,
+            in_vain: 0,
             intervention: None,
             denied: false,
         }
@@ -91,7 +106,6 @@ impl Simulation {
     pub fn run(&mut self) -> SchedulerStats {
         let total = self.random.range(1, if self.features.crowd { 72 } else { 24 });
         let (mut events, mut actions) = (Vec::new(), Actions::default());
-        let mut in_flight: Option<StepPlan> = None;
         let mut submitted = 0;
         let most = if self.features.crowd { 12 } else { 6 };
         loop {
@@ -105,10 +119,22 @@ impl Simulation {
             self.disturb(submitted, &mut events);
             self.intervene(&mut events);
             // Now and then the step takes a few calls longer.
-            if let Some(plan) = in_flight.take_if(|_| self.random.range(0, 3) > 0) {
+            let waits = self.features.ahead && self.in_flight.len() == 1 && self.timing.one_in(2);
+            if !waits
+                && !self.in_flight.is_empty()
+                && self.random.range(0, 3) > 0
+                && let Some(plan) = self.in_flight.pop_front()
+            {
                 let results = self.execute(&plan);
                 self.receive(&plan, &results, &mut events);
                 events.push(Event::StepDone { step: plan.step, results });
+            }
+            if let [plan] = self.in_flight.make_contiguous()
+                && self.features.ahead
+                && self.timing.range(0, 3) > 0
+            {
+                self.ahead_of = Some(plan.step);
+                events.push(Event::PlanAhead { step: plan.step });
             }
             if events.len() >= 2 && self.random.one_in(2) {
                 events.swap(0, 1);
@@ -120,15 +146,16 @@ impl Simulation {
             if self.undisturbed() {
                 self.scheduler.check_invariants();
             }
-            self.check(&actions, in_flight.is_some(), &cancelled);
+            self.check(&actions, &cancelled);
             if self.record {
                 self.log.push(actions.clone());
             }
             if !actions.plan.is_empty() {
-                in_flight = Some(actions.plan.clone());
+                self.ahead += self.in_flight.len() as u64;
+                self.in_flight.push_back(actions.plan.clone());
             }
             self.turns += 1;
-            if submitted == total && in_flight.is_none() && self.scheduler.is_idle() {
+            if submitted == total && self.in_flight.is_empty() && self.scheduler.is_idle() {
                 break;
             }
         }
@@ -196,7 +223,7 @@ impl Simulation {
             _ if self.features.failures => Fail::OneIn(40),
             _ => Fail::Nothing,
         };
-        let results = self.executor.run(plan, &self.requests, &mut self.random, fail);
+        let results = self.executor.run(plan, &self.requests, &self.failed, &mut self.random, fail);
         for (i, seq) in plan.seqs.iter().enumerate() {
             let failed = match results.get(i) {
                 Some(SeqResult::Prefilled) => seq.forks > 0,
@@ -216,7 +243,8 @@ impl Simulation {
             let SeqResult::Tokens(tokens) = result else { continue };
             for (i, next) in tokens.iter().enumerate() {
                 let name = (seq.request, seq.sample + i as u32);
-                if self.finished.contains_key(&name) {
+                if let Some(reason) = self.finished.get(&name) {
+                    self.in_vain += u64::from(*reason == FinishReason::Stop);
                     continue;
                 }
                 self.received.entry(name).or_default().push(next.token);

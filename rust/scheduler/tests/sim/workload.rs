@@ -26,6 +26,8 @@ pub struct Features {
     pub drain: bool,
     /// Some requests want hidden states.
     pub hidden: bool,
+    /// Steps are planned before the one in flight is done. Not drawn with the others: see `Simulation::timing`.
+    pub ahead: bool,
 }
 
 impl Features {
@@ -47,6 +49,7 @@ impl Features {
             prompt_logits: on(3),
             drain: on(6),
             hidden: on(3),
+            ahead: false,
         }
     }
 }

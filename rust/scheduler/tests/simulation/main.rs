@@ -55,6 +55,8 @@ fn random_workloads_keep_every_promise() {
         reached("failures", sum.failed, 50);
         reached("cancellations", sum.cancelled, 250);
         reached("timeouts", sum.timed_out, 250);
+        reached("steps planned ahead", sum.ahead, 5_000);
+        reached("tokens drawn in vain", sum.in_vain, 250);
     }
     if let Ok(path) = std::env::var("OCTAVO_SIM_RESULT") {
         write_result(&path, first, seconds, threads, &sum);
@@ -88,6 +90,8 @@ fn write_result(path: &str, first: u64, seconds: f64, threads: usize, sum: &Sum)
         ("failed", sum.failed),
         ("cancelled", sum.cancelled),
         ("timed_out", sum.timed_out),
+        ("planned_ahead", sum.ahead),
+        ("drawn_in_vain", sum.in_vain),
     ];
     let texts = [("date", date.as_str()), ("command", command), ("result", "every promise kept")];
     let rows = texts.map(|(name, text)| format!("  \"{name}\": \"{text}\"")).into_iter();
