@@ -1,5 +1,6 @@
 //! The engine thread: commands in, steps executed, deltas out. It alone owns scheduler, executor and requests.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -74,6 +75,16 @@ impl Shared {
     }
 }
 
+/// A step that the executor has begun.
+struct RunningStep {
+    plan: Arc<StepPlan>,
+    draws: Arc<Vec<Draw>>,
+    begun: Result<(), StepError>,
+    /// The next step may be planned before this one ends.
+    ahead: bool,
+    since: Instant,
+}
+
 pub(crate) struct EngineLoop {
     scheduler: Scheduler,
     executor: Box<dyn Executor>,
@@ -86,6 +97,10 @@ pub(crate) struct EngineLoop {
     actions: Actions,
     /// Requests with news since the last flush.
     touched: Vec<u64>,
+    /// Steps that have begun and not ended, the oldest first: two at most.
+    in_flight: VecDeque<RunningStep>,
+    /// When the last step ended.
+    last_end: Option<Instant>,
     /// Bounds of a step's sequences on what attention may leave out.
     error_bounds: Vec<f32>,
     /// Closes when nothing runs.
@@ -113,6 +128,8 @@ impl EngineLoop {
             events: Vec::new(),
             actions: Actions::default(),
             touched: Vec::new(),
+            in_flight: VecDeque::with_capacity(2),
+            last_end: None,
             error_bounds: Vec::new(),
             draining: false,
             epoch: Instant::now(),
@@ -146,20 +163,23 @@ impl EngineLoop {
             self.update_counters();
             self.flush();
             if !self.actions.plan.is_empty() {
-                let plan = Arc::new(std::mem::take(&mut self.actions.plan));
-                let goes_on = self.execute(&plan);
-                // Its memory is used again, unless the executor still holds on to it.
-                self.actions.plan = Arc::try_unwrap(plan).unwrap_or_default();
-                if !goes_on {
+                self.begin();
+                if self.plan_ahead() {
+                    continue;
+                }
+            }
+            if let Some(step) = self.in_flight.pop_front() {
+                if !self.finish(step) {
                     return;
                 }
+                self.plan_ahead();
             }
         }
     }
 
     /// Takes what callers sent; waits while there is nothing to compute. False: close.
     fn take_commands(&mut self) -> bool {
-        let planned = !self.events.is_empty();
+        let planned = !self.events.is_empty() || !self.in_flight.is_empty();
         if !planned && self.scheduler.is_idle() {
             if self.draining {
                 return false;
@@ -174,7 +194,7 @@ impl EngineLoop {
                 // Every handle is gone.
                 Err(_) => return false,
             }
-        } else if !planned && self.actions.plan.is_empty() {
+        } else if !planned {
             // Requests wait but nothing can run: only time or a command changes that.
             match self.commands.recv_timeout(Duration::from_millis(1)) {
                 Ok(command) => {
@@ -307,25 +327,47 @@ impl EngineLoop {
         set(&c.evictions, s.cache.evictions);
     }
 
-    /// Runs a step and reports it to the scheduler. False: the executor cannot go on.
-    fn execute(&mut self, plan: &Arc<StepPlan>) -> bool {
-        let begin = Instant::now();
+    /// Begins the step that was just planned.
+    fn begin(&mut self) {
+        let plan = Arc::new(std::mem::take(&mut self.actions.plan));
         self.shared.histograms.step(plan.tokens.len());
-        let mut results: Vec<SeqResult> = plan
-            .seqs
-            .iter()
-            .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
-            .collect();
         if let AttentionBound::Within(own) = self.executor.attention_bound() {
             let bound = |request| self.requests.get(request).and_then(|r| r.request.error_bound);
             self.error_bounds.clear();
             self.error_bounds.extend(plan.seqs.iter().map(|s| bound(&s.request).unwrap_or(own)));
             self.executor.set_error_bounds(&self.error_bounds);
         }
-        let outcome = {
-            let draws = if self.executor.draws() { draws(plan, &self.requests) } else { Vec::new() };
+        let draws = if self.executor.draws() { draws(&plan, &self.requests) } else { Vec::new() };
+        let draws = Arc::new(draws);
+        let since = Instant::now();
+        let executor = &mut self.executor;
+        let begun = caught(|| executor.begin(&plan, &draws));
+        // Tokens that are drawn here, from rows, come too late for a step behind this one.
+        let asking = plan.seqs.iter().filter(|s| !wanted_rows(s).is_empty()).count();
+        let ahead = self.executor.overlaps() && begun.is_ok() && asking == draws.len();
+        self.in_flight.push_back(RunningStep { plan, draws, begun, ahead, since });
+    }
+
+    /// Lets the scheduler plan behind the only step in flight, if that is of use. False: it has to end first.
+    fn plan_ahead(&mut self) -> bool {
+        let [only] = self.in_flight.make_contiguous() else { return false };
+        if only.ahead {
+            self.events.push(Event::PlanAhead { step: only.plan.step });
+        }
+        only.ahead
+    }
+
+    /// Waits for a step and reports it to the scheduler. False: the executor cannot go on.
+    fn finish(&mut self, step: RunningStep) -> bool {
+        let RunningStep { plan, draws, begun, since, .. } = step;
+        let mut results: Vec<SeqResult> = plan
+            .seqs
+            .iter()
+            .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
+            .collect();
+        let outcome = begun.and_then(|()| {
             let mut step = StepRows {
-                plan,
+                plan: &plan,
                 requests: &mut self.requests,
                 tokenizer: &self.tokenizer,
                 histograms: &self.shared.histograms,
@@ -337,9 +379,8 @@ impl EngineLoop {
                 RowOutcome::Drawn { seq, token, logprobs } => step.take_drawn(seq, token, logprobs),
             };
             let executor = &mut self.executor;
-            catch_unwind(AssertUnwindSafe(|| executor.execute_drawing(plan, draws, &mut sink)))
-                .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
-        };
+            caught(|| executor.finish(&plan, &draws, &mut sink))
+        });
         // After a fault the reports may still be those of an earlier step, of other sequences.
         let reports = if outcome.is_ok() { self.executor.attention_reports() } else { &[] };
         for (seq, report) in plan.seqs.iter().zip(reports) {
@@ -352,7 +393,10 @@ impl EngineLoop {
         self.executor.release_blocks(&|block| scheduler.holds(block));
         let c = &self.shared.counters;
         add(&c.steps, 1);
-        add(&c.step_us, begin.elapsed().as_micros() as u64);
+        // A step that began behind another is counted from the end of that one.
+        let begin = self.last_end.map_or(since, |end| end.max(since));
+        let end = *self.last_end.insert(Instant::now());
+        add(&c.step_us, end.saturating_duration_since(begin).as_micros() as u64);
         let decodes = plan.seqs.iter().filter(|s| s.query_len == 1).count();
         if decodes > 0 && decodes < plan.seqs.len() {
             add(&c.mixed_steps, 1);
@@ -362,7 +406,8 @@ impl EngineLoop {
             // Tokens that were drawn before the fault are not kept: the step is failed as a whole.
             results.iter_mut().for_each(|r| *r = SeqResult::Failed);
             for seq in &plan.seqs {
-                if let Some(active) = self.requests.get_mut(&seq.request) {
+                let active = self.requests.get_mut(&seq.request);
+                if let Some(active) = active.filter(|a| !a.has_ended(seq.sample)) {
                     active.error = Some(EngineError::Execution(format!("a step failed: {error}")));
                 }
             }
@@ -375,6 +420,9 @@ impl EngineLoop {
         }
         self.touched.extend(plan.seqs.iter().filter(|s| !wanted_rows(s).is_empty()).map(|s| s.request));
         self.events.push(Event::StepDone { step: plan.step, results });
+        // Its memory is used again, unless the executor still holds on to it.
+        self.actions.plan = Arc::try_unwrap(plan).unwrap_or_default();
+        self.actions.plan.clear();
         true
     }
 
@@ -403,8 +451,17 @@ impl EngineLoop {
 fn draws(plan: &StepPlan, requests: &FxHashMap<u64, Active>) -> Vec<Draw> {
     let of = |(i, seq): (usize, &PlanSeq)| {
         let alone = seq.forks == 1 && seq.logits == Logits::Last;
-        let draw = requests.get(&seq.request).filter(|_| alone)?.plain_draw(seq.sample)?;
+        let last = seq.query_start + seq.query_len - 1;
+        let awaited = plan.awaited.binary_search_by_key(&last, |&[row, _]| row).is_ok();
+        let draw =
+            requests.get(&seq.request).filter(|_| alone)?.plain_draw(seq.sample, u32::from(awaited))?;
         Some(Draw { seq: i as u32, ..draw })
     };
     plan.seqs.iter().enumerate().filter_map(of).collect()
+}
+
+/// A panic of the executor as an error of its step.
+fn caught(f: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
+    catch_unwind(AssertUnwindSafe(f))
+        .unwrap_or_else(|p| Err(StepError::Step(format!("internal fault: {}", panic_text(p)))))
 }

@@ -110,20 +110,32 @@ pub trait Executor: Send {
         let _ = held;
     }
 
-    /// Whether `execute_drawing` heeds `draws`.
+    /// Whether `begin` and `finish` heed `draws`.
     fn draws(&self) -> bool {
         false
     }
 
-    /// As `execute`, for executors that hand the plan on to where no borrow is checked, or that draw tokens where they
-    /// computed them: for each of `draws` (in order of `seq`) they may give the token instead of the row.
-    fn execute_drawing(
+    /// Whether a step may begin while the one before it runs. `begin` then returns at once, takes the tokens that the plan
+    /// awaits from the draws of the step before, and may come once more before `finish`.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    /// Begins a step: the first half of `finish`, for executors that run beside their caller.
+    fn begin(&mut self, plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Result<(), StepError> {
+        let _ = (plan, draws);
+        Ok(())
+    }
+
+    /// Ends the oldest step that has begun and has not ended, this one, as `execute` does it. For each of `draws` (in
+    /// order of `seq`) an executor that heeds them may give the token instead of the row.
+    fn finish(
         &mut self,
         plan: &Arc<StepPlan>,
-        draws: Vec<Draw>,
+        draws: &Arc<Vec<Draw>>,
         sink: &mut OutcomeSink<'_>,
     ) -> Result<(), StepError> {
-        drop(draws);
+        let _ = draws;
         self.execute(plan, &mut |rows, logits| sink(RowOutcome::Rows(rows, logits)))
     }
 

@@ -175,13 +175,14 @@ impl Active {
         Ok(Drawn { token, logprobs })
     }
 
-    /// How the next token of a sample is drawn; None: its logits must be processed, or more of them are wanted.
-    pub fn plain_draw(&self, index: u32) -> Option<Draw> {
+    /// How the next token of a sample is drawn, behind `awaited` tokens that are being drawn; None: its logits must be
+    /// processed, or more of them are wanted.
+    pub fn plain_draw(&self, index: u32, awaited: u32) -> Option<Draw> {
         let (r, s) = (&self.request, self.samples.get(index as usize)?);
         let few = r.logprobs.is_none_or(|top| top <= MAX_DRAWN_LOGPROBS);
         let free = s.constraint.is_none() && r.prompt_logprobs.is_none() && few;
         let logprobs = r.logprobs.map_or(-1, |top| top as i32);
-        let draw = if free { r.rules.plain_draw(index, s.tokens.len() as u32) } else { None };
+        let draw = if free { r.rules.plain_draw(index, s.tokens.len() as u32 + awaited) } else { None };
         draw.map(|draw| Draw { logprobs, ..draw })
     }
 
@@ -265,6 +266,11 @@ impl Active {
             self.finish(now);
         }
         last
+    }
+
+    /// Whether a sample has ended.
+    pub fn has_ended(&self, index: u32) -> bool {
+        self.samples.get(index as usize).is_none_or(|s| s.ended)
     }
 
     /// Ends all samples at once.

@@ -117,7 +117,8 @@ impl StepRows<'_> {
         if let Some(row) = news.prompt {
             active.take_prompt_row(self.tokenizer, row);
         }
-        if ask.samples.is_empty() {
+        // One that ended while this step was planned behind it gets no more tokens.
+        if ask.samples.is_empty() || active.has_ended(ask.samples.start) {
             return;
         }
         let now = Instant::now();

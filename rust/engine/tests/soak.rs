@@ -196,6 +196,13 @@ fn resident_bytes() -> u64 {
 
 #[test]
 fn a_thousand_mixed_requests_end_once_each_and_leave_nothing() {
+    for overlaps in [true, false] {
+        println!("steps overlap: {overlaps}");
+        soak(overlaps);
+    }
+}
+
+fn soak(overlaps: bool) {
     let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     println!("SEED={seed}");
     std::panic::set_hook(Box::new(|info| {
@@ -206,7 +213,7 @@ fn a_thousand_mixed_requests_end_once_each_and_leave_nothing() {
     let faults =
         vec![Fault::Nan, Fault::Error, Fault::LatePanic, Fault::Infinite, Fault::Silent, Fault::LateError];
     let script = Arc::new(Script { every: Some((97, faults)), ..Script::default() });
-    let engine = oracle::engine(Arc::clone(&script), LIMITS, true);
+    let engine = oracle::engine(Arc::clone(&script), LIMITS, true, overlaps);
     let tally = Tally::default();
     let mut memory = Vec::new();
     for round in 0..4 {

@@ -31,7 +31,7 @@ fn params() -> SamplingParams {
 #[test]
 fn wrong_requests_are_refused_at_once_while_another_runs() {
     let script = Script::at(3, Fault::Stall);
-    let engine = engine(Arc::clone(&script), LIMITS, true);
+    let engine = engine(Arc::clone(&script), LIMITS, true, false);
     let running = engine.submit(Prompt::Tokens(vec![1, 2, 3]), &params()).expect("submitted");
     let text = |t: &str| Prompt::Text(t.into(), true);
     let p = params;
@@ -86,7 +86,7 @@ fn wrong_requests_are_refused_at_once_while_another_runs() {
 #[test]
 fn samples_that_the_pool_cannot_hold_are_refused() {
     // Each of the four samples needs 16 blocks of its own at the end, and there are 40.
-    let engine = engine(Arc::default(), LIMITS, true);
+    let engine = engine(Arc::default(), LIMITS, true, false);
     let params = SamplingParams { n: 4, max_tokens: Some(60), ..params() };
     let error = engine.submit(Prompt::Tokens(vec![1, 2, 3]), &params).err().expect("refused");
     assert_eq!(error.class_name(), "InvalidRequestError");
@@ -102,7 +102,7 @@ fn samples_that_the_pool_cannot_hold_are_refused() {
 #[test]
 fn a_full_queue_refuses_and_what_was_taken_is_served() {
     let script = Script::at(1, Fault::Stall);
-    let engine = engine(Arc::clone(&script), LIMITS, true);
+    let engine = engine(Arc::clone(&script), LIMITS, true, false);
     let mut taken = vec![engine.submit(Prompt::Tokens(vec![9]), &params()).expect("submitted")];
     let begin = Instant::now();
     while engine.queued() > 0 {

@@ -59,9 +59,9 @@ fn assert_closed(engine: &Engine) {
 #[test]
 fn closed_at_each_step() {
     let mut cut_off = 0;
-    for step in STEPS {
+    for (step, overlaps) in STEPS.flat_map(|step| [(step, false), (step, true)]) {
         let script = Script::at(step, Fault::Stall);
-        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0);
+        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0, overlaps);
         let Some(streams) = stand_in(step, &script, &engine) else { continue };
         std::thread::scope(|scope| {
             // It joins the engine thread, which stands in the step.
@@ -74,15 +74,15 @@ fn closed_at_each_step() {
         cut_off += u32::from(aborted > 0);
         assert_closed(&engine);
     }
-    assert!(cut_off >= 20, "{cut_off} of 24 runs were cut off");
+    assert!(cut_off >= 40, "{cut_off} of 48 runs were cut off");
 }
 
 #[test]
 fn drained_at_each_step() {
     let mut drained = 0;
-    for step in STEPS {
+    for (step, overlaps) in STEPS.flat_map(|step| [(step, false), (step, true)]) {
         let script = Script::at(step, Fault::Stall);
-        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0);
+        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0, overlaps);
         let Some(mut streams) = stand_in(step, &script, &engine) else { continue };
         std::thread::scope(|scope| {
             let drainer = scope.spawn(|| engine.drain(LONG));
@@ -108,13 +108,13 @@ fn drained_at_each_step() {
         assert_closed(&engine);
         drained += 1;
     }
-    assert!(drained >= 20, "{drained} of 24 runs were drained");
+    assert!(drained >= 40, "{drained} of 48 runs were drained");
 }
 
 #[test]
 fn a_drain_that_takes_too_long_closes() {
     let script = Script::at(3, Fault::Stall);
-    let engine = engine(Arc::clone(&script), LIMITS, true);
+    let engine = engine(Arc::clone(&script), LIMITS, true, false);
     let streams = stand_in(3, &script, &engine).expect("a third step");
     std::thread::scope(|scope| {
         let drainer = scope.spawn(|| engine.drain(Duration::from_millis(5)));

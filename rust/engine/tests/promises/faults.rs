@@ -49,9 +49,9 @@ pub fn assert_whole(out: &Gathered, i: usize) {
 }
 
 /// Runs 12 requests with one fault at `step`. Returns whether the fault happened.
-fn run(step: u64, fault: Fault, prefix_caching: bool) -> bool {
+fn run(step: u64, fault: Fault, prefix_caching: bool, overlaps: bool) -> bool {
     let script = Script::at(step, fault);
-    let engine = engine(Arc::clone(&script), LIMITS, prefix_caching);
+    let engine = engine(Arc::clone(&script), LIMITS, prefix_caching, overlaps);
     let streams: Vec<_> = (0..12).map(|i| submit(&engine, i)).collect();
     let outputs: Vec<_> = streams.iter().enumerate().map(|(i, s)| gather(s, params(i).n as usize)).collect();
     let hit = script.hit.lock().expect("lock").clone();
@@ -97,29 +97,31 @@ fn every_fault_at_every_step_stays_with_its_requests() {
     }));
     for fault in faults {
         let mut happened = 0;
-        for step in 1..=24 {
-            happened += u32::from(run(step, fault, step % 2 == 0));
+        for (step, overlaps) in (1..=24).flat_map(|step| [(step, false), (step, true)]) {
+            happened += u32::from(run(step, fault, step % 2 == 0, overlaps));
         }
-        assert!(happened >= 20, "{fault:?} happened in {happened} of 24 runs");
+        assert!(happened >= 40, "{fault:?} happened in {happened} of 48 runs");
     }
 }
 
 #[test]
 fn without_a_fault_everything_is_whole_though_sequences_are_preempted() {
-    let engine = engine(Arc::default(), LIMITS, true);
-    let streams: Vec<_> = (0..40).map(|i| submit(&engine, i)).collect();
-    for (i, stream) in streams.iter().enumerate() {
-        assert_whole(&gather(stream, params(i).n as usize), i);
+    for overlaps in [false, true] {
+        let engine = engine(Arc::default(), LIMITS, true, overlaps);
+        let streams: Vec<_> = (0..40).map(|i| submit(&engine, i)).collect();
+        for (i, stream) in streams.iter().enumerate() {
+            assert_whole(&gather(stream, params(i).n as usize), i);
+        }
+        let stats = settled(&engine);
+        assert!(stats.preemptions > 0, "the pool is small enough: {stats:?}");
+        assert_eq!((stats.requests_finished, stats.failed_steps), (40, 0));
     }
-    let stats = settled(&engine);
-    assert!(stats.preemptions > 0, "the pool is small enough: {stats:?}");
-    assert_eq!((stats.requests_finished, stats.failed_steps), (40, 0));
 }
 
 #[test]
 fn a_stalled_step_turns_health_red_and_back() {
     let script = Script::at(3, Fault::Stall);
-    let engine = engine(Arc::clone(&script), LIMITS, true);
+    let engine = engine(Arc::clone(&script), LIMITS, true, false);
     let limit = Duration::from_millis(100);
     std::thread::sleep(2 * limit);
     assert_eq!(engine.health(limit), Health::Ready, "idle for long is not stalled");
@@ -152,9 +154,9 @@ fn a_stalled_step_turns_health_red_and_back() {
 #[test]
 fn a_stall_at_any_step_changes_no_answer() {
     let mut stalled = 0;
-    for step in 1..=24 {
+    for (step, overlaps) in (1..=24).flat_map(|step| [(step, false), (step, true)]) {
         let script = Script::at(step, Fault::Stall);
-        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0);
+        let engine = engine(Arc::clone(&script), LIMITS, step % 2 == 0, overlaps);
         let streams: Vec<_> = (0..12).map(|i| submit(&engine, i)).collect();
         let begin = Instant::now();
         let done = || engine.stats().requests_finished == 12;
@@ -177,14 +179,14 @@ fn a_stall_at_any_step_changes_no_answer() {
         }
         assert_eq!(settled(&engine).requests_finished, 12, "one end for each request");
     }
-    assert!(stalled >= 20, "{stalled} of 24 runs stalled");
+    assert!(stalled >= 40, "{stalled} of 48 runs stalled");
 }
 
 #[test]
 fn a_dead_executor_ends_every_request_and_health_says_so() {
-    for step in 1..12 {
+    for (step, overlaps) in (1..12).flat_map(|step| [(step, false), (step, true)]) {
         let script = Script::at(step, Fault::Dead);
-        let engine = engine(script, LIMITS, true);
+        let engine = engine(script, LIMITS, true, overlaps);
         let mut streams = Vec::new();
         for i in 0..12 {
             // Requests after the death are refused.
@@ -217,7 +219,7 @@ fn a_dead_executor_ends_every_request_and_health_says_so() {
 #[test]
 fn closing_while_others_submit_ends_each_request_once() {
     for round in 0..20 {
-        let engine = Arc::new(engine(Arc::default(), LIMITS, true));
+        let engine = Arc::new(engine(Arc::default(), LIMITS, true, round % 2 == 0));
         let callers: Vec<_> = (0..3)
             .map(|c| {
                 let engine = Arc::clone(&engine);

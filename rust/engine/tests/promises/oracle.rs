@@ -1,11 +1,12 @@
 //! An executor whose next token depends on everything that it reads back through the block table, so that a wrong table, a
 //! missed copy or a block freed early changes an output. It does wrong what its script says, and keeps a log of that.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex};
 
 use octavo_engine::{
-    Engine, EngineParts, Executor, GenerationDefaults, Limits, RowSink, StepError, Tokenizer,
+    Draw, Engine, EngineParts, Executor, GenerationDefaults, Limits, Logprob, OutcomeSink, RowOutcome,
+    RowSink, StepError, Tokenizer,
 };
 use octavo_scheduler::{Logits, PlanSeq, StepPlan};
 
@@ -80,6 +81,17 @@ struct Oracle {
     block_size: usize,
     steps: u64,
     script: Arc<Script>,
+    /// Computes steps as they begin, one behind the other, and draws tokens itself, as a device would.
+    overlaps: bool,
+    /// What each sequence of the step that began last draws.
+    drawn: Vec<Option<u32>>,
+    begun: VecDeque<Begun>,
+}
+
+/// A step that has begun: its rows, and how it ends.
+struct Begun {
+    rows: Vec<((usize, u32), Vec<f32>)>,
+    outcome: Result<(), StepError>,
 }
 
 /// The token after `context`: a lower-case letter.
@@ -116,7 +128,80 @@ impl Oracle {
     }
 }
 
+/// The token drawn from a row, if it holds numbers only.
+fn drawn(logits: &[f32]) -> Option<u32> {
+    let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+    best.filter(|_| logits.iter().all(|l| l.is_finite())).map(|best| best as u32)
+}
+
+/// The token's own log-probability and those of the first `top` tokens in the order of their logits.
+fn logprobs(logits: &[f32], token: u32, top: usize) -> Vec<Logprob> {
+    let sum = logits.iter().map(|l| l.exp()).sum::<f32>().ln();
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]));
+    let entry = |(rank, &id): (usize, &u32)| Logprob {
+        token_id: id,
+        logprob: logits[id as usize] - sum,
+        rank: rank as u32 + 1,
+    };
+    let own = order.iter().enumerate().filter(|(_, id)| **id == token).map(entry);
+    own.chain(order.iter().enumerate().take(top).map(entry)).collect()
+}
+
 impl Executor for Oracle {
+    fn draws(&self) -> bool {
+        self.overlaps
+    }
+
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn begin(&mut self, plan: &Arc<StepPlan>, _: &Arc<Vec<Draw>>) -> Result<(), StepError> {
+        if !self.overlaps {
+            return Ok(());
+        }
+        assert!(self.begun.len() < 2, "two steps at most are under way");
+        let mut plan = StepPlan::clone(plan);
+        for &[row, seq] in &plan.awaited {
+            assert_eq!(self.begun.len(), 1, "a token is awaited of a step that is done");
+            plan.tokens[row as usize] = self.drawn[seq as usize].unwrap_or(0);
+        }
+        self.drawn = vec![None; plan.seqs.len()];
+        let mut rows = Vec::new();
+        let outcome = self.execute(&plan, &mut |of, logits| rows.push((of[0], logits.to_vec())));
+        for ((seq, row), logits) in &rows {
+            if *row + 1 == plan.seqs[*seq].query_len {
+                self.drawn[*seq] = drawn(logits);
+            }
+        }
+        self.begun.push_back(Begun { rows, outcome });
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        plan: &Arc<StepPlan>,
+        draws: &Arc<Vec<Draw>>,
+        sink: &mut OutcomeSink<'_>,
+    ) -> Result<(), StepError> {
+        if !self.overlaps {
+            return self.execute(plan, &mut |rows, logits| sink(RowOutcome::Rows(rows, logits)));
+        }
+        let Begun { rows, outcome } = self.begun.pop_front().expect("a step that has begun");
+        for ((seq, row), logits) in &rows {
+            let Some(draw) = draws.iter().find(|draw| draw.seq as usize == *seq) else {
+                sink(RowOutcome::Rows(&[(*seq, *row)], logits));
+                continue;
+            };
+            let token = drawn(logits);
+            let top = usize::try_from(draw.logprobs).ok();
+            let logprobs = top.zip(token).map_or_else(Vec::new, |(top, token)| logprobs(logits, token, top));
+            sink(RowOutcome::Drawn { seq: *seq, token, logprobs });
+        }
+        outcome
+    }
+
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
         self.steps += 1;
         let fault = self.script.fault_of(self.steps);
@@ -182,13 +267,16 @@ impl Executor for Oracle {
     }
 }
 
-/// An engine over the oracle.
-pub fn engine(script: Arc<Script>, limits: Limits, prefix_caching: bool) -> Engine {
+/// An engine over the oracle. `overlaps`: it begins a step before the one before has ended.
+pub fn engine(script: Arc<Script>, limits: Limits, prefix_caching: bool, overlaps: bool) -> Engine {
     let executor = Oracle {
         slots: vec![0; (limits.num_blocks * limits.block_size) as usize],
         block_size: limits.block_size as usize,
         steps: 0,
         script,
+        overlaps,
+        drawn: Vec::new(),
+        begun: VecDeque::new(),
     };
     let tokenizer = Tokenizer::parse(tokenizer_json().to_string().as_bytes(), serde_json::Map::new());
     Engine::start(EngineParts {
