@@ -124,7 +124,10 @@ class Plan:
         """Counted from 1."""
     @property
     def tokens(self) -> memoryview:
-        """`[T]`, the sequences one after the other."""
+        """`[T]`, the sequences one after the other; 0 in the rows `awaited`."""
+    @property
+    def awaited(self) -> memoryview:
+        """`[A, 2]`: (row, sequence): rows of `tokens` that are what this sequence of the step before draws."""
     @property
     def positions(self) -> memoryview:
         """`[T]`."""
@@ -151,6 +154,8 @@ class _Executor(Protocol):
     def step(self, plan: Plan, /) -> tuple[Any, Sequence[Any] | None]:
         """Runs a step. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the logits were not numbers) and,
         if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`, the token's own first."""
+    # With a true attribute `overlaps`, `begin` and `finish` are called in place of `step`: the second waits for the
+    # oldest step that has begun. One more step may begin before.
     def logits(self, first: int, count: int, /) -> Any:
         """Of the step's other rows that the plan asks for, in its order: f32 `[count, vocab]`."""
 

@@ -55,7 +55,7 @@ def test_ragged_batches_and_prefix_hits(place: engine.Place, tiny: Path, runners
         assert info["model"]["kv_cache_dtype"] == "int8"
         memory = {part["name"]: part["bytes"] for part in info["memory"]}
         assert memory["kv_cache"] == info["limits"]["num_blocks"] * BLOCK_BYTES
-        assert memory["kv_tails"] == 2 * 2 * 32 * 16 * 2 * 4 * (2 * 8 + 256 // 32)
+        assert memory["kv_tails"] == 2 * 2 * 32 * 16 * 2 * 4 * (3 * 8 + 256 // 32)
     tails = runners[0].kv.tails
     assert tails is not None
     assert len(tails.blocks()) <= 1, "blocks of requests that ended keep no tail"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 from octavo import LLM, SamplingParams, _core
 from octavo.errors import EngineDeadError, ExecutionError
-from octavo.gpu import engine, errors
+from octavo.gpu import engine, errors, runner
 from octavo.gpu.batch import lay_out
 from octavo.gpu.plan import DRAW, SEQUENCE, Plan
-from octavo.gpu.runner import Runner, wanted_rows
+from octavo.gpu.runner import Runner, awaited_rows, wanted_rows
 from places import torch_llm
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -30,16 +31,16 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[_core.Plan, Plan, list[
     seen: list[tuple[_core.Plan, Plan, list[bytes]]] = []
 
     class Recording(Runner):
-        def step(self, plan: _core.Plan) -> Any:
+        def begin(self, plan: _core.Plan) -> None:
             views = Plan.of(plan)
             seen.append((plan, views, [getattr(views, name).tobytes() for name in ARRAYS]))
-            return super().step(plan)
+            super().begin(plan)
 
     monkeypatch.setattr(engine, "Runner", Recording)
     return seen
 
 
-ARRAYS = ("tokens", "positions", "slots", "seqs", "block_tables", "copies", "draws")
+ARRAYS = ("tokens", "awaited", "positions", "slots", "seqs", "block_tables", "copies", "draws")
 
 
 def test_views_are_of_the_plans_own_memory(plans: list[tuple[_core.Plan, Plan, list[bytes]]], tiny: Path) -> None:
@@ -93,7 +94,8 @@ def test_sequences_are_ordered_decodes_first() -> None:
     rows = np.arange(7, dtype=np.int32)
     draws = np.zeros(1, DRAW)
     draws["seq"] = 3
-    plan = Plan(1, rows, rows + 100, rows + 200, seqs, tables, np.zeros((0, 2), np.int32), draws)
+    pairs = np.zeros((0, 2), np.int32)
+    plan = Plan(1, rows, pairs, rows + 100, rows + 200, seqs, tables, pairs, draws)
     layout = lay_out(plan)
     assert layout.tokens.tolist() == [3, 6, 0, 1, 2, 4, 5]
     assert (layout.positions - layout.tokens == 100).all()
@@ -109,17 +111,94 @@ def test_sequences_are_ordered_decodes_first() -> None:
     )
 
 
-@pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """Arms a fault: the steps that hold token 99 raise it."""
+def test_awaited_rows_follow_their_sequences() -> None:
+    """Of sequences of 3, 1, 2 and 1 rows the second and the last await what sequences 5 and 2 of the step before draw."""
+    seqs = np.zeros(4, SEQUENCE)
+    seqs["query_len"], seqs["query_start"] = [3, 1, 2, 1], [0, 3, 4, 6]
+    seqs["context_len"] = [3, 9, 2, 4]
+    rows = np.arange(7, dtype=np.int32)
+    awaited = np.array([[3, 5], [6, 2]], np.int32)
+    tables = np.zeros(4, np.int32)
+    plan = Plan(2, rows, awaited, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, DRAW))
+    moved, places = awaited_rows(plan, lay_out(plan), np.array([1, 2, 5]))
+    assert moved.tolist() == [0, 1], "decodes are first"
+    assert places.tolist() == [2, 1]
+
+
+REQUESTS = [
+    ([1, 2, 3], GREEDY),
+    ([4] * 40, SamplingParams(temperature=0.8, seed=1, max_tokens=40, logprobs=2)),
+    ([5, 6], SamplingParams(temperature=0.7, top_k=5, top_p=0.9, seed=2, max_tokens=30, ignore_eos=True)),
+    (list(range(1, 60)), SamplingParams(temperature=0, max_tokens=20, min_tokens=4)),
+    ([7, 8], SamplingParams(temperature=0, n=2, seed=3, max_tokens=12, ignore_eos=True)),
+]
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
+def test_overlapped_steps_give_the_same_tokens(
+    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, place: engine.Place
+) -> None:
+    awaited: list[int] = []
+
+    class Counting(Runner):
+        def _begin(self, plan: Plan) -> Any:
+            awaited.append(len(plan.awaited))
+            return super()._begin(plan)
+
+    class Waiting(Counting):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.overlaps = False
+
+    prompts, params = [prompt for prompt, _ in REQUESTS], [p for _, p in REQUESTS]
+    # A token that is drawn on the way, as a stop: the request ends while its next token is being drawn.
+    found: dict[type[Runner], list[Any]] = {}
+    for kind in (Waiting, Counting):
+        awaited.clear()
+        monkeypatch.setattr(engine, "Runner", kind)
+        with torch_llm(tiny, place, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32) as llm:
+            whole = llm.generate(prompts, params, use_tqdm=False)
+            stop = whole[2].outputs[0].token_ids[7]
+            stopping = replace(params[2], stop_token_ids=[stop])
+            ended = llm.generate([prompts[2], prompts[0]], [stopping, GREEDY], use_tqdm=False)
+            ruled = llm.generate(
+                [prompts[0], prompts[2]], [replace(GREEDY, repetition_penalty=1.2), params[2]], use_tqdm=False
+            )
+            assert llm.stats()["blocks"]["live"] == 0
+        outputs = [out for request in (*whole, *ended, *ruled) for out in request.outputs]
+        found[kind] = [(out.token_ids, out.logprobs, out.finish_reason) for out in outputs]
+        assert ended[0].outputs[0].finish_reason == "stop"
+        assert (sum(awaited) > 60) == (kind is Counting), awaited
+    assert found[Counting] == found[Waiting]
+
+
+@pytest.fixture(params=["begin", "finish"])
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Arms a fault: the steps that hold token 99 raise it, while they begin or when they are done."""
     armed: list[Exception] = []
+    half = request.param
+
+    class Arriving(runner.Arrival):
+        fault: Exception | None = None
+
+        def wait(self) -> Any:
+            if self.fault is not None:
+                raise self.fault
+            return super().wait()
 
     class Failing(Runner):
-        def _step(self, plan: Plan) -> Any:
-            if armed and 99 in plan.tokens:
-                raise armed[0]
-            return super()._step(plan)
+        def _begin(self, plan: Plan) -> Any:
+            Arriving.fault = armed[0] if armed and 99 in plan.tokens else None
+            if Arriving.fault is not None and half == "begin":
+                raise Arriving.fault
+            return super()._begin(plan)
 
+        def begin(self, plan: _core.Plan) -> None:
+            super().begin(plan)
+            self._begun[-1].fault = Arriving.fault  # type: ignore[attr-defined]
+            Arriving.fault = None
+
+    monkeypatch.setattr(runner, "Arrival", Arriving)
     monkeypatch.setattr(engine, "Runner", Failing)
     return armed.append
 
@@ -170,7 +249,7 @@ def test_an_ordinary_runtime_error_does_not(failing: Callable[[Exception], None]
     ids=["length", "type", "parts", "none"],
 )
 def test_an_answer_of_the_wrong_shape_is_an_error(answer: Any, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr(Runner, "step", lambda self, plan: answer)
+    monkeypatch.setattr(Runner, "finish", lambda self: answer)
     with torch_llm(tiny) as llm, pytest.raises(ExecutionError):
         llm.generate([1, 2], GREEDY)
 

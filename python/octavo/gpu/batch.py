@@ -5,6 +5,7 @@ Sequences are put in the order of the kernels, decodes (one query each) first; `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,26 @@ class Staging:
             self._sent.record()
         parts = packed.split(rooms)
         return [part[: a.size].view(a.shape) for part, a in zip(parts, arrays, strict=True)]
+
+
+class Arrival:
+    """Tensors on their way to the host, behind what computes them."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._sent = torch.cuda.Event() if tensors[0].is_cuda else None
+        if self._sent is None:
+            self._host = list(tensors)
+            return
+        self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+        for host, tensor in zip(self._host, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        self._sent.record()
+
+    def wait(self) -> list[np.ndarray[Any, Any]]:
+        """The arrays, when they are there."""
+        if self._sent is not None:
+            self._sent.synchronize()
+        return [host.numpy() for host in self._host]
 
 
 def to_device(layout: Layout, filled: Ints, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:

@@ -206,7 +206,7 @@ def _plan_memory(
     ]
     if tails:
         dtype = KvFormat(model.dtype).name
-        why = f"{dtype} values of blocks that are not full yet, two a sequence and those of a step at most"
+        why = f"{dtype} values of blocks that are not full yet, three a sequence and those of a step at most"
         parts.append(part("kv_tails", tails, why))
     if scores:
         why = "f32 scores of the keys that decodes see, of one layer at a time"

@@ -48,10 +48,14 @@ Records = np.ndarray[Any, np.dtype[np.void]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`."""
+    """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`.
+
+    `awaited` int32 `[A, 2]`: rows of `tokens` that are what this sequence of the step before draws.
+    """
 
     step: int
     tokens: Ints
+    awaited: Ints
     positions: Ints
     slots: Ints
     seqs: Records
@@ -65,6 +69,7 @@ class Plan:
         return cls(
             plan.step,
             _view(plan.tokens, np.int32),
+            _view(plan.awaited, np.int32).reshape(-1, 2),
             _view(plan.positions, np.int32),
             _view(plan.slots, np.int32),
             _view(plan.seqs, SEQUENCE),

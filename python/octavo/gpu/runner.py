@@ -1,9 +1,15 @@
-"""What the engine calls once a step: the plan in, tokens out. Everything between stays on the device."""
+"""What the engine calls once a step: the plan in, tokens out. Everything between stays on the device.
+
+A step may begin while the one before it is on the device. Tokens that are not known yet are then taken from what that
+one draws, on the device too, so that the engine makes its plan while the device computes.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +17,9 @@ import torch
 
 from octavo import _core
 from octavo.gpu import sampler
-from octavo.gpu.batch import Layout, Staging, lay_out, to_device
+from octavo.gpu.batch import Arrival, Layout, Staging, lay_out, to_device
 from octavo.gpu.errors import faults
-from octavo.gpu.graphs import DecodeGraphs
+from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
 from octavo.gpu.model import Model
 from octavo.gpu.plan import ALL_LOGITS, NO_LOGITS, Ints, Plan, Records
@@ -37,17 +43,36 @@ class Runner:
         """Whether the engine must say which blocks nobody holds any more."""
         self.reports_attention = kv.dynamic is not None
         """Whether attention leaves something out, of which `attention_reports` tells."""
+        self.overlaps = not self.reports_attention
+        """Whether a step may begin before the last one is finished. Reports are kept of one step only."""
         self._last: tuple[Records, Layout] | None = None
+        self._drawn = _Drawn(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
+        self._begun: deque[Arrival] = deque()
 
     def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
-        """Runs a step. For the plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the logits were not numbers), and
-        log-probabilities as `sampler.logprobs` gives them, if one of them asks for some."""
+        """`begin` and `finish`."""
+        self.begin(plan)
+        return self.finish()
+
+    def begin(self, plan: _core.Plan) -> None:
+        """Sends a step to the device. Its rows `awaited` are what the step begun before draws."""
         # The engine's thread has a current device of its own.
         with faults("a step"), self._on_device(), torch.inference_mode():
-            return self._step(Plan.of(plan))
+            self._begun.append(Arrival(self._begin(Plan.of(plan))))
+
+    def finish(self) -> tuple[Array, Logprobs | None]:
+        """Waits for the oldest step that has begun. For its plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the
+        logits were not numbers), and log-probabilities as `sampler.logprobs` gives them, if one of them asks for some."""
+        begun = self._begun.popleft()
+        with faults("a step"), self._on_device():
+            tokens, *table = begun.wait()
+        if not table:
+            return tokens.view(np.uint32), None
+        ids, values, ranks = table
+        return tokens.view(np.uint32), [ids.view(np.uint32), values, ranks.view(np.uint32)]
 
     def logits(self, first: int, count: int) -> Array:
-        """Logits f32 `[count, vocab]` of the step's other rows that the plan asks for, in the plan's order."""
+        """Logits f32 `[count, vocab]` of the other rows that the plan of the step begun last asks for, in its order."""
         with faults("the logits of a step"), self._on_device(), torch.inference_mode():
             logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
             return logits
@@ -72,15 +97,19 @@ class Runner:
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
-    def _step(self, plan: Plan) -> tuple[Array, Logprobs | None]:
+    def _begin(self, plan: Plan) -> list[torch.Tensor]:
         layout = lay_out(plan)
         drawn, rest = wanted_rows(plan, layout)
         words = plan.draws.view(np.int32).reshape(-1, sampler.WORDS)
+        awaiting, places = awaited_rows(plan, layout, self._drawn.seqs)
         tails = self.kv.tails
         step = NO_TAILS if tails is None else tails.begin(layout, plan.copies)
-        batch, (changes, copies, drawn_rows, rest_rows, rule_words) = to_device(
-            layout, step.filled, self._staging, step.changes, plan.copies, drawn, rest, words
-        )
+        more = (step.changes, plan.copies, drawn, rest, words, awaiting, places)
+        batch, sent = to_device(layout, step.filled, self._staging, *more)
+        changes, copies, drawn_rows, rest_rows, rule_words, awaiting_rows, drawn_places = sent
+        if len(awaiting):
+            # Where the logits were not numbers there is no token; the engine ends such a request when it hears of it.
+            batch.tokens[awaiting_rows.long()] = self._drawn.tokens[drawn_places.long()].clamp(min=0)
         if len(changes):
             self.kv.set_tails(changes)
         if len(copies):
@@ -95,26 +124,44 @@ class Runner:
             tails.end(step)
         self._last = (plan.seqs, layout)
         self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-        if not len(drawn):
-            return np.empty(0, np.uint32), None
-        if graph is None:
-            logits = self.model.logits(hidden[drawn_rows])
-        elif sampler.is_greedy(plan.draws) and (plan.draws["logprobs"] < 0).all():
-            return graph.best.cpu().numpy()[drawn].view(np.uint32), None
-        else:
-            logits = graph.logits[drawn_rows]
-        return self._draw(logits, plan.draws, rule_words)
+        tokens, *table = self._draw(graph, hidden, drawn_rows, plan.draws, rule_words)
+        self._drawn = _Drawn(tokens, plan.draws["seq"].astype(np.int64))
+        return [tokens, *table]
 
-    def _draw(self, logits: torch.Tensor, draws: Records, words: torch.Tensor) -> tuple[Array, Logprobs | None]:
+    def _draw(
+        self,
+        graph: DecodeGraph | None,
+        hidden: torch.Tensor,
+        rows: torch.Tensor,
+        draws: Records,
+        words: torch.Tensor,
+    ) -> list[torch.Tensor]:
+        """Tokens int32 `[D]`, and the three tables of log-probabilities if some are asked for."""
+        if not len(draws):
+            return [rows]
+        most = int(draws["logprobs"].max())
+        if graph is not None and sampler.is_greedy(draws) and most < 0:
+            return [graph.best[rows]]
+        logits = self.model.logits(hidden[rows]) if graph is None else graph.logits[rows]
         kernels = self.model.ops.kernels
         tokens = sampler.draw(logits, sampler.Rules.of(draws, words), kernels)
-        most = int(draws["logprobs"].max())
-        table = sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else None
-        found: Array = tokens.cpu().numpy().view(np.uint32)
-        if table is None:
-            return found, None
-        ids, values, ranks = (t.cpu().numpy() for t in table)
-        return found, [ids.view(np.uint32), values, ranks.view(np.uint32)]
+        return [tokens, *(sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else ())]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What the step begun last draws: tokens int32 `[D]` on the device, and of which of its sequences, in order."""
+
+    tokens: torch.Tensor
+    seqs: np.ndarray[Any, np.dtype[np.int64]]
+
+
+def awaited_rows(plan: Plan, layout: Layout, drawn_seqs: Array) -> tuple[Ints, Ints]:
+    """Rows of the batch whose token the step before draws, and the places of these among its draws."""
+    rows, before = plan.awaited.T
+    seqs = np.searchsorted(plan.seqs["query_start"], rows, side="right") - 1
+    moved = layout.first_rows[seqs] + rows - plan.seqs["query_start"][seqs].astype(np.int32)
+    return moved.astype(np.int32), np.searchsorted(drawn_seqs, before).astype(np.int32)
 
 
 def wanted_rows(plan: Plan, layout: Layout) -> tuple[Ints, Ints]:

@@ -35,9 +35,10 @@ def most_tails(num_blocks: int, max_num_seqs: int, max_num_batched_tokens: int) 
 
     Before a step at most `max_num_seqs` blocks are not full, one a sequence, even if the scheduler has since ended
     these sequences and others run in their place. The step touches at most one more block for every 32 of its tokens,
-    and one for each of its sequences.
+    and one for each of its sequences. Where it begins before the step before it has ended, the blocks of sequences
+    that ended in the one before that are not released yet: again one a sequence.
     """
-    return min(num_blocks, 2 * max_num_seqs + -(-max_num_batched_tokens // BLOCK_SIZE))
+    return min(num_blocks, 3 * max_num_seqs + -(-max_num_batched_tokens // BLOCK_SIZE))
 
 
 class Tails:

@@ -103,6 +103,18 @@ faults! {
     OrderLostAtSplit,
     /// Cancelled waiting requests still count as waiting, until the queue is full for ever.
     QueueCountDrift,
+    /// A plan made ahead goes on with a sequence whose awaited token is its last.
+    AheadOfTheEnd,
+    /// Plans are made ahead for ever, though somebody gets no block in them.
+    AheadForEver,
+    /// A plan made ahead takes another sequence's token.
+    AheadOfAnother,
+    /// A plan is made ahead of a step that splits a sequence into samples.
+    AheadOfForks,
+    /// A prompt with its last chunk in flight counts as computed when the chunk before is done.
+    AheadOfLastChunk,
+    /// Blocks of an ended sequence are freed with the first of the two steps that it is in.
+    FreedBetweenSteps,
 }
 
 #[cfg(not(feature = "planted-faults"))]

@@ -5,6 +5,10 @@
 //! `[draws, columns]`, the token's own entry first. `object.logits(first, count)` then gives rows of logits, f32
 //! `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
 //!
+//! An object with a true attribute `overlaps` has `begin(plan)` and `finish()` in place of `step`, which do the same in
+//! two halves: the second waits for the oldest step that has begun. A second step may begin before the first is
+//! finished; the tokens in its rows `awaited` are those that the first draws.
+//!
 //! An object that keeps something beside its KV blocks says so by a true attribute `keeps_blocks`. It has `kept_blocks()`,
 //! the blocks for which it does (u32 `[n]`), and `release_blocks(blocks)`, which takes those of them (a list) that nobody
 //! holds any more. One whose attention leaves something out has a true `reports_attention` and `attention_reports()`: for
@@ -35,6 +39,7 @@ pub struct PyExecutor {
     logits: Vec<f32>,
     /// The object's attributes of these names.
     keeps_blocks: bool,
+    overlaps: bool,
     reports_attention: bool,
     reports: Vec<AttentionReport>,
     /// Of releasing blocks; the next step fails with it.
@@ -58,6 +63,7 @@ impl PyExecutor {
         let flag = |name| object.getattr_opt(name)?.map_or(Ok(false), |value| value.is_truthy());
         Ok(Self {
             keeps_blocks: flag("keeps_blocks")?,
+            overlaps: flag("overlaps")?,
             reports_attention: flag("reports_attention")?,
             object: Some(object.unbind()),
             vocab,
@@ -77,12 +83,15 @@ impl PyExecutor {
         Python::try_attach(|py| f(py, object.bind(py)).map_err(|e| fault(py, &e))).ok_or_else(gone)?
     }
 
-    fn step(&self, plan: &Arc<StepPlan>, draws: Arc<Vec<Draw>>) -> Result<Drawn, StepError> {
+    /// What the step draws, when it is done.
+    fn drawn(&self, plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Result<Drawn, StepError> {
         let (count, seqs) = (draws.len(), plan.seqs.len());
         self.attached(|py, object| {
-            let plan = Plan { plan: Arc::clone(plan), draws };
-            let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) =
-                object.call_method1("step", (plan,))?.extract()?;
+            let outcome = match self.overlaps {
+                true => object.call_method0("finish")?,
+                false => object.call_method1("step", (python_plan(plan, draws),))?,
+            };
+            let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) = outcome.extract()?;
             let tokens = read(py, &tokens, count, "tokens")?;
             let mut reports = Vec::new();
             if self.reports_attention {
@@ -115,6 +124,10 @@ impl PyExecutor {
             Ok(())
         })
     }
+}
+
+fn python_plan(plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Plan {
+    Plan { plan: Arc::clone(plan), draws: Arc::clone(draws) }
 }
 
 /// A report from its numbers, in the order of its fields.
@@ -185,7 +198,9 @@ fn fault(py: Python<'_>, error: &PyErr) -> StepError {
 
 impl Executor for PyExecutor {
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
-        self.execute_drawing(&Arc::new(plan.clone()), Vec::new(), &mut |outcome| {
+        let (plan, draws) = (Arc::new(plan.clone()), Arc::default());
+        self.begin(&plan, &draws)?;
+        self.finish(&plan, &draws, &mut |outcome| {
             if let RowOutcome::Rows(rows, logits) = outcome {
                 sink(rows, logits);
             }
@@ -207,17 +222,27 @@ impl Executor for PyExecutor {
         true
     }
 
-    fn execute_drawing(
-        &mut self,
-        plan: &Arc<StepPlan>,
-        draws: Vec<Draw>,
-        sink: &mut OutcomeSink<'_>,
-    ) -> Result<(), StepError> {
+    fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
+    fn begin(&mut self, plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Result<(), StepError> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        let draws = Arc::new(draws);
-        let drawn = self.step(plan, Arc::clone(&draws))?;
+        if !self.overlaps {
+            return Ok(());
+        }
+        self.attached(|_, object| object.call_method1("begin", (python_plan(plan, draws),)).map(drop))
+    }
+
+    fn finish(
+        &mut self,
+        plan: &Arc<StepPlan>,
+        draws: &Arc<Vec<Draw>>,
+        sink: &mut OutcomeSink<'_>,
+    ) -> Result<(), StepError> {
+        let drawn = self.drawn(plan, draws)?;
         self.reports.clear();
         self.reports.extend(drawn.reports.as_chunks().0.iter().map(report));
         for (i, (draw, &token)) in draws.iter().zip(&drawn.tokens).enumerate() {

@@ -29,6 +29,11 @@ impl Plan {
     }
 
     #[getter]
+    fn awaited<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.awaited.as_slice())
+    }
+
+    #[getter]
     fn positions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         Buffer::view(py, &self.plan, |p| p.positions.as_slice())
     }

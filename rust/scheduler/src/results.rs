@@ -48,6 +48,9 @@ impl Scheduler {
                     let (request, sample) = (sequence.id, sequence.key.sample);
                     actions.finished.push(Finished { request, sample, reason: FinishReason::Stop });
                 }
+                if planted(Fault::FreedBetweenSteps) {
+                    self.cache.release(&mut self.sequences[flight.sequence].table);
+                }
                 self.free_unless_in_flight(flight.sequence);
                 continue;
             };
@@ -56,7 +59,8 @@ impl Scheduler {
                     self.commit(flight);
                     // Only a request for hidden states has nothing left to compute here.
                     let sequence = &self.sequences[flight.sequence];
-                    if sequence.table.computed() == sequence.len() {
+                    let last_chunk = planted(Fault::AheadOfLastChunk) && sequence.remaining() == 0;
+                    if sequence.table.computed() == sequence.len() || last_chunk {
                         self.end_sample(flight.sequence, FinishReason::Stop, actions);
                     }
                 }

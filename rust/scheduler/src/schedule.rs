@@ -49,7 +49,7 @@ impl Scheduler {
         if !stalled && actions.preempted == 0 {
             self.admit(budget, actions);
         }
-        self.settling = stalled && !self.in_flight.is_empty();
+        self.settling = stalled && !self.in_flight.is_empty() && !planted(Fault::AheadForEver);
         if cfg!(debug_assertions) && !allocation_failed() {
             self.check_plan(!stalled && actions.preempted == 0, actions);
         }
@@ -74,7 +74,8 @@ impl Scheduler {
     /// is its last takes none.
     fn is_decode(&self, index: u32) -> bool {
         let sequence = &self.sequences[index];
-        let goes_on = sequence.request.is_some_and(|r| sequence.len() < self.requests[r].max_len);
+        let goes_on = sequence.request.is_some_and(|r| sequence.len() < self.requests[r].max_len)
+            || planted(Fault::AheadOfTheEnd);
         sequence.remaining() == 1 && goes_on && !self.is_planned(index)
     }
 
@@ -179,7 +180,8 @@ impl Scheduler {
         let known = sequence.tokens.len().min(end as usize);
         plan.tokens.extend_from_slice(&sequence.tokens[start as usize..known]);
         if known < end as usize {
-            plan.awaited.push([plan.tokens.len() as u32, sequence.place]);
+            let place = if planted(Fault::AheadOfAnother) { 0 } else { sequence.place };
+            plan.awaited.push([plan.tokens.len() as u32, place]);
             plan.tokens.push(0);
         }
         plan.positions.extend(start..end);

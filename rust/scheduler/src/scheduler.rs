@@ -248,7 +248,8 @@ impl Scheduler {
         if let [only] = self.in_flight.make_contiguous()
             && only.step == step
         {
-            only.ahead = only.flights.iter().all(|flight| flight.forks <= 1);
+            let single = |flight: &Flight| flight.forks <= 1;
+            only.ahead = only.flights.iter().all(single) || planted(Fault::AheadOfForks);
             for flight in only.flights.iter().filter(|_| only.ahead) {
                 self.sequences[flight.sequence].awaited = flight.forks;
             }

@@ -40,24 +40,39 @@ fn done(plan: &StepPlan) -> Event {
 
 /// Decodes while others wait that cannot start: new blocks, full blocks into the prefix index, and no allocation. Only
 /// a token list that outgrows its memory takes twice as much; between 81 and 160 tokens none does.
-#[test]
-fn a_step_of_decodes_allocates_nothing() {
+fn decode_steadily(ahead: bool) {
     let mut scheduler = Scheduler::new(CONFIG).expect("sound limits");
     let (mut events, mut actions) = (Vec::new(), Actions::default());
+    let (mut running, mut before) = (StepPlan::default(), StepPlan::default());
     events.extend((0..BATCH + 10).map(submit));
     scheduler.step(0, &mut events, &mut actions);
-    // The plan's lists get the size that they need at the end.
-    actions.plan.block_tables.reserve(8192);
-    for _ in 0..2 {
-        events.push(done(&actions.plan));
-        scheduler.step(0, &mut events, &mut actions);
+    // The plans' lists get the size that they need at the end.
+    for plan in [&mut actions.plan, &mut running, &mut before] {
+        plan.block_tables.reserve(8192);
     }
     let free = scheduler.stats().cache.free_blocks;
-    for step in 0..70 {
-        events.push(done(&actions.plan));
+    for step in 0..73 {
+        std::mem::swap(&mut before, &mut running);
+        std::mem::swap(&mut running, &mut actions.plan);
+        if ahead && step > 0 {
+            events.push(done(&before));
+        }
+        events.push(if ahead { Event::PlanAhead { step: running.step } } else { done(&running) });
         let taken = allocation_counter::measure(|| scheduler.step(0, &mut events, &mut actions));
-        assert_eq!(taken.count_total, 0, "allocations in step {step}");
+        // The first steps take what the next ones use again.
+        assert!(step < 3 || taken.count_total == 0, "{} allocations in step {step}", taken.count_total);
         assert_eq!((actions.plan.tokens.len() as u64, scheduler.stats().waiting), (BATCH, 10));
+        assert_eq!(actions.plan.awaited.len() as u64, if ahead { BATCH } else { 0 });
     }
     assert!(free - scheduler.stats().cache.free_blocks >= 1000, "the sequences grew");
+}
+
+#[test]
+fn a_step_of_decodes_allocates_nothing() {
+    decode_steadily(false);
+}
+
+#[test]
+fn nor_does_one_that_is_planned_ahead() {
+    decode_steadily(true);
 }

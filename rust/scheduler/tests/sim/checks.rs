@@ -64,6 +64,12 @@ impl Simulation {
             let seq = plan.seqs.iter().find(ends).expect("the last row of a sequence awaits");
             assert_eq!((seq.request, seq.sample, 1), (before.request, before.sample, before.forks));
             assert_eq!(seq.context_len, before.context_len + 1, "an awaited token follows what drew it");
+            let request = &self.requests[&seq.request];
+            let longest = request.prompt.len() as u32 + request.max_tokens;
+            assert!(
+                seq.context_len < longest.min(self.config.max_model_len),
+                "an awaited token is the last, and more is computed behind it"
+            );
         }
     }
 
