@@ -112,7 +112,7 @@ def test_sequences_are_ordered_decodes_first() -> None:
 
 
 def test_awaited_rows_follow_their_sequences() -> None:
-    """Of sequences of 3, 1, 2 and 1 rows the second and the last await what sequences 5 and 2 of the step before draw."""
+    """Of sequences of 3, 1, 2 and 1 rows the second and the last await what sequences 5 and 2 of the last step draw."""
     seqs = np.zeros(4, SEQUENCE)
     seqs["query_len"], seqs["query_start"] = [3, 1, 2, 1], [0, 3, 4, 6]
     seqs["context_len"] = [3, 9, 2, 4]

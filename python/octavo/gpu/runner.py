@@ -62,7 +62,7 @@ class Runner:
 
     def finish(self) -> tuple[Array, Logprobs | None]:
         """Waits for the oldest step that has begun. For its plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the
-        logits were not numbers), and log-probabilities as `sampler.logprobs` gives them, if one of them asks for some."""
+        logits were not numbers), and log-probabilities as `sampler.logprobs` gives them, if one asks for some."""
         begun = self._begun.popleft()
         with faults("a step"), self._on_device():
             tokens, *table = begun.wait()
