@@ -52,8 +52,9 @@ def test_stream_equals_generate(options: dict[str, Any], llm: LLM) -> None:
 
 
 def test_stream_comes_in_pieces(llm: LLM) -> None:
-    deltas = list(llm.stream(PROMPT, SamplingParams(max_tokens=200, ignore_eos=True)))
-    assert len(deltas) > 2
+    # Tokens that come before the last piece is read are merged: a fast machine makes hundreds in few pieces.
+    deltas = list(llm.stream(PROMPT, SamplingParams(max_tokens=800, ignore_eos=True)))
+    assert len(deltas) > 5
 
 
 def test_stop_string_never_shows_half(llm: LLM) -> None:
