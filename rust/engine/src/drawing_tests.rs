@@ -12,7 +12,7 @@ use crate::sampling::Sampler;
 use crate::test_engine::{VOCAB, engine_over};
 use crate::*;
 
-/// Continues "a" with "bcd...": draws where it may, and gives logits where not.
+/// Continues "a" with "bcd...": draws where it may, and gives logits where not. Sample i draws every (i + 1)th letter.
 struct Drawing {
     asked: Arc<Mutex<Vec<Draw>>>,
     /// Draws nothing for this token: its logits are not numbers.
@@ -27,6 +27,10 @@ struct Drawing {
     drawn: Vec<u32>,
     /// Tokens that were taken from the step before.
     awaited: Arc<AtomicUsize>,
+}
+
+fn next_letter(token: u32, sample: u32) -> u32 {
+    (token + 1 + sample) % 256
 }
 
 fn logits_after(token: u32) -> Vec<f32> {
@@ -57,7 +61,7 @@ impl Executor for Drawing {
         }
         self.awaited.fetch_add(plan.awaited.len(), Ordering::SeqCst);
         let last = |seq: &PlanSeq| tokens[(seq.query_start + seq.query_len - 1) as usize];
-        self.drawn = plan.seqs.iter().map(|seq| (last(seq) + 1) % 256).collect();
+        self.drawn = plan.seqs.iter().map(|seq| next_letter(last(seq), seq.sample)).collect();
         self.begun.push_back(tokens);
         Ok(())
     }
@@ -78,7 +82,7 @@ impl Executor for Drawing {
                     sink(RowOutcome::Rows(&[(i, row)], &logits));
                     continue;
                 };
-                let next = (token + 1) % 256;
+                let next = next_letter(token, draw.sample);
                 let top = usize::try_from(draw.logprobs).ok();
                 let (kernels, mut sampler) = (Kernels::single(), Sampler::default());
                 let raw = peak(&kernels, &logits);
@@ -212,6 +216,25 @@ fn what_is_no_number_fails_its_request_and_a_plan_may_be_held() {
         // The executor still holds every plan: the engine has made new ones.
         assert_eq!(run(&engine, &params(|p| p.max_tokens = Some(1))).0, [98]);
     }
+}
+
+/// One sample stops, and its request goes on: what was drawn behind the stop is not heard of.
+#[test]
+fn a_sample_that_stopped_gets_no_token_that_is_being_drawn() {
+    let (engine, _) = engine(None, true);
+    let params = params(|p| (p.n, p.stop_token_ids, p.max_tokens) = (2, vec![99], Some(9)));
+    let stream = engine.submit(Prompt::Tokens(vec![97]), &params).expect("submitted");
+    let mut tokens: [Vec<u32>; 2] = Default::default();
+    loop {
+        let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
+        for news in delta.outputs {
+            tokens[news.index as usize].extend(&news.token_ids);
+        }
+        if delta.finished {
+            break;
+        }
+    }
+    assert_eq!(tokens, [vec![98, 99], (0..9).map(|i| 98 + 2 * i).collect()]);
 }
 
 /// The executor is a step ahead when a token ends the request: what it drew for that step is nobody's.

@@ -136,25 +136,32 @@ fn judge(out: &Gathered, prompt: &[u32], params: &SamplingParams, manner: Manner
             return true;
         }
         Some(class) => panic!("{class}"),
-        None => match out.reason() {
-            FinishReason::Abort => {
-                assert!(matches!(manner, Manner::CancelsAfter(_)));
-                count(&tally.aborted);
+        None => {
+            for (reasons, tokens) in out.reasons.iter().zip(&out.tokens) {
+                judge_sample(reasons[0], tokens, &wanted, manner);
             }
-            FinishReason::Length => {
-                assert!(out.tokens.iter().all(|t| *t == wanted), "cut off");
-                count(&tally.whole);
-            }
-            FinishReason::Stop => {
-                let text: String = wanted.iter().filter_map(|t| char::from_u32(*t)).collect();
-                let ends = ["q", "xy"].iter().filter_map(|s| text.find(s).map(|at| at + s.len())).min();
-                assert!(out.tokens.iter().all(|t| Some(t.len()) == ends), "stops at the stop string");
-                count(&tally.stopped);
-            }
-            FinishReason::Error => panic!("an error without its cause"),
-        },
+            count(match out.reason() {
+                FinishReason::Abort => &tally.aborted,
+                FinishReason::Length => &tally.whole,
+                FinishReason::Stop | FinishReason::Error => &tally.stopped,
+            });
+        }
     }
     false
+}
+
+/// A cancellation may come when one sample has ended and another has not, so each has a reason of its own.
+fn judge_sample(reason: FinishReason, tokens: &[u32], wanted: &[u32], manner: Manner) {
+    match reason {
+        FinishReason::Abort => assert!(matches!(manner, Manner::CancelsAfter(_))),
+        FinishReason::Length => assert_eq!(tokens, wanted, "cut off"),
+        FinishReason::Stop => {
+            let text: String = wanted.iter().filter_map(|t| char::from_u32(*t)).collect();
+            let ends = ["q", "xy"].iter().filter_map(|s| text.find(s).map(|at| at + s.len())).min();
+            assert_eq!(Some(tokens.len()), ends, "stops at the stop string");
+        }
+        FinishReason::Error => panic!("an error without its cause"),
+    }
 }
 
 /// One caller's share of the requests, up to eight at a time.
