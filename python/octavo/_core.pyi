@@ -151,11 +151,13 @@ class _Executor(Protocol):
     """What `Engine.over` calls from its thread. An exception fails the step's requests; one with a true attribute
     `fatal` ends the engine."""
 
-    def step(self, plan: Plan, /) -> tuple[Any, Sequence[Any] | None]:
-        """Runs a step. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the logits were not numbers) and,
-        if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`, the token's own first."""
-    # With a true attribute `overlaps`, `begin` and `finish` are called in place of `step`: the second waits for the
-    # oldest step that has begun. One more step may begin before.
+    def begin(self, plan: Plan, /) -> None:
+        """Begins a step. With a true attribute `overlaps` it may come once more before `finish`: the tokens in the rows
+        `awaited` of the second plan are those that the first step draws."""
+    def finish(self) -> tuple[Any, Sequence[Any] | None]:
+        """Waits for the oldest step that has begun. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the
+        logits were not numbers) and, if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`,
+        the token's own first."""
     def logits(self, first: int, count: int, /) -> Any:
         """Of the step's other rows that the plan asks for, in its order: f32 `[count, vocab]`."""
 

@@ -1,4 +1,4 @@
-"""What the engine calls once a step: the plan in, tokens out. Everything between stays on the device.
+"""What the engine calls twice a step: the plan in, tokens out. Everything between stays on the device.
 
 A step may begin while the one before it is on the device. Tokens that are not known yet are then taken from what that
 one draws, on the device too, so that the engine makes its plan while the device computes.
@@ -48,11 +48,6 @@ class Runner:
         self._last: tuple[Records, Layout] | None = None
         self._drawn = _Drawn(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
         self._begun: deque[Arrival] = deque()
-
-    def step(self, plan: _core.Plan) -> tuple[Array, Logprobs | None]:
-        """`begin` and `finish`."""
-        self.begin(plan)
-        return self.finish()
 
     def begin(self, plan: _core.Plan) -> None:
         """Sends a step to the device. Its rows `awaited` are what the step begun before draws."""

@@ -1,13 +1,12 @@
-//! An executor that is a Python object, called once a step.
+//! An executor that is a Python object, called twice a step.
 //!
-//! `object.step(plan)` runs the step and returns, for the plan's draws in order, `(tokens, logprobs)`: tokens u32
-//! (`NOT_NUMBERS` where the logits were none), logprobs None or `(ids u32, values f32, ranks u32)`, each
-//! `[draws, columns]`, the token's own entry first. `object.logits(first, count)` then gives rows of logits, f32
-//! `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
+//! `object.begin(plan)` begins a step. `object.finish()` waits for the oldest one that has begun and returns, for its
+//! plan's draws in order, `(tokens, logprobs)`: tokens u32 (`NOT_NUMBERS` where the logits were none), logprobs None or
+//! `(ids u32, values f32, ranks u32)`, each `[draws, columns]`, the token's own entry first. `object.logits(first, count)`
+//! then gives rows of logits, f32 `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
 //!
-//! An object with a true attribute `overlaps` has `begin(plan)` and `finish()` in place of `step`, which do the same in
-//! two halves: the second waits for the oldest step that has begun. A second step may begin before the first is
-//! finished; the tokens in its rows `awaited` are those that the first draws.
+//! If the object has a true attribute `overlaps`, a second step may begin before the first is finished; the tokens in
+//! its rows `awaited` are those that the first draws.
 //!
 //! An object that keeps something beside its KV blocks says so by a true attribute `keeps_blocks`. It has `kept_blocks()`,
 //! the blocks for which it does (u32 `[n]`), and `release_blocks(blocks)`, which takes those of them (a list) that nobody
@@ -83,15 +82,11 @@ impl PyExecutor {
         Python::try_attach(|py| f(py, object.bind(py)).map_err(|e| fault(py, &e))).ok_or_else(gone)?
     }
 
-    /// What the step draws, when it is done.
-    fn drawn(&self, plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Result<Drawn, StepError> {
-        let (count, seqs) = (draws.len(), plan.seqs.len());
+    /// What the oldest step draws, when it is done: `count` tokens, and reports of `seqs` sequences.
+    fn drawn(&self, count: usize, seqs: usize) -> Result<Drawn, StepError> {
         self.attached(|py, object| {
-            let outcome = match self.overlaps {
-                true => object.call_method0("finish")?,
-                false => object.call_method1("step", (python_plan(plan, draws),))?,
-            };
-            let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) = outcome.extract()?;
+            let (tokens, logprobs): (Bound<'_, PyAny>, Option<[Bound<'_, PyAny>; 3]>) =
+                object.call_method0("finish")?.extract()?;
             let tokens = read(py, &tokens, count, "tokens")?;
             let mut reports = Vec::new();
             if self.reports_attention {
@@ -124,10 +119,6 @@ impl PyExecutor {
             Ok(())
         })
     }
-}
-
-fn python_plan(plan: &Arc<StepPlan>, draws: &Arc<Vec<Draw>>) -> Plan {
-    Plan { plan: Arc::clone(plan), draws: Arc::clone(draws) }
 }
 
 /// A report from its numbers, in the order of its fields.
@@ -230,10 +221,8 @@ impl Executor for PyExecutor {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        if !self.overlaps {
-            return Ok(());
-        }
-        self.attached(|_, object| object.call_method1("begin", (python_plan(plan, draws),)).map(drop))
+        let plan = Plan { plan: Arc::clone(plan), draws: Arc::clone(draws) };
+        self.attached(|_, object| object.call_method1("begin", (plan,)).map(drop))
     }
 
     fn finish(
@@ -242,7 +231,7 @@ impl Executor for PyExecutor {
         draws: &Arc<Vec<Draw>>,
         sink: &mut OutcomeSink<'_>,
     ) -> Result<(), StepError> {
-        let drawn = self.drawn(plan, draws)?;
+        let drawn = self.drawn(draws.len(), plan.seqs.len())?;
         self.reports.clear();
         self.reports.extend(drawn.reports.as_chunks().0.iter().map(report));
         for (i, (draw, &token)) in draws.iter().zip(&drawn.tokens).enumerate() {

@@ -81,8 +81,11 @@ struct Oracle {
     block_size: usize,
     steps: u64,
     script: Arc<Script>,
-    /// Computes steps as they begin, one behind the other, and draws tokens itself, as a device would.
-    overlaps: bool,
+}
+
+/// An oracle that computes steps as they begin, one behind the other, and draws tokens itself, as a device would.
+struct Device {
+    oracle: Oracle,
     /// What each sequence of the step that began last draws.
     drawn: Vec<Option<u32>>,
     begun: VecDeque<Begun>,
@@ -148,19 +151,20 @@ fn logprobs(logits: &[f32], token: u32, top: usize) -> Vec<Logprob> {
     own.chain(order.iter().enumerate().take(top).map(entry)).collect()
 }
 
-impl Executor for Oracle {
+impl Executor for Device {
+    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
+        self.oracle.execute(plan, sink)
+    }
+
     fn draws(&self) -> bool {
-        self.overlaps
+        true
     }
 
     fn overlaps(&self) -> bool {
-        self.overlaps
+        true
     }
 
     fn begin(&mut self, plan: &Arc<StepPlan>, _: &Arc<Vec<Draw>>) -> Result<(), StepError> {
-        if !self.overlaps {
-            return Ok(());
-        }
         assert!(self.begun.len() < 2, "two steps at most are under way");
         let mut plan = StepPlan::clone(plan);
         for &[row, seq] in &plan.awaited {
@@ -181,13 +185,10 @@ impl Executor for Oracle {
 
     fn finish(
         &mut self,
-        plan: &Arc<StepPlan>,
+        _: &Arc<StepPlan>,
         draws: &Arc<Vec<Draw>>,
         sink: &mut OutcomeSink<'_>,
     ) -> Result<(), StepError> {
-        if !self.overlaps {
-            return self.execute(plan, &mut |rows, logits| sink(RowOutcome::Rows(rows, logits)));
-        }
         let Begun { rows, outcome } = self.begun.pop_front().expect("a step that has begun");
         for ((seq, row), logits) in &rows {
             let Some(draw) = draws.iter().find(|draw| draw.seq as usize == *seq) else {
@@ -201,7 +202,9 @@ impl Executor for Oracle {
         }
         outcome
     }
+}
 
+impl Executor for Oracle {
     fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
         self.steps += 1;
         let fault = self.script.fault_of(self.steps);
@@ -269,18 +272,19 @@ impl Executor for Oracle {
 
 /// An engine over the oracle. `overlaps`: it begins a step before the one before has ended.
 pub fn engine(script: Arc<Script>, limits: Limits, prefix_caching: bool, overlaps: bool) -> Engine {
-    let executor = Oracle {
+    let oracle = Oracle {
         slots: vec![0; (limits.num_blocks * limits.block_size) as usize],
         block_size: limits.block_size as usize,
         steps: 0,
         script,
-        overlaps,
-        drawn: Vec::new(),
-        begun: VecDeque::new(),
+    };
+    let executor: Box<dyn Executor> = match overlaps {
+        true => Box::new(Device { oracle, drawn: Vec::new(), begun: VecDeque::new() }),
+        false => Box::new(oracle),
     };
     let tokenizer = Tokenizer::parse(tokenizer_json().to_string().as_bytes(), serde_json::Map::new());
     Engine::start(EngineParts {
-        executor: Box::new(executor),
+        executor,
         tokenizer: tokenizer.expect("tokenizer"),
         template: None,
         vocab: VOCAB,
