@@ -3,6 +3,7 @@
 //! Weights lie in panels of 16 rows; a tile is MR rows of x times NP panels. Every output element is one chain over
 //! K in a tile of whatever size, so tiles, blocks and threads change nothing in the result.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::fetch::Fetch;
@@ -128,32 +129,65 @@ impl<K: TileKernel> Op for Share<'_, K> {
         let mut job = self.jobs.take();
         while let Some(now) = job {
             job = self.jobs.take();
-            let mut panel = now % self.runs * self.run;
-            let last = self.panels.min(panel + self.run);
-            let next = job.map(|next| next % self.runs * self.run);
+            let panel = now % self.runs * self.run;
             let start = now / self.runs * self.block;
-            let end = self.m.min(start + self.block);
-            while panel < last {
-                // The panels that this thread reads after these.
-                let after = |count: usize| if panel + count < last { Some(panel + count) } else { next };
-                if S::WIDE && (ROWS + 1..=2 * ROWS).contains(&(end - start)) {
-                    panel += match last - panel {
-                        2.. => self.tall::<S, 2>(s, start, end, panel, after(2)),
-                        _ => self.tall::<S, 1>(s, start, end, panel, after(1)),
-                    };
-                    continue;
-                }
-                match self.group.min(last - panel) {
-                    4.. => panel += self.panels::<S, 4>(s, start, end, panel, after(4)),
-                    2 | 3 => panel += self.panels::<S, 2>(s, start, end, panel, after(2)),
-                    _ => panel += self.panels::<S, 1>(s, start, end, panel, after(1)),
-                }
-            }
+            let block = Block {
+                kernel: self.kernel,
+                y: self.y,
+                at: start * self.stride + panel * LANES,
+                stride: self.stride,
+                columns: self.n,
+                bias: self.bias,
+                panels: panel..self.panels.min(panel + self.run),
+                rows: start..self.m.min(start + self.block),
+                group: self.group,
+                next: job.map(|next| next % self.runs * self.run),
+            };
+            block.run(s);
         }
     }
 }
 
-impl<K: TileKernel> Share<'_, K> {
+/// Some rows times some panels, computed by one thread.
+pub(super) struct Block<'a, K> {
+    pub(super) kernel: &'a K,
+    /// Where results go: the first one to `at`, rows `stride` apart.
+    pub(super) y: &'a Shared<'a, f32>,
+    pub(super) at: usize,
+    pub(super) stride: usize,
+    /// Outputs from this column on are not there.
+    pub(super) columns: usize,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) panels: Range<usize>,
+    pub(super) rows: Range<usize>,
+    /// Panels that are computed together.
+    pub(super) group: usize,
+    /// The panels that this thread reads after these.
+    pub(super) next: Option<usize>,
+}
+
+impl<K: TileKernel> Block<'_, K> {
+    #[inline(always)]
+    pub(super) fn run<S: Simd>(&self, s: S) {
+        let Range { start, end } = self.rows;
+        let Range { start: mut panel, end: last } = self.panels;
+        while panel < last {
+            let after = |count: usize| if panel + count < last { Some(panel + count) } else { self.next };
+            if S::WIDE && (ROWS + 1..=2 * ROWS).contains(&(end - start)) {
+                panel += match last - panel {
+                    2.. => self.tall::<S, 2>(s, start, end, panel, after(2)),
+                    _ => self.tall::<S, 1>(s, start, end, panel, after(1)),
+                };
+                continue;
+            }
+            match self.group.min(last - panel) {
+                4.. => panel += self.panels::<S, 4>(s, start, end, panel, after(4)),
+                2 | 3 => panel += self.panels::<S, 2>(s, start, end, panel, after(2)),
+                _ => panel += self.panels::<S, 1>(s, start, end, panel, after(1)),
+            }
+        }
+    }
+
     /// Five to eight rows in one tile, since these are still so few that memory is the limit; gives NP.
     #[inline(always)]
     fn tall<S: Simd, const NP: usize>(
@@ -247,12 +281,14 @@ impl<K: TileKernel> Share<'_, K> {
         for (r, vectors) in tile.iter().enumerate() {
             for (p, &vector) in vectors.iter().enumerate() {
                 let column = (panel + p) * LANES;
-                let count = LANES.min(self.n - column);
+                let count = LANES.min(self.columns - column);
                 let value = match self.bias {
                     Some(bias) => s.add(vector, s.load_partial(&bias[column..column + count], 0.0)),
                     None => vector,
                 };
-                let start = (row + r) * self.stride + column;
+                let start = self.at
+                    + (row + r - self.rows.start) * self.stride
+                    + (panel + p - self.panels.start) * LANES;
                 // SAFETY: tasks have different panels, so different columns of y; this task holds one part at a time.
                 s.store_partial(value, unsafe { self.y.part(start..start + count) });
             }

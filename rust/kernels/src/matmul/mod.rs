@@ -8,6 +8,7 @@ mod bfloat;
 mod driver;
 mod fetch;
 mod float;
+mod gated;
 mod int8;
 mod int8_pack;
 mod rows;
@@ -27,7 +28,6 @@ use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 use crate::quantize::QuantizedRows;
-#[cfg(target_arch = "x86_64")]
 use crate::simd::LANES;
 
 /// How packed weights are stored.
@@ -188,19 +188,25 @@ impl Linear {
         out: &mut QuantizedRows,
         scratch: &mut QuantizedRows,
     ) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        if let (Weights::Int8(weights), Isa::Amx) = (&self.weights, kernels.isa()) {
-            let (columns, inner) = (self.columns(), self.rows / 2);
-            let m = x.len() / columns;
-            if self.rows.is_multiple_of(2 * LANES) && QuantizedRows::takes_tiles(m) {
-                scratch.quantize(kernels, x, columns);
-                let x = scratch.tiled().expect("rows enough for tiles");
-                tiles::run_gated(kernels, weights, x, m, (inner, f), out);
-                return true;
-            }
+        let Weights::Int8(weights) = &self.weights else { return false };
+        let (columns, inner) = (self.columns(), self.rows / 2);
+        let m = x.len() / columns;
+        if !self.rows.is_multiple_of(2 * LANES) {
+            return false;
         }
-        let _ = (kernels, x, f, out, scratch);
-        false
+        #[cfg(target_arch = "x86_64")]
+        if kernels.isa() == Isa::Amx && QuantizedRows::takes_tiles(m) {
+            scratch.quantize(kernels, x, columns);
+            let x = scratch.tiled().expect("rows enough for tiles");
+            tiles::run_gated(kernels, weights, x, m, (inner, f), out);
+            return true;
+        }
+        if !gated::pays(kernels, m, inner) {
+            return false;
+        }
+        scratch.quantize(kernels, x, columns);
+        gated::run(kernels, &weights.with(scratch), m, (inner, f), out);
+        true
     }
 
     /// Writes row `row` as f32 into `out` (`columns` values): the look-up of an embedding.
