@@ -15,6 +15,8 @@ mod activation;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod bf16_dot;
 mod context;
 mod isa;
 mod latent;

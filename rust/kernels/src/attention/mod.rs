@@ -10,12 +10,12 @@ mod dynamic;
 mod gates;
 mod int8;
 mod kv;
+#[cfg(target_arch = "x86_64")]
+mod paired;
 mod report;
 mod rows;
 mod source;
 mod tile;
-#[cfg(target_arch = "x86_64")]
-mod tiles;
 mod write;
 
 pub use int8::FilledBlock;
@@ -255,7 +255,7 @@ impl<E: Element> Step<'_, E> {
     /// Reads everything.
     fn dense(&self, task: &Task) {
         let tile = self.tile(task);
-        if !E::on_tiles(&tile) {
+        if !E::in_pairs(&tile) {
             dispatch(self.kernels, tile);
         }
     }

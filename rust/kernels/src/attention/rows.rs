@@ -8,8 +8,6 @@ use super::BLOCK_SIZE;
 use super::kv::padded;
 use super::tile::Tile;
 use crate::context::Kernels;
-#[cfg(target_arch = "x86_64")]
-use crate::isa::Isa;
 use crate::pages::Plain;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
@@ -85,8 +83,8 @@ pub(super) trait Element: Plain {
         ROWS_PER_TASK
     }
 
-    /// Runs the task on tiles, if the machine has them for this type and the task fills them. Says whether it did.
-    fn on_tiles(_: &Tile<'_, Self>) -> bool {
+    /// Runs the task by products of pairs, if the machine has them for this type and the task fills them. Says whether it did.
+    fn in_pairs(_: &Tile<'_, Self>) -> bool {
         false
     }
 }
@@ -132,12 +130,12 @@ impl Element for u16 {
 
     #[cfg(target_arch = "x86_64")]
     fn rows_per_task(kernels: &Kernels) -> usize {
-        if kernels.isa() == Isa::Amx { super::tiles::ROWS_PER_TASK } else { ROWS_PER_TASK }
+        super::paired::rows_per_task(kernels.isa()).unwrap_or(ROWS_PER_TASK)
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn on_tiles(tile: &Tile<'_, u16>) -> bool {
-        super::tiles::run(tile)
+    fn in_pairs(tile: &Tile<'_, u16>) -> bool {
+        super::paired::run(tile)
     }
 }
 

@@ -1,9 +1,13 @@
-//! Attention over bf16 keys and values on the tiles of AMX: the sums of [`super::tile`], sixteen rows at a time.
+//! Attention over bf16 keys and values by products of pairs, on the tiles of AMX or by the dot instruction of AVX-512: the sums of
+//! [`super::tile`], sixteen rows at a time.
 //!
-//! Two blocks at a time are gone through by all rows of a task. While the tiles compute the scores of sixteen rows, the vectors make
+//! Two blocks at a time are gone through by all rows of a task. While tiles compute the scores of sixteen rows, the vectors make
 //! weights of the scores of the sixteen before them, and the tiles add the values of those before.
 
-mod stretch;
+mod buffers;
+mod dots;
+mod products;
+mod tiles;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -13,32 +17,107 @@ use super::rows::{HALVES, fetch, weigh};
 use super::source::Source;
 use super::tile::{HEADROOM, State, Tile};
 use super::{BLOCK_SIZE, first_visible};
-use crate::amx::{ROWS, Tiles};
+use crate::amx::ROWS;
+use crate::bf16_dot;
 use crate::isa::Isa;
-use crate::simd::{self, LANES, Op, Simd, dispatch};
-use stretch::{BLOCKS, Block, Buffers};
+use crate::simd::{self, Avx512, LANES, Simd};
+use buffers::Buffers;
+use dots::{ByDots, Panels};
+use products::{BLOCKS, Block, Products};
+use tiles::OnTiles;
 
 /// Rows that a task holds at most: their sums stay in the caches, and reading a block is little beside them.
-pub(super) const ROWS_PER_TASK: usize = 256;
-/// Fewer rows are computed without tiles: with four, vectors keep up with memory.
-const FEWEST_ROWS: usize = 6;
+const ROWS_PER_TASK: usize = 256;
 
 thread_local! {
     /// Kept between tasks to spare allocations.
-    static KEPT: RefCell<(State, Buffers)> = RefCell::default();
+    static KEPT: RefCell<(State, Buffers, Panels)> = RefCell::default();
 }
 
-/// Runs the task, if its level has tiles and it has rows enough. Says whether it did.
-pub(super) fn run(tile: &Tile<'_, u16>) -> bool {
-    let fits = tile.kernels.isa() == Isa::Amx && tile.rounds() && tile.count * tile.group() >= FEWEST_ROWS;
-    if fits {
-        dispatch(tile.kernels, OnTiles { tile });
+/// What a level has for products of pairs.
+#[derive(Clone, Copy)]
+enum Means {
+    Tiles,
+    Dots,
+}
+
+impl Means {
+    fn of(isa: Isa) -> Option<Means> {
+        match isa {
+            Isa::Amx => Some(Means::Tiles),
+            _ => bf16_dot::available(isa).then_some(Means::Dots),
+        }
     }
-    fits
+
+    /// Fewer rows are computed by products in f32: on tiles with four, vectors keep up with memory; and dots first copy each block.
+    fn fewest_rows(self) -> usize {
+        match self {
+            Means::Tiles => 6,
+            Means::Dots => ROWS,
+        }
+    }
 }
 
-struct OnTiles<'a> {
+/// Rows that a task over bf16 blocks holds at most on this level, if products of pairs make more than usual pay.
+pub(super) fn rows_per_task(isa: Isa) -> Option<usize> {
+    Means::of(isa).map(|_| ROWS_PER_TASK)
+}
+
+/// Runs the task, if its level has products of pairs and it has rows enough. Says whether it did.
+pub(super) fn run(tile: &Tile<'_, u16>) -> bool {
+    let Some(means) = Means::of(tile.kernels.isa()) else { return false };
+    if !tile.rounds() || tile.count * tile.group() < means.fewest_rows() {
+        return false;
+    }
+    // Taken out rather than borrowed in a closure: a closure might not be inlined into the entry.
+    let (mut state, mut buffers, mut panels) = KEPT.take();
+    match means {
+        // SAFETY: the level has what `means` says.
+        Means::Tiles => unsafe { run_on_tiles(tile, &mut state, &mut buffers) },
+        // SAFETY: as above.
+        Means::Dots => unsafe { run_by_dots(tile, &mut state, &mut buffers, &mut panels) },
+    }
+    KEPT.set((state, buffers, panels));
+    true
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn run_on_tiles(tile: &Tile<'_, u16>, state: &mut State, buffers: &mut Buffers) {
+    // SAFETY: this function's own features; and the level has tiles, of which a task holds no others.
+    unsafe { attend(Avx512::new(), OnTiles::new(), tile, state, buffers) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16")]
+fn run_by_dots(tile: &Tile<'_, u16>, state: &mut State, buffers: &mut Buffers, panels: &mut Panels) {
+    // SAFETY: this function's own features.
+    unsafe { attend(Avx512::new(), ByDots::new(panels), tile, state, buffers) }
+}
+
+/// Reads all that the task's queries see, and writes their rows out.
+#[inline(always)]
+fn attend<'a, S: Simd>(
+    s: S,
+    mut products: impl Products<'a>,
     tile: &'a Tile<'a, u16>,
+    state: &mut State,
+    buffers: &mut Buffers,
+) {
+    let rows = tile.count * tile.group();
+    let vectors = padded(tile.params.head_dim) / LANES;
+    tile.start(state);
+    state.acc.resize(rows.next_multiple_of(ROWS) * vectors, [0.0; LANES]);
+    buffers.start(&mut products, tile.params.head_dim, rows, state);
+    let first_block = first_visible(tile.position(0), tile.params.window) / BLOCK_SIZE;
+    let last_block = tile.position(tile.count - 1) / BLOCK_SIZE;
+    for block in (first_block..=last_block).step_by(BLOCKS) {
+        let blocks = block..(block + BLOCKS).min(last_block + 1);
+        // SAFETY: the level has AVX-512 (`run`).
+        let stretch = unsafe { Stretch::new(tile, blocks) };
+        products.hold(&stretch.held[..stretch.blocks.len()]);
+        stretch.run(s, &products, state, buffers);
+    }
+    drop(products);
+    tile.finish(s, state);
 }
 
 /// Up to sixteen rows whose weights are made.
@@ -49,34 +128,6 @@ struct Weighted {
     count: usize,
     /// What their sums are to be multiplied with before each of these is added.
     rescale: [[f32; ROWS]; BLOCKS],
-}
-
-impl Op for OnTiles<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let tile = self.tile;
-        let (mut state, mut buffers) = KEPT.take();
-        let rows = tile.count * tile.group();
-        let vectors = padded(tile.params.head_dim) / LANES;
-        tile.start(&mut state);
-        state.acc.resize(rows.next_multiple_of(ROWS) * vectors, [0.0; LANES]);
-        buffers.start(tile.params.head_dim, rows, &state);
-        // SAFETY: the level is AMX (`run`), and a task holds no other tiles.
-        let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
-        let first_block = first_visible(tile.position(0), tile.params.window) / BLOCK_SIZE;
-        let last_block = tile.position(tile.count - 1) / BLOCK_SIZE;
-        for block in (first_block..=last_block).step_by(BLOCKS) {
-            let blocks = block..(block + BLOCKS).min(last_block + 1);
-            // SAFETY: the level has AVX-512 (`run`).
-            let stretch = unsafe { Stretch::new(tile, blocks) };
-            stretch.run(s, &tiles, &mut state, &mut buffers);
-        }
-        drop(tiles);
-        tile.finish(s, &state);
-        KEPT.set((state, buffers));
-    }
 }
 
 /// Some blocks, for all rows of a task.
@@ -100,7 +151,7 @@ impl<'a> Stretch<'a> {
         let Source::Float(pair) = tile.source else {
             unreachable!("rows are rounded where all blocks are floats")
         };
-        let mut held = [Block { keys: &[], values: &[] }; BLOCKS];
+        let mut held = [Block::NONE; BLOCKS];
         for (held, block) in held.iter_mut().zip(blocks.clone()) {
             let (keys, values) = pair.head(tile.place(block), tile.params.head_dim);
             *held = Block { keys, values };
@@ -111,12 +162,12 @@ impl<'a> Stretch<'a> {
     }
 
     #[inline(always)]
-    fn run<S: Simd>(&self, s: S, tiles: &Tiles, state: &mut State, buffers: &mut Buffers) {
+    fn run<S: Simd>(&self, s: S, products: &impl Products<'a>, state: &mut State, buffers: &mut Buffers) {
         let rows = self.tile.count * self.tile.group();
         // Rows that see nothing of it come first.
         let mut first = (0..rows).step_by(ROWS).find(|&first| self.seen_by(first, rows) > 0).unwrap_or(rows);
         if first < rows {
-            buffers.scores(tiles, first / ROWS, &self.held[..self.seen_by(first, rows)]);
+            buffers.score(products, first / ROWS, self.seen_by(first, rows));
         }
         // Tiles and vectors work side by side, on three tiles of rows that follow each other.
         let mut weighted = None;
@@ -124,17 +175,17 @@ impl<'a> Stretch<'a> {
         while first < rows {
             let (next, count) = (first + ROWS, self.seen_by(first, rows));
             if next < rows {
-                buffers.scores(tiles, next / ROWS, &self.held[..self.seen_by(next, rows)]);
+                buffers.score(products, next / ROWS, self.seen_by(next, rows));
             }
             if let Some(weighted) = weighted.take() {
-                self.weigh(s, tiles, state, buffers, &weighted);
+                self.weigh(s, products, state, buffers, &weighted);
             }
             weighted = Some(self.weights(s, state, buffers, first..rows.min(next), count));
             first = next;
         }
         self.fetch_values(s, rows);
         if let Some(weighted) = weighted {
-            self.weigh(s, tiles, state, buffers, &weighted);
+            self.weigh(s, products, state, buffers, &weighted);
         }
     }
 
@@ -168,7 +219,7 @@ impl<'a> Stretch<'a> {
     fn weigh<S: Simd>(
         &self,
         s: S,
-        tiles: &Tiles,
+        products: &impl Products<'a>,
         state: &mut State,
         buffers: &mut Buffers,
         weighted: &Weighted,
@@ -179,7 +230,7 @@ impl<'a> Stretch<'a> {
         let turn = first / ROWS;
         multiply(s, acc, &rescale[0]);
         if *count == BLOCKS && rescale[1] == [1.0; ROWS] && self.apart {
-            buffers.weigh::<BLOCKS>(tiles, turn, 0, &self.held, acc);
+            buffers.weigh(products, turn, 0, BLOCKS, acc);
             return;
         }
         for block in 0..*count {
@@ -187,7 +238,7 @@ impl<'a> Stretch<'a> {
                 multiply(s, acc, &rescale[block]);
             }
             if self.apart {
-                buffers.weigh::<1>(tiles, turn, block, &self.held[block..], acc);
+                buffers.weigh(products, turn, block, 1, acc);
             } else {
                 self.weigh_row_by_row(s, buffers, acc, block, *first..*last);
             }

@@ -1,0 +1,189 @@
+//! Products on the tiles of AMX, which read the blocks where they lie in the cache.
+
+use std::ops::Range;
+
+use super::super::BLOCK_SIZE;
+use super::super::rows::{HALVES, TILE_DEPTH};
+use super::products::{BLOCKS, Block, Line, Products, Sums};
+use crate::amx::{ROW, ROWS, Tiles};
+use crate::simd::LANES;
+
+/// Bytes from a row of a tile of keys to the next.
+const KEYS_APART: usize = HALVES * ROW;
+
+const _: () = assert!(size_of::<Line>() == ROW && size_of::<Sums>() == ROW && BLOCK_SIZE == TILE_DEPTH);
+
+/// The blocks at hand, and the tiles of this thread.
+pub(super) struct OnTiles<'a> {
+    tiles: Tiles,
+    blocks: [Block<'a>; BLOCKS],
+}
+
+impl OnTiles<'_> {
+    /// # Safety
+    /// The machine has tiles, and this thread holds no others.
+    #[inline(always)]
+    pub(super) unsafe fn new() -> Self {
+        // SAFETY: the caller's promise.
+        let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
+        OnTiles { tiles, blocks: [Block::NONE; BLOCKS] }
+    }
+
+    #[inline(always)]
+    fn scores_in<const N: usize>(&self, queries: &[Line], to: &mut [Sums]) {
+        let OnTiles { tiles, blocks } = self;
+        assert!(to.len() == N * HALVES * ROWS);
+        tiles.zero::<0>();
+        tiles.zero::<1>();
+        if N > 1 {
+            tiles.zero::<2>();
+            tiles.zero::<3>();
+        }
+        for (chunk, queries) in queries.as_chunks::<ROWS>().0.iter().enumerate() {
+            let keys = |block: usize, half: usize| keys(&blocks[block], chunk, half);
+            // SAFETY: 16 lines of queries, and as many of keys for each half of a block, as `keys` checks.
+            unsafe {
+                tiles.load::<4>(queries.as_ptr().cast(), ROW);
+                tiles.load::<5>(keys(0, 0), KEYS_APART);
+                tiles.dot_bf16::<0, 4, 5>();
+                tiles.load::<6>(keys(0, 1), KEYS_APART);
+                tiles.dot_bf16::<1, 4, 6>();
+                if N > 1 {
+                    tiles.load::<7>(keys(1, 0), KEYS_APART);
+                    tiles.dot_bf16::<2, 4, 7>();
+                    tiles.load::<5>(keys(1, 1), KEYS_APART);
+                    tiles.dot_bf16::<3, 4, 5>();
+                }
+            }
+        }
+        let to = to.as_mut_ptr().cast::<u8>();
+        // SAFETY: room for two tiles a block.
+        unsafe {
+            tiles.store::<0>(to, ROW);
+            tiles.store::<1>(to.wrapping_add(ROWS * ROW), ROW);
+            if N > 1 {
+                tiles.store::<2>(to.wrapping_add(2 * ROWS * ROW), ROW);
+                tiles.store::<3>(to.wrapping_add(3 * ROWS * ROW), ROW);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn weigh_in<const N: usize>(&self, weights: &[Line], blocks: &[Block<'_>], acc: &mut [[f32; LANES]]) {
+        let vectors = acc.len() / ROWS;
+        assert!(weights.len() == N * ROWS && blocks.len() == N);
+        // SAFETY: 16 lines of weights a block.
+        unsafe {
+            self.tiles.load::<4>(weights.as_ptr().cast(), ROW);
+            if N > 1 {
+                self.tiles.load::<5>(weights[ROWS..].as_ptr().cast(), ROW);
+            }
+        }
+        let mut vector = 0;
+        while vector < vectors {
+            vector += match vectors - vector {
+                4.. => self.columns::<N, 4>(blocks, vector, acc),
+                2 | 3 => self.columns::<N, 2>(blocks, vector, acc),
+                _ => self.columns::<N, 1>(blocks, vector, acc),
+            };
+        }
+    }
+
+    /// The part of [`weigh_in`](Self::weigh_in) for W vectors from `vector` on, with weights in tiles 4 and 5. Gives W.
+    #[inline(always)]
+    fn columns<const N: usize, const W: usize>(
+        &self,
+        blocks: &[Block<'_>],
+        vector: usize,
+        acc: &mut [[f32; LANES]],
+    ) -> usize {
+        let tiles = &self.tiles;
+        let vectors = acc.len() / ROWS;
+        let stride = vectors * ROW;
+        assert!(
+            vector + W <= vectors
+                && blocks[..N].iter().all(|block| block.values.len() == BLOCK_SIZE * vectors)
+        );
+        let values = |block: usize, w: usize| {
+            blocks[block].values.as_ptr().cast::<u8>().wrapping_add((vector + w) * ROW)
+        };
+        let acc = acc.as_mut_ptr().cast::<u8>();
+        let to = |w: usize| acc.wrapping_add((vector + w) * ROW);
+        // SAFETY: 16 rows of values for each vector of a block, and 16 rows of acc, all `stride` bytes apart.
+        unsafe {
+            tiles.load::<0>(to(0), stride);
+            tiles.load::<6>(values(0, 0), stride);
+            tiles.dot_bf16::<0, 4, 6>();
+            if W > 1 {
+                tiles.load::<1>(to(1), stride);
+                tiles.load::<7>(values(0, 1), stride);
+                tiles.dot_bf16::<1, 4, 7>();
+            }
+            if W > 2 {
+                tiles.load::<2>(to(2), stride);
+                tiles.load::<6>(values(0, 2), stride);
+                tiles.dot_bf16::<2, 4, 6>();
+                tiles.load::<3>(to(3), stride);
+                tiles.load::<7>(values(0, 3), stride);
+                tiles.dot_bf16::<3, 4, 7>();
+            }
+            if N > 1 {
+                tiles.load::<6>(values(1, 0), stride);
+                tiles.dot_bf16::<0, 5, 6>();
+                if W > 1 {
+                    tiles.load::<7>(values(1, 1), stride);
+                    tiles.dot_bf16::<1, 5, 7>();
+                }
+                if W > 2 {
+                    tiles.load::<6>(values(1, 2), stride);
+                    tiles.dot_bf16::<2, 5, 6>();
+                    tiles.load::<7>(values(1, 3), stride);
+                    tiles.dot_bf16::<3, 5, 7>();
+                }
+            }
+            tiles.store::<0>(to(0), stride);
+            if W > 1 {
+                tiles.store::<1>(to(1), stride);
+            }
+            if W > 2 {
+                tiles.store::<2>(to(2), stride);
+                tiles.store::<3>(to(3), stride);
+            }
+        }
+        W
+    }
+}
+
+impl<'a> Products<'a> for OnTiles<'a> {
+    #[inline(always)]
+    fn hold(&mut self, blocks: &[Block<'a>]) {
+        self.blocks[..blocks.len()].copy_from_slice(blocks);
+    }
+
+    #[inline(always)]
+    fn scores(&self, queries: &[Line], _: usize, count: usize, to: &mut [Sums]) {
+        if count == BLOCKS {
+            self.scores_in::<BLOCKS>(queries, to);
+        } else {
+            self.scores_in::<1>(queries, to);
+        }
+    }
+
+    #[inline(always)]
+    fn weigh(&self, weights: &[Line], _: usize, blocks: Range<usize>, acc: &mut [[f32; LANES]]) {
+        let blocks = &self.blocks[blocks];
+        if blocks.len() == BLOCKS {
+            self.weigh_in::<BLOCKS>(weights, blocks, acc);
+        } else {
+            self.weigh_in::<1>(weights, blocks, acc);
+        }
+    }
+}
+
+/// Where the tile of keys of a chunk and half begins; its rows are [`KEYS_APART`] bytes apart.
+#[inline(always)]
+fn keys(block: &Block<'_>, chunk: usize, half: usize) -> *const u8 {
+    let first = chunk * ROWS * HALVES + half;
+    assert!(block.keys.len() >= 2 * HALVES * ROWS * (chunk + 1) && half < HALVES);
+    block.keys.as_ptr().cast::<u8>().wrapping_add(first * ROW)
+}
