@@ -164,6 +164,11 @@ impl Parts<'_> {
 /// Writes the codes of a group of up to 128 values, and zeros after them; gives the scale and the sum of the codes.
 #[inline(always)]
 fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i32) {
+    if let Some(whole) = x.first_chunk::<GROUP>()
+        && let Some(done) = quantize_whole(s, whole, codes)
+    {
+        return done;
+    }
     let mut largest = s.zero();
     // Stays zero, or turns into NaN at the first NaN or infinity.
     let mut fault = s.zero();
@@ -177,18 +182,53 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i3
         codes.fill(0);
         return (if fault.is_nan() { f32::NAN } else { 0.0 }, 0);
     }
-    let inverse = s.splat(127.0 / largest);
-    let (low, high) = (s.splat(-127.0), s.splat(127.0));
     codes[x.len().div_ceil(LANES) * LANES..].fill(0);
-    // Sums of integers this small are exact in f32.
+    let inverse = s.splat(127.0 / largest);
     let mut sum = s.zero();
     for (part, codes) in x.chunks(LANES).zip(codes.as_chunks_mut::<LANES>().0) {
-        let v = s.mul(s.load_partial(part, 0.0), inverse);
-        let rounded = s.round(s.max(low, s.min(high, v)));
-        sum = s.add(sum, s.to_f32(rounded));
-        s.store_i8(rounded, codes);
+        sum = s.add(sum, encode(s, s.load_partial(part, 0.0), inverse, codes));
     }
     (largest / 127.0, s.reduce_add(sum) as i32)
+}
+
+/// As [`quantize_group`]; None, and any codes, for a group of zeros or with NaN or an infinity.
+///
+/// Such a value shows in the sum: its code is the least integer.
+#[inline(always)]
+fn quantize_whole<S: Simd>(s: S, x: &[f32; GROUP], codes: &mut [i8; GROUP]) -> Option<(f32, i32)> {
+    const LEAST: f32 = -(GROUP as f32) * 127.0;
+    let (parts, codes) = (x.as_chunks::<{ 2 * LANES }>().0, codes.as_chunks_mut::<{ 2 * LANES }>().0);
+    // Two chains each, so that they are half as long.
+    let mut largest = [s.zero(); 2];
+    for part in parts {
+        for (largest, part) in largest.iter_mut().zip(part.as_chunks::<LANES>().0) {
+            *largest = s.max(s.abs(s.load(part)), *largest);
+        }
+    }
+    let largest = s.reduce_max(s.max(largest[0], largest[1]));
+    if largest < SMALLEST {
+        return None;
+    }
+    let inverse = s.splat(127.0 / largest);
+    let mut sum = [s.zero(); 2];
+    for (part, codes) in parts.iter().zip(codes) {
+        let halves = part.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
+        for (sum, (part, codes)) in sum.iter_mut().zip(halves) {
+            *sum = s.add(*sum, encode(s, s.load(part), inverse, codes));
+        }
+    }
+    let sum = s.reduce_add(s.add(sum[0], sum[1]));
+    (sum >= LEAST).then_some((largest / 127.0, sum as i32))
+}
+
+/// Writes the codes of sixteen values, and gives them: sums of integers this small are exact in f32.
+#[inline(always)]
+fn encode<S: Simd>(s: S, x: S::F, inverse: S::F, codes: &mut [i8; LANES]) -> S::F {
+    let (low, high) = (s.splat(-127.0), s.splat(127.0));
+    // Bounds first: a NaN in the second operand comes through.
+    let rounded = s.round(s.max(low, s.min(high, s.mul(x, inverse))));
+    s.store_i8(rounded, codes);
+    s.to_f32(rounded)
 }
 
 struct Row<'a> {

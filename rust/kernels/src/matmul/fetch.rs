@@ -4,16 +4,51 @@
 //! are asked for a fixed distance ahead. With more, the first tile would wait for memory and the others leave it idle: each
 //! tile fetches its share of the panels that come next into the second-level cache, so that memory and arithmetic overlap.
 
+use std::sync::OnceLock;
+
 use crate::simd::Simd;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Distance ahead where one tile of rows reads the panels.
-const AHEAD: usize = 48 * LINE;
 /// Steps of a tile between two calls of `share`: in the innermost loop it would cost more than it gains.
 pub(super) const STEP: usize = 32;
 /// Fractions of a line, so that a step may fetch less than one.
 const ONE: usize = 256;
+
+/// How lines are asked for where one tile of rows reads the panels.
+#[derive(Clone, Copy)]
+struct Near {
+    /// Lines ahead, those of all panels together.
+    lines: usize,
+    /// Whether they go to the second-level cache: else to the first.
+    second: bool,
+}
+
+impl Near {
+    /// What is fastest on this machine, as measured on Zen 4 (80 lines to the second-level cache read a matrix 1.3 times as fast as 192 to
+    /// the first), and on Zen 5 and Sapphire Rapids. AMD's cores before Zen 5 have small first-level caches.
+    fn of_machine() -> Near {
+        static FOUND: OnceLock<Near> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            if before_zen_5() { Near { lines: 80, second: true } } else { Near { lines: 192, second: false } }
+        })
+    }
+}
+
+/// Whether this is a core of AMD's older than Zen 5 (AMD, CPUID Specification: vendor and family).
+fn before_zen_5() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        const ZEN_5: u32 = 0x1a;
+        let (vendor, version) = (__cpuid(0), __cpuid(1).eax);
+        let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+        let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+        name.as_flattened() == b"AuthenticAMD" && family < ZEN_5
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
 
 /// What a tile fetches while it computes.
 #[derive(Clone, Copy)]
@@ -31,6 +66,7 @@ pub(super) struct Fetch {
     tile: usize,
     tiles: usize,
     panels: usize,
+    near: Near,
 }
 
 impl Fetch {
@@ -47,7 +83,18 @@ impl Fetch {
         let panel_bytes = second.addr() - here.addr();
         let next = next.unwrap_or(std::ptr::null());
         let rate = if !next.is_null() { panels * ONE / tiles } else { 0 };
-        Fetch { here, next, panel_bytes, rate, credit: 0, at: next, tile: 0, tiles, panels }
+        Fetch {
+            here,
+            next,
+            panel_bytes,
+            rate,
+            credit: 0,
+            at: next,
+            tile: 0,
+            tiles,
+            panels,
+            near: Near::of_machine(),
+        }
     }
 
     /// For a tile that fetches nothing.
@@ -68,14 +115,15 @@ impl Fetch {
     /// Where one tile reads the panels: fetches ahead of line `line` of each of NP panels.
     #[inline(always)]
     pub(super) fn near<S: Simd, const NP: usize>(&self, s: S, line: usize) {
-        let ahead = line * LINE + AHEAD;
+        let ahead = (line + self.near.lines / NP) * LINE;
         let (base, ahead) = match ahead.checked_sub(self.panel_bytes) {
             None => (self.here, ahead),
             Some(_) if self.next.is_null() => return,
             Some(ahead) => (self.next, ahead),
         };
         for p in 0..NP {
-            s.prefetch(base.wrapping_add(p * self.panel_bytes + ahead));
+            let line = base.wrapping_add(p * self.panel_bytes + ahead);
+            if self.near.second { s.prefetch_l2(line) } else { s.prefetch(line) }
         }
     }
 
