@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from octavo.server.parsing.pieces import (
-    PORTION,
     Arguments,
     Call,
     Content,
     Parser,
     Piece,
     Plain,
+    Stepwise,
     add,
-    in_portions,
     up_to,
 )
 
@@ -158,7 +157,7 @@ class ObjectReader:
         return True
 
 
-class Marked(Parser):
+class Marked(Stepwise):
     """Calls that begin with a mark: `begin {...} end`, or `begin [{...}, {...}]`.
 
     Args:
@@ -178,11 +177,11 @@ class Marked(Parser):
         name_key: str = "name",
         begun: bool = False,
     ) -> None:
+        super().__init__()
         self._begin = begin
         self._end = end
         self._keys = keys
         self._name_key = name_key
-        self._held = ""
         self._reader: CallReader | None = None
         # True between a mark and what ends the calls.
         self._inside = begun
@@ -190,21 +189,12 @@ class Marked(Parser):
         # A call has just ended.
         self._called = False
 
-    def feed(self, text: str) -> list[Piece]:
-        if len(text) > PORTION:
-            return in_portions(self, text)
-        out: list[Piece] = []
-        data = self._held + text
-        self._held = ""
-        at = 0
-        while at < len(data):
-            if self._reader is not None:
-                at = self._read(data, at, out)
-            elif self._inside:
-                at = self._between(data, at, out)
-            else:
-                at = self._outside(data, at, out)
-        return out
+    def _step(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._reader is not None:
+            return self._read(data, at, out)
+        if self._inside:
+            return self._between(data, at, out)
+        return self._outside(data, at, out)
 
     def _outside(self, data: str, at: int, out: list[Piece]) -> int:
         if self._called:

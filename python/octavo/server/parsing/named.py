@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from octavo.server.parsing.calls import SPACE, ObjectReader
-from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, add, up_to
+from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Stepwise, add, up_to
 
 # Longest name, with what may stand around it, that is held back until it is certain.
 _LONGEST = 256
@@ -14,7 +14,7 @@ _FIRST_LINE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})[ \t]*\r?\n\s*\{")
 _FIRST_LINE_BEGUN = re.compile(r"\s*[A-Za-z0-9_.-]{0,64}[ \t]*(\r?\n\s*)?")
 
 
-class Named(Parser):
+class Named(Stepwise):
     """Calls that begin with a mark, then the name.
 
     Args:
@@ -28,6 +28,7 @@ class Named(Parser):
     def __init__(
         self, begin: str, sep: str, ends: tuple[str, ...] = (), *, repeat: str = "", drop: str = "", cut: str = ""
     ) -> None:
+        super().__init__()
         self._begin = begin
         self._marks = tuple(dict.fromkeys(m for m in (begin, repeat, *ends) if m))
         self._repeat = repeat or begin
@@ -35,27 +36,19 @@ class Named(Parser):
         self._drop = drop
         self._cut = cut
         self._state = "text"
-        self._held = ""
         self._name = ""
         self._reader: ObjectReader | None = None
         # The first mark, until a call follows it.
         self._opened = ""
 
-    def feed(self, text: str) -> list[Piece]:
-        out: list[Piece] = []
-        data = self._held + text
-        self._held = ""
-        at = 0
-        while at < len(data):
-            if self._state == "text":
-                at = self._text(data, at, out)
-            elif self._state == "name":
-                at = self._take_name(data, at, out)
-            elif self._state == "arguments":
-                at = self._arguments(data, at, out)
-            else:
-                at = self._between(data, at, out)
-        return out
+    def _step(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._state == "text":
+            return self._text(data, at, out)
+        if self._state == "name":
+            return self._take_name(data, at, out)
+        if self._state == "arguments":
+            return self._arguments(data, at, out)
+        return self._between(data, at, out)
 
     def _text(self, data: str, at: int, out: list[Piece]) -> int:
         at, found = up_to(self._begin, data, at, out)

@@ -61,13 +61,33 @@ class Plain(Parser):
 
 
 # Characters that are joined one by one: a long text at once would take time that grows with its square.
-PORTION = 1024
+_PORTION = 1024
 
 
-def in_portions(parser: Parser, text: str) -> list[Piece]:
-    """What `parser` makes of a long text."""
-    starts = range(0, len(text), PORTION)
-    return [piece for start in starts for piece in parser.feed(text[start : start + PORTION])]
+class Stepwise(Parser):
+    """Reads the text step by step. What may yet become a mark is held back until more has come."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        if len(text) > _PORTION:
+            starts = range(0, len(text), _PORTION)
+            return [piece for start in starts for piece in self.feed(text[start : start + _PORTION])]
+        out: list[Piece] = []
+        data = self._held + text
+        self._held = ""
+        at = 0
+        while at < len(data):
+            at = self._step(data, at, out)
+        return out
+
+    @abstractmethod
+    def _step(self, data: str, at: int, out: list[Piece]) -> int:
+        """Reads on in `data` from `at`, adds pieces to `out`, and says where the next step begins.
+
+        What it leaves in `_held` comes again, before the text that follows.
+        """
 
 
 def add(out: list[Piece], piece: Content | Arguments) -> None:

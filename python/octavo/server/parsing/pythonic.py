@@ -6,15 +6,13 @@ import json
 
 from octavo.server.parsing.calls import SPACE
 from octavo.server.parsing.pieces import (
-    PORTION,
     Arguments,
     Call,
     Content,
-    Parser,
     Piece,
     Plain,
+    Stepwise,
     add,
-    in_portions,
     up_to,
 )
 
@@ -157,7 +155,7 @@ class CallsReader:
         add(out, Arguments(text))
 
 
-class Pythonic(Parser):
+class Pythonic(Stepwise):
     """Calls in a list, which is the whole text (Llama), or calls between marks (OLMo 3).
 
     Args:
@@ -167,31 +165,22 @@ class Pythonic(Parser):
     """
 
     def __init__(self, begin: str = "", end: str = "", around: tuple[str, ...] = ()) -> None:
+        super().__init__()
         self._begin = begin
         self._end = end
         self._around = around
-        self._held = ""
         self._raw = ""
         self._reader: CallsReader | None = None
         self._state = "text" if begin else "start"
 
-    def feed(self, text: str) -> list[Piece]:
-        if len(text) > PORTION:
-            return in_portions(self, text)
-        out: list[Piece] = []
-        data = self._held + text
-        self._held = ""
-        at = 0
-        while at < len(data):
-            if self._state == "start":
-                at = self._start(data, at, out)
-            elif self._state == "calls":
-                at = self._calls(data, at, out)
-            elif self._state == "after":
-                at = self._after(data, at, out)
-            else:
-                at = self._text(data, at, out)
-        return out
+    def _step(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._state == "start":
+            return self._start(data, at, out)
+        if self._state == "calls":
+            return self._calls(data, at, out)
+        if self._state == "after":
+            return self._after(data, at, out)
+        return self._text(data, at, out)
 
     def _start(self, data: str, at: int, out: list[Piece]) -> int:
         """At the beginning of a text that may be a list."""

@@ -19,14 +19,12 @@ from collections.abc import Container, Mapping
 
 from octavo.server.parsing.calls import SPACE
 from octavo.server.parsing.pieces import (
-    PORTION,
     Arguments,
     Call,
     Content,
-    Parser,
     Piece,
+    Stepwise,
     add,
-    in_portions,
     overlap,
     up_to,
 )
@@ -38,7 +36,7 @@ _LONGEST = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}>")
 
 
-class Xml(Parser):
+class Xml(Stepwise):
     """Reads calls between `begin` and `end`.
 
     Args:
@@ -48,11 +46,11 @@ class Xml(Parser):
     def __init__(
         self, texts: Mapping[str, Container[str]], begin: str = "<tool_call>", end: str = "</tool_call>"
     ) -> None:
+        super().__init__()
         self._texts = texts
         self._begin = begin
         self._end = end
         self._state = "text"
-        self._held = ""
         # What was read since the mark, until a call is certain.
         self._raw = ""
         self._name = ""
@@ -62,25 +60,16 @@ class Xml(Parser):
         # A call has just ended: lines between calls are no text for the user.
         self._called = False
 
-    def feed(self, text: str) -> list[Piece]:
-        if len(text) > PORTION:
-            return in_portions(self, text)
-        out: list[Piece] = []
-        data = self._held + text
-        self._held = ""
-        at = 0
-        while at < len(data):
-            if self._state == "text":
-                at = self._text(data, at, out)
-            elif self._state == "name":
-                at = self._function(data, at, out)
-            elif self._state == "key":
-                at = self._key(data, at, out)
-            elif self._state == "value":
-                at = self._argument(data, at, out)
-            else:
-                at = self._between(data, at, out)
-        return out
+    def _step(self, data: str, at: int, out: list[Piece]) -> int:
+        if self._state == "text":
+            return self._text(data, at, out)
+        if self._state == "name":
+            return self._function(data, at, out)
+        if self._state == "key":
+            return self._key(data, at, out)
+        if self._state == "value":
+            return self._argument(data, at, out)
+        return self._between(data, at, out)
 
     def _text(self, data: str, at: int, out: list[Piece]) -> int:
         if self._called and data[at] in SPACE:
