@@ -1,4 +1,4 @@
-"""Plots of a result file, each as SVG and PNG: python -m benches.compare.plots RESULT FOLDER."""
+"""Plots of a result file, each as SVG and PNG, named after it: python -m benches.compare.plots RESULT FOLDER."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save(figure: plt.Figure, folder: Path, name: str) -> None:
     plt.close(figure)
 
 
-def speed(shape: str, summary: dict[str, Any], folder: Path) -> None:
+def speed(shape: str, summary: dict[str, Any], folder: Path, prefix: str) -> None:
     """Share of the machine's limit, a group of bars per figure; the bars bear tokens a second."""
     engines = summary["engines"]
     figure, axes = plt.subplots(figsize=(11, 4.2))
@@ -56,10 +56,10 @@ def speed(shape: str, summary: dict[str, Any], folder: Path) -> None:
     axes.set_title(f"{SHAPES[shape].label} shape, each engine at its best setting")
     axes.legend(ncols=len(engines), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    save(figure, folder, f"compare-{shape}")
+    save(figure, folder, f"{prefix}-{shape}")
 
 
-def batching(poisson: dict[str, Any], folder: Path) -> None:
+def batching(poisson: dict[str, Any], folder: Path, prefix: str) -> None:
     """Shares of requests that are done within a time, of all rounds together."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
     for axes, (name, title) in zip(
@@ -75,16 +75,17 @@ def batching(poisson: dict[str, Any], folder: Path) -> None:
     panels[0].set_ylabel("% of requests")
     panels[1].legend(frameon=False, loc="upper left")
     figure.suptitle(f"octavo under a Poisson load, {100 * poisson['load']:.0f} % of its capacity")
-    save(figure, folder, "poisson")
+    save(figure, folder, f"{prefix}-poisson")
 
 
 def main() -> None:
-    result, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    path, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    result = json.loads(path.read_text())
     mpl.rcParams["svg.hashsalt"] = "octavo"
     for shape, summary in result["summary"].items():
-        speed(shape, summary, folder)
+        speed(shape, summary, folder, path.stem)
     if "poisson" in result:
-        batching(result["poisson"], folder)
+        batching(result["poisson"], folder, path.stem)
 
 
 if __name__ == "__main__":

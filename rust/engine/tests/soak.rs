@@ -140,10 +140,12 @@ fn judge(out: &Gathered, prompt: &[u32], params: &SamplingParams, manner: Manner
             for (reasons, tokens) in out.reasons.iter().zip(&out.tokens) {
                 judge_sample(reasons[0], tokens, &wanted, manner);
             }
-            count(match out.reason() {
-                FinishReason::Abort => &tally.aborted,
-                FinishReason::Length => &tally.whole,
-                FinishReason::Stop | FinishReason::Error => &tally.stopped,
+            count(if out.any_ended(FinishReason::Abort) {
+                &tally.aborted
+            } else if out.any_ended(FinishReason::Stop) {
+                &tally.stopped
+            } else {
+                &tally.whole
             });
         }
     }

@@ -38,9 +38,9 @@ impl Gathered {
         }
     }
 
-    /// The one reason of a request whose samples all ended alike.
-    pub fn reason(&self) -> FinishReason {
-        self.reasons[0][0]
+    /// Whether some sample ended for this reason.
+    pub fn any_ended(&self, reason: FinishReason) -> bool {
+        self.reasons.iter().flatten().any(|r| *r == reason)
     }
 }
 

@@ -166,7 +166,8 @@ fn run<E: Element>(
         for (seq, view) in seqs.iter().enumerate() {
             step.add(&mut tasks, seq, 0..view.query_len, 0..params.kv_heads, Role::Dense);
         }
-        kernels.pool().run(tasks.len(), &|index| step.dense(&tasks[index]));
+        // From the last on: later positions see more, and small tasks at the end let all threads finish together.
+        kernels.pool().run(tasks.len(), &|index| step.dense(&tasks[tasks.len() - 1 - index]));
         return;
     };
     // Gates are set before they are read: queries that follow a gate of this step come in a second round.
