@@ -27,13 +27,7 @@ pub fn bench_kernels<'py>(
     let mut outcome = Ok(());
     let each = on_row.clone().unbind();
     let limits = py.detach(|| {
-        read(&kernels, &Plan { words, time }, &mut |reading| {
-            outcome = Python::attach(|py| {
-                py.check_signals()?;
-                each.call1(py, (to_python(py, &row(&reading))?,)).map(drop)
-            });
-            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })
+        read(&kernels, &Plan { words, time }, &mut |reading| hand_on(&each, &row(&reading), &mut outcome))
     })?;
     outcome?;
     let Some(limits) = limits else { return Ok(py.None().into_bound(py)) };
@@ -67,6 +61,15 @@ fn prepare(
     Ok((Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(&e))?, time))
 }
 
+/// Calls `each` with a row; what it raises, a signal's exception too, goes to `outcome` and ends the measurement.
+fn hand_on(each: &Py<PyAny>, row: &Value, outcome: &mut PyResult<()>) -> ControlFlow<()> {
+    *outcome = Python::attach(|py| {
+        py.check_signals()?;
+        each.call1(py, (to_python(py, row)?,)).map(drop)
+    });
+    if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+}
+
 /// Measures dense and dynamic attention over `contexts` tokens, and hands each row to `on_row`.
 #[pyfunction]
 #[pyo3(signature = (on_row, contexts, *, isa = None, threads = None, seconds = 1.0))]
@@ -87,11 +90,7 @@ pub fn bench_attention(
     let each = on_row.clone().unbind();
     py.detach(|| {
         read_attention(&kernels, &AttentionPlan { contexts, time }, &mut |reading| {
-            outcome = Python::attach(|py| {
-                py.check_signals()?;
-                each.call1(py, (to_python(py, &attention_row(&reading))?,)).map(drop)
-            });
-            if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            hand_on(&each, &attention_row(&reading), &mut outcome)
         });
     });
     outcome
