@@ -41,10 +41,12 @@ def speed(shape: str, summary: dict[str, Any], folder: Path, prefix: str) -> Non
     engines = summary["engines"]
     figure, axes = plt.subplots(figsize=(11, 4.2))
     width = 0.84 / len(engines)
+    highest = 100.0
     for number, (engine, entry) in enumerate(engines.items()):
         places = np.arange(len(_RATES)) + (number - (len(engines) - 1) / 2) * width
         best = [entry["best"].get(name, {}) for name in _RATES]
         shares = [100 * b.get("share_of_limit", 0) for b in best]
+        highest = max(highest, *shares)
         label = all_engines()[engine]["label"]
         bars = axes.bar(places, shares, width * 0.94, color=_COLOURS[engine], label=label)
         texts = [f"{b['median']:.0f}" if b else "" for b in best]
@@ -52,7 +54,7 @@ def speed(shape: str, summary: dict[str, Any], folder: Path, prefix: str) -> Non
     axes.axhline(100, color="black", linewidth=1)
     axes.set_xticks(range(len(_RATES)), [f"{FIGURES[n][0]}\nlimit {summary['limits'][n]:.0f}" for n in _RATES])
     axes.set_ylabel("% of the machine's limit (bars: tokens/s)")
-    axes.set_ylim(0, 112)
+    axes.set_ylim(0, highest + 12)
     axes.set_title(f"{SHAPES[shape].label} shape, each engine at its best setting")
     axes.legend(ncols=len(engines), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
