@@ -187,22 +187,13 @@ impl Drop for Tiles {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::*;
+    use half::bf16;
 
-    /// Bits of bf16 numbers of some magnitudes and both signs.
-    fn numbers(seed: u32) -> impl Iterator<Item = u16> {
-        let mut state = seed | 1;
-        std::iter::repeat_with(move || {
-            state ^= state << 13;
-            state ^= state >> 17;
-            state ^= state << 5;
-            let exponent = 115 + (state >> 8) % 16;
-            ((state & 1) << 15 | exponent << 7 | (state >> 16) & 127) as u16
-        })
-    }
+    use super::*;
+    use crate::bf16_dot::numbers;
 
     fn widen(bits: u16) -> f32 {
-        f32::from_bits(u32::from(bits) << 16)
+        bf16::from_bits(bits).to_f32()
     }
 
     #[test]

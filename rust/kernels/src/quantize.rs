@@ -12,6 +12,8 @@ use crate::tiled::{Tiled, Writer};
 pub const GROUP: usize = 128;
 /// A group whose largest magnitude is below this counts as zero: 127 / largest would overflow.
 const SMALLEST: f32 = 1e-35;
+/// What the codes of a group sum up to at least.
+const LEAST_SUM: f32 = -127.0 * GROUP as f32;
 /// Rows that one task quantises at least.
 const ROWS_PER_TASK: usize = 4;
 /// Fewer rows than this wait for memory on any level, so they are not laid out for tiles.
@@ -164,23 +166,27 @@ impl Parts<'_> {
 /// Writes the codes of a group of up to 128 values, and zeros after them; gives the scale and the sum of the codes.
 #[inline(always)]
 fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i32) {
-    if let Some(whole) = x.first_chunk::<GROUP>()
-        && let Some(done) = quantize_whole(s, whole, codes)
-    {
-        return done;
-    }
-    let mut largest = s.zero();
-    // Stays zero, or turns into NaN at the first NaN or infinity.
-    let mut fault = s.zero();
-    for part in x.chunks(LANES) {
-        let v = s.load_partial(part, 0.0);
-        largest = s.max(s.abs(v), largest);
-        fault = s.fma(v, s.zero(), fault);
-    }
-    let (largest, fault) = (s.reduce_max(largest), s.reduce_add(fault));
-    if fault.is_nan() || largest < SMALLEST {
+    // Apart, so that the loops over whole groups have a known length.
+    let done = match x.first_chunk::<GROUP>() {
+        Some(whole) => encode_group(s, whole, codes),
+        None => encode_group(s, x, codes),
+    };
+    done.unwrap_or_else(|| {
         codes.fill(0);
-        return (if fault.is_nan() { f32::NAN } else { 0.0 }, 0);
+        (if x.iter().all(|x| x.is_finite()) { 0.0 } else { f32::NAN }, 0)
+    })
+}
+
+/// As [`quantize_group`]; None, and any codes, for a group of zeros or with NaN or an infinity.
+#[inline(always)]
+fn encode_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> Option<(f32, i32)> {
+    let mut largest = s.zero();
+    for part in x.chunks(LANES) {
+        largest = s.max(s.abs(s.load_partial(part, 0.0)), largest);
+    }
+    let largest = s.reduce_max(largest);
+    if largest < SMALLEST {
+        return None;
     }
     codes[x.len().div_ceil(LANES) * LANES..].fill(0);
     let inverse = s.splat(127.0 / largest);
@@ -188,37 +194,9 @@ fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i3
     for (part, codes) in x.chunks(LANES).zip(codes.as_chunks_mut::<LANES>().0) {
         sum = s.add(sum, encode(s, s.load_partial(part, 0.0), inverse, codes));
     }
-    (largest / 127.0, s.reduce_add(sum) as i32)
-}
-
-/// As [`quantize_group`]; None, and any codes, for a group of zeros or with NaN or an infinity.
-///
-/// Such a value shows in the sum: its code is the least integer.
-#[inline(always)]
-fn quantize_whole<S: Simd>(s: S, x: &[f32; GROUP], codes: &mut [i8; GROUP]) -> Option<(f32, i32)> {
-    const LEAST: f32 = -(GROUP as f32) * 127.0;
-    let (parts, codes) = (x.as_chunks::<{ 2 * LANES }>().0, codes.as_chunks_mut::<{ 2 * LANES }>().0);
-    // Two chains each, so that they are half as long.
-    let mut largest = [s.zero(); 2];
-    for part in parts {
-        for (largest, part) in largest.iter_mut().zip(part.as_chunks::<LANES>().0) {
-            *largest = s.max(s.abs(s.load(part)), *largest);
-        }
-    }
-    let largest = s.reduce_max(s.max(largest[0], largest[1]));
-    if largest < SMALLEST {
-        return None;
-    }
-    let inverse = s.splat(127.0 / largest);
-    let mut sum = [s.zero(); 2];
-    for (part, codes) in parts.iter().zip(codes) {
-        let halves = part.as_chunks::<LANES>().0.iter().zip(codes.as_chunks_mut::<LANES>().0);
-        for (sum, (part, codes)) in sum.iter_mut().zip(halves) {
-            *sum = s.add(*sum, encode(s, s.load(part), inverse, codes));
-        }
-    }
-    let sum = s.reduce_add(s.add(sum[0], sum[1]));
-    (sum >= LEAST).then_some((largest / 127.0, sum as i32))
+    let sum = s.reduce_add(sum);
+    // The code of what is not finite is the least integer.
+    (sum >= LEAST_SUM).then_some((largest / 127.0, sum as i32))
 }
 
 /// Writes the codes of sixteen values, and gives them: sums of integers this small are exact in f32.

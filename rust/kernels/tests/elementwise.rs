@@ -7,7 +7,16 @@ mod common;
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::*;
 
-on_each_isa!(norms, rotations, activations, sums, reductions, rows_of_logits, quantised_rows);
+on_each_isa!(
+    norms,
+    rotations,
+    activations,
+    sums,
+    reductions,
+    rows_of_logits,
+    quantised_rows,
+    faults_stay_in_their_group
+);
 
 const WIDTHS: [usize; 9] = [1, 2, 15, 16, 17, 64, 100, 576, 2049];
 
@@ -189,6 +198,32 @@ fn rows_of_logits(isa: Isa) {
         let blocks = found.chunks(SUM_BLOCK).map(|b| b.iter().map(|w| f64::from(*w)).sum::<f64>());
         assert_eq!(sums.len(), width.div_ceil(SUM_BLOCK));
         assert!(sums.iter().zip(blocks).all(|(s, b)| (s - b).abs() <= 1e-13 * b), "width {width}");
+    }
+}
+
+/// A fault shows in its own group, whole or not; a group of (nearly) nothing counts as zero.
+fn faults_stay_in_their_group(isa: Isa) {
+    let kernels = kernels(isa, 2);
+    let columns = 300;
+    let mut rng = Rng(31);
+    let sound = rng.floats(columns);
+    let mut rows = QuantizedRows::new();
+    for fault in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for group in 0..3 {
+            let mut x = sound.clone();
+            let end = columns.min((group + 1) * GROUP);
+            x[group * GROUP + rng.below(end - group * GROUP)] = fault;
+            rows.quantize(&kernels, &x, columns);
+            let codes = &rows.codes()[group * GROUP..(group + 1) * GROUP];
+            assert!(codes.iter().all(|&code| code == 0), "{fault} in group {group}");
+            for (at, scale) in rows.scales().iter().enumerate() {
+                assert_eq!(scale.is_nan(), at == group, "{fault} in group {group}: scale {at}");
+            }
+        }
+    }
+    for little in [0.0, -0.0, 1e-40, -9e-36] {
+        rows.quantize(&kernels, &vec![little; columns], columns);
+        assert!(rows.codes().iter().all(|&code| code == 0) && rows.scales() == [0.0; 3], "{little}");
     }
 }
 

@@ -166,8 +166,7 @@ fn run<E: Element>(
         for (seq, view) in seqs.iter().enumerate() {
             step.add(&mut tasks, seq, 0..view.query_len, 0..params.kv_heads, Role::Dense);
         }
-        // From the last on: later positions see more, and small tasks at the end let all threads finish together.
-        kernels.pool().run(tasks.len(), &|index| step.dense(&tasks[tasks.len() - 1 - index]));
+        run_from_last(kernels, tasks.len(), &|index| step.dense(&tasks[index]));
         return;
     };
     // Gates are set before they are read: queries that follow a gate of this step come in a second round.
@@ -182,7 +181,7 @@ fn run<E: Element>(
         }
         let mut found = vec![AttentionReport::default(); tasks.len()];
         let shared = Shared::new(&mut found);
-        kernels.pool().run(tasks.len(), &|index| {
+        run_from_last(kernels, tasks.len(), &|index| {
             let report = step.choose(&tasks[index], choices);
             // SAFETY: each task has an index of its own.
             unsafe { shared.part(index..index + 1)[0] = report };
@@ -195,6 +194,11 @@ fn run<E: Element>(
     for (report, choice) in reports.iter_mut().zip(choices) {
         report.limited |= choice.max_blocks.is_some();
     }
+}
+
+/// Runs tasks from the last on: later positions see more, and small tasks at the end let all threads finish together.
+fn run_from_last(kernels: &Kernels, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    kernels.pool().run(tasks, &|index| f(tasks - 1 - index));
 }
 
 /// Positions of one KV head in one sequence.

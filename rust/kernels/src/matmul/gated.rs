@@ -97,7 +97,7 @@ impl<K: TileKernel> Op for Share<'_, K> {
                 let gate = &mut gate[..width];
                 for (gate, up) in gate.as_chunks_mut::<LANES>().0.iter_mut().zip(up.as_chunks::<LANES>().0) {
                     let active = apply(s, self.f, s.load(gate));
-                    s.store_partial(s.mul(active, s.load(up)), gate);
+                    s.store(s.mul(active, s.load(up)), gate);
                 }
                 // SAFETY: jobs have different rows or groups.
                 unsafe { self.parts.write(s, row, group, gate) };

@@ -17,6 +17,8 @@ use crate::simd::LANES;
 const STEPS: usize = TILE_DEPTH / 4;
 /// Chains of a place: of the even numbers of its pairs and of the odd ones.
 const SIDES: usize = 2;
+/// Lines of 32 places and one vector.
+const LINES: usize = STEPS * SIDES;
 /// Rows that are computed together.
 const GROUP: usize = 4;
 /// Odd numbers of a line.
@@ -84,8 +86,7 @@ impl<'a> Products<'a> for ByDots<'_> {
     fn scores(&self, queries: &[Line], rows: usize, count: usize, to: &mut [Sums]) {
         let held = self.0.count * HALVES;
         assert!(count <= self.0.count && to.len() == count * HALVES * ROWS);
-        let (queries, panels) =
-            (queries.as_chunks::<ROWS>().0, self.0.keys.chunks_exact(STEPS * SIDES * held));
+        let (queries, panels) = (queries.as_chunks::<ROWS>().0, self.0.keys.chunks_exact(LINES * held));
         assert!(queries.len() == panels.len());
         for first in (0..rows).step_by(GROUP) {
             for block in 0..count {
@@ -105,7 +106,7 @@ impl<'a> Products<'a> for ByDots<'_> {
     #[inline(always)]
     fn weigh(&self, weights: &[Line], rows: usize, blocks: Range<usize>, acc: &mut [[f32; LANES]]) {
         let vectors = acc.len() / ROWS;
-        let panels = STEPS * SIDES * vectors;
+        let panels = LINES * vectors;
         let panels = &self.0.values[blocks.start * panels..blocks.end * panels];
         assert!(weights.len() == blocks.len() * ROWS);
         let mut picked = [[Line::ZERO; ROWS]; BLOCKS];
@@ -140,7 +141,7 @@ fn columns<const N: usize>(
             sums[r][n] = load(&acc[(first + r) * vectors + vector + n]);
         }
     }
-    for (weights, panel) in weights.iter().zip(panels.chunks_exact(STEPS * SIDES * vectors)) {
+    for (weights, panel) in weights.iter().zip(panels.chunks_exact(LINES * vectors)) {
         add(&weights[first..first + GROUP], panel, vectors, vector, &mut sums);
     }
     for r in 0..GROUP {
@@ -161,7 +162,7 @@ fn add<const N: usize>(
     at: usize,
     sums: &mut [[__m512; N]; GROUP],
 ) {
-    assert!(rows.len() == GROUP && panel.len() == STEPS * SIDES * width && at + N <= width);
+    assert!(rows.len() == GROUP && panel.len() == LINES * width && at + N <= width);
     let mut sides = [[[zero(); N]; GROUP]; SIDES];
     for step in 0..STEPS {
         for side in 0..SIDES {
