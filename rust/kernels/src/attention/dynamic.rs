@@ -19,12 +19,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::audit::{Answer, Claim, compare};
-use super::codes::score_error;
+use super::key_codes::{BLOCKS, score_error};
 use super::kv::padded;
 use super::report::{AttentionReport, DynamicParams};
 use super::rows::{Element, HALVES};
 use super::source::{Held, Source};
-use super::tile::{AHEAD, PLACES, ROWS, State, Tile};
+use super::tile::{AHEAD, PLACES, ROWS, Run, State, Tile};
 use super::{BLOCK_SIZE, first_visible};
 use crate::simd::{self, LANES, Op, Simd};
 
@@ -134,23 +134,61 @@ impl<E: Element> Dynamic<'_, E> {
         found.offsets.resize(rows, 0.0);
         found.sums.clear();
         found.sums.resize(rows * found.width, 0.0);
-        for block in 0..blocks {
-            self.tile.fetch_rest(s, first + (block + AHEAD).min(blocks - 1));
+        let last = first + blocks - 1;
+        let mut block = 0;
+        while block < blocks {
+            let count = self.tile.together(first + block);
+            if count > 0 {
+                self.score_together(s, state, found, block, count, last);
+                block += count;
+                continue;
+            }
+            let next = (first + block + AHEAD).min(last);
+            self.tile.fetch_rest(s, next);
             // Whether the values will be read is not known yet: only keys are fetched.
-            let mut ahead = self.tile.ahead(first + (block + AHEAD).min(blocks - 1));
+            let mut ahead = self.tile.ahead(next);
             let mut row = 0;
             while row < rows {
                 let run = self.tile.run_of_rows(first + block, row, rows);
                 if run.seen.0 < run.seen.1 {
                     let held = self.tile.held(first + block, run.own);
                     self.tile.scores(s, state, held, run, ahead);
-                    found.store(s, &state.scores[..run.count], block, row, rows);
+                    found.store(s, &state.scores[0][..run.count], block, row, rows);
                 } else {
                     found.weights[block * rows + row..][..run.count].fill([0.0; BLOCK_SIZE]);
                 }
                 row += run.count;
                 ahead = self.tile.ahead(first + block);
             }
+            block += 1;
+        }
+    }
+
+    /// Those of some blocks, `together`, up to block `last` of the sequence.
+    #[inline(always)]
+    fn score_together<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State,
+        found: &mut Found,
+        block: usize,
+        count: usize,
+        last: usize,
+    ) {
+        let (first, _) = self.span();
+        let rows = self.tile.count * self.tile.group();
+        let mut next = first + block + BLOCKS;
+        for n in 0..count {
+            self.tile.fetch_rest(s, (next + n).min(last));
+        }
+        for row in (0..rows).step_by(ROWS) {
+            let ahead = self.tile.ahead_together(next, last);
+            let run = Run { row, count: ROWS.min(rows - row), seen: (0, BLOCK_SIZE), own: false };
+            self.tile.scores_together(s, state, first + block, count, run, &ahead);
+            for (n, scores) in state.scores[..count].iter().enumerate() {
+                found.store(s, &scores[..run.count], block + n, row, rows);
+            }
+            next = first + block;
         }
     }
 
@@ -371,19 +409,42 @@ impl Found {
     /// Keeps the scores of some rows in a block as weights.
     #[inline(always)]
     fn store<S: Simd>(&mut self, s: S, scores: &[[f32; BLOCK_SIZE]], block: usize, row: usize, rows: usize) {
-        for (r, row_scores) in scores.iter().enumerate() {
-            let scores = row_scores.as_chunks::<LANES>().0;
-            let largest = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
-            let mut sum = s.zero();
+        if let Ok(four) = scores.try_into() {
+            return self.store_rows::<S, ROWS>(s, four, block, row, rows);
+        }
+        for (r, scores) in scores.iter().enumerate() {
+            self.store_rows(s, std::array::from_ref(scores), block, row + r, rows);
+        }
+    }
+
+    #[inline(always)]
+    fn store_rows<S: Simd, const R: usize>(
+        &mut self,
+        s: S,
+        scores: &[[f32; BLOCK_SIZE]; R],
+        block: usize,
+        row: usize,
+        rows: usize,
+    ) {
+        let (mut largest, mut sums) = ([s.zero(); R], [s.zero(); R]);
+        for r in 0..R {
+            let scores = scores[r].as_chunks::<LANES>().0;
+            largest[r] = s.max(s.load(&scores[0]), s.load(&scores[1]));
+        }
+        let largest = s.reduce_max_each(largest);
+        for r in 0..R {
             let to = self.weights[block * rows + row + r].as_chunks_mut::<LANES>().0;
-            for (to, score) in to.iter_mut().zip(scores) {
-                let weight = simd::exp(s, s.sub(s.load(score), s.splat(largest)));
-                sum = s.add(sum, weight);
+            for (to, score) in to.iter_mut().zip(scores[r].as_chunks::<LANES>().0) {
+                let weight = simd::exp(s, s.sub(s.load(score), s.splat(largest[r])));
+                sums[r] = s.add(sums[r], weight);
                 s.store(weight, to);
             }
+        }
+        let sums = s.reduce_add_each(sums);
+        for r in 0..R {
             let place = (row + r) * self.width + block;
-            self.peaks[place] = largest;
-            self.sums[place] = s.reduce_add(sum);
+            self.peaks[place] = largest[r];
+            self.sums[place] = sums[r];
         }
     }
 

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use half::bf16;
 
 use super::BLOCK_SIZE;
-use super::codes::place;
+use super::key_codes::place;
 use super::kv::{Pair, padded, value_block};
 use super::rows::Element;
 use crate::context::Kernels;

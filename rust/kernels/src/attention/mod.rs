@@ -5,10 +5,10 @@
 //! sums of a query depend on its position and window only: the bits are the same alone, in a chunk or in a batch.
 
 mod audit;
-mod codes;
 mod dynamic;
 mod gates;
 mod int8;
+mod key_codes;
 mod kv;
 #[cfg(target_arch = "x86_64")]
 mod paired;

@@ -7,8 +7,8 @@ use std::cell::RefCell;
 
 use half::bf16;
 
-use super::codes::{Rounded, code_scores};
 use super::int8::plane;
+use super::key_codes::{BLOCKS, Rounded, code_scores};
 use super::kv::{key_block, padded, value_block};
 use super::rows::{Element, HALVES, fetch, scores, weigh};
 use super::source::{Ahead, Held, Source};
@@ -17,7 +17,7 @@ use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::{self, LANES, Op, Simd};
 
-/// Blocks that are fetched ahead.
+/// Blocks that are fetched ahead where they are computed one by one.
 pub(super) const AHEAD: usize = 2;
 /// Rows that are computed together at most.
 pub(super) const ROWS: usize = 4;
@@ -72,8 +72,8 @@ pub(super) struct State {
     pub(super) reference: Vec<f32>,
     /// Sums of weights, 16 chains a row.
     pub(super) sum: Vec<[f32; LANES]>,
-    /// Scores of the rows at hand in one block.
-    pub(super) scores: [[f32; BLOCK_SIZE]; ROWS],
+    /// Scores of the rows at hand in the blocks at hand.
+    pub(super) scores: [[[f32; BLOCK_SIZE]; ROWS]; BLOCKS],
     /// The largest magnitude of each row's query times a step of keys, over the int8 blocks that it saw.
     pub(super) peaks: Vec<f32>,
     rounded: Rounded,
@@ -153,7 +153,7 @@ impl<E: Element> Tile<'_, E> {
         state.acc.clear();
         state.acc.resize(rows * vectors, [0.0; LANES]);
         if let Source::Int8 { .. } = self.source {
-            state.rounded.resize(ROWS, vectors);
+            state.rounded.resize(vectors);
         }
         state.peaks.clear();
         state.peaks.resize(rows, 0.0);
@@ -194,6 +194,16 @@ impl<E: Element> Tile<'_, E> {
                 values: blocks.values.as_ptr().wrapping_add(place * values).cast(),
             },
         }
+    }
+
+    /// The same of blocks from `block` on, none of them behind `last`.
+    #[inline(always)]
+    pub(super) fn ahead_together(&self, block: usize, last: usize) -> [Ahead; BLOCKS] {
+        let mut ahead = [self.ahead(block.min(last)); BLOCKS];
+        for n in 1..BLOCKS {
+            ahead[n] = self.ahead((block + n).min(last));
+        }
+        ahead
     }
 
     /// Asks for the parts of an int8 block that are not fetched while another is computed.
@@ -248,6 +258,43 @@ impl<E: Element> Tile<'_, E> {
         block < self.position(0) / BLOCK_SIZE && block * BLOCK_SIZE >= first
     }
 
+    /// How many int8 blocks from `block` on all rows see the whole of, at most [`BLOCKS`].
+    #[inline(always)]
+    pub(super) fn together(&self, block: usize) -> usize {
+        let Source::Int8 { .. } = self.source else { return 0 };
+        (0..BLOCKS).find(|&next| !self.seen_by_all(block + next)).unwrap_or(BLOCKS)
+    }
+
+    /// The scores of a run in `count` int8 blocks that all its rows see the whole of.
+    #[inline(always)]
+    pub(super) fn scores_together<S: Simd>(
+        &self,
+        s: S,
+        state: &mut State,
+        block: usize,
+        count: usize,
+        run: Run,
+        ahead: &[Ahead; BLOCKS],
+    ) {
+        let Source::Int8 { blocks, .. } = self.source else { return };
+        let (head_dim, rows) = (self.params.head_dim, run.row..run.row + run.count);
+        let vectors = padded(head_dim) / LANES;
+        let q = &state.q[rows.start * vectors..rows.end * vectors];
+        let head = |block| blocks.head(self.place(block), head_dim);
+        // Places behind `count` are not used.
+        let mut heads = [head(block); BLOCKS];
+        for n in 1..count {
+            heads[n] = head(block + n);
+        }
+        let (rounded, peaks, to) = (&mut state.rounded, &mut state.peaks[rows], &mut state.scores[..count]);
+        code_scores(self.kernels, run.count, q, &heads[..count], rounded, &ahead[..count], peaks, to);
+        if self.params.softcap.is_some() {
+            state.scores[..count]
+                .iter_mut()
+                .for_each(|scores| self.bound(s, &mut scores[..run.count], run.seen));
+        }
+    }
+
     /// One KV block for all rows.
     #[inline(always)]
     fn block<S: Simd>(&self, s: S, state: &mut State, block: usize, next: usize) {
@@ -271,21 +318,30 @@ impl<E: Element> Tile<'_, E> {
     pub(super) fn scores<S: Simd>(&self, s: S, state: &mut State, held: Held<'_, E>, run: Run, ahead: Ahead) {
         let head_dim = self.params.head_dim;
         let vectors = padded(head_dim) / LANES;
-        let (rows, to) = (run.row..run.row + run.count, &mut state.scores[..run.count]);
+        let rows = run.row..run.row + run.count;
         let q = &state.q[rows.start * vectors..rows.end * vectors];
         match held {
-            Held::Float { keys, .. } => scores(self.kernels, run.count, q, keys, head_dim, ahead.keys, to),
+            Held::Float { keys, .. } => {
+                let to = &mut state.scores[0][..run.count];
+                scores(self.kernels, run.count, q, keys, head_dim, ahead.keys, to);
+            }
             Held::Int8(head) => {
                 let (rounded, peaks) = (&mut state.rounded, &mut state.peaks[rows]);
-                code_scores(self.kernels, run.count, q, head, rounded, ahead.keys, peaks, to);
+                let (heads, ahead, to) = (&[head], &[ahead], &mut state.scores[..1]);
+                code_scores(self.kernels, run.count, q, heads, rounded, ahead, peaks, to);
             }
         }
-        if self.params.softcap.is_none() && run.seen == (0, BLOCK_SIZE) {
-            return;
+        if self.params.softcap.is_some() || run.seen != (0, BLOCK_SIZE) {
+            self.bound(s, &mut state.scores[0][..run.count], run.seen);
         }
-        for to in to {
-            for (half, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                s.store(self.bounded(s, s.load(to), half, run.seen), to);
+    }
+
+    /// Soft cap and mask of some rows' scores in a block.
+    #[inline(always)]
+    fn bound<S: Simd>(&self, s: S, scores: &mut [[f32; BLOCK_SIZE]], seen: (usize, usize)) {
+        for scores in scores {
+            for (half, part) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                s.store(self.bounded(s, s.load(part), half, seen), part);
             }
         }
     }
@@ -321,7 +377,7 @@ impl<E: Element> Tile<'_, E> {
         self.scores(s, state, held, run, ahead);
         let (mut weights, mut rescale) = ([[0.0; BLOCK_SIZE]; ROWS], [1.0; ROWS]);
         for r in 0..run.count {
-            let score = state.scores[r].as_chunks::<LANES>().0;
+            let score = state.scores[0][r].as_chunks::<LANES>().0;
             let score = [s.load(&score[0]), s.load(&score[1])];
             let (reference, sum) = (&mut state.reference[row + r], &mut state.sum[row + r]);
             rescale[r] = self.soften(s, score, reference, sum, &mut weights[r]);

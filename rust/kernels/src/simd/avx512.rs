@@ -35,6 +35,28 @@ fn halves(a: __m512) -> (__m256, __m256) {
     })
 }
 
+/// Four folds side by side, each in the order of `fold_add`: lanes i and i + 8 of every vector first.
+macro_rules! fold_four {
+    ($a:expr, $op:ident) => {
+        intrinsics!({
+            let halved = |a, b| {
+                $op(_mm512_shuffle_f32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b))
+            };
+            let [a, b, c, d] = $a;
+            let (ab, cd) = (halved(a, b), halved(c, d));
+            let even = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
+            let four = $op(even, _mm512_shuffle_f32x4::<0b11_01_11_01>(ab, cd));
+            let two = $op(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+            let one = $op(two, _mm512_permute_ps::<0b10_11_00_01>(two));
+            // A vector's result is in every lane of its quarter.
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+            let mut out = [0.0_f32; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one)));
+            out
+        })
+    };
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -132,6 +154,26 @@ impl Simd for Avx512 {
     fn reduce_add(self, a: Self::F) -> f32 {
         let (low, high) = halves(a);
         fold_add(intrinsics!(_mm256_add_ps(low, high)))
+    }
+    #[inline(always)]
+    fn reduce_max_each<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
+        if let Some(four) = a.first_chunk::<4>()
+            && N == 4
+        {
+            let out = fold_four!(*four, _mm512_max_ps);
+            return std::array::from_fn(|n| out[n]);
+        }
+        a.map(|a| self.reduce_max(a))
+    }
+    #[inline(always)]
+    fn reduce_add_each<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
+        if let Some(four) = a.first_chunk::<4>()
+            && N == 4
+        {
+            let out = fold_four!(*four, _mm512_add_ps);
+            return std::array::from_fn(|n| out[n]);
+        }
+        a.map(|a| self.reduce_add(a))
     }
 
     #[inline(always)]

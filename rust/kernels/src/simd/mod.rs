@@ -73,6 +73,17 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The sum, halves added to halves: lanes i and i + 8, then i + 4, i + 2, i + 1.
     fn reduce_add(self, a: Self::F) -> f32;
 
+    /// `reduce_max` of each.
+    #[inline(always)]
+    fn reduce_max_each<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
+        a.map(|a| self.reduce_max(a))
+    }
+    /// `reduce_add` of each.
+    #[inline(always)]
+    fn reduce_add_each<const N: usize>(self, a: [Self::F; N]) -> [f32; N] {
+        a.map(|a| self.reduce_add(a))
+    }
+
     fn to_f32(self, a: Self::I) -> Self::F;
     /// To the nearest integer, ties to even; `i32::MIN` for NaN and values beyond i32.
     fn round(self, a: Self::F) -> Self::I;

@@ -71,6 +71,12 @@ fn number<S: Simd>(s: S, a: S::F) -> S::F {
     s.max(a, s.splat(-1e38))
 }
 
+/// Four numbers in the first lanes.
+#[inline(always)]
+fn four<S: Simd>(s: S, a: [f32; 4]) -> S::F {
+    s.load_partial(&a, 0.0)
+}
+
 /// Lanes in -127..=127 and not NaN.
 #[inline(always)]
 fn code<S: Simd>(s: S, a: S::F) -> S::F {
@@ -110,6 +116,12 @@ each_level_agrees! {
     any_lt_none: |s, a, b, c| s.splat(if s.any_lt(a, s.min(a, b)) { 1.0 } else { 0.0 });
     reduce_max: |s, a, b, c| s.splat(s.reduce_max(number(s, a)));
     reduce_add: |s, a, b, c| s.splat(s.reduce_add(a));
+    reduce_max_four: |s, a, b, c| four(s, s.reduce_max_each([a, b, c, s.add(a, b)].map(|a| number(s, a))));
+    reduce_add_four: |s, a, b, c| four(s, s.reduce_add_each([a, b, c, s.add(a, b)]));
+    reduce_add_three: |s, a, b, c| {
+        let [a, b, c] = s.reduce_add_each([a, b, c]);
+        four(s, [a, b, c, 0.0])
+    };
     round: |s, a, b, c| s.to_f32(s.round(a));
     exp2_int: |s, a, b, c| s.exp2_int(s.round(code(s, a)));
     store_i8: |s, a, b, c| {
