@@ -156,15 +156,18 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as a table in Markdown."""
-    lines = [
-        "| device | op | case | kernel | registers | shared bytes | instructions |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """The rows as a table in Markdown: a line per kernel and case, with what each device gets."""
+    cells: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
-        cells = [f"sm_{row['capability']}", row["op"], row["case"], f"`{row['kernel']}`", row["registers"]]
-        cells += [row["shared_bytes"], ", ".join(row["instructions"]) or "-"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        found = " ".join(row["instructions"]) or "-"
+        text = f"{row['registers']}, {row['shared_bytes']:,}, {found}"
+        cells.setdefault((row["op"], row["case"], row["kernel"]), {})[row["capability"]] = text
+    devices = sorted({capability for cell in cells.values() for capability in cell})
+    lines = ["| op | case | kernel | " + " | ".join(f"sm_{device}" for device in devices) + " |"]
+    lines.append("|---" * (3 + len(devices)) + "|")
+    for (op, case, kernel), cell in sorted(cells.items()):
+        line = [op, case, f"`{kernel}`", *(cell.get(device, "") for device in devices)]
+        lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 
 

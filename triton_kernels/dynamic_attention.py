@@ -188,7 +188,7 @@ def dynamic_attention(
     run(select_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "CHUNK": chunk}, Options(8, 1))
     pages = 1 if exact or head_dim > 128 else 2
     constants = {"WIDTH": width, "ROWS": rows, "PAGES": pages, "PRECISION": precision}
-    run(values_kernel, (*cells, splits), constants, Options(4, 2))
+    run(values_kernel, (*cells, splits), constants, Options(4, 3 if head_dim <= 64 else 2))
     value_bytes = Int8KV.value_bytes(1, head_dim)
     run(finish_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "VALUE_BYTES": value_bytes}, Options(4, 1))
     return out

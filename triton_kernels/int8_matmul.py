@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[int, list[tuple[int, Config]]]] = {
             (16, Config(16, 32, 128, 4, 5, split=True)),
             (64, Config(64, 64, 128, 4, 4, split=True)),
             (256, Config(64, 128, 128, 4, 4)),
-            (MANY, Config(128, 128, 128, 8, 4)),
+            (MANY, Config(128, 64, 128, 8, 4)),
         ],
     },
     "w8a16": {

@@ -59,7 +59,7 @@ CONFIGS: dict[tuple[str, str, int], Config] = {
     ("half", "prefill", 64): Config(128, 2, 4, 3),
     ("half", "prefill", 128): Config(128, 2, 8, 2),
     ("half", "prefill", 256): Config(64, 1, 8, 2),
-    ("float32", "decode", 128): Config(16, 1, 8, 1),
+    ("float32", "decode", 128): Config(16, 1, 8, 2),
     ("float32", "decode", 256): Config(16, 1, 8, 1),
     ("float32", "prefill", 128): Config(16, 1, 8, 1),
     ("float32", "prefill", 256): Config(16, 1, 8, 1),
@@ -67,6 +67,16 @@ CONFIGS: dict[tuple[str, str, int], Config] = {
     ("int8", "decode", 256): Config(16, 1, 8, 2),
     ("int8", "prefill", 128): Config(64, 2, 4, 2),
     ("int8", "prefill", 256): Config(32, 1, 8, 1),
+}
+# Before sm_90 there is no wgmma: accumulators and operands share the registers.
+CONFIGS_WITHOUT_WGMMA: dict[tuple[str, str, int], Config] = {
+    ("half", "prefill", 64): Config(128, 2, 8, 3),
+    ("half", "prefill", 128): Config(128, 1, 8, 2),
+    ("int8", "prefill", 128): Config(64, 2, 8, 2),
+}
+# From sm_100 on accumulators lie in tensor memory, and are copied to registers to be rescaled.
+CONFIGS_WITH_TENSOR_MEMORY: dict[tuple[str, str, int], Config] = {
+    ("half", "prefill", 64): Config(128, 2, 8, 3),
 }
 
 
@@ -150,11 +160,10 @@ def config_for(kv: PagedKV, phase: str) -> tuple[Config, str]:
         form = "float32"
     limits = sorted(limit for f, p, limit in CONFIGS if (f, p) == (form, phase))
     limit = next(limit for limit in limits if kv.head_dim <= limit)
-    config = CONFIGS[form, phase, limit]
-    if capability(kv.device) < (9, 0) and form != "float32" and phase == "prefill" and kv.head_dim > 64:
-        # Without wgmma accumulators and operands share the registers.
-        config = config._replace(rows=64, warps=4)
-    return config, f"{form} {phase} {limit}"
+    key = form, phase, limit
+    major = capability(kv.device)[0]
+    own = CONFIGS_WITHOUT_WGMMA if major < 9 else CONFIGS_WITH_TENSOR_MEMORY if major >= 10 else {}
+    return own.get(key, CONFIGS[key]), f"{form} {phase} {limit}"
 
 
 def _config(kv: PagedKV, phase: str, deterministic: bool) -> Config:
