@@ -183,7 +183,7 @@ def dynamic_attention(
         },
         Options(8, 2) if head_dim > 128 else Options(4, 3),
     )
-    padded = power_of_two(group)
+    padded = max(2, power_of_two(group))  # Triton 3.6 fails to compile sums over one row.
     chunk = min(CHUNK, max(16, power_of_two(longest)))
     run(select_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "CHUNK": chunk}, Options(8, 1))
     pages = 1 if exact or head_dim > 128 else 2

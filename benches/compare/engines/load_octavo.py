@@ -15,9 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from protocol import random_prompts
-
-_SHORTEST, _LONGEST, _SCALE = 8, 512, 128
+from protocol import random_lengths, random_prompts
 
 
 @dataclass
@@ -32,13 +30,13 @@ class Job:
 
 
 def jobs_of(spec: dict[str, Any]) -> list[Job]:
-    """Prompts of 16 to 256 tokens, outputs exponentially distributed (scale 128, cut to 8 .. 512)."""
+    """The requests of a run, from its seed."""
     draw = random.Random(spec["seed"])
     jobs = []
     for number in range(spec["requests"]):
-        length = draw.randint(16, 256)
+        length, new = random_lengths(draw)
         prompt = random_prompts(1, length, spec["vocabulary"], spec["seed"] * 100_003 + number)[0]
-        jobs.append(Job(prompt, int(min(max(draw.expovariate(1 / _SCALE), _SHORTEST), _LONGEST))))
+        jobs.append(Job(prompt, new))
     return jobs
 
 

@@ -71,6 +71,12 @@ class Engine(Protocol):
         """Completes all prompts (of equal length) at once by `new` tokens each."""
 
 
+def random_lengths(draw: random.Random) -> tuple[int, int]:
+    """Tokens of a load test's request: a prompt of 16 to 256, an exponentially distributed output (128, cut to 8 .. 512)."""
+    prompt = draw.randint(16, 256)
+    return prompt, int(min(max(draw.expovariate(1 / 128), 8), 512))
+
+
 def random_prompts(batch: int, length: int, vocabulary: int, seed: int) -> list[list[int]]:
     """`batch` prompts of `length` token ids that no other seed gives."""
     generator = random.Random(seed)
