@@ -2,8 +2,8 @@
 
     python -m benches.compare.expected [benches/results/compare.json]
 
-The time of a step of n sequences lies on a line between those of 1, 8 and 32 sequences, prompts take for each token what
-a prefill of 512 takes, and all requests wait from the start. The requests are drawn as `poisson` draws them.
+The time of a step of n sequences lies on a line between those of 1, 8 and 32 sequences, prompts take a token what
+a prefill of 512 tokens takes, and all requests wait from the start. The requests are drawn as `poisson` draws them.
 """
 
 from __future__ import annotations

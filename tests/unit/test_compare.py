@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benches.compare.expected import expected, seconds, step_seconds
 from benches.compare.limits import Machine
 from benches.compare.measures import CASES, FIGURES
 from benches.compare.places import HERE, all_engines
@@ -72,3 +73,22 @@ def test_every_engine_of_the_table_has_its_runner_and_settings() -> None:
     for name, entry in all_engines().items():
         assert (HERE / "engines" / entry["runner"]).is_file(), name
         assert entry["settings"], name
+
+
+def test_steps_lie_between_what_was_measured() -> None:
+    rates = {1: 10.0, 9: 45.0}
+    assert step_seconds(rates, 1) == pytest.approx(0.1)
+    assert step_seconds(rates, 5) == pytest.approx(0.15)
+    assert step_seconds(rates, 9) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="10 sequences"):
+        step_seconds(rates, 10)
+
+
+def test_static_batching_loses_most_where_a_step_costs_the_same_for_any_number() -> None:
+    assert seconds({1: 10.0, 32: 320.0}, [[3, 1, 2], [1]]) == pytest.approx(0.4)
+    # 33 of the same length: 32 at once, then the last one.
+    assert seconds({1: 10.0, 32: 320.0}, [[2] * 33]) == pytest.approx(0.4)
+    flat, by_sequence = {1: 10.0, 32: 320.0}, {1: 10.0, 32: 10.0}
+    gains = [continuous / static for continuous, static in (expected(flat, 1e9), expected(by_sequence, 1e9))]
+    assert gains[0] > 1.4
+    assert gains[1] == pytest.approx(1.0)

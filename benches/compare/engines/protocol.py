@@ -72,7 +72,7 @@ class Engine(Protocol):
 
 
 def random_lengths(draw: random.Random) -> tuple[int, int]:
-    """Tokens of a load test's request: a prompt of 16 to 256, an exponentially distributed output (128, cut to 8 .. 512)."""
+    """Tokens of a request of the load test: a prompt of 16 to 256, an exponential output (mean 128, 8 to 512)."""
     prompt = draw.randint(16, 256)
     return prompt, int(min(max(draw.expovariate(1 / 128), 8), 512))
 
