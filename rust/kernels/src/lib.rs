@@ -39,8 +39,8 @@ mod tiled;
 
 pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
 pub use attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, SeqView,
-    TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, Mode,
+    SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
 };
 pub use context::Kernels;
 pub use half::{bf16, f16};

@@ -10,7 +10,7 @@ mod common;
 use common::{Rng, int8, kernels};
 use octavo_kernels::{
     AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    Mode, SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
 };
 
 /// How keys are made; each is hard for a bound in its own way.
@@ -75,7 +75,7 @@ impl Case {
             min_context: 33 + rng.below(60),
             sink_blocks: rng.below(2),
             local_blocks: rng.below(3),
-            max_blocks: None,
+            mode: Mode::Certified,
             audit: 1,
         };
         let strength = [1.0, 4.0, 12.0][rng.below(3)];
@@ -247,8 +247,12 @@ fn a_limit_on_blocks_is_kept_and_its_cost_is_told() {
         case.queries = 1;
         case.q.truncate(case.params.heads * case.params.head_dim);
         let most = seed as usize % 4;
-        case.choice =
-            DynamicParams { max_blocks: Some(most), sink_blocks: 0, local_blocks: 0, ..case.choice };
+        case.choice = DynamicParams {
+            mode: Mode::Budget { max_blocks: most },
+            sink_blocks: 0,
+            local_blocks: 0,
+            ..case.choice
+        };
         let (out, report) = case.run(&kernels);
         let (masses, error) = case.truth(&out);
         let largest = masses.iter().fold(0.0_f64, |a, &b| a.max(b));
@@ -351,7 +355,7 @@ impl TwoHeads {
         min_context: 200,
         sink_blocks: 1,
         local_blocks: 1,
-        max_blocks: None,
+        mode: Mode::Certified,
         audit: 0,
     };
 

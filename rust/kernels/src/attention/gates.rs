@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::report::{AttentionReport, DynamicParams};
+use super::report::{AttentionReport, DynamicParams, Mode};
 use super::{AttentionParams, BLOCK_SIZE, SeqView};
 
 /// Share of the blocks' values above which choosing takes about as long as reading everything, or longer.
@@ -48,7 +48,7 @@ pub(super) fn sections(choice: &DynamicParams, seq: &SeqView<'_>, params: &Atten
         }
     };
     add(0, dense, Role::Dense);
-    if choice.max_blocks.is_some() {
+    if let Mode::Budget { .. } = choice.mode {
         // What queries read is limited, whatever pays.
         add(dense, seq.query_len, Role::Choose);
         return all;

@@ -20,7 +20,7 @@ mod write;
 
 pub use int8::FilledBlock;
 pub use kv::{KvDtype, KvLayer, TailDtype};
-pub use report::{AttentionReport, DynamicParams};
+pub use report::{AttentionReport, DynamicParams, Mode};
 pub use write::{fill_blocks, write_kv};
 
 use std::ops::Range;
@@ -38,8 +38,6 @@ use tile::Tile;
 
 /// Tokens in a KV block.
 pub const BLOCK_SIZE: usize = 32;
-/// Rows (a query position times a query head of one KV head) that a task holds at most where queries choose what they read: the weights of all their keys are held at once.
-const DYNAMIC_ROWS_PER_TILE: usize = 16;
 
 /// What attention needs to know of the model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -192,7 +190,7 @@ fn run<E: Element>(
         }
     }
     for (report, choice) in reports.iter_mut().zip(choices) {
-        report.limited |= choice.max_blocks.is_some();
+        report.unproven |= choice.mode != Mode::Certified;
     }
 }
 
@@ -235,8 +233,7 @@ impl<E: Element> Step<'_, E> {
         }
         let rows = match (role, self.source) {
             (Role::Dense, Source::Float(_)) => E::rows_per_task(self.kernels),
-            (Role::Dense, Source::Int8 { .. }) => ROWS_PER_TASK,
-            _ => DYNAMIC_ROWS_PER_TILE,
+            _ => ROWS_PER_TASK,
         };
         let positions = (rows * self.params.kv_heads / self.params.heads).max(1);
         for first in queries.clone().step_by(positions) {

@@ -1,12 +1,29 @@
 //! What queries may leave out, and what they say of it.
 
-use super::int8::{bytes_per_head, value_bytes_per_head};
-use super::{AttentionParams, BLOCK_SIZE, DYNAMIC_ROWS_PER_TILE, SeqView};
+use super::int8::{bytes_per_head, plane, value_bytes_per_head};
+use super::rows::ROWS_PER_TASK;
+use super::{AttentionParams, BLOCK_SIZE, SeqView};
 use crate::simd::LANES;
+
+/// What decides how much a query leaves out. The bound on it is reported in every mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is proven to be within the caller's bound.
+    Certified,
+    /// It is estimated to be within the caller's bound, from less of the keys.
+    Estimated,
+    /// As `Certified`, but at most so many blocks are read beside those that always are, which no bound holds out against.
+    Budget {
+        /// For each query and KV head.
+        max_blocks: usize,
+    },
+}
 
 /// How much a query may leave out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DynamicParams {
+    /// What `error_bound` is compared with.
+    pub mode: Mode,
     /// Most softmax mass that a query head may leave out, 0 to 1.
     pub error_bound: f32,
     /// Queries that see fewer tokens read everything.
@@ -15,9 +32,6 @@ pub struct DynamicParams {
     pub sink_blocks: usize,
     /// Blocks before the query's own that are always read.
     pub local_blocks: usize,
-    /// Most blocks beside those whose values a query reads for its KV head; None: as many as the bound takes. With a
-    /// limit the bound is still reported, and no longer kept.
-    pub max_blocks: Option<usize>,
     /// Queries at positions that are multiples of this are also answered by reading everything, and compared; 0: none.
     pub audit: usize,
 }
@@ -25,21 +39,21 @@ pub struct DynamicParams {
 impl Default for DynamicParams {
     fn default() -> Self {
         Self {
+            mode: Mode::Certified,
             error_bound: 1e-2,
             min_context: 4096,
             sink_blocks: 1,
             local_blocks: 2,
-            max_blocks: None,
             audit: 0,
         }
     }
 }
 
 impl DynamicParams {
-    /// Bytes that a thread holds at most for the weights of queries that choose, for `group` query heads a KV head.
+    /// Bytes that a thread holds at most for the masses of blocks, for `group` query heads a KV head.
     pub fn buffer_bytes(group: usize, context_len: usize) -> usize {
-        let (rows, blocks) = (group.max(DYNAMIC_ROWS_PER_TILE), context_len.div_ceil(BLOCK_SIZE));
-        rows * (blocks * BLOCK_SIZE + 3 * blocks.next_multiple_of(LANES)) * size_of::<f32>()
+        let (rows, blocks) = (group.max(ROWS_PER_TASK), context_len.div_ceil(BLOCK_SIZE));
+        2 * rows * blocks.next_multiple_of(LANES) * size_of::<f32>()
     }
 
     /// How many of a sequence's queries see too few tokens to choose: the first ones.
@@ -71,10 +85,14 @@ pub struct AttentionReport {
     pub max_omitted_mass: f32,
     /// Sum of those bounds.
     pub sum_omitted_mass: f64,
+    /// Largest estimate of the omitted mass of a call.
+    pub max_estimated_mass: f32,
+    /// Sum of those estimates.
+    pub sum_estimated_mass: f64,
     /// Largest bound on the error of an output, as the norm of its difference from the exact one.
     pub max_output_error: f32,
-    /// Whether a limit on blocks took the place of the caller's bound.
-    pub limited: bool,
+    /// Whether something else than the proven bound decided.
+    pub unproven: bool,
     /// Calls that were compared with reading everything.
     pub audited_calls: u64,
     /// Those of them that were further off than they said. Their output is the one that reads everything.
@@ -86,14 +104,24 @@ pub struct AttentionReport {
 }
 
 impl AttentionReport {
-    /// Counts a query of `group` heads that saw `blocks` blocks and read the values of some.
-    pub(super) fn count(&mut self, group: usize, blocks: usize, value_blocks: usize, head_dim: usize) {
-        let (all, values) = (bytes_per_head(head_dim), value_bytes_per_head(head_dim));
+    /// Counts a query of `group` heads that saw `blocks` blocks, with both halves of their keys' codes or but the high ones, and read some.
+    pub(super) fn count(&mut self, group: usize, blocks: usize, read: usize, head_dim: usize, halves: bool) {
+        let all = bytes_per_head(head_dim);
+        let later = value_bytes_per_head(head_dim) + if halves { 0 } else { plane(head_dim) };
         self.calls += group as u64;
         self.blocks += blocks as u64;
-        self.value_blocks += value_blocks as u64;
-        self.bytes_read += (blocks * (all - values) + value_blocks * values) as u64;
+        self.value_blocks += read as u64;
+        self.bytes_read += (blocks * (all - later) + read * later) as u64;
         self.bytes_dense += (blocks * all) as u64;
+    }
+
+    /// Takes in what a call left out: at most, about, and what that can do to its output.
+    pub(super) fn leave_out(&mut self, bound: f64, estimate: f64, output_error: f32) {
+        self.sum_omitted_mass += bound;
+        self.max_omitted_mass = self.max_omitted_mass.max(bound as f32);
+        self.sum_estimated_mass += estimate;
+        self.max_estimated_mass = self.max_estimated_mass.max(estimate as f32);
+        self.max_output_error = self.max_output_error.max(output_error);
     }
 
     /// Takes `other` in.
@@ -106,8 +134,10 @@ impl AttentionReport {
         self.bytes_dense += other.bytes_dense;
         self.max_omitted_mass = self.max_omitted_mass.max(other.max_omitted_mass);
         self.sum_omitted_mass += other.sum_omitted_mass;
+        self.max_estimated_mass = self.max_estimated_mass.max(other.max_estimated_mass);
+        self.sum_estimated_mass += other.sum_estimated_mass;
         self.max_output_error = self.max_output_error.max(other.max_output_error);
-        self.limited |= other.limited;
+        self.unproven |= other.unproven;
         self.audited_calls += other.audited_calls;
         self.violations += other.violations;
         self.max_audited_mass = self.max_audited_mass.max(other.max_audited_mass);

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use half::bf16;
 
 use super::int8::plane;
-use super::key_codes::{BLOCKS, Rounded, code_scores};
+use super::key_codes::{BLOCKS, Look, Rounded, Seen, code_scores};
 use super::kv::{key_block, padded, value_block};
 use super::rows::{Element, HALVES, fetch, scores, weigh};
 use super::source::{Ahead, Held, Source};
@@ -72,8 +72,8 @@ pub(super) struct State {
     pub(super) reference: Vec<f32>,
     /// Sums of weights, 16 chains a row.
     pub(super) sum: Vec<[f32; LANES]>,
-    /// Scores of the rows at hand in the blocks at hand.
-    pub(super) scores: [[[f32; BLOCK_SIZE]; ROWS]; BLOCKS],
+    /// Scores of the rows at hand in the block at hand.
+    pub(super) scores: [[f32; BLOCK_SIZE]; ROWS],
     /// The largest magnitude of each row's query times a step of keys, over the int8 blocks that it saw.
     pub(super) peaks: Vec<f32>,
     rounded: Rounded,
@@ -110,6 +110,15 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
+    /// As `attend`, of `blocks` alone.
+    #[inline(always)]
+    pub(super) fn attend_to<S: Simd>(&self, s: S, state: &mut State, blocks: &[usize]) {
+        self.start(state);
+        for (n, &block) in blocks.iter().enumerate() {
+            self.block(s, state, block, blocks[(n + AHEAD).min(blocks.len() - 1)]);
+        }
+    }
+
     /// Query heads of a KV head.
     #[inline(always)]
     pub(super) fn group(&self) -> usize {
@@ -128,7 +137,7 @@ impl<E: Element> Tile<'_, E> {
         for index in 0..self.count {
             let position = self.position(index);
             let blocks = position / BLOCK_SIZE - first_visible(position, self.params.window) / BLOCK_SIZE;
-            report.count(self.group(), blocks, blocks, self.params.head_dim);
+            report.count(self.group(), blocks, blocks, self.params.head_dim, true);
         }
         report.dense_calls = report.calls;
         report
@@ -208,13 +217,20 @@ impl<E: Element> Tile<'_, E> {
 
     /// Asks for the parts of an int8 block that are not fetched while another is computed.
     #[inline(always)]
-    pub(super) fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
+    fn fetch_rest<S: Simd>(&self, s: S, block: usize) {
+        self.fetch_steps(s, block);
         if let Source::Int8 { blocks, .. } = self.source {
-            let place = self.place(block);
-            let head_dim = self.params.head_dim;
-            fetch(s, &blocks.key_lo, place, padded(head_dim));
-            fetch(s, &blocks.key_step, place, padded(head_dim));
-            fetch(s, &blocks.value_scale, place, BLOCK_SIZE);
+            fetch(s, &blocks.value_scale, self.place(block), BLOCK_SIZE);
+        }
+    }
+
+    /// Those of them that belong to its keys.
+    #[inline(always)]
+    pub(super) fn fetch_steps<S: Simd>(&self, s: S, block: usize) {
+        if let Source::Int8 { blocks, .. } = self.source {
+            let (place, padded) = (self.place(block), padded(self.params.head_dim));
+            fetch(s, &blocks.key_lo, place, padded);
+            fetch(s, &blocks.key_step, place, padded);
         }
     }
 
@@ -265,34 +281,40 @@ impl<E: Element> Tile<'_, E> {
         (0..BLOCKS).find(|&next| !self.seen_by_all(block + next)).unwrap_or(BLOCKS)
     }
 
-    /// The scores of a run in `count` int8 blocks that all its rows see the whole of.
+    /// What a look at `count` int8 blocks from `block` on tells of a run that sees the whole of them; those behind `count` are empty.
     #[inline(always)]
-    pub(super) fn scores_together<S: Simd>(
+    pub(super) fn look(
         &self,
-        s: S,
         state: &mut State,
-        block: usize,
-        count: usize,
+        (block, count): (usize, usize),
         run: Run,
         ahead: &[Ahead; BLOCKS],
-    ) {
-        let Source::Int8 { blocks, .. } = self.source else { return };
+        references: &[f32],
+        keys: bool,
+    ) -> [Seen; BLOCKS] {
+        let mut to = [Seen::default(); BLOCKS];
+        let Source::Int8 { blocks, .. } = self.source else { return to };
         let (head_dim, rows) = (self.params.head_dim, run.row..run.row + run.count);
         let vectors = padded(head_dim) / LANES;
-        let q = &state.q[rows.start * vectors..rows.end * vectors];
         let head = |block| blocks.head(self.place(block), head_dim);
-        // Places behind `count` are not used.
         let mut heads = [head(block); BLOCKS];
         for n in 1..count {
             heads[n] = head(block + n);
         }
-        let (rounded, peaks, to) = (&mut state.rounded, &mut state.peaks[rows], &mut state.scores[..count]);
-        code_scores(self.kernels, run.count, q, &heads[..count], rounded, &ahead[..count], peaks, to);
-        if self.params.softcap.is_some() {
-            state.scores[..count]
-                .iter_mut()
-                .for_each(|scores| self.bound(s, &mut scores[..run.count], run.seen));
-        }
+        let look = Look {
+            rows: run.count,
+            q: &state.q[rows.start * vectors..rows.end * vectors],
+            heads: &heads[..count],
+            rounded: &mut state.rounded,
+            ahead: &ahead[..count],
+            peaks: &mut state.peaks[rows.clone()],
+            references: &references[rows],
+            softcap: self.params.softcap,
+            keys,
+            to: &mut to[..count],
+        };
+        look.run(self.kernels);
+        to
     }
 
     /// One KV block for all rows.
@@ -322,17 +344,16 @@ impl<E: Element> Tile<'_, E> {
         let q = &state.q[rows.start * vectors..rows.end * vectors];
         match held {
             Held::Float { keys, .. } => {
-                let to = &mut state.scores[0][..run.count];
+                let to = &mut state.scores[..run.count];
                 scores(self.kernels, run.count, q, keys, head_dim, ahead.keys, to);
             }
             Held::Int8(head) => {
                 let (rounded, peaks) = (&mut state.rounded, &mut state.peaks[rows]);
-                let (heads, ahead, to) = (&[head], &[ahead], &mut state.scores[..1]);
-                code_scores(self.kernels, run.count, q, heads, rounded, ahead, peaks, to);
+                code_scores(self.kernels, run.count, q, head, rounded, ahead, peaks, &mut state.scores);
             }
         }
         if self.params.softcap.is_some() || run.seen != (0, BLOCK_SIZE) {
-            self.bound(s, &mut state.scores[0][..run.count], run.seen);
+            self.bound(s, &mut state.scores[..run.count], run.seen);
         }
     }
 
@@ -377,7 +398,7 @@ impl<E: Element> Tile<'_, E> {
         self.scores(s, state, held, run, ahead);
         let (mut weights, mut rescale) = ([[0.0; BLOCK_SIZE]; ROWS], [1.0; ROWS]);
         for r in 0..run.count {
-            let score = state.scores[0][r].as_chunks::<LANES>().0;
+            let score = state.scores[r].as_chunks::<LANES>().0;
             let score = [s.load(&score[0]), s.load(&score[1])];
             let (reference, sum) = (&mut state.reference[row + r], &mut state.sum[row + r]);
             rescale[r] = self.soften(s, score, reference, sum, &mut weights[r]);

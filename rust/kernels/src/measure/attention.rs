@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, SeqView,
-    TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, Mode,
+    SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
 };
 use crate::context::Kernels;
 
@@ -53,13 +53,17 @@ const HEADS: [&str; 3] = ["spans", "near", "everywhere"];
 fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
     let base = DynamicParams { min_context: 0, ..DynamicParams::default() };
     let bound = |error_bound| Some(DynamicParams { error_bound, ..base });
-    let budget = |blocks| Some(DynamicParams { error_bound: 1e-6, max_blocks: Some(blocks), ..base });
+    let estimated = |error_bound| Some(DynamicParams { mode: Mode::Estimated, error_bound, ..base });
+    let budget =
+        |max_blocks| Some(DynamicParams { mode: Mode::Budget { max_blocks }, error_bound: 1e-6, ..base });
     vec![
         ("int8 dense", None),
         ("bf16 dense", None),
         ("certified 0.1", bound(0.1)),
         ("certified 0.01", bound(0.01)),
         ("certified 0.001", bound(0.001)),
+        ("estimated 0.01", estimated(0.01)),
+        ("estimated 0.001", estimated(0.001)),
         ("budget 16 blocks", budget(16)),
         ("budget 64 blocks", budget(64)),
     ]

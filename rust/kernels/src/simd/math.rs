@@ -51,6 +51,23 @@ pub(crate) fn weight<S: Simd>(s: S, score: S::F, reference: f32) -> S::F {
     s.select_lt(x, s.splat(LIGHTEST), s.zero(), value)
 }
 
+/// Base-2 logarithms that [`exp2_rough`] tells apart.
+const POWERS: [f32; 2] = [-126.0, 126.0];
+
+/// 2^x with a relative error of at most 1e-4; 2^-126 below and 2^126 above that, NaN for NaN.
+#[inline(always)]
+pub(crate) fn exp2_rough<S: Simd>(s: S, x: S::F) -> S::F {
+    // Constant first: a NaN in the second operand comes through.
+    let x = s.max(s.splat(POWERS[0]), s.min(s.splat(POWERS[1]), x));
+    let n = s.round(x);
+    let r = s.sub(x, s.to_f32(n));
+    let mut sum = s.splat(EXP2[0]);
+    for coefficient in &EXP2[1..] {
+        sum = s.fma(sum, r, s.splat(*coefficient));
+    }
+    s.mul(sum, s.exp2_int(n))
+}
+
 /// x to the nearest bf16, either way when two are as near; NaN for infinities and beyond 5e33.
 ///
 /// The difference of two rounded products has the upper half of x's digits (Dekker 1971, after Veltkamp).

@@ -17,7 +17,7 @@ mod tests;
 use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
-pub(crate) use math::{exp, gelu_tanh, silu, tanh, weight};
+pub(crate) use math::{exp, exp2_rough, gelu_tanh, silu, tanh, weight};
 use portable::Portable;
 
 use crate::context::Kernels;

@@ -10,16 +10,22 @@
 //! which [`score_error`] bounds; it is a hundredth of what rounding the keys to codes does to a score. Sums of integers
 //! are exact in any order, so each instruction set takes the instructions and the order that suit it.
 
+mod exact;
+mod look;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(super) use exact::code_scores;
+pub(super) use look::{Look, Seen};
+
+use half::bf16;
 
 use super::BLOCK_SIZE;
 use super::int8::Int8Head;
 use super::source::Ahead;
 use super::tile::ROWS;
-use crate::context::Kernels;
 use crate::isa::Isa;
-use crate::simd::{LANES, Op, Simd, dispatch};
+use crate::simd::{LANES, Simd};
 
 /// Blocks that are computed together at most.
 pub(super) const BLOCKS: usize = 4;
@@ -66,11 +72,11 @@ fn slots(vectors: usize) -> usize {
 /// Memory for the queries of a few rows in the measures of a few blocks.
 #[derive(Default)]
 pub(super) struct Rounded {
-    /// q * step, `[blocks][rows][padded head_dim]`.
-    x: Vec<[f32; LANES]>,
-    /// The same in whole numbers, each level as its instructions take them.
+    /// q * step in whole numbers, each level as its instructions take them, `[blocks][rows][slots]`.
     whole: Vec<[i16; LANES]>,
     rows: [[Row; ROWS]; BLOCKS],
+    /// Sums of products, then what becomes of them.
+    sums: [[[f32; BLOCK_SIZE]; ROWS]; BLOCKS],
 }
 
 /// A query in the measure of a block.
@@ -82,86 +88,54 @@ struct Row {
     unit: f32,
     /// What makes them; 0 where they are all 0.
     inverse: f32,
-    /// The sum of them.
+    /// The sum of them, or of their high parts alone where products take only these.
     sum: i32,
+    /// The sums of the magnitudes of their low and of their high parts; the latter count 256 each.
+    low: i32,
+    high: i32,
 }
 
 impl Rounded {
     /// Makes room for rows of `vectors` vectors.
     pub(super) fn resize(&mut self, vectors: usize) {
-        self.x.resize(BLOCKS * ROWS * vectors, [0.0; LANES]);
         self.whole.resize(BLOCKS * ROWS * slots(vectors), [0; LANES]);
     }
 }
 
-/// Scores of at most four rows in at most [`BLOCKS`] blocks: `q` is `[rows][padded head_dim]`, a row of `to[block]` a query's scores.
-///
-/// `ahead` says for each block where lines begin that will be read soon. `peaks` rise to the largest |q * step| of each row.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-pub(super) fn code_scores(
-    kernels: &Kernels,
-    rows: usize,
-    q: &[[f32; LANES]],
-    heads: &[Int8Head<'_>],
-    rounded: &mut Rounded,
-    ahead: &[Ahead],
-    peaks: &mut [f32],
-    to: &mut [[[f32; BLOCK_SIZE]; ROWS]],
-) {
-    let isa = kernels.isa();
-    macro_rules! rows {
-        ($n:literal) => {
-            dispatch(kernels, CodeScores::<$n> { isa, q, heads, rounded, ahead, peaks, to })
-        };
-    }
-    match rows {
-        4 => rows!(4),
-        3 => rows!(3),
-        2 => rows!(2),
-        _ => rows!(1),
-    }
-}
-
-struct CodeScores<'a, const R: usize> {
+/// Rows of queries in the measure of some blocks, and the sums of their products with codes. One thing after the other, each for all
+/// blocks: within a block each waits for the one before, from block to block none does.
+struct Sums<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     isa: Isa,
+    /// `[rows][padded head_dim]`.
     q: &'a [[f32; LANES]],
     heads: &'a [Int8Head<'a>],
     rounded: &'a mut Rounded,
+    /// For each block where lines begin that will be read soon.
     ahead: &'a [Ahead],
+    /// Rise to the largest |q * step| of each row.
     peaks: &'a mut [f32],
-    to: &'a mut [[[f32; BLOCK_SIZE]; ROWS]],
 }
 
-impl<const R: usize> Op for CodeScores<'_, R> {
-    type Output = ();
-
-    /// One thing after the other, each for all blocks: within a block each waits for the one before, from block to block none does.
+impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let CodeScores { isa, q, heads, rounded: Rounded { x, whole, rows }, ahead, peaks, to } = self;
+        let Sums { isa, q, heads, rounded: Rounded { whole, rows, sums }, ahead, peaks } = self;
         let vectors = heads[0].lo.len();
-        let (blocks, size, slots) = (heads.len(), R * vectors, R * slots(vectors));
-        let (q, peaks) = (&q[..size], &mut peaks[..R]);
-        assert!(ahead.len() == blocks && to.len() == blocks);
+        let (blocks, slots) = (heads.len(), R * slots(vectors));
+        let (q, peaks) = (&q[..R * vectors], &mut peaks[..R]);
+        assert!(ahead.len() == blocks && blocks <= BLOCKS);
         for (n, head) in heads.iter().enumerate() {
-            measure::<S, R>(s, q, head, &mut x[n * size..][..size], &mut rows[n], peaks);
+            measure::<S, R>(s, q, head, &mut rows[n], peaks);
         }
-        for n in 0..blocks {
-            let (x, whole) = (&x[n * size..][..size], &mut whole[n * slots..][..slots]);
-            Rounding::<R> { x, whole, rows: &mut rows[n] }.run(isa);
+        for (n, head) in heads.iter().enumerate() {
+            let whole = &mut whole[n * slots..][..slots];
+            Rounding::<R, LOW> { q, step: head.step, whole, rows: &mut rows[n] }.run(isa);
         }
         for (n, head) in heads.iter().enumerate() {
             let (whole, ahead) = (&whole[n * slots..][..slots], ahead[n].keys);
-            let products = Products::<R> { whole, rows: &rows[n], high: head.high, low: head.low, ahead };
-            products.run(isa, &mut to[n]);
-        }
-        for (rows, to) in rows.iter().zip(to) {
-            for (row, to) in rows.iter().zip(to).take(R) {
-                for part in to.as_chunks_mut::<LANES>().0 {
-                    s.store(s.fma(s.splat(row.unit), s.load(part), s.splat(row.base)), part);
-                }
-            }
+            let products =
+                Products::<R, LOW, KEYS> { whole, rows: &rows[n], high: head.high, low: head.low, ahead };
+            products.run(isa, &mut sums[n]);
         }
     }
 }
@@ -172,11 +146,10 @@ fn measure<S: Simd, const R: usize>(
     s: S,
     q: &[[f32; LANES]],
     head: &Int8Head<'_>,
-    x: &mut [[f32; LANES]],
     rows: &mut [Row; ROWS],
     peaks: &mut [f32],
 ) {
-    let vectors = x.len() / R;
+    let vectors = q.len() / R;
     let (mut base, mut peak) = ([s.zero(); R], [s.zero(); R]);
     for (vector, (lo, step)) in head.lo.iter().zip(head.step).enumerate() {
         let step = s.load_bf16(step);
@@ -184,9 +157,7 @@ fn measure<S: Simd, const R: usize>(
         for r in 0..R {
             let q = s.load(&q[r * vectors + vector]);
             base[r] = s.fma(q, centre, base[r]);
-            let product = s.mul(q, step);
-            peak[r] = s.max(s.abs(product), peak[r]);
-            s.store(product, &mut x[r * vectors + vector]);
+            peak[r] = s.max(s.abs(s.mul(q, step)), peak[r]);
         }
     }
     let levels = levels(vectors * LANES);
@@ -200,20 +171,22 @@ fn measure<S: Simd, const R: usize>(
     }
 }
 
-/// Makes whole numbers of R rows in the measure of a block.
-struct Rounding<'a, const R: usize> {
+/// Makes whole numbers of R rows in the measure of a block: round(q * step * inverse), without LOW to multiples of 256.
+struct Rounding<'a, const R: usize, const LOW: bool> {
     /// `[R][padded head_dim]`, a multiple of 16 each.
-    x: &'a [[f32; LANES]],
+    q: &'a [[f32; LANES]],
+    /// bf16.
+    step: &'a [[u16; LANES]],
     /// `[R][slots]`.
     whole: &'a mut [[i16; LANES]],
     rows: &'a mut [Row; ROWS],
 }
 
-impl<const R: usize> Rounding<'_, R> {
-    /// whole = round(x * inverse).
+impl<const R: usize, const LOW: bool> Rounding<'_, R, LOW> {
     #[inline(always)]
     fn run(self, isa: Isa) {
-        assert!(self.x.len().is_multiple_of(R) && self.whole.len() == R * slots(self.x.len() / R));
+        let vectors = self.step.len();
+        assert!(self.q.len() == R * vectors && self.whole.len() == R * slots(vectors));
         match isa {
             Isa::Portable => self.portable(),
             // SAFETY: a `Kernels` value exists only for a level that the machine has; lengths were checked.
@@ -229,19 +202,30 @@ impl<const R: usize> Rounding<'_, R> {
 
     /// Channel by channel.
     fn portable(self) {
-        let vectors = self.x.len() / R;
+        let vectors = self.step.len();
         for (r, row) in self.rows.iter_mut().enumerate().take(R) {
+            (row.sum, row.low, row.high) = (0, 0, 0);
             let whole = &mut self.whole[r * slots(vectors)..][..vectors];
-            for (whole, x) in whole.iter_mut().zip(&self.x[r * vectors..]) {
-                *whole = x.map(|x| (x * row.inverse).round_ties_even() as i16);
+            let q = self.q[r * vectors..].as_flattened();
+            for ((whole, q), &step) in
+                whole.as_flattened_mut().iter_mut().zip(q).zip(self.step.as_flattened())
+            {
+                let x = q * bf16::from_bits(step).to_f32() * row.inverse;
+                let rounded = i32::from(x.round_ties_even() as i16);
+                let high = (rounded + 128) >> 8;
+                let low = rounded - 256 * high;
+                row.low += low.abs();
+                row.high += high.abs();
+                let taken = if LOW { rounded } else { 256 * high };
+                row.sum += taken;
+                *whole = taken as i16;
             }
-            row.sum = whole.as_flattened().iter().map(|&x| i32::from(x)).sum();
         }
     }
 }
 
-/// Integer products of R rows with a block's codes.
-struct Products<'a, const R: usize> {
+/// Integer products of R rows with a block's codes, or without KEYS with their high halves.
+struct Products<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     whole: &'a [[i16; LANES]],
     rows: &'a [Row; ROWS],
     high: &'a [u8],
@@ -249,8 +233,8 @@ struct Products<'a, const R: usize> {
     ahead: *const u8,
 }
 
-impl<const R: usize> Products<'_, R> {
-    /// to = sums of whole * (code - 128).
+impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEYS> {
+    /// to = sums of whole * (code - 128), where without KEYS the low half of a code counts 0.
     #[inline(always)]
     fn run(self, isa: Isa, to: &mut [[f32; BLOCK_SIZE]; ROWS]) {
         let vectors = self.high.len() / (LANES / 2 * BLOCK_SIZE);
@@ -277,7 +261,8 @@ impl<const R: usize> Products<'_, R> {
                 let mut sum = 0_i32;
                 for (channel, &x) in whole.as_flattened().iter().enumerate() {
                     let (byte, shift) = place(channel, token);
-                    let code = (self.high[byte] >> shift & 15) << 4 | (self.low[byte] >> shift & 15);
+                    let low = if KEYS { self.low[byte] >> shift & 15 } else { 0 };
+                    let code = (self.high[byte] >> shift & 15) << 4 | low;
                     sum = sum.wrapping_add(i32::from(x) * (i32::from(code) - CENTRE as i32));
                 }
                 *to = sum as f32;
@@ -296,55 +281,75 @@ mod tests {
         (*state >> 33) as u32
     }
 
-    /// The products of R rows on every level, against sums of 64 bits.
-    fn agree<const R: usize>(vectors: usize, seed: u64, extreme: bool) {
+    /// What R rows of q, with steps of 1, come to on every level, against sums of 64 bits.
+    fn agree<const R: usize, const LOW: bool, const KEYS: bool>(vectors: usize, seed: u64, extreme: bool) {
         let mut state = seed;
         let bytes = vectors * LANES / 2 * BLOCK_SIZE;
         let mut plane =
             || (0..bytes).map(|_| if extreme { 0xff } else { random(&mut state) as u8 }).collect();
         let (high, low): (Vec<u8>, Vec<u8>) = (plane(), plane());
         let levels = levels(vectors * LANES);
-        let mut x = vec![[0.0_f32; LANES]; R * vectors];
-        for x in x.as_flattened_mut() {
+        let mut q = vec![[0.0_f32; LANES]; R * vectors];
+        for x in q.as_flattened_mut() {
             *x =
                 if extreme { levels } else { random(&mut state) as f32 / 2.0_f32.powi(30) * levels - levels };
         }
-        let mut rows = [Row { inverse: 1.0, ..Row::default() }; ROWS];
+        let step = vec![[bf16::ONE.to_bits(); LANES]; vectors];
+        let mut want_rows = Vec::new();
         let mut want = vec![[0.0; BLOCK_SIZE]; R];
-        for (want, x) in want.iter_mut().zip(x.chunks(vectors)) {
+        for (want, q) in want.iter_mut().zip(q.chunks(vectors)) {
+            let whole: Vec<i32> = q.as_flattened().iter().map(|x| x.round_ties_even() as i32).collect();
+            let high_part = |x: i32| (x + 128).div_euclid(256);
+            let taken = |x: i32| if LOW { x } else { 256 * high_part(x) };
+            want_rows.push([
+                whole.iter().map(|&x| taken(x)).sum::<i32>(),
+                whole.iter().map(|&x| (x - 256 * high_part(x)).abs()).sum(),
+                whole.iter().map(|&x| high_part(x).abs()).sum(),
+            ]);
             for (token, want) in want.iter_mut().enumerate() {
-                let product = |(channel, &x): (usize, &f32)| {
+                let product = |(channel, &x): (usize, &i32)| {
                     let (byte, shift) = place(channel, token);
-                    let code =
-                        i64::from((high[byte] >> shift) & 15) * 16 + i64::from((low[byte] >> shift) & 15);
-                    i64::from(x.round_ties_even() as i32) * (code - 128)
+                    let low = if KEYS { (low[byte] >> shift) & 15 } else { 0 };
+                    let code = i64::from((high[byte] >> shift) & 15) * 16 + i64::from(low);
+                    i64::from(taken(x)) * (code - 128)
                 };
-                *want = x.as_flattened().iter().enumerate().map(product).sum::<i64>() as f32;
+                *want = whole.iter().enumerate().map(product).sum::<i64>() as f32;
             }
         }
         for isa in Isa::available() {
+            let mut rows = [Row { inverse: 1.0, ..Row::default() }; ROWS];
             let mut whole = vec![[0; LANES]; R * slots(vectors)];
             let mut got = [[f32::NAN; BLOCK_SIZE]; ROWS];
-            Rounding::<R> { x: &x, whole: &mut whole, rows: &mut rows }.run(isa);
-            let (whole, rows, high, low) = (&whole, &rows, &high, &low);
-            Products::<R> { whole, rows, high, low, ahead: std::ptr::null() }.run(isa, &mut got);
-            assert_eq!(
-                got[..R],
-                want[..],
-                "{isa}: {R} rows of {vectors} vectors, seed {seed}, extreme: {extreme}"
-            );
+            Rounding::<R, LOW> { q: &q, step: &step, whole: &mut whole, rows: &mut rows }.run(isa);
+            let products = Products::<R, LOW, KEYS> {
+                whole: &whole,
+                rows: &rows,
+                high: &high,
+                low: &low,
+                ahead: std::ptr::null(),
+            };
+            products.run(isa, &mut got);
+            let what = format!("{isa}: {R} rows of {vectors} vectors, seed {seed}, extreme: {extreme}");
+            assert_eq!(got[..R], want[..], "{what}");
+            let rows: Vec<_> = rows[..R].iter().map(|row| [row.sum, row.low, row.high]).collect();
+            assert_eq!(rows, want_rows, "{what}");
         }
     }
 
     #[test]
     fn products_are_exact_on_every_level() {
+        fn of_rows<const R: usize>(vectors: usize, seed: u64, extreme: bool) {
+            agree::<R, true, true>(vectors, seed, extreme);
+            agree::<R, false, true>(vectors, seed, extreme);
+            agree::<R, false, false>(vectors, seed, extreme);
+        }
         for vectors in [1, 2, 3, 5, 8, 16, 17, 32] {
             for seed in 0..4 {
                 for extreme in [false, true] {
-                    agree::<1>(vectors, seed, extreme);
-                    agree::<2>(vectors, seed, extreme);
-                    agree::<3>(vectors, seed, extreme);
-                    agree::<4>(vectors, seed, extreme);
+                    of_rows::<1>(vectors, seed, extreme);
+                    of_rows::<2>(vectors, seed, extreme);
+                    of_rows::<3>(vectors, seed, extreme);
+                    of_rows::<4>(vectors, seed, extreme);
                 }
             }
         }
