@@ -4,6 +4,7 @@
 //! cache while they pass, up to four at a time.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use half::bf16;
 
@@ -258,7 +259,7 @@ impl<E: Element> Tile<'_, E> {
     #[inline(always)]
     pub(super) fn run_of_rows(&self, block: usize, row: usize, end: usize) -> Run {
         let most = ROWS.min(end - row);
-        if self.seen_by_all(block) {
+        if self.seen_by_all_rows().contains(&block) {
             return Run { row, count: most, seen: (0, BLOCK_SIZE), own: false };
         }
         let (seen, own) = (self.visible(block, row), self.own(block, row));
@@ -267,21 +268,15 @@ impl<E: Element> Tile<'_, E> {
         Run { row, count, seen, own }
     }
 
-    /// Whether all rows see the whole of a block that is no row's own.
+    /// The int8 blocks that all rows see the whole of.
     #[inline(always)]
-    pub(super) fn seen_by_all(&self, block: usize) -> bool {
-        let first = first_visible(self.position(self.count - 1), self.params.window);
-        block < self.position(0) / BLOCK_SIZE && block * BLOCK_SIZE >= first
+    pub(super) fn seen_by_all_rows(&self) -> Range<usize> {
+        let first = first_visible(self.position(self.count - 1), self.params.window).div_ceil(BLOCK_SIZE);
+        let own = self.position(0) / BLOCK_SIZE;
+        first.min(own)..own
     }
 
-    /// How many int8 blocks from `block` on all rows see the whole of, at most [`BLOCKS`].
-    #[inline(always)]
-    pub(super) fn together(&self, block: usize) -> usize {
-        let Source::Int8 { .. } = self.source else { return 0 };
-        (0..BLOCKS).find(|&next| !self.seen_by_all(block + next)).unwrap_or(BLOCKS)
-    }
-
-    /// What a look at `count` int8 blocks from `block` on tells of a run that sees the whole of them; those behind `count` are empty.
+    /// What a look at `count` int8 blocks from `block` on tells of a run that sees the whole of them.
     #[inline(always)]
     pub(super) fn look(
         &self,
@@ -291,8 +286,8 @@ impl<E: Element> Tile<'_, E> {
         ahead: &[Ahead; BLOCKS],
         references: &[f32],
         keys: bool,
-    ) -> [Seen; BLOCKS] {
-        let mut to = [Seen::default(); BLOCKS];
+    ) -> Seen {
+        let mut to = Seen::default();
         let Source::Int8 { blocks, .. } = self.source else { return to };
         let (head_dim, rows) = (self.params.head_dim, run.row..run.row + run.count);
         let vectors = padded(head_dim) / LANES;
@@ -311,7 +306,7 @@ impl<E: Element> Tile<'_, E> {
             references: &references[rows],
             softcap: self.params.softcap,
             keys,
-            to: &mut to[..count],
+            to: &mut to,
         };
         look.run(self.kernels);
         to

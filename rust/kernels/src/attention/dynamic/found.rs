@@ -73,13 +73,13 @@ impl Found {
         }
     }
 
-    /// Keeps what a look at a block tells of `count` rows from `row` on.
+    /// Keeps what a look at some blocks tells of some rows.
     #[inline(always)]
-    pub(super) fn store(&mut self, block: usize, row: usize, count: usize, seen: &Seen) {
-        for r in 0..count {
-            let place = (row + r) * self.width + block;
-            self.masses[place] = seen.masses[r];
-            self.most[place] = seen.doubts[r];
+    pub(super) fn store(&mut self, blocks: Range<usize>, rows: Range<usize>, seen: &Seen) {
+        for ((row, masses), doubts) in rows.zip(&seen.masses).zip(&seen.doubts) {
+            let places = row * self.width + blocks.start..row * self.width + blocks.end;
+            self.masses[places.clone()].copy_from_slice(&masses[..blocks.len()]);
+            self.most[places].copy_from_slice(&doubts[..blocks.len()]);
         }
     }
 

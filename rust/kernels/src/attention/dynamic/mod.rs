@@ -149,9 +149,10 @@ impl<E: Element> Dynamic<'_, E> {
             }
         }
         let last = first + blocks - 1;
+        let seen_by_all = tile.seen_by_all_rows();
         let mut block = first;
         while block < last {
-            let together = tile.together(block).min(last - block);
+            let together = if seen_by_all.contains(&block) { BLOCKS.min(seen_by_all.end - block) } else { 0 };
             if together == 0 {
                 let mut row = 0;
                 while row < rows {
@@ -203,9 +204,7 @@ impl<E: Element> Dynamic<'_, E> {
         let (first, blocks) = self.span();
         let ahead = self.tile.ahead_together(next, first + blocks - 1);
         let seen = self.tile.look(state, (block, count), run, &ahead, &found.references, self.halves());
-        for (n, seen) in seen[..count].iter().enumerate() {
-            found.store(block + n - first, run.row, run.count, seen);
-        }
+        found.store(block - first..block + count - first, run.row..run.row + run.count, &seen);
     }
 
     /// Factor by which the omitted mass of any query head of a position can be larger than computed.

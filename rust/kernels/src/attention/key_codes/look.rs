@@ -17,7 +17,7 @@
 use super::super::int8::Int8Head;
 use super::super::source::Ahead;
 use super::super::tile::ROWS;
-use super::{CENTRE, Rounded, Sums};
+use super::{BLOCKS, CENTRE, Rounded, Sums};
 use crate::context::Kernels;
 use crate::isa::Isa;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
@@ -25,16 +25,16 @@ use crate::simd::{self, LANES, Op, Simd, dispatch};
 /// The middle of what the low half of a code can be.
 const MIDDLE: f32 = 7.5;
 
-/// What a look tells of a block, row by row.
+/// What a look tells of some blocks, `[rows][blocks]`.
 #[derive(Debug, Default, Clone, Copy)]
 pub(in super::super) struct Seen {
-    /// The sum of e^(score - reference) over the block's tokens, about.
-    pub(in super::super) masses: [f32; ROWS],
+    /// The sum of e^(score - reference) over a block's tokens, about.
+    pub(in super::super) masses: [[f32; BLOCKS]; ROWS],
     /// The logarithm of the factor by which each may be off.
-    pub(in super::super) doubts: [f32; ROWS],
+    pub(in super::super) doubts: [[f32; BLOCKS]; ROWS],
 }
 
-/// At most four rows of q, `[rows][padded head_dim]`, and at most [`BLOCKS`](super::BLOCKS) blocks.
+/// At most four rows of q, `[rows][padded head_dim]`, and at most [`BLOCKS`] blocks.
 pub(in super::super) struct Look<'a> {
     pub(in super::super) rows: usize,
     pub(in super::super) q: &'a [[f32; LANES]],
@@ -49,7 +49,7 @@ pub(in super::super) struct Look<'a> {
     pub(in super::super) softcap: Option<f32>,
     /// Whether the low halves of the codes are read.
     pub(in super::super) keys: bool,
-    pub(in super::super) to: &'a mut [Seen],
+    pub(in super::super) to: &'a mut Seen,
 }
 
 impl Look<'_> {
@@ -84,9 +84,9 @@ impl<const R: usize, const KEYS: bool> Op for Rows<'_, R, KEYS> {
     fn run<S: Simd>(self, s: S) {
         let Look { q, heads, rounded, ahead, peaks, references, softcap, to, .. } = self.look;
         let isa = self.isa;
-        assert!(to.len() == heads.len() && references.len() == R);
+        assert!(heads.len() <= BLOCKS && references.len() == R);
         Sums::<R, false, KEYS> { isa, q, heads, rounded: &mut *rounded, ahead, peaks }.run(s);
-        for ((rows, sums), to) in rounded.rows.iter().zip(&rounded.sums).zip(to) {
+        for (n, (rows, sums)) in rounded.rows.iter().zip(&rounded.sums).enumerate().take(heads.len()) {
             let mut masses = [s.zero(); R];
             for r in 0..R {
                 let mut base = rows[r].base;
@@ -95,7 +95,7 @@ impl<const R: usize, const KEYS: bool> Op for Rows<'_, R, KEYS> {
                     base += rows[r].unit * MIDDLE * rows[r].sum as f32;
                     doubt += 256.0 * MIDDLE * rows[r].high as f32;
                 }
-                to.doubts[r] = rows[r].unit * doubt;
+                to.doubts[r][n] = rows[r].unit * doubt;
                 let log = std::f32::consts::LOG2_E;
                 let (unit, base, reference) = (rows[r].unit, base, references[r]);
                 for sums in sums[r].as_chunks::<LANES>().0 {
@@ -111,7 +111,7 @@ impl<const R: usize, const KEYS: bool> Op for Rows<'_, R, KEYS> {
                 }
             }
             let masses = s.reduce_add_each(masses);
-            to.masses[..R].copy_from_slice(&masses);
+            (0..R).for_each(|r| to.masses[r][n] = masses[r]);
         }
     }
 }

@@ -18,6 +18,8 @@ mod x86;
 pub(super) use exact::code_scores;
 pub(super) use look::{Look, Seen};
 
+use std::ops::Range;
+
 use half::bf16;
 
 use super::BLOCK_SIZE;
@@ -63,10 +65,13 @@ pub(super) fn place(channel: usize, token: usize) -> (usize, u32) {
     (unit * UNIT_BYTES + token * 4 + inner % 4, 4 * (inner / 4) as u32)
 }
 
-/// Vectors that a row of whole numbers has room for: two are rounded together.
+/// 1.5 * 2^23: the sum with a number below 2^22 is rounded to a whole one, which stands in its low bits (as in Hacker's Delight).
+const SHIFT: f32 = 12_582_912.0;
+
+/// Vectors that a row of whole numbers has room for: four are rounded together.
 #[inline(always)]
 fn slots(vectors: usize) -> usize {
-    vectors.next_multiple_of(2)
+    vectors.next_multiple_of(4)
 }
 
 /// Memory for the queries of a few rows in the measures of a few blocks.
@@ -88,10 +93,11 @@ struct Row {
     unit: f32,
     /// What makes them; 0 where they are all 0.
     inverse: f32,
-    /// The sum of them, or of their high parts alone where products take only these.
+    /// The sum of what products take of them.
     sum: i32,
-    /// The sums of the magnitudes of their low and of their high parts; the latter count 256 each.
+    /// Where products do without the low parts, the sum of their magnitudes.
     low: i32,
+    /// Where they do without the low halves of keys, the sum of the high parts' magnitudes. They count 256 each.
     high: i32,
 }
 
@@ -124,15 +130,25 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
         let (blocks, slots) = (heads.len(), R * slots(vectors));
         let (q, peaks) = (&q[..R * vectors], &mut peaks[..R]);
         assert!(ahead.len() == blocks && blocks <= BLOCKS);
+        // Lines of the next blocks are asked for in all three parts: memory would have nothing to do in the first two else.
+        let lines = vectors * if KEYS { 2 } else { 1 };
+        let fetch = |block: usize, lines: Range<usize>| {
+            for line in lines {
+                s.prefetch_l2(ahead[block].keys.wrapping_add(64 * line));
+            }
+        };
         for (n, head) in heads.iter().enumerate() {
+            fetch(n, 0..lines);
             measure::<S, R>(s, q, head, &mut rows[n], peaks);
         }
         for (n, head) in heads.iter().enumerate() {
+            fetch(n, lines..2 * lines);
             let whole = &mut whole[n * slots..][..slots];
-            Rounding::<R, LOW> { q, step: head.step, whole, rows: &mut rows[n] }.run(isa);
+            Rounding::<R, LOW, KEYS> { q, step: head.step, whole, rows: &mut rows[n] }.run(isa);
         }
         for (n, head) in heads.iter().enumerate() {
-            let (whole, ahead) = (&whole[n * slots..][..slots], ahead[n].keys);
+            let whole = &whole[n * slots..][..slots];
+            let ahead = ahead[n].keys.wrapping_add(64 * 2 * lines);
             let products =
                 Products::<R, LOW, KEYS> { whole, rows: &rows[n], high: head.high, low: head.low, ahead };
             products.run(isa, &mut sums[n]);
@@ -149,13 +165,14 @@ fn measure<S: Simd, const R: usize>(
     rows: &mut [Row; ROWS],
     peaks: &mut [f32],
 ) {
-    let vectors = q.len() / R;
+    let vectors = head.lo.len();
+    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|r| &q[r * vectors..(r + 1) * vectors]);
     let (mut base, mut peak) = ([s.zero(); R], [s.zero(); R]);
     for (vector, (lo, step)) in head.lo.iter().zip(head.step).enumerate() {
         let step = s.load_bf16(step);
         let centre = s.fma(step, s.splat(CENTRE), s.load_bf16(lo));
         for r in 0..R {
-            let q = s.load(&q[r * vectors + vector]);
+            let q = s.load(&q[r][vector]);
             base[r] = s.fma(q, centre, base[r]);
             peak[r] = s.max(s.abs(s.mul(q, step)), peak[r]);
         }
@@ -165,14 +182,14 @@ fn measure<S: Simd, const R: usize>(
     for r in 0..R {
         peaks[r] = peaks[r].max(peak[r]);
         rows[r].base = base[r];
-        rows[r].unit = peak[r] / levels;
+        rows[r].unit = peak[r] * (1.0 / levels);
         // Where a number is not finite the score is NaN, by its base or by an infinite unit.
         rows[r].inverse = if peak[r] > NOTHING && peak[r].is_finite() { levels / peak[r] } else { 0.0 };
     }
 }
 
 /// Makes whole numbers of R rows in the measure of a block: round(q * step * inverse), without LOW to multiples of 256.
-struct Rounding<'a, const R: usize, const LOW: bool> {
+struct Rounding<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     /// `[R][padded head_dim]`, a multiple of 16 each.
     q: &'a [[f32; LANES]],
     /// bf16.
@@ -182,7 +199,7 @@ struct Rounding<'a, const R: usize, const LOW: bool> {
     rows: &'a mut [Row; ROWS],
 }
 
-impl<const R: usize, const LOW: bool> Rounding<'_, R, LOW> {
+impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEYS> {
     #[inline(always)]
     fn run(self, isa: Isa) {
         let vectors = self.step.len();
@@ -210,13 +227,14 @@ impl<const R: usize, const LOW: bool> Rounding<'_, R, LOW> {
             for ((whole, q), &step) in
                 whole.as_flattened_mut().iter_mut().zip(q).zip(self.step.as_flattened())
             {
-                let x = q * bf16::from_bits(step).to_f32() * row.inverse;
-                let rounded = i32::from(x.round_ties_even() as i16);
+                let x = q * bf16::from_bits(step).to_f32();
+                let rounded = x.mul_add(row.inverse, SHIFT).to_bits().wrapping_sub(SHIFT.to_bits());
+                let rounded = i32::from(rounded as i16);
                 let high = (rounded + 128) >> 8;
                 let low = rounded - 256 * high;
-                row.low += low.abs();
-                row.high += high.abs();
                 let taken = if LOW { rounded } else { 256 * high };
+                row.low += if LOW { 0 } else { low.abs() };
+                row.high += if KEYS { 0 } else { high.abs() };
                 row.sum += taken;
                 *whole = taken as i16;
             }
@@ -230,6 +248,7 @@ struct Products<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     rows: &'a [Row; ROWS],
     high: &'a [u8],
     low: &'a [u8],
+    /// Two lines for each unit of channels, or without KEYS one.
     ahead: *const u8,
 }
 
@@ -303,8 +322,8 @@ mod tests {
             let taken = |x: i32| if LOW { x } else { 256 * high_part(x) };
             want_rows.push([
                 whole.iter().map(|&x| taken(x)).sum::<i32>(),
-                whole.iter().map(|&x| (x - 256 * high_part(x)).abs()).sum(),
-                whole.iter().map(|&x| high_part(x).abs()).sum(),
+                whole.iter().map(|&x| if LOW { 0 } else { (x - 256 * high_part(x)).abs() }).sum(),
+                whole.iter().map(|&x| if KEYS { 0 } else { high_part(x).abs() }).sum(),
             ]);
             for (token, want) in want.iter_mut().enumerate() {
                 let product = |(channel, &x): (usize, &i32)| {
@@ -320,7 +339,7 @@ mod tests {
             let mut rows = [Row { inverse: 1.0, ..Row::default() }; ROWS];
             let mut whole = vec![[0; LANES]; R * slots(vectors)];
             let mut got = [[f32::NAN; BLOCK_SIZE]; ROWS];
-            Rounding::<R, LOW> { q: &q, step: &step, whole: &mut whole, rows: &mut rows }.run(isa);
+            Rounding::<R, LOW, KEYS> { q: &q, step: &step, whole: &mut whole, rows: &mut rows }.run(isa);
             let products = Products::<R, LOW, KEYS> {
                 whole: &whole,
                 rows: &rows,

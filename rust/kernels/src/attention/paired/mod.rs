@@ -156,7 +156,8 @@ impl<'a> Stretch<'a> {
             let (keys, values) = pair.head(tile.place(block), tile.params.head_dim);
             *held = Block { keys, values };
         }
-        let all = blocks.clone().all(|block| tile.seen_by_all(block));
+        let seen = tile.seen_by_all_rows();
+        let all = blocks.clone().all(|block| seen.contains(&block));
         let apart = all || held.iter().all(|block| block.is_finite());
         Stretch { tile, pair, blocks, held, all, plain: all && tile.params.softcap.is_none(), apart }
     }
