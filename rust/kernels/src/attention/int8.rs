@@ -45,6 +45,8 @@ pub(super) struct Int8Blocks {
     pub(super) values: Pages<i8>,
     /// bf16, `[32]`.
     pub(super) value_scale: Pages<u16>,
+    /// bf16, `[16]`: the largest steps of the vectors of channels, those of vector v and of every sixteenth from there on in place v.
+    pub(super) key_step_peaks: Pages<u16>,
     /// At least the norm of every value of the block as it is stored.
     pub(super) value_norm: Pages<f32>,
     /// At least the norm of `|lo| + 255 step` over the channels: times the norm of a query it bounds the sum of the
@@ -63,6 +65,7 @@ pub(super) fn plane(head_dim: usize) -> usize {
 pub(super) fn bytes_per_head(head_dim: usize) -> usize {
     2 * plane(head_dim)
         + 4 * padded(head_dim)
+        + 2 * LANES
         + value_block(head_dim)
         + 2 * BLOCK_SIZE
         + 2 * size_of::<f32>()
@@ -92,6 +95,7 @@ impl Int8Blocks {
             key_step: Pages::zeroed(heads * padded(head_dim)),
             values: Pages::zeroed(heads * value_block(head_dim)),
             value_scale: Pages::zeroed(heads * BLOCK_SIZE),
+            key_step_peaks: Pages::zeroed(heads * LANES),
             value_norm: Pages::zeroed(heads),
             key_reach: Pages::zeroed(heads),
             gates: (0..heads).map(|_| AtomicBool::new(false)).collect(),
@@ -124,6 +128,7 @@ impl Int8Blocks {
         copy(&mut self.key_step, from, to, kv_heads * padded(head_dim));
         copy(&mut self.values, from, to, kv_heads * value_block(head_dim));
         copy(&mut self.value_scale, from, to, kv_heads * BLOCK_SIZE);
+        copy(&mut self.key_step_peaks, from, to, kv_heads * LANES);
         copy(&mut self.value_norm, from, to, kv_heads);
         copy(&mut self.key_reach, from, to, kv_heads);
         self.copy_gates(from, to, kv_heads);
@@ -139,6 +144,7 @@ impl Int8Blocks {
             low,
             lo: self.key_lo[place * padded..(place + 1) * padded].as_chunks().0,
             step: self.key_step[place * padded..(place + 1) * padded].as_chunks().0,
+            step_peaks: &self.key_step_peaks.as_chunks().0[place],
             values: self.values[place * values..(place + 1) * values].as_chunks().0,
             scale: self.value_scale[place * BLOCK_SIZE..(place + 1) * BLOCK_SIZE].as_chunks().0,
         }
@@ -158,6 +164,7 @@ impl Int8Blocks {
         let (key_lo, key_step) = (Shared::new(&mut self.key_lo), Shared::new(&mut self.key_step));
         let (values, value_scale) = (Shared::new(&mut self.values), Shared::new(&mut self.value_scale));
         let (value_norm, key_reach) = (Shared::new(&mut self.value_norm), Shared::new(&mut self.key_reach));
+        let key_step_peaks = Shared::new(&mut self.key_step_peaks);
         kernels.pool().run(filled.len() * kv_heads, &|task| {
             let (FilledBlock { block, tail }, head) = (filled[task / kv_heads], task % kv_heads);
             let (tail, place) = (&tails[tail as usize], block as usize * kv_heads + head);
@@ -171,6 +178,7 @@ impl Int8Blocks {
                     low,
                     lo: key_lo.part(place * padded..(place + 1) * padded),
                     step: key_step.part(place * padded..(place + 1) * padded),
+                    step_peaks: key_step_peaks.part(place * LANES..(place + 1) * LANES),
                     values: values.part(place * value_block..(place + 1) * value_block),
                     scale: value_scale.part(place * BLOCK_SIZE..(place + 1) * BLOCK_SIZE),
                     norm: &mut value_norm.part(place..place + 1)[0],
@@ -189,6 +197,7 @@ pub(super) struct Int8Head<'a> {
     pub(super) low: &'a [u8],
     pub(super) lo: &'a [[u16; LANES]],
     pub(super) step: &'a [[u16; LANES]],
+    pub(super) step_peaks: &'a [u16; LANES],
     pub(super) values: &'a [[i8; LANES]],
     scale: &'a [[u16; LANES]],
 }
@@ -212,6 +221,7 @@ struct Filler<'a, E> {
     low: &'a mut [u8],
     lo: &'a mut [u16],
     step: &'a mut [u16],
+    step_peaks: &'a mut [u16],
     values: &'a mut [i8],
     scale: &'a mut [u16],
     norm: &'a mut f32,
@@ -223,7 +233,7 @@ impl<E: Element> Op for Filler<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Filler { tail, head_dim, high, low, lo, step, values, scale, norm, reach } = self;
+        let Filler { tail, head_dim, high, low, lo, step, step_peaks, values, scale, norm, reach } = self;
         let (tail_keys, tail_values) = tail;
         high.fill(0);
         low.fill(0);
@@ -241,6 +251,12 @@ impl<E: Element> Op for Filler<'_, E> {
             }
         }
         *reach = key_reach(s, lo, step);
+        step_peaks.fill(0);
+        for (vector, step) in step.chunks(LANES).enumerate() {
+            // Steps are not negative: the larger the bits, the larger the number.
+            let peak = &mut step_peaks[vector % LANES];
+            *peak = step.iter().fold(*peak, |a, &b| a.max(b));
+        }
         *norm = 0.0;
         let vectors = padded(head_dim) / LANES;
         for (token, codes) in values.chunks_exact_mut(vectors * LANES).enumerate() {

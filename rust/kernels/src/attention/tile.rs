@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) scores: [[f32; BLOCK_SIZE]; ROWS],
     /// The largest magnitude of each row's query times a step of keys, over the int8 blocks that it saw.
     pub(super) peaks: Vec<f32>,
+    /// Largest magnitudes of each row's query, for looks.
+    pub(super) q_peaks: Vec<[f32; LANES]>,
     rounded: Rounded,
 }
 
@@ -209,11 +211,12 @@ impl<E: Element> Tile<'_, E> {
     /// The same of blocks from `block` on, none of them behind `last`.
     #[inline(always)]
     pub(super) fn ahead_together(&self, block: usize, last: usize) -> [Ahead; BLOCKS] {
-        let mut ahead = [self.ahead(block.min(last)); BLOCKS];
-        for n in 1..BLOCKS {
-            ahead[n] = self.ahead((block + n).min(last));
-        }
-        ahead
+        [
+            self.ahead(block.min(last)),
+            self.ahead((block + 1).min(last)),
+            self.ahead((block + 2).min(last)),
+            self.ahead((block + 3).min(last)),
+        ]
     }
 
     /// Asks for the parts of an int8 block that are not fetched while another is computed.
@@ -291,14 +294,18 @@ impl<E: Element> Tile<'_, E> {
         let Source::Int8 { blocks, .. } = self.source else { return to };
         let (head_dim, rows) = (self.params.head_dim, run.row..run.row + run.count);
         let vectors = padded(head_dim) / LANES;
-        let head = |block| blocks.head(self.place(block), head_dim);
-        let mut heads = [head(block); BLOCKS];
-        for n in 1..count {
-            heads[n] = head(block + n);
-        }
+        let place = |n: usize| self.place(block + n.min(count - 1));
+        // Written once, where they stay: copies of them would cost as much as a part of a look.
+        let heads: [_; BLOCKS] = [
+            blocks.head(place(0), head_dim),
+            blocks.head(place(1), head_dim),
+            blocks.head(place(2), head_dim),
+            blocks.head(place(3), head_dim),
+        ];
         let look = Look {
             rows: run.count,
             q: &state.q[rows.start * vectors..rows.end * vectors],
+            q_peaks: &state.q_peaks[rows.clone()],
             heads: &heads[..count],
             rounded: &mut state.rounded,
             ahead: &ahead[..count],

@@ -160,15 +160,18 @@ impl Found {
 fn mark(shares: &[f32], mass: f32, read: &mut [bool], bound: f32) {
     // The buckets of equal exponent and leading bits of the mantissa, the whole mass in the first.
     let (top, bits) = (mass.to_bits() >> 21, |share: f32| share.to_bits() >> 21);
-    let mut masses = [0.0_f32; BUCKETS];
-    for (&share, &read) in shares.iter().zip(&*read) {
+    // Four sums a bucket: neighbours are often alike, and one sum would wait for the other.
+    let mut masses = [[0.0_f32; BUCKETS]; 4];
+    for (place, (&share, &read)) in shares.iter().zip(&*read).enumerate() {
         let bucket = (top.saturating_sub(bits(share)) as usize).min(BUCKETS - 1);
-        masses[bucket] += if read { 0.0 } else { share };
+        masses[place % 4][bucket] += if read { 0.0 } else { share };
     }
+    let in_bucket =
+        |bucket: usize| (masses[0][bucket] + masses[1][bucket]) + (masses[2][bucket] + masses[3][bucket]);
     let (mut cut, mut left_out) = (BUCKETS, 0.0);
-    while cut > 0 && left_out + masses[cut - 1] <= bound * mass {
+    while cut > 0 && left_out + in_bucket(cut - 1) <= bound * mass {
         cut -= 1;
-        left_out += masses[cut];
+        left_out += in_bucket(cut);
     }
     // The last bucket holds all that are lighter, too: with it everything is read.
     let from = if cut == BUCKETS { 0 } else { (top + 1).saturating_sub(cut as u32) };

@@ -22,7 +22,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::audit::{Answer, Claim, compare};
-use super::key_codes::{BLOCKS, score_error};
+use super::key_codes::{BLOCKS, peaks_of, score_error};
 use super::kv::padded;
 use super::report::{AttentionReport, DynamicParams, Mode};
 use super::rows::{Element, HALVES};
@@ -141,6 +141,9 @@ impl<E: Element> Dynamic<'_, E> {
         let (first, blocks) = self.span();
         let rows = tile.count * tile.group();
         found.start(rows, blocks);
+        state.q_peaks.clear();
+        let vectors = padded(tile.params.head_dim) / LANES;
+        state.q_peaks.extend(state.q.chunks_exact(vectors).map(|q| peaks_of(s, q)));
         for index in 0..tile.count {
             let (own, seen_first) = (self.own_block(index), self.first_block(index));
             self.know(s, state, found, own, index);

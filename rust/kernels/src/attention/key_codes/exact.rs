@@ -55,7 +55,7 @@ impl<const R: usize> Op for CodeScores<'_, R> {
     fn run<S: Simd>(self, s: S) {
         let CodeScores { isa, q, head, rounded, ahead, peaks, to } = self;
         let (heads, ahead) = (&[head], &[ahead]);
-        Sums::<R, true, true> { isa, q, heads, rounded: &mut *rounded, ahead, peaks }.run(s);
+        Sums::<R, true, true> { isa, q, q_peaks: &[], heads, rounded: &mut *rounded, ahead, peaks }.run(s);
         let (rows, sums) = (&rounded.rows[0], &rounded.sums[0]);
         for r in 0..R {
             let (unit, base) = (s.splat(rows[r].unit), s.splat(rows[r].base));

@@ -38,6 +38,8 @@ pub(in super::super) struct Seen {
 pub(in super::super) struct Look<'a> {
     pub(in super::super) rows: usize,
     pub(in super::super) q: &'a [[f32; LANES]],
+    /// `[rows]`, as [`peaks_of`](super::peaks_of) gives them.
+    pub(in super::super) q_peaks: &'a [[f32; LANES]],
     pub(in super::super) heads: &'a [Int8Head<'a>],
     pub(in super::super) rounded: &'a mut Rounded,
     /// For each block where lines begin that will be read soon.
@@ -82,10 +84,10 @@ impl<const R: usize, const KEYS: bool> Op for Rows<'_, R, KEYS> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Look { q, heads, rounded, ahead, peaks, references, softcap, to, .. } = self.look;
+        let Look { q, q_peaks, heads, rounded, ahead, peaks, references, softcap, to, .. } = self.look;
         let isa = self.isa;
         assert!(heads.len() <= BLOCKS && references.len() == R);
-        Sums::<R, false, KEYS> { isa, q, heads, rounded: &mut *rounded, ahead, peaks }.run(s);
+        Sums::<R, false, KEYS> { isa, q, q_peaks, heads, rounded: &mut *rounded, ahead, peaks }.run(s);
         for (n, (rows, sums)) in rounded.rows.iter().zip(&rounded.sums).enumerate().take(heads.len()) {
             let mut masses = [s.zero(); R];
             for r in 0..R {

@@ -114,6 +114,8 @@ struct Sums<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     isa: Isa,
     /// `[rows][padded head_dim]`.
     q: &'a [[f32; LANES]],
+    /// Of each row, as [`peaks_of`] gives them; only for looks.
+    q_peaks: &'a [[f32; LANES]],
     heads: &'a [Int8Head<'a>],
     rounded: &'a mut Rounded,
     /// For each block where lines begin that will be read soon.
@@ -125,7 +127,7 @@ struct Sums<'a, const R: usize, const LOW: bool, const KEYS: bool> {
 impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Sums { isa, q, heads, rounded: Rounded { whole, rows, sums }, ahead, peaks } = self;
+        let Sums { isa, q, heads, q_peaks, rounded: Rounded { whole, rows, sums }, ahead, peaks } = self;
         let vectors = heads[0].lo.len();
         let (blocks, slots) = (heads.len(), R * slots(vectors));
         let (q, peaks) = (&q[..R * vectors], &mut peaks[..R]);
@@ -139,7 +141,11 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
         };
         for (n, head) in heads.iter().enumerate() {
             fetch(n, 0..lines);
-            measure::<S, R>(s, q, head, &mut rows[n], peaks);
+            if LOW {
+                measure::<S, R>(s, q, head, &mut rows[n], peaks);
+            } else {
+                measure_roughly::<S, R>(s, q, q_peaks, head, &mut rows[n], peaks);
+            }
         }
         for (n, head) in heads.iter().enumerate() {
             fetch(n, lines..2 * lines);
@@ -177,8 +183,58 @@ fn measure<S: Simd, const R: usize>(
             peak[r] = s.max(s.abs(s.mul(q, step)), peak[r]);
         }
     }
-    let levels = levels(vectors * LANES);
     let (base, peak) = (s.reduce_add_each(base), s.reduce_max_each(peak));
+    set(rows, base, peak, peaks, vectors);
+}
+
+/// The largest magnitudes of a query's vectors, as a block has those of its steps: of vector v and every sixteenth from there on in
+/// place v.
+#[inline(always)]
+pub(super) fn peaks_of<S: Simd>(s: S, q: &[[f32; LANES]]) -> [f32; LANES] {
+    let mut peaks = [0.0_f32; LANES];
+    for (vector, q) in q.iter().enumerate() {
+        let peak = &mut peaks[vector % LANES];
+        *peak = peak.max(s.reduce_max(s.abs(s.load(q))));
+    }
+    peaks
+}
+
+/// As `measure`, with a bound on the largest |q * step| in its place: the largest product of the largest |q| and the largest step of
+/// some channels each.
+#[inline(always)]
+fn measure_roughly<S: Simd, const R: usize>(
+    s: S,
+    q: &[[f32; LANES]],
+    q_peaks: &[[f32; LANES]],
+    head: &Int8Head<'_>,
+    rows: &mut [Row; ROWS],
+    peaks: &mut [f32],
+) {
+    let vectors = head.lo.len();
+    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|r| &q[r * vectors..(r + 1) * vectors]);
+    let mut base = [s.zero(); R];
+    for (vector, (lo, step)) in head.lo.iter().zip(head.step).enumerate() {
+        let centre = s.fma(s.load_bf16(step), s.splat(CENTRE), s.load_bf16(lo));
+        for r in 0..R {
+            base[r] = s.fma(s.load(&q[r][vector]), centre, base[r]);
+        }
+    }
+    let steps = s.load_bf16(head.step_peaks);
+    let peak = std::array::from_fn(|r| s.mul(s.load(&q_peaks[r]), steps));
+    let (base, peak) = (s.reduce_add_each(base), s.reduce_max_each::<R>(peak));
+    set(rows, base, peak, peaks, vectors);
+}
+
+/// Sets what R queries are in the measure of a block, but for their whole numbers.
+#[inline(always)]
+fn set<const R: usize>(
+    rows: &mut [Row; ROWS],
+    base: [f32; R],
+    peak: [f32; R],
+    peaks: &mut [f32],
+    vectors: usize,
+) {
+    let levels = levels(vectors * LANES);
     for r in 0..R {
         peaks[r] = peaks[r].max(peak[r]);
         rows[r].base = base[r];
