@@ -193,15 +193,18 @@ impl Simd for Avx2 {
         intrinsics!([_mm256_cvtps_epi32(a[0]), _mm256_cvtps_epi32(a[1])])
     }
     #[inline(always)]
-    fn exp2_int(self, n: Self::I) -> Self::F {
-        intrinsics!({
-            let bias = _mm256_set1_epi32(127);
-            let bits = [
-                _mm256_slli_epi32::<23>(_mm256_add_epi32(n[0], bias)),
-                _mm256_slli_epi32::<23>(_mm256_add_epi32(n[1], bias)),
-            ];
-            [_mm256_castsi256_ps(bits[0]), _mm256_castsi256_ps(bits[1])]
-        })
+    fn nearest(self, a: Self::F) -> Self::F {
+        const MODE: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+        intrinsics!([_mm256_round_ps::<MODE>(a[0]), _mm256_round_ps::<MODE>(a[1])])
+    }
+    #[inline(always)]
+    fn times_exp2(self, a: Self::F, n: Self::F) -> Self::F {
+        let power = |n| {
+            // 2^n by its exponent bits.
+            let biased = intrinsics!(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+            intrinsics!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased)))
+        };
+        self.mul(a, [power(n[0]), power(n[1])])
     }
     #[inline(always)]
     fn store_i8(self, a: Self::I, to: &mut [i8; LANES]) {

@@ -185,11 +185,12 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_cvtps_epi32(a))
     }
     #[inline(always)]
-    fn exp2_int(self, n: Self::I) -> Self::F {
-        intrinsics!({
-            let biased = _mm512_add_epi32(n, _mm512_set1_epi32(127));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-        })
+    fn nearest(self, a: Self::F) -> Self::F {
+        intrinsics!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
+    }
+    #[inline(always)]
+    fn times_exp2(self, a: Self::F, n: Self::F) -> Self::F {
+        intrinsics!(_mm512_scalef_ps(a, n))
     }
     #[inline(always)]
     fn store_i8(self, a: Self::I, to: &mut [i8; LANES]) {

@@ -17,15 +17,14 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     // Constant first: a NaN in the second operand comes through.
     let bounded = s.max(s.splat(LOWEST), s.min(s.splat(HIGHEST), x));
-    let n = s.round(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
-    let n_float = s.to_f32(n);
-    let r = s.fma(n_float, s.splat(-LN2_HIGH), bounded);
-    let r = s.fma(n_float, s.splat(-LN2_LOW), r);
+    let n = s.nearest(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
+    let r = s.fma(n, s.splat(-LN2_HIGH), bounded);
+    let r = s.fma(n, s.splat(-LN2_LOW), r);
     let mut sum = s.splat(1.0 / 5040.0);
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         sum = s.fma(sum, r, s.splat(coefficient));
     }
-    let value = s.mul(sum, s.exp2_int(n));
+    let value = s.times_exp2(sum, n);
     let value = s.select_lt(x, s.splat(LOWEST), s.zero(), value);
     s.select_lt(s.splat(HIGHEST), x, s.splat(f32::INFINITY), value)
 }
@@ -41,31 +40,31 @@ const EXP2: [f32; 4] = [0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06];
 pub(crate) fn weight<S: Simd>(s: S, score: S::F, reference: f32) -> S::F {
     let log = std::f32::consts::LOG2_E;
     let x = s.fma(score, s.splat(log), s.splat(-reference * log));
-    let n = s.round(x);
-    let r = s.sub(x, s.to_f32(n));
+    let n = s.nearest(x);
+    let r = s.sub(x, n);
     let mut sum = s.splat(EXP2[0]);
     for coefficient in &EXP2[1..] {
         sum = s.fma(sum, r, s.splat(*coefficient));
     }
-    let value = round_to_bf16(s, s.mul(sum, s.exp2_int(n)));
+    let value = round_to_bf16(s, s.times_exp2(sum, n));
     s.select_lt(x, s.splat(LIGHTEST), s.zero(), value)
 }
 
 /// Base-2 logarithms that [`exp2_rough`] tells apart.
-const POWERS: [f32; 2] = [-126.0, 126.0];
+const POWERS: [f32; 2] = [-125.0, 125.0];
 
-/// 2^x with a relative error of at most 1e-4; 2^-126 below and 2^126 above that, NaN for NaN.
+/// 2^x with a relative error of at most 1e-4; 2^-125 below and 2^125 above that, NaN for NaN.
 #[inline(always)]
 pub(crate) fn exp2_rough<S: Simd>(s: S, x: S::F) -> S::F {
     // Constant first: a NaN in the second operand comes through.
     let x = s.max(s.splat(POWERS[0]), s.min(s.splat(POWERS[1]), x));
-    let n = s.round(x);
-    let r = s.sub(x, s.to_f32(n));
+    let n = s.nearest(x);
+    let r = s.sub(x, n);
     let mut sum = s.splat(EXP2[0]);
     for coefficient in &EXP2[1..] {
         sum = s.fma(sum, r, s.splat(*coefficient));
     }
-    s.mul(sum, s.exp2_int(n))
+    s.times_exp2(sum, n)
 }
 
 /// x to the nearest bf16, either way when two are as near; NaN for infinities and beyond 5e33.

@@ -87,8 +87,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn to_f32(self, a: Self::I) -> Self::F;
     /// To the nearest integer, ties to even; `i32::MIN` for NaN and values beyond i32.
     fn round(self, a: Self::F) -> Self::I;
-    /// 2^n by exponent bits, for n in -126..=127; any value for other n.
-    fn exp2_int(self, n: Self::I) -> Self::F;
+    /// To the nearest whole number, ties to even.
+    fn nearest(self, a: Self::F) -> Self::F;
+    /// a * 2^n, rounded once, for whole n in -126..=127; any value for other n.
+    fn times_exp2(self, a: Self::F, n: Self::F) -> Self::F;
     /// The lanes as i8. Lanes are within -128..=127.
     fn store_i8(self, a: Self::I, to: &mut [i8; LANES]);
 

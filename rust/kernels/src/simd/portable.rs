@@ -145,8 +145,13 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
-    fn exp2_int(self, n: Self::I) -> Self::F {
-        n.map(|n| f32::from_bits((n.wrapping_add(127) as u32) << 23))
+    fn nearest(self, a: Self::F) -> Self::F {
+        a.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    fn times_exp2(self, a: Self::F, n: Self::F) -> Self::F {
+        // 2^n by its exponent bits.
+        self.mul(a, n.map(|n| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23)))
     }
     #[inline(always)]
     fn store_i8(self, a: Self::I, to: &mut [i8; LANES]) {

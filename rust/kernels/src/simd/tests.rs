@@ -123,7 +123,8 @@ each_level_agrees! {
         four(s, [a, b, c, 0.0])
     };
     round: |s, a, b, c| s.to_f32(s.round(a));
-    exp2_int: |s, a, b, c| s.exp2_int(s.round(code(s, a)));
+    nearest: |s, a, b, c| s.nearest(a);
+    times_exp2: |s, a, b, c| s.times_exp2(b, s.nearest(s.max(code(s, a), s.splat(-126.0))));
     store_i8: |s, a, b, c| {
         let mut codes = [0; LANES];
         s.store_i8(s.round(code(s, a)), &mut codes);

@@ -23,8 +23,8 @@ pub(super) struct Found {
     width: usize,
     /// The score that a row's masses are relative to: the largest one in the query's own block.
     pub(super) references: Vec<f32>,
-    /// Masses of the blocks whose scores are known exactly, together.
-    known: Vec<f32>,
+    /// Mass of the query's own block.
+    own: Vec<f32>,
     /// Sums over all blocks of a row: about, and at least.
     about: Vec<f32>,
     least: Vec<f32>,
@@ -46,7 +46,7 @@ impl Found {
             per_block.clear();
             per_block.resize(rows * self.width, 0.0);
         }
-        for per_row in [&mut self.references, &mut self.known, &mut self.about, &mut self.least] {
+        for per_row in [&mut self.references, &mut self.own, &mut self.about, &mut self.least] {
             per_row.clear();
             per_row.resize(rows, 0.0);
         }
@@ -56,20 +56,30 @@ impl Found {
         self.unread.resize(self.width, 0.0);
     }
 
-    /// Takes in exact scores of some rows in a block, from which the rows' references come if it is their `own`.
+    /// Takes in exact scores of some rows: in block `place`, or in their own, from which their references come.
     #[inline(always)]
-    pub(super) fn know<S: Simd>(&mut self, s: S, row: usize, scores: &[[f32; BLOCK_SIZE]], own: bool) {
-        for (r, scores) in scores.iter().enumerate() {
+    pub(super) fn know<S: Simd>(
+        &mut self,
+        s: S,
+        row: usize,
+        scores: &[[f32; BLOCK_SIZE]],
+        place: Option<usize>,
+    ) {
+        for (row, scores) in (row..).zip(scores) {
             let scores = scores.as_chunks::<LANES>().0;
-            if own {
-                self.references[row + r] = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
+            if place.is_none() {
+                self.references[row] = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
             }
-            let reference = s.splat(self.references[row + r]);
+            let reference = s.splat(self.references[row]);
             let mut mass = s.zero();
             for scores in scores {
                 mass = s.add(mass, simd::exp(s, s.sub(s.load(scores), reference)));
             }
-            self.known[row + r] += s.reduce_add(mass);
+            let mass = s.reduce_add(mass);
+            match place {
+                None => self.own[row] = mass,
+                Some(place) => self.masses[row * self.width + place] = mass,
+            }
         }
     }
 
@@ -98,10 +108,10 @@ impl Found {
             all = s.add(all, above);
             s.store(above, most);
         }
-        self.about[row] = s.reduce_add(about) + self.known[row];
-        self.least[row] = s.reduce_add(least) + self.known[row];
+        self.about[row] = s.reduce_add(about) + self.own[row];
+        self.least[row] = s.reduce_add(least) + self.own[row];
         // A NaN is not below anything.
-        self.known[row] > 0.0 && s.reduce_add(all) + self.known[row] < HEAVIEST
+        self.own[row] > 0.0 && s.reduce_add(all) + self.own[row] < HEAVIEST
     }
 
     /// How many of some blocks are read.

@@ -119,13 +119,11 @@ impl<E: Element> Dynamic<'_, E> {
         index * self.tile.group()..(index + 1) * self.tile.group()
     }
 
-    /// Blocks, counted from the first of the span, that the query at `index` may leave out: it sees the whole of them, in int8.
+    /// Blocks, counted from the first of the span, that the query at `index` may leave out.
     #[inline(always)]
     fn optional(&self, index: usize) -> Range<usize> {
         let (first, _) = self.span();
-        let seen = first_visible(self.tile.position(index), self.tile.params.window);
-        let own = self.own_block(index) - first;
-        (seen.div_ceil(BLOCK_SIZE) - first).min(own)..own
+        self.first_block(index) - first..self.own_block(index) - first
     }
 
     /// Whether a look reads both halves of the keys' codes.
@@ -145,10 +143,12 @@ impl<E: Element> Dynamic<'_, E> {
         let vectors = padded(tile.params.head_dim) / LANES;
         state.q_peaks.extend(state.q.chunks_exact(vectors).map(|q| peaks_of(s, q)));
         for index in 0..tile.count {
-            let (own, seen_first) = (self.own_block(index), self.first_block(index));
+            // The query's own block says what scores are about.
+            let own = self.own_block(index);
             self.know(s, state, found, own, index);
-            if seen_first < own && seen_first < first + self.optional(index).start {
-                self.know(s, state, found, seen_first, index);
+            let whole = first_visible(tile.position(index), tile.params.window).is_multiple_of(BLOCK_SIZE);
+            if !whole && self.first_block(index) < own {
+                self.know(s, state, found, self.first_block(index), index);
             }
         }
         let last = first + blocks - 1;
@@ -181,7 +181,7 @@ impl<E: Element> Dynamic<'_, E> {
         }
     }
 
-    /// The exact scores of the query at `index` in a block that it cannot leave out.
+    /// The exact scores of the query at `index` in a block of which it does not see the whole.
     #[inline(always)]
     fn know<S: Simd>(&self, s: S, state: &mut State, found: &mut Found, block: usize, index: usize) {
         let Range { start: mut row, end } = self.rows(index);
@@ -189,7 +189,8 @@ impl<E: Element> Dynamic<'_, E> {
             let run = self.tile.run_of_rows(block, row, end);
             let held = self.tile.held(block, run.own);
             self.tile.scores(s, state, held, run, self.tile.ahead(block));
-            found.know(s, row, &state.scores[..run.count], run.own);
+            let place = (!run.own).then(|| block - self.span().0);
+            found.know(s, row, &state.scores[..run.count], place);
             row += run.count;
         }
     }

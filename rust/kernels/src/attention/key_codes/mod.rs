@@ -141,16 +141,18 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
         };
         for (n, head) in heads.iter().enumerate() {
             fetch(n, 0..lines);
-            if LOW {
-                measure::<S, R>(s, q, head, &mut rows[n], peaks);
+            let peak = if LOW {
+                largest::<S, R>(s, q, head.step)
             } else {
-                measure_roughly::<S, R>(s, q, q_peaks, head, &mut rows[n], peaks);
-            }
+                bounds::<S, R>(s, q_peaks, head.step_peaks)
+            };
+            set_units(&mut rows[n], peak, peaks, levels(vectors * LANES));
         }
         for (n, head) in heads.iter().enumerate() {
             fetch(n, lines..2 * lines);
             let whole = &mut whole[n * slots..][..slots];
-            Rounding::<R, LOW, KEYS> { q, step: head.step, whole, rows: &mut rows[n] }.run(isa);
+            Rounding::<R, LOW, KEYS> { q, lo: head.lo, step: head.step, whole, rows: &mut rows[n] }
+                .run(s, isa);
         }
         for (n, head) in heads.iter().enumerate() {
             let whole = &whole[n * slots..][..slots];
@@ -162,29 +164,29 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Sums<'_, R, LOW, KEYS> {
     }
 }
 
-/// What R queries are in the measure of a block, but for their whole numbers.
+/// The largest |q * step| of R rows.
 #[inline(always)]
-fn measure<S: Simd, const R: usize>(
-    s: S,
-    q: &[[f32; LANES]],
-    head: &Int8Head<'_>,
-    rows: &mut [Row; ROWS],
-    peaks: &mut [f32],
-) {
-    let vectors = head.lo.len();
-    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|r| &q[r * vectors..(r + 1) * vectors]);
-    let (mut base, mut peak) = ([s.zero(); R], [s.zero(); R]);
-    for (vector, (lo, step)) in head.lo.iter().zip(head.step).enumerate() {
+fn largest<S: Simd, const R: usize>(s: S, q: &[[f32; LANES]], step: &[[u16; LANES]]) -> [f32; R] {
+    let q = rows_of::<R>(q, step.len());
+    let mut peak = [s.zero(); R];
+    for (vector, step) in step.iter().enumerate() {
         let step = s.load_bf16(step);
-        let centre = s.fma(step, s.splat(CENTRE), s.load_bf16(lo));
         for r in 0..R {
-            let q = s.load(&q[r][vector]);
-            base[r] = s.fma(q, centre, base[r]);
-            peak[r] = s.max(s.abs(s.mul(q, step)), peak[r]);
+            peak[r] = s.max(s.abs(s.mul(s.load(&q[r][vector]), step)), peak[r]);
         }
     }
-    let (base, peak) = (s.reduce_add_each(base), s.reduce_max_each(peak));
-    set(rows, base, peak, peaks, vectors);
+    s.reduce_max_each(peak)
+}
+
+/// Bounds on the largest |q * step| of R rows: the largest product of the largest |q| and the largest step of some channels each.
+#[inline(always)]
+fn bounds<S: Simd, const R: usize>(s: S, q_peaks: &[[f32; LANES]], step_peaks: &[u16; LANES]) -> [f32; R] {
+    let steps = s.load_bf16(step_peaks);
+    let mut peak = [s.zero(); R];
+    for r in 0..R {
+        peak[r] = s.mul(s.load(&q_peaks[r]), steps);
+    }
+    s.reduce_max_each(peak)
 }
 
 /// The largest magnitudes of a query's vectors, as a block has those of its steps: of vector v and every sixteenth from there on in
@@ -199,56 +201,54 @@ pub(super) fn peaks_of<S: Simd>(s: S, q: &[[f32; LANES]]) -> [f32; LANES] {
     peaks
 }
 
-/// As `measure`, with a bound on the largest |q * step| in its place: the largest product of the largest |q| and the largest step of
-/// some channels each.
+/// Sets what whole numbers count, where no |q * step| exceeds `peak`.
 #[inline(always)]
-fn measure_roughly<S: Simd, const R: usize>(
-    s: S,
-    q: &[[f32; LANES]],
-    q_peaks: &[[f32; LANES]],
-    head: &Int8Head<'_>,
-    rows: &mut [Row; ROWS],
-    peaks: &mut [f32],
-) {
-    let vectors = head.lo.len();
-    let q: [&[[f32; LANES]]; R] = std::array::from_fn(|r| &q[r * vectors..(r + 1) * vectors]);
-    let mut base = [s.zero(); R];
-    for (vector, (lo, step)) in head.lo.iter().zip(head.step).enumerate() {
-        let centre = s.fma(s.load_bf16(step), s.splat(CENTRE), s.load_bf16(lo));
-        for r in 0..R {
-            base[r] = s.fma(s.load(&q[r][vector]), centre, base[r]);
-        }
-    }
-    let steps = s.load_bf16(head.step_peaks);
-    let peak = std::array::from_fn(|r| s.mul(s.load(&q_peaks[r]), steps));
-    let (base, peak) = (s.reduce_add_each(base), s.reduce_max_each::<R>(peak));
-    set(rows, base, peak, peaks, vectors);
-}
-
-/// Sets what R queries are in the measure of a block, but for their whole numbers.
-#[inline(always)]
-fn set<const R: usize>(
-    rows: &mut [Row; ROWS],
-    base: [f32; R],
-    peak: [f32; R],
-    peaks: &mut [f32],
-    vectors: usize,
-) {
-    let levels = levels(vectors * LANES);
+fn set_units<const R: usize>(rows: &mut [Row; ROWS], peak: [f32; R], peaks: &mut [f32], levels: f32) {
     for r in 0..R {
         peaks[r] = peaks[r].max(peak[r]);
-        rows[r].base = base[r];
         rows[r].unit = peak[r] * (1.0 / levels);
         // Where a number is not finite the score is NaN, by its base or by an infinite unit.
         rows[r].inverse = if peak[r] > NOTHING && peak[r].is_finite() { levels / peak[r] } else { 0.0 };
     }
 }
 
-/// Makes whole numbers of R rows in the measure of a block: round(q * step * inverse), without LOW to multiples of 256.
+/// Sets the bases of R rows: q . (lo + 128 step).
+#[inline(always)]
+fn set_bases<S: Simd, const R: usize>(
+    s: S,
+    q: &[[f32; LANES]],
+    lo: &[[u16; LANES]],
+    step: &[[u16; LANES]],
+    rows: &mut [Row; ROWS],
+) {
+    let q = rows_of::<R>(q, step.len());
+    let mut base = [s.zero(); R];
+    for (vector, (lo, step)) in lo.iter().zip(step).enumerate() {
+        let centre = s.fma(s.load_bf16(step), s.splat(CENTRE), s.load_bf16(lo));
+        for r in 0..R {
+            base[r] = s.fma(s.load(&q[r][vector]), centre, base[r]);
+        }
+    }
+    let base = s.reduce_add_each(base);
+    (0..R).for_each(|r| rows[r].base = base[r]);
+}
+
+/// R rows of `vectors` vectors.
+#[inline(always)]
+fn rows_of<const R: usize>(q: &[[f32; LANES]], vectors: usize) -> [&[[f32; LANES]]; R] {
+    let mut rows = [&q[..0]; R];
+    for r in 0..R {
+        rows[r] = &q[r * vectors..(r + 1) * vectors];
+    }
+    rows
+}
+
+/// Makes bases and whole numbers of R rows in the measure of a block: round(q * step * inverse), without LOW to multiples of 256.
 struct Rounding<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     /// `[R][padded head_dim]`, a multiple of 16 each.
     q: &'a [[f32; LANES]],
     /// bf16.
+    lo: &'a [[u16; LANES]],
     step: &'a [[u16; LANES]],
     /// `[R][slots]`.
     whole: &'a mut [[i16; LANES]],
@@ -257,18 +257,20 @@ struct Rounding<'a, const R: usize, const LOW: bool, const KEYS: bool> {
 
 impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEYS> {
     #[inline(always)]
-    fn run(self, isa: Isa) {
+    fn run<S: Simd>(self, s: S, isa: Isa) {
         let vectors = self.step.len();
         assert!(self.q.len() == R * vectors && self.whole.len() == R * slots(vectors));
-        match isa {
-            Isa::Portable => self.portable(),
+        assert!(self.lo.len() == vectors);
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx512 {
             // SAFETY: a `Kernels` value exists only for a level that the machine has; lengths were checked.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { self.avx2() },
+            return unsafe { self.avx512() };
+        }
+        set_bases::<S, R>(s, self.q, self.lo, self.step, self.rows);
+        match isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            _ => unsafe { self.avx512() },
-            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => unsafe { self.avx2() },
             _ => self.portable(),
         }
     }
@@ -348,12 +350,27 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+    use crate::Kernels;
+    use crate::simd::{Op, dispatch};
 
     /// A stream of bits.
     fn random(state: &mut u64) -> u32 {
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (*state >> 33) as u32
+    }
+
+    struct Round<'a, const R: usize, const LOW: bool, const KEYS: bool>(Isa, Rounding<'a, R, LOW, KEYS>);
+
+    impl<const R: usize, const LOW: bool, const KEYS: bool> Op for Round<'_, R, LOW, KEYS> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            self.1.run(s, self.0);
+        }
     }
 
     /// What R rows of q, with steps of 1, come to on every level, against sums of 64 bits.
@@ -370,6 +387,7 @@ mod tests {
                 if extreme { levels } else { random(&mut state) as f32 / 2.0_f32.powi(30) * levels - levels };
         }
         let step = vec![[bf16::ONE.to_bits(); LANES]; vectors];
+        let lo = vec![[bf16::from_f32(-128.0).to_bits(); LANES]; vectors];
         let mut want_rows = Vec::new();
         let mut want = vec![[0.0; BLOCK_SIZE]; R];
         for (want, q) in want.iter_mut().zip(q.chunks(vectors)) {
@@ -395,7 +413,9 @@ mod tests {
             let mut rows = [Row { inverse: 1.0, ..Row::default() }; ROWS];
             let mut whole = vec![[0; LANES]; R * slots(vectors)];
             let mut got = [[f32::NAN; BLOCK_SIZE]; ROWS];
-            Rounding::<R, LOW, KEYS> { q: &q, step: &step, whole: &mut whole, rows: &mut rows }.run(isa);
+            let rounding =
+                Rounding::<R, LOW, KEYS> { q: &q, lo: &lo, step: &step, whole: &mut whole, rows: &mut rows };
+            dispatch(&Kernels::new(1, Some(isa)).unwrap(), Round(isa, rounding));
             let products = Products::<R, LOW, KEYS> {
                 whole: &whole,
                 rows: &rows,

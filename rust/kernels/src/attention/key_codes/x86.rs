@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{BLOCK_SIZE, CENTRE, LANES, Products, ROWS, Rounding, SHIFT, UNIT, UNIT_BYTES, slots};
+use crate::simd::{Avx512, Simd};
 
 impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEYS> {
     /// # Safety
@@ -85,26 +86,34 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
         let mut inverses = [_mm512_setzero_ps(); R];
         inverses.iter_mut().zip(&*self.rows).for_each(|(to, row)| *to = _mm512_set1_ps(row.inverse));
         let (q, whole) = (self.q.as_ptr(), self.whole.as_mut_ptr());
+        // SAFETY: the machine has what this function asks for.
+        let s = unsafe { Avx512::new() };
+        let mut base = [_mm512_setzero_ps(); R];
         // Sums of high and of low parts, and of the magnitudes of either.
         let mut sums = [[_mm512_setzero_si512(); ROWS]; 4];
         for group in 0..vectors.div_ceil(4) {
             let place = |n: usize| (4 * group + n).min(vectors - 1);
-            let mut steps = [_mm512_setzero_ps(); 4];
+            let (mut steps, mut centres) = ([_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 4]);
             for n in 0..4 {
-                // A step of 0 where there is no vector.
+                // A step and a centre of 0 where there is no vector.
                 if 4 * group + n < vectors {
                     steps[n] = widen(&self.step[4 * group + n]);
+                    let lo = widen(&self.lo[4 * group + n]);
+                    centres[n] = _mm512_fmadd_ps(steps[n], _mm512_set1_ps(CENTRE), lo);
                 }
             }
             for r in 0..R {
-                let round = |n: usize| {
+                let mut whole_numbers = [_mm512_setzero_si512(); 4];
+                for n in 0..4 {
                     // SAFETY: a row of q has `vectors` vectors of 16 floats.
                     let q = unsafe { _mm512_loadu_ps(q.add(r * vectors + place(n)).cast()) };
+                    base[r] = _mm512_fmadd_ps(q, centres[n], base[r]);
                     let x = _mm512_mul_ps(q, steps[n]);
-                    _mm512_castps_si512(_mm512_fmadd_ps(x, inverses[r], shift))
-                };
+                    whole_numbers[n] = _mm512_castps_si512(_mm512_fmadd_ps(x, inverses[r], shift));
+                }
                 let pair = |n: usize| {
-                    _mm512_shuffle_epi8(_mm512_permutex2var_epi16(round(n), words, round(n + 1)), order)
+                    let both = _mm512_permutex2var_epi16(whole_numbers[n], words, whole_numbers[n + 1]);
+                    _mm512_shuffle_epi8(both, order)
                 };
                 let pairs = [pair(0), pair(2)];
                 let high = _mm512_unpackhi_epi64(pairs[0], pairs[1]);
@@ -132,7 +141,9 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
             unsafe { _mm_storeu_si128(lanes.as_mut_ptr().cast(), fold(sums)) };
             lanes
         });
+        let base = s.reduce_add_each(base);
         for (r, row) in self.rows.iter_mut().enumerate().take(R) {
+            row.base = base[r];
             row.sum = high[r].wrapping_mul(256).wrapping_add(low[r]);
             (row.low, row.high) = (low_magnitudes[r], high_magnitudes[r]);
         }
