@@ -172,7 +172,7 @@ class Engine:
         dtype: str = "auto",
         quantization: str = "auto",
         kv_cache_dtype: str = "auto",
-        attention: tuple[float, int, int, int, int | None, int] | None = None,
+        attention: tuple[str, float, int, int, int, int | None, int] | None = None,
         kv_cache_bytes: int | None = None,
         kv_cache_fraction: float | None = None,
         max_model_len: int | None = None,

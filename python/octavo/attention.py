@@ -10,7 +10,7 @@ from octavo.errors import InvalidRequestError
 
 __all__ = ["AttentionMetrics", "DynamicAttention"]
 
-_MODES = ("certified", "budget")
+_MODES = ("certified", "estimated", "budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,10 @@ class DynamicAttention:
     """Each query reads all keys, and then only the values that matter. docs/dynamic-attention.md explains the bound.
 
     Attributes:
-        mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "budget": a query reads the
-            values of at most `max_blocks` blocks for each KV head, those with the most mass; what it leaves out is
-            told, and may be more than `error_bound`.
+        mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "estimated": by an estimate
+            from the high halves of the keys, which reads a quarter less; the proven bound is told, and may be more.
+            "budget": a query reads at most `max_blocks` blocks for each KV head, those with the most mass; what it
+            leaves out is told, and may be more than `error_bound`.
         error_bound: most softmax mass that a query head leaves out in a layer, above 0 and below 1: the total variation
             distance between the exact attention weights and those used.
         min_context: queries that see fewer tokens read everything.
@@ -35,7 +36,7 @@ class DynamicAttention:
         InvalidRequestError: at construction, naming the field, its value and what is allowed.
     """
 
-    mode: Literal["certified", "budget"] = "certified"
+    mode: Literal["certified", "estimated", "budget"] = "certified"
     error_bound: float = 1e-2
     min_context: int = 4096
     sink_blocks: int = 1
@@ -45,7 +46,7 @@ class DynamicAttention:
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
-            raise InvalidRequestError(f"DynamicAttention: mode is {self.mode!r}: 'certified' or 'budget' is expected")
+            raise InvalidRequestError(f"DynamicAttention: mode is {self.mode!r}: one of {_MODES} is expected")
         bound = self.error_bound
         if isinstance(bound, bool) or not isinstance(bound, (int, float)) or not 0 < bound < 1 or math.isnan(bound):
             raise InvalidRequestError(
@@ -57,7 +58,7 @@ class DynamicAttention:
                 raise InvalidRequestError(f"DynamicAttention: {name} is {value!r}: an integer from 0 on is expected")
 
         most = self.max_blocks
-        if self.mode == "certified" and most is not None:
+        if self.mode != "budget" and most is not None:
             raise InvalidRequestError(
                 f"DynamicAttention: max_blocks is {most!r}: a limit keeps to no bound, so it needs mode='budget'"
             )
@@ -66,10 +67,10 @@ class DynamicAttention:
                 f"DynamicAttention: max_blocks is {most!r}: mode='budget' needs an integer from 1 on"
             )
 
-    def as_tuple(self) -> tuple[float, int, int, int, int | None, int]:
+    def as_tuple(self) -> tuple[str, float, int, int, int, int | None, int]:
         """As the engine takes it."""
         always = (self.min_context, self.sink_blocks, self.local_blocks)
-        return (float(self.error_bound), *always, self.max_blocks, self.audit)
+        return (self.mode, float(self.error_bound), *always, self.max_blocks, self.audit)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class AttentionMetrics:
         violations: those of them that were further off than they said; 0, or a fault of octavo worth a report.
         max_audited_mass: largest mass that an audited call had left out in truth; None if none was audited.
         max_audited_error: largest norm of an audited output's difference from the exact one; None likewise.
-        mode: how it was bounded: "certified" (proven, at most `error_bound`) or "budget" (proven, whatever it came to).
+        max_estimated_mass: largest estimate of the mass that a call left out, from what it looked at.
+        mean_estimated_mass: mean of those estimates.
+        mode: what decided: "certified" (the proven bound), "estimated" (the estimate) or "budget" (the number of blocks).
     """
 
     calls: int
@@ -103,6 +106,8 @@ class AttentionMetrics:
     violations: int = 0
     max_audited_mass: float | None = None
     max_audited_error: float | None = None
+    max_estimated_mass: float = 0.0
+    mean_estimated_mass: float = 0.0
     mode: str = "certified"
 
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, SeqView};
+use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, Mode, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{Logits, Output, PlanSeq, StepPlan};
 
@@ -117,7 +117,7 @@ impl Executor for CpuExecutor {
     fn attention_bound(&self) -> AttentionBound {
         match self.attention {
             None => AttentionBound::Exact,
-            Some(attention) if attention.max_blocks.is_some() => AttentionBound::Told,
+            Some(attention) if attention.mode == Mode::Budget => AttentionBound::Told,
             Some(attention) => AttentionBound::Within(attention.error_bound),
         }
     }

@@ -72,7 +72,7 @@ pub type OutcomeSink<'a> = dyn FnMut(RowOutcome<'_>) + 'a;
 pub enum AttentionBound {
     /// Attention is dense: nothing is left out.
     Exact,
-    /// At most this softmax mass is left out, or less where a request says so.
+    /// At most this softmax mass is left out, by proof or by estimate, or less where a request says so.
     Within(f32),
     /// What is left out is told, and not bounded.
     Told,

@@ -45,7 +45,7 @@ pub use generation::GenerationDefaults;
 pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};
 pub use metrics::HistogramSnapshot;
-pub use octavo_kernels::{AttentionReport, DynamicParams};
+pub use octavo_kernels::{AttentionReport, DynamicParams, Mode as AttentionMode};
 pub use options::EngineOptions;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use octavo_kernels::{DynamicParams, Isa, WeightDtype};
+use octavo_kernels::{DynamicParams, Isa, Mode, WeightDtype};
 use octavo_model::{Dtype, KvFormat, WeightFormat};
 
 use crate::EngineError;
@@ -138,12 +138,8 @@ impl EngineOptions {
                 let value = format!("{:?}", attention.error_bound);
                 return refuse("error_bound", &value, "a number above 0 and below 1 is expected");
             }
-            if attention.max_blocks == Some(0) {
-                return refuse(
-                    "max_blocks",
-                    "0",
-                    "at least 1 is expected (None: as many as the bound takes)",
-                );
+            if attention.mode == Mode::Budget && attention.max_blocks == 0 {
+                return refuse("max_blocks", "0", "at least 1 is expected");
             }
             if !matches!(self.kv_cache_dtype.as_str(), "auto" | "int8") {
                 let expected = "attention=\"dynamic\" reads an int8 cache: use \"int8\" or \"auto\"";

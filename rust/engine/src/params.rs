@@ -215,7 +215,7 @@ impl SamplingParams {
             AttentionBound::Told => refuse(
                 name,
                 bound,
-                "this engine's attention keeps to no bound (max_blocks is set): leave it out",
+                "this engine's attention keeps to no bound (its mode is \"budget\"): leave it out",
             ),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{DynamicParams, EngineOptions, Health, Limits, Prompt, RequestStream};
+use octavo_engine::{AttentionMode, DynamicParams, EngineOptions, Health, Limits, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -53,6 +53,20 @@ fn prompt_of(prompt: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<Pr
     })
 }
 
+/// `mode`, `error_bound`, `min_context`, `sink_blocks`, `local_blocks`, `max_blocks`, `audit`.
+type AttentionChoice = (String, f32, usize, usize, usize, Option<usize>, usize);
+
+fn dynamic_params(py: Python<'_>, choice: AttentionChoice) -> PyResult<DynamicParams> {
+    let (mode, error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit) = choice;
+    let Some(mode) = AttentionMode::ALL.into_iter().find(|known| known.name() == mode) else {
+        let known = AttentionMode::ALL.map(AttentionMode::name).join(", ");
+        let message = format!("attention mode {mode:?} is unknown: one of {known} is expected");
+        return Err(raise(py, "InvalidRequestError", &message));
+    };
+    let max_blocks = max_blocks.unwrap_or(usize::MAX);
+    Ok(DynamicParams { mode, error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit })
+}
+
 /// One model, its KV cache and the thread that runs it.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Engine(octavo_engine::Engine);
@@ -80,7 +94,7 @@ impl Engine {
         dtype: &str,
         quantization: &str,
         kv_cache_dtype: &str,
-        attention: Option<(f32, usize, usize, usize, Option<usize>, usize)>,
+        attention: Option<AttentionChoice>,
         kv_cache_bytes: Option<u64>,
         kv_cache_fraction: Option<f64>,
         max_model_len: Option<usize>,
@@ -97,16 +111,7 @@ impl Engine {
             dtype: dtype.into(),
             quantization: quantization.into(),
             kv_cache_dtype: kv_cache_dtype.into(),
-            attention: attention.map(
-                |(error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit)| DynamicParams {
-                    error_bound,
-                    min_context,
-                    sink_blocks,
-                    local_blocks,
-                    max_blocks,
-                    audit,
-                },
-            ),
+            attention: attention.map(|choice| dynamic_params(py, choice)).transpose()?,
             kv_cache_bytes,
             kv_cache_fraction,
             max_model_len,

@@ -96,7 +96,9 @@ fn attention<'py>(py: Python<'py>, a: &AttentionReport) -> PyResult<Bound<'py, P
     dict.set_item("max_omitted_mass", a.max_omitted_mass)?;
     dict.set_item("mean_omitted_mass", share(a.sum_omitted_mass, a.calls))?;
     dict.set_item("max_output_error", a.max_output_error)?;
-    dict.set_item("mode", if a.limited { "budget" } else { "certified" })?;
+    dict.set_item("max_estimated_mass", a.max_estimated_mass)?;
+    dict.set_item("mean_estimated_mass", share(a.sum_estimated_mass, a.calls))?;
+    dict.set_item("mode", a.mode.name())?;
     dict.set_item("audited_calls", a.audited_calls)?;
     dict.set_item("violations", a.violations)?;
     let audited = |x: f32| if a.audited_calls == 0 { None } else { Some(x) };

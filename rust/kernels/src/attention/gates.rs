@@ -48,7 +48,7 @@ pub(super) fn sections(choice: &DynamicParams, seq: &SeqView<'_>, params: &Atten
         }
     };
     add(0, dense, Role::Dense);
-    if let Mode::Budget { .. } = choice.mode {
+    if choice.mode == Mode::Budget {
         // What queries read is limited, whatever pays.
         add(dense, seq.query_len, Role::Choose);
         return all;

@@ -190,7 +190,7 @@ fn run<E: Element>(
         }
     }
     for (report, choice) in reports.iter_mut().zip(choices) {
-        report.unproven |= choice.mode != Mode::Certified;
+        report.mode = report.mode.max(choice.mode);
     }
 }
 

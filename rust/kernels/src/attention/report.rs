@@ -6,17 +6,29 @@ use super::{AttentionParams, BLOCK_SIZE, SeqView};
 use crate::simd::LANES;
 
 /// What decides how much a query leaves out. The bound on it is reported in every mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// It is proven to be within the caller's bound.
+    #[default]
     Certified,
     /// It is estimated to be within the caller's bound, from less of the keys.
     Estimated,
-    /// As `Certified`, but at most so many blocks are read beside those that always are, which no bound holds out against.
-    Budget {
-        /// For each query and KV head.
-        max_blocks: usize,
-    },
+    /// As `Certified`, as long as no more than `max_blocks` are read: whatever that leaves out.
+    Budget,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Mode; 3] = [Mode::Certified, Mode::Estimated, Mode::Budget];
+
+    /// As users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Certified => "certified",
+            Mode::Estimated => "estimated",
+            Mode::Budget => "budget",
+        }
+    }
 }
 
 /// How much a query may leave out.
@@ -32,6 +44,8 @@ pub struct DynamicParams {
     pub sink_blocks: usize,
     /// Blocks before the query's own that are always read.
     pub local_blocks: usize,
+    /// With [`Mode::Budget`], and there only: most blocks that a query reads for its KV head beside those that are always read.
+    pub max_blocks: usize,
     /// Queries at positions that are multiples of this are also answered by reading everything, and compared; 0: none.
     pub audit: usize,
 }
@@ -44,6 +58,7 @@ impl Default for DynamicParams {
             min_context: 4096,
             sink_blocks: 1,
             local_blocks: 2,
+            max_blocks: usize::MAX,
             audit: 0,
         }
     }
@@ -91,8 +106,8 @@ pub struct AttentionReport {
     pub sum_estimated_mass: f64,
     /// Largest bound on the error of an output, as the norm of its difference from the exact one.
     pub max_output_error: f32,
-    /// Whether something else than the proven bound decided.
-    pub unproven: bool,
+    /// What decided.
+    pub mode: Mode,
     /// Calls that were compared with reading everything.
     pub audited_calls: u64,
     /// Those of them that were further off than they said. Their output is the one that reads everything.
@@ -137,7 +152,7 @@ impl AttentionReport {
         self.max_estimated_mass = self.max_estimated_mass.max(other.max_estimated_mass);
         self.sum_estimated_mass += other.sum_estimated_mass;
         self.max_output_error = self.max_output_error.max(other.max_output_error);
-        self.unproven |= other.unproven;
+        self.mode = self.mode.max(other.mode);
         self.audited_calls += other.audited_calls;
         self.violations += other.violations;
         self.max_audited_mass = self.max_audited_mass.max(other.max_audited_mass);

@@ -55,7 +55,7 @@ fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
     let bound = |error_bound| Some(DynamicParams { error_bound, ..base });
     let estimated = |error_bound| Some(DynamicParams { mode: Mode::Estimated, error_bound, ..base });
     let budget =
-        |max_blocks| Some(DynamicParams { mode: Mode::Budget { max_blocks }, error_bound: 1e-6, ..base });
+        |max_blocks| Some(DynamicParams { mode: Mode::Budget, max_blocks, error_bound: 1e-6, ..base });
     vec![
         ("int8 dense", None),
         ("bf16 dense", None),

@@ -10,7 +10,9 @@ use crate::simd::{self, LANES, Simd};
 /// Buckets of shares of the mass: four an octave, down to 2^-56.
 const BUCKETS: usize = 4 * 56;
 /// Masses above this say that scores are too far above their reference to be told apart.
-const HEAVIEST: f32 = 1e37;
+const HEAVIEST: f32 = 1e30;
+/// By how much the reference is raised then.
+const RAISE: f32 = 80.0;
 
 /// Masses of blocks for each row, relative to e^reference. Blocks are counted from the first of the task's span; a row
 /// has `width` of them, whole vectors, and those that it does not look at have none.
@@ -21,8 +23,9 @@ pub(super) struct Found {
     /// The logarithm of the factor by which that may be off; once weighed, the most that each block can have.
     most: Vec<f32>,
     width: usize,
-    /// The score that a row's masses are relative to: the largest one in the query's own block.
+    /// The score that a row's masses are relative to: the largest one in the query's own block, plus what it was raised by.
     pub(super) references: Vec<f32>,
+    raised: Vec<f32>,
     /// Mass of the query's own block.
     own: Vec<f32>,
     /// Sums over all blocks of a row: about, and at least.
@@ -46,7 +49,8 @@ impl Found {
             per_block.clear();
             per_block.resize(rows * self.width, 0.0);
         }
-        for per_row in [&mut self.references, &mut self.own, &mut self.about, &mut self.least] {
+        let [references, raised] = [&mut self.references, &mut self.raised];
+        for per_row in [references, raised, &mut self.own, &mut self.about, &mut self.least] {
             per_row.clear();
             per_row.resize(rows, 0.0);
         }
@@ -68,7 +72,8 @@ impl Found {
         for (row, scores) in (row..).zip(scores) {
             let scores = scores.as_chunks::<LANES>().0;
             if place.is_none() {
-                self.references[row] = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
+                let largest = s.reduce_max(s.max(s.load(&scores[0]), s.load(&scores[1])));
+                self.references[row] = largest + self.raised[row];
             }
             let reference = s.splat(self.references[row]);
             let mut mass = s.zero();
@@ -93,6 +98,23 @@ impl Found {
         }
     }
 
+    /// Raises the references of rows that have too heavy blocks, and says whether there are any.
+    #[inline(always)]
+    pub(super) fn raise<S: Simd>(&mut self, s: S) -> bool {
+        let mut any = false;
+        for (row, masses) in self.masses.chunks_exact(self.width).enumerate() {
+            let mut heaviest = s.zero();
+            for masses in masses.as_chunks::<LANES>().0 {
+                heaviest = s.max(s.load(masses), heaviest);
+            }
+            if s.reduce_max(heaviest) > HEAVIEST {
+                self.raised[row] += RAISE;
+                any = true;
+            }
+        }
+        any
+    }
+
     /// Sums up what a row's blocks have. False: something is not a number, or too large.
     #[inline(always)]
     pub(super) fn weigh<S: Simd>(&mut self, s: S, row: usize) -> bool {
@@ -110,8 +132,8 @@ impl Found {
         }
         self.about[row] = s.reduce_add(about) + self.own[row];
         self.least[row] = s.reduce_add(least) + self.own[row];
-        // A NaN is not below anything.
-        self.own[row] > 0.0 && s.reduce_add(all) + self.own[row] < HEAVIEST
+        // A NaN is neither below nor above anything.
+        self.least[row] > 0.0 && s.reduce_add(all) + self.own[row] < f32::INFINITY
     }
 
     /// How many of some blocks are read.
