@@ -15,7 +15,7 @@ _MODES = ("certified", "estimated", "budget")
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicAttention:
-    """Each query reads all keys, and then only the values that matter. docs/dynamic-attention.md explains the bound.
+    """Each query looks at all keys, and reads only the blocks that matter. docs/dynamic-attention.md explains the bound.
 
     Attributes:
         mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "estimated": by an estimate
@@ -93,7 +93,7 @@ class AttentionMetrics:
         max_audited_error: largest norm of an audited output's difference from the exact one; None likewise.
         max_estimated_mass: largest estimate of the mass that a call left out, from what it looked at.
         mean_estimated_mass: mean of those estimates.
-        mode: what decided: "certified" (the proven bound), "estimated" (the estimate) or "budget" (the number of blocks).
+        mode: what decided: "certified" (the bound), "estimated" (the estimate) or "budget" (the number of blocks).
     """
 
     calls: int

@@ -148,10 +148,37 @@ def test_a_budget_is_kept_and_its_cost_is_told() -> None:
     assert found[0][1] > found[1][1]
 
 
+def test_an_estimate_reads_less_and_its_bound_is_told() -> None:
+    found = {}
+    for mode in ("certified", "estimated"):
+        with LLM(attention=DynamicAttention(mode=mode, error_bound=0.02, min_context=128, audit=1)) as llm:
+            metrics = llm.generate(long_prompt(llm), GREEDY)[0].metrics
+            assert metrics is not None
+            report = found[mode] = metrics.attention
+            assert report is not None
+            assert report.mode == mode
+            assert report.violations == 0
+            assert report.audited_calls > 0
+            assert 0 < report.mean_estimated_mass < report.mean_omitted_mass
+            assert 0 < report.max_estimated_mass <= report.max_omitted_mass
+            with pytest.raises(InvalidRequestError, match=r"attention_error_bound is 0.5.*at most.*0.02"):
+                llm.generate("Hello", SamplingParams(attention_error_bound=0.5))
+    certified, estimated = found["certified"], found["estimated"]
+    assert certified is not None
+    assert estimated is not None
+    assert estimated.kv_bytes_read_fraction < certified.kv_bytes_read_fraction
+    assert certified.max_omitted_mass <= 0.02
+    # In truth it is about what was asked for; what is proven is more.
+    assert estimated.max_audited_mass is not None
+    assert estimated.max_audited_mass < 0.03
+    assert estimated.max_omitted_mass > 0.02
+
+
 def test_the_memory_plan_names_what_queries_hold() -> None:
     with LLM(attention=CHOICE) as llm:
         parts = {part["name"]: part["bytes"] for part in llm.info()["memory"]}
-        assert parts["attention_weights"] > 16 * 4 * 2048
+        # Two float32 for each block of 32 tokens and each of 32 rows of a task.
+        assert parts["attention_masses"] >= 2 * 4 * (2048 // 32) * 32
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_bench_attention(tmp_path: Path) -> None:
     result = run("bench", "attention", *arguments)
     assert result.exit_code == 0, result.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert len(result.stdout.splitlines()) == len(rows) + 1 == 2 * 3 * 7 + 1
+    assert len(result.stdout.splitlines()) == len(rows) + 1 == 2 * 3 * 9 + 1
     for row in rows:
         if row["way"].startswith("certified"):
             assert row["max_omitted_mass"] <= float(row["way"].split()[1])

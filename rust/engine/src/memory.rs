@@ -193,10 +193,10 @@ pub fn plan(
         // As many as have a piece of a long context at once.
         let bytes = threads * DynamicParams::buffer_bytes(spec.largest_group(), max_model_len);
         let reason = format!(
-            "float32 weights of queries that choose what they read, over {max_model_len} tokens on {threads} threads; \
-             grown by the longest context that runs"
+            "float32 masses of blocks for queries that choose what they read, over {max_model_len} tokens on {threads} \
+             threads; grown by the longest context that runs"
         );
-        parts.push(part("attention_weights", bytes, reason));
+        parts.push(part("attention_masses", bytes, reason));
     }
     Ok((limits, parts))
 }

@@ -214,9 +214,10 @@ fn check(kernels: &Kernels, seed: u64, mode: Mode) -> bool {
     let what = &case.what;
     let rounding = case.rounding();
     let largest = masses.iter().fold(0.0_f64, |a, &b| a.max(b));
-    let kept_below =
-        if mode == Mode::Estimated { report.max_estimated_mass } else { report.max_omitted_mass };
-    assert!(kept_below <= case.choice.error_bound, "{what}: {report:?} is above the caller's bound");
+    if mode == Mode::Certified {
+        let bound = case.choice.error_bound;
+        assert!(report.max_omitted_mass <= bound, "{what}: {report:?} is above the caller's bound");
+    }
     assert!(report.max_estimated_mass <= report.max_omitted_mass, "{what}: {report:?}");
     assert!(report.sum_estimated_mass <= report.sum_omitted_mass, "{what}: {report:?}");
     assert!(
@@ -280,14 +281,10 @@ fn bounds_hold_in_random_and_hard_cases() {
     let mut levels = Vec::new();
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
         let kernels = kernels(isa, 1);
-        // Where scores are far apart, half of a query's bits say less of them: certified, fewer of these cases leave anything out.
-        for (mode, least) in [(Mode::Certified, 10), (Mode::Estimated, 5)] {
+        for (mode, least) in [(Mode::Certified, 5), (Mode::Estimated, 6)] {
             let chosen = (0..cases).filter(|&seed| check(&kernels, seed, mode)).count() as u64;
             let name = mode.name();
-            assert!(
-                chosen * least > cases,
-                "{name}: only in {chosen} of {cases} cases was anything left out"
-            );
+            assert!(chosen * least > cases, "{name}: only in {chosen} of {cases} cases was anything left out");
             println!(
                 "{isa}, {name}: {cases} cases, {chosen} of them left something out, no bound was broken"
             );

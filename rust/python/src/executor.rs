@@ -144,7 +144,10 @@ fn report(row: &[f64; REPORT_FIELDS]) -> AttentionReport {
         max_omitted_mass: max_omitted_mass as f32,
         sum_omitted_mass,
         max_output_error: max_output_error as f32,
-        // The object limits no blocks and audits nothing.
+        // The object knows all scores: what it says it left out is no more than it did, rounding aside.
+        max_estimated_mass: max_omitted_mass as f32,
+        sum_estimated_mass: sum_omitted_mass,
+        // It limits no blocks and audits nothing.
         ..AttentionReport::default()
     }
 }

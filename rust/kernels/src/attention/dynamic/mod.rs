@@ -262,7 +262,10 @@ impl<E: Element> Dynamic<'_, E> {
         let own = self.own_block(index) - first;
         let optional = self.optional(index);
         let rows = self.rows(index);
-        let known = rows.clone().fold(true, |known, row| found.weigh(s, row) && known);
+        let mut known = true;
+        for row in rows.clone() {
+            known &= found.weigh(s, row);
+        }
         let always = self.always(found, own);
         // Blocks that one query head reads are read for the others of the group too.
         for row in rows.clone() {
