@@ -15,7 +15,7 @@ _MODES = ("certified", "estimated", "budget")
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicAttention:
-    """Each query looks at all keys, and reads only the blocks that matter. docs/dynamic-attention.md explains the bound.
+    """Each query looks at all keys, and reads only blocks that matter. docs/dynamic-attention.md explains the bound.
 
     Attributes:
         mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "estimated": by an estimate

@@ -32,7 +32,7 @@ def outcome(llm: LLM, prompt: list[int]) -> tuple[list[int], AttentionMetrics]:
 
 
 def test_decodes_choose_and_report_as_on_the_cpu(place: engine.Place, tmp_path: Path) -> None:
-    """Prompts are below `min_context` here, so that both executors read all of them. The CPU looks at the keys and knows
+    """Prompts are below `min_context` here, so that both executors read all of them. The CPU looks at keys and knows
     masses within limits, where a GPU computes all scores: it may read a little more, and both keep to the bound."""
     write_model(next(c for c in CASES if c.name == "llama-head-30"), tmp_path)
     prompt = prompts(330)[0]

@@ -284,7 +284,10 @@ fn bounds_hold_in_random_and_hard_cases() {
         for (mode, least) in [(Mode::Certified, 5), (Mode::Estimated, 6)] {
             let chosen = (0..cases).filter(|&seed| check(&kernels, seed, mode)).count() as u64;
             let name = mode.name();
-            assert!(chosen * least > cases, "{name}: only in {chosen} of {cases} cases was anything left out");
+            assert!(
+                chosen * least > cases,
+                "{name}: only in {chosen} of {cases} cases was anything left out"
+            );
             println!(
                 "{isa}, {name}: {cases} cases, {chosen} of them left something out, no bound was broken"
             );
