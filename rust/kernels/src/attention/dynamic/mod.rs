@@ -44,7 +44,7 @@ const LOOKS: usize = 16;
 const DENSE_ABOVE: f32 = 0.9;
 
 /// What estimates are held below the caller's bound by: blocks are chosen because their estimates are low, so the truth lies above the
-/// sum of them, by up to 1.35 times on the heads of the embedded model (benches/dynamic_attention.py).
+/// sum of them, by nearly 1.4 times on the heads of the embedded model (benches/dynamic_attention.py).
 const ESTIMATE_MARGIN: f32 = 1.5;
 
 /// A tile whose queries choose what they read.
