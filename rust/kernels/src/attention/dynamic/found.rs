@@ -13,6 +13,8 @@ const BUCKETS: usize = 4 * 56;
 const HEAVIEST: f32 = 1e30;
 /// By how much the reference is raised then.
 const RAISE: f32 = 80.0;
+/// Masses below this may be more than there is: scores far below their reference count as if they were a little nearer.
+const LIGHTEST: f32 = 1e-30;
 
 /// Masses of blocks for each row, relative to e^reference. Blocks are counted from the first of the task's span; a row
 /// has `width` of them, whole vectors, and those that it does not look at have none.
@@ -126,14 +128,16 @@ impl Found {
             let (mass, doubt) = (s.load(mass), s.load(most));
             let above = s.mul(mass, simd::exp(s, doubt));
             about = s.add(about, mass);
-            least = s.fma(mass, simd::exp(s, s.sub(s.zero(), doubt)), least);
+            let sure = s.select_lt(mass, s.splat(LIGHTEST), s.zero(), mass);
+            least = s.fma(sure, simd::exp(s, s.sub(s.zero(), doubt)), least);
             all = s.add(all, above);
             s.store(above, most);
         }
         self.about[row] = s.reduce_add(about) + self.own[row];
         self.least[row] = s.reduce_add(least) + self.own[row];
-        // A NaN is neither below nor above anything.
-        self.least[row] > 0.0 && s.reduce_add(all) + self.own[row] < f32::INFINITY
+        // A NaN is neither below nor above anything. A million blocks that are not too heavy are below the second limit, one that is so after
+        // all looks, and may be more, is above.
+        self.least[row] > 0.0 && self.about[row] < 1e6 * HEAVIEST && s.reduce_add(all) < f32::INFINITY
     }
 
     /// How many of some blocks are read.

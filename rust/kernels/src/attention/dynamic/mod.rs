@@ -259,14 +259,12 @@ impl<E: Element> Dynamic<'_, E> {
     #[inline(always)]
     fn choose<S: Simd>(&self, s: S, found: &mut Found, index: usize, slack: f32) {
         let (first, _) = self.span();
-        let own = self.own_block(index) - first;
-        let optional = self.optional(index);
-        let rows = self.rows(index);
+        let (optional, rows) = (self.optional(index), self.rows(index));
         let mut known = true;
         for row in rows.clone() {
             known &= found.weigh(s, row);
         }
-        let always = self.always(found, own);
+        let always = self.always(found, optional.clone());
         // Blocks that one query head reads are read for the others of the group too.
         for row in rows.clone() {
             match self.params.mode {
@@ -281,7 +279,7 @@ impl<E: Element> Dynamic<'_, E> {
         let limited = self.params.mode == Mode::Budget;
         let most = always.saturating_add(self.params.max_blocks);
         if known && limited && found.count(optional.clone()) > most {
-            self.always(found, own);
+            self.always(found, optional.clone());
             found.mark_heaviest(rows, optional.clone(), self.params.max_blocks);
         }
         let read = found.count(optional.clone());
@@ -292,20 +290,23 @@ impl<E: Element> Dynamic<'_, E> {
         for block in optional.clone() {
             found.unread[block] = if found.read[block] { 0.0 } else { 1.0 };
         }
-        let all = self.first_block(index)..first + own + 1;
         found.chosen.clear();
-        found.chosen.extend(all.filter(|block| found.unread[block - first] == 0.0));
+        for block in optional.start..=optional.end {
+            if found.unread[block] == 0.0 {
+                found.chosen.push(first + block);
+            }
+        }
     }
 
-    /// Marks for reading what always is read by a query with the block `own`, and nothing else. Gives the number of blocks before it.
+    /// Marks for reading what always is read of the blocks before a query's own, and nothing else. Gives the number of them.
     #[inline(always)]
-    fn always(&self, found: &mut Found, own: usize) -> usize {
+    fn always(&self, found: &mut Found, optional: Range<usize>) -> usize {
         let (first, _) = self.span();
         found.read.fill(false);
-        let sinks = self.params.sink_blocks.saturating_sub(first).min(own);
+        let sinks = self.params.sink_blocks.saturating_sub(first).min(optional.end);
         found.read[..sinks].fill(true);
-        found.read[own.saturating_sub(self.params.local_blocks)..=own].fill(true);
-        found.count(0..own)
+        found.read[optional.end.saturating_sub(self.params.local_blocks)..optional.end].fill(true);
+        found.count(optional)
     }
 
     /// Compares with the answer of reading everything, and takes that where a claim does not hold.

@@ -9,6 +9,8 @@
 //!
 //! which [`score_error`] bounds; it is a hundredth of what rounding the keys to codes does to a score. Sums of integers
 //! are exact in any order, so each instruction set takes the instructions and the order that suit it.
+//!
+//! [`exact`] gives scores by all 16 bits; [`look`] gives softmax masses of blocks by 8 of them, within known limits.
 
 mod exact;
 mod look;
@@ -80,7 +82,7 @@ pub(super) struct Rounded {
     /// q * step in whole numbers, each level as its instructions take them, `[blocks][rows][slots]`.
     whole: Vec<[i16; LANES]>,
     rows: [[Row; ROWS]; BLOCKS],
-    /// Sums of products, then what becomes of them.
+    /// Sums of products.
     sums: [[[f32; BLOCK_SIZE]; ROWS]; BLOCKS],
 }
 
@@ -108,8 +110,10 @@ impl Rounded {
     }
 }
 
-/// Rows of queries in the measure of some blocks, and the sums of their products with codes. One thing after the other, each for all
-/// blocks: within a block each waits for the one before, from block to block none does.
+/// Rows of queries in the measure of some blocks, and the sums of their products with codes: with LOW of all 16 bits of a query, else of the
+/// high 8; with KEYS of whole codes, else of their high halves.
+///
+/// One thing after the other, each for all blocks: within a block each waits for the one before, from block to block none does.
 struct Sums<'a, const R: usize, const LOW: bool, const KEYS: bool> {
     isa: Isa,
     /// `[rows][padded head_dim]`.
