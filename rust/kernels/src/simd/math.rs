@@ -40,13 +40,7 @@ const EXP2: [f32; 4] = [0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06];
 pub(crate) fn weight<S: Simd>(s: S, score: S::F, reference: f32) -> S::F {
     let log = std::f32::consts::LOG2_E;
     let x = s.fma(score, s.splat(log), s.splat(-reference * log));
-    let n = s.nearest(x);
-    let r = s.sub(x, n);
-    let mut sum = s.splat(EXP2[0]);
-    for coefficient in &EXP2[1..] {
-        sum = s.fma(sum, r, s.splat(*coefficient));
-    }
-    let value = round_to_bf16(s, s.times_exp2(sum, n));
+    let value = round_to_bf16(s, exp2(s, x));
     s.select_lt(x, s.splat(LIGHTEST), s.zero(), value)
 }
 
@@ -57,7 +51,12 @@ const POWERS: [f32; 2] = [-125.0, 125.0];
 #[inline(always)]
 pub(crate) fn exp2_rough<S: Simd>(s: S, x: S::F) -> S::F {
     // Constant first: a NaN in the second operand comes through.
-    let x = s.max(s.splat(POWERS[0]), s.min(s.splat(POWERS[1]), x));
+    exp2(s, s.max(s.splat(POWERS[0]), s.min(s.splat(POWERS[1]), x)))
+}
+
+/// 2^x for x in -126..=127, by `EXP2`.
+#[inline(always)]
+fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
     let n = s.nearest(x);
     let r = s.sub(x, n);
     let mut sum = s.splat(EXP2[0]);
@@ -143,6 +142,44 @@ mod tests {
                 let error = (f64::from(t) - f64::from(x).tanh()).abs();
                 assert!(error <= 2e-7, "{isa}: tanh {x} is off by {error:e}");
             }
+        }
+    }
+
+    /// 2^x of every lane, roughly.
+    struct Rough(Vec<f32>);
+
+    impl Op for Rough {
+        type Output = Vec<(f32, f32)>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = Vec::new();
+            for x in self.0.as_chunks::<LANES>().0 {
+                let mut powers = [0.0; LANES];
+                s.store(exp2_rough(s, s.load(x)), &mut powers);
+                out.extend(x.iter().copied().zip(powers));
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn rough_powers_are_as_close_as_promised_and_end_where_they_say() {
+        for isa in Isa::available() {
+            let kernels = Kernels::new(1, Some(isa)).unwrap();
+            let inputs: Vec<f32> = (0..1 << 16).map(|i| (i as f32 - 32_768.0) * 6.1e-3).collect();
+            for (x, power) in dispatch(&kernels, Rough(inputs)) {
+                let want = f64::from(x.clamp(-125.0, 125.0)).exp2();
+                let error = (f64::from(power) / want - 1.0).abs();
+                assert!(error <= 1e-4, "{isa}: 2^{x} is off by {error:e}");
+            }
+            let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+            let inputs: Vec<f32> = odd.into_iter().cycle().take(LANES).collect();
+            let powers = dispatch(&kernels, Rough(inputs));
+            assert!(
+                powers[0].1.is_nan() && powers[1].1 > 2.0_f32.powi(124) && powers[2].1 > 0.0,
+                "{isa}: {powers:?}"
+            );
         }
     }
 

@@ -144,6 +144,7 @@ impl<E: Element> Dynamic<'_, E> {
         self.params.mode != Mode::Estimated
     }
 
+    /// Makes room, and measures the queries for looks.
     #[inline(always)]
     fn begin<S: Simd>(&self, s: S, state: &mut State, found: &mut Found) {
         let (_, blocks) = self.span();

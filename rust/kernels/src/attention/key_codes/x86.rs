@@ -17,6 +17,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
             0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
         ));
         let (half, high_bits, one) = (_mm256_set1_epi16(128), _mm256_set1_epi16(!0xff), _mm256_set1_epi16(1));
+        let wanted = 1 + usize::from(!LOW) + usize::from(!KEYS);
         for (r, row) in self.rows.iter_mut().enumerate().take(R) {
             let inverse = _mm256_set1_ps(row.inverse);
             let mut sums = [_mm256_setzero_si256(); 3];
@@ -37,13 +38,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
                 let low = _mm256_sub_epi16(both, high);
                 let taken = if LOW { both } else { high };
                 let parts = [taken, _mm256_abs_epi16(low), _mm256_srli_epi16::<8>(_mm256_abs_epi16(high))];
-                for (sum, part) in sums.iter_mut().zip(parts).take(if LOW {
-                    1
-                } else if KEYS {
-                    2
-                } else {
-                    3
-                }) {
+                for (sum, part) in sums.iter_mut().zip(parts).take(wanted) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(part, one));
                 }
                 // SAFETY: 16 numbers are written.
