@@ -2,9 +2,10 @@
 
     python -m octavo.triton_kernels.compile_check [--quick] [--op OP] [--case TEXT] [--capability 80] [--out FILE]
 
-Launchers run on meta tensors while their launches are recorded, so that what is compiled is what users launch. A kernel
-fails that spills registers (a stack in `cuobjdump -res-usage` that instructions use) or wants more shared memory than a
-block of that device may have. The rows name registers, shared memory and the tensor-core and TMA instructions found.
+Launchers run on meta tensors and their launches are recorded: the check compiles the variants that users launch. A
+kernel fails if it spills registers (a stack in `cuobjdump -res-usage` that instructions use), or if it needs more
+shared memory than a block of that device may have. Rows list registers, shared memory, tensor-core and TMA
+instructions. They depend on the kernels and on Triton's version only: a second run writes the same file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from .launch import INTERPRETED, Launch, record
 
 CAPABILITIES = (90, 80, 100)
 SHARED_MEMORY_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-"""What a block may have on that device."""
+"""Shared memory limit of a block, per compute capability."""
 
 INSTRUCTIONS = {
     "mma.sync": r"\bmma\.sync",
@@ -60,7 +60,7 @@ def compile_source(launch: Launch) -> ASTSource:
     signature: dict[str, str] = {}
     constants = dict(launch.constants)
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for place, parameter in enumerate(launch.kernel.params):
+    for index, parameter in enumerate(launch.kernel.params):
         name = parameter.name
         if name in launch.constants:
             signature[name] = "constexpr"
@@ -70,7 +70,7 @@ def compile_source(launch: Launch) -> ASTSource:
         if isinstance(value, torch.Tensor) or (
             isinstance(value, int) and not parameter.do_not_specialize and value % 16 == 0
         ):
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            attributes[(index,)] = [["tt.divisibility", 16]]
         elif value is None or (value == 1 and isinstance(value, int) and not parameter.do_not_specialize):
             signature[name] = "constexpr"
             constants[name] = value
@@ -90,9 +90,7 @@ def _type(value: Any) -> str:
 def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
     """Registers, spills, shared memory and instructions of one compiled kernel."""
     options = {"num_warps": launch.options.warps, "num_stages": launch.options.stages, "enable_fp_fusion": True}
-    begin = time.perf_counter()
     compiled = triton.compile(compile_source(launch), target=GPUTarget("cuda", arch, 32), options=options)
-    seconds = time.perf_counter() - begin
     ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -110,7 +108,6 @@ def compile_launch(launch: Launch, arch: int) -> dict[str, Any]:
         "warps": launch.options.warps,
         "stages": launch.options.stages,
         "instructions": [name for name, pattern in INSTRUCTIONS.items() if re.search(pattern, ptx)],
-        "compile_seconds": round(seconds, 2),
     }
 
 
@@ -121,12 +118,12 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def faults(row: Mapping[str, Any], arch: int) -> list[str]:
-    """Why a compiled kernel must not be shipped; empty if it may."""
+    """Reasons to reject a compiled kernel; empty if there are none."""
     found = []
     if row["spill_bytes"]:
         found.append(f"spills {row['spill_bytes']} bytes a thread")
     if row["shared_bytes"] > SHARED_MEMORY_BYTES[arch]:
-        found.append(f"wants {row['shared_bytes']} bytes of shared memory of {SHARED_MEMORY_BYTES[arch]}")
+        found.append(f"needs {row['shared_bytes']} bytes of shared memory of {SHARED_MEMORY_BYTES[arch]}")
     return found
 
 
@@ -144,19 +141,19 @@ def rows_of(chosen: Iterable[Case], architectures: Iterable[int]) -> Iterator[di
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Adds the rows to what the file has of the same Triton; called after each, so that nothing is lost."""
+    """Merges the rows into those of the same Triton version, one row a line. Called after each row."""
     note = "Compiled ahead of time; nothing here was run or measured on a GPU."
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     kept = old["rows"] if old.get("triton") == triton.__version__ else []
-    place = ("capability", "op", "case", "kernel")
-    merged = {tuple(row[name] for name in place): row for row in [*kept, *rows]}
-    ordered = [merged[key] for key in sorted(merged)]
-    result = {"note": note, "triton": triton.__version__, "rows": ordered}
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    key = ("capability", "op", "case", "kernel")
+    merged = {tuple(row[name] for name in key): row for row in [*kept, *rows]}
+    lines = ",\n".join(f"  {json.dumps(merged[k])}" for k in sorted(merged))
+    head = f' "note": {json.dumps(note)},\n "triton": {json.dumps(triton.__version__)},\n'
+    path.write_text(f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows as a table in Markdown: a line per kernel and case, with what each device gets."""
+    """Markdown table of the rows: a line per kernel and case, a column per device."""
     cells: dict[tuple[str, str, str], dict[int, str]] = {}
     for row in rows:
         found = " ".join(row["instructions"]) or "-"
@@ -171,6 +168,14 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_table(document: Path, text: str) -> None:
+    """Replaces the table in `document`, from its head line to the end of the file."""
+    before, found, _ = document.read_text(encoding="utf-8").partition(text.partition("| sm_")[0])
+    if not found:
+        raise ValueError(f"{document} has no such table")
+    document.write_text(f"{before}{text}\n", encoding="utf-8")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per kernel; 1 if any fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -180,9 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", default="", help="only cases with this text in their name")
     parser.add_argument("--out", type=Path, help="write the rows as JSON; rows there of other kernels are kept")
     parser.add_argument("--table", type=Path, help="compile nothing: print the rows of a JSON file as Markdown")
+    parser.add_argument("--document", type=Path, help="with --table: replace the table at the end of this file")
     options = parser.parse_args(arguments)
     if options.table:
-        print(table(json.loads(options.table.read_text(encoding="utf-8"))["rows"]))
+        text = table(json.loads(options.table.read_text(encoding="utf-8"))["rows"])
+        write_table(options.document, text) if options.document else print(text)
         return 0
     if INTERPRETED:
         print("TRITON_INTERPRET is set: unset it, interpreted kernels cannot be compiled", file=sys.stderr)

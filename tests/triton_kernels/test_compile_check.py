@@ -58,7 +58,7 @@ def test_the_committed_rows_have_no_faults_and_stand_in_the_document() -> None:
     unknown = [(row["op"], row["case"]) for row in rows if (row["op"], row["case"]) not in names]
     assert not unknown, f"rows of cases that are gone: {unknown}"
     document = (root / "docs" / "gpu-kernels.md").read_text(encoding="utf-8")
-    assert table(rows) in document, "run compile_check --table benches/results/gpu_compile.json and put it there"
+    assert table(rows) in document, "run compile_check --table benches/results/gpu_compile.json --document FILE"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is built for Linux")
