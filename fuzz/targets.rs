@@ -36,13 +36,13 @@ pub fn config(text: &[u8]) {
     assert!(!spec.layers.is_empty() && spec.hidden > 0 && spec.vocab > 0 && spec.max_position > 0);
     for layer in &spec.layers {
         match &layer.attention {
-            AttentionSpec::Heads(a) => {
+            AttentionSpec::Gqa(a) => {
                 assert!(a.kv_heads > 0 && a.heads.is_multiple_of(a.kv_heads) && a.head_dim > 0);
             }
-            AttentionSpec::Latent(a) => assert!(a.heads > 0 && a.kv_rank > 0 && a.rope_dim.is_multiple_of(2)),
+            AttentionSpec::Mla(a) => assert!(a.heads > 0 && a.kv_lora_rank > 0 && a.qk_rope_head_dim.is_multiple_of(2)),
         }
         if let FeedForwardSpec::Experts(m) = &layer.mlp {
-            assert!((1..=m.experts).contains(&m.per_token) && m.intermediate > 0);
+            assert!((1..=m.experts).contains(&m.num_experts_per_tok) && m.intermediate > 0);
         }
     }
     assert!(spec.parameters() > 0 && spec.kv_elements_per_token() > 0);

@@ -20,11 +20,11 @@ def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gate
     """The sum of the rows' experts of `x` `[T, hidden]`, f32. `gated(x, weights, activation)` is one expert."""
     scores = weights.router(x.float())
     scores = scores.softmax(-1) if spec.scoring == "softmax" else scores.sigmoid()
-    experts, shares = choose(scores, spec, weights.choice_bias)
+    experts, shares = choose(scores, spec, weights.e_score_correction_bias)
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     order = experts.flatten().argsort(stable=True)
     counts = torch.bincount(experts.flatten(), minlength=spec.experts).tolist()
-    rows, weight = order // spec.per_token, shares.flatten()[order]
+    rows, weight = order // spec.num_experts_per_tok, shares.flatten()[order]
     start = 0
     # In order of their index, so that a row's sum does not depend on what other rows chose.
     for expert, count in enumerate(counts):
@@ -41,7 +41,7 @@ def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gate
 
 
 def choose(scores: torch.Tensor, spec: Experts, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts int64 and their weights f32, `[T, per_token]`, from scores `[T, experts]`. Of equals the first comes."""
+    """Experts int64 and weights f32, `[T, num_experts_per_tok]`, from scores `[T, experts]`. Ties: the lowest index."""
     choice = scores if bias is None else scores + bias
     if spec.groups is not None:
         g = spec.groups
@@ -50,7 +50,7 @@ def choose(scores: torch.Tensor, spec: Experts, bias: torch.Tensor | None) -> tu
         kept = torch.zeros_like(group_scores, dtype=torch.bool)
         kept.scatter_(1, _best(group_scores, g.chosen)[1], True)
         choice = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(1)
-    experts = _best(choice, spec.per_token)[1]
+    experts = _best(choice, spec.num_experts_per_tok)[1]
     shares = scores.gather(1, experts)
     if spec.normalize:
         total = shares.sum(-1, keepdim=True)

@@ -31,7 +31,7 @@ class KvFormat:
 
 @dataclass(frozen=True)
 class LatentKV:
-    """Latents and shared key parts `[num_blocks, 32, kv_rank + rope_dim]`."""
+    """Latents and shared key parts `[num_blocks, 32, kv_lora_rank + qk_rope_head_dim]`."""
 
     data: torch.Tensor
 
@@ -52,7 +52,7 @@ class KvPool:
 
         def cache(a: Heads | Latent) -> Cache:
             if isinstance(a, Latent):
-                width = a.kv_rank + a.rope_dim
+                width = a.kv_lora_rank + a.qk_rope_head_dim
                 # Zeros, so that places which are masked but read hold no NaN.
                 return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=format.dtype, device=device))
             shape = (a.kv_heads, a.head_dim, format.dtype, device)
@@ -93,7 +93,7 @@ def block_bytes(spec: Spec, format: KvFormat) -> int:
 
     def bytes_of(a: Heads | Latent) -> int:
         if isinstance(a, Latent):
-            return BLOCK_SIZE * format.dtype.itemsize * (a.kv_rank + a.rope_dim)
+            return BLOCK_SIZE * format.dtype.itemsize * (a.kv_lora_rank + a.qk_rope_head_dim)
         if format.int8:
             return Int8KV.block_bytes(a.kv_heads, a.head_dim)
         return FloatKV.block_bytes(a.kv_heads, a.head_dim, format.dtype)

@@ -27,15 +27,16 @@ def latent_attention(
 ) -> torch.Tensor:
     """o(attention(x)) of normed rows `x` `[T, hidden]`; writes their latents."""
     q = w.q(x if w.q_a is None else ops.rms_norm(w.q_a(x), w.q_a_norm, a.norm_eps))
-    nope, turned = q.view(-1, a.heads, a.nope_dim + a.rope_dim).split([a.nope_dim, a.rope_dim], -1)
-    latent, key = w.kv_a(x).split([a.kv_rank, a.rope_dim], -1)
+    widths = [a.qk_nope_head_dim, a.qk_rope_head_dim]
+    nope, turned = q.view(-1, a.heads, sum(widths)).split(widths, -1)
+    latent, key = w.kv_a(x).split([a.kv_lora_rank, a.qk_rope_head_dim], -1)
     latent = ops.rms_norm(latent, w.kv_a_norm, a.norm_eps)
     new = torch.cat((latent, rotate(key[:, None], angles, interleaved)[:, 0]), -1)
     index = batch.slots.long()
     cache.data[index // BLOCK_SIZE, index % BLOCK_SIZE] = new.to(cache.data.dtype)
     inside = torch.einsum("thn,hnr->thr", nope, w.to_latent)
     queries = torch.cat((inside, rotate(turned, angles, interleaved)), -1).float()
-    out = torch.empty(x.shape[0], a.heads, a.kv_rank, dtype=x.dtype, device=x.device)
+    out = torch.empty(x.shape[0], a.heads, a.kv_lora_rank, dtype=x.dtype, device=x.device)
     starts, lens = batch.query_start.tolist(), batch.context_lens.tolist()
     for s, context in enumerate(lens):
         first, last = starts[s], starts[s + 1]
@@ -45,7 +46,7 @@ def latent_attention(
         keys = torch.arange(context, device=x.device)
         mine = torch.arange(context - (last - first), context, device=x.device)[:, None]
         weights = scores.masked_fill(keys > mine, -torch.inf).softmax(-1)
-        out[first:last] = torch.einsum("hqk,kr->qhr", weights, seen[:, : a.kv_rank]).to(x.dtype)
+        out[first:last] = torch.einsum("hqk,kr->qhr", weights, seen[:, : a.kv_lora_rank]).to(x.dtype)
     return w.o(torch.einsum("thr,hvr->thv", out, w.to_value).flatten(1))
 
 

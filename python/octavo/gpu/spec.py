@@ -46,11 +46,11 @@ class Latent:
     """Multi-head latent attention: keys and values of all heads come from one cached latent per token."""
 
     heads: int
-    q_rank: int | None
-    kv_rank: int
-    nope_dim: int
-    rope_dim: int
-    v_dim: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
     scale: float
     bias: bool
     norm_eps: float
@@ -85,14 +85,14 @@ class SharedExpert:
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture: each token goes to the `per_token` experts that its router scores highest."""
+    """A mixture: each token goes to the `num_experts_per_tok` experts that its router scores highest."""
 
     experts: int
-    per_token: int
+    num_experts_per_tok: int
     intermediate: int
     activation: Literal["silu", "gelu_tanh"]
     scoring: Literal["softmax", "sigmoid"]
-    choice_bias: bool
+    e_score_correction_bias: bool
     groups: Groups | None
     normalize: bool
     scale: float
@@ -125,7 +125,7 @@ class Spec:
     vocab: int
     max_position: int
     norm: Norm
-    norm_placement: Literal["before", "after", "around", "parallel"]
+    norm_placement: Literal["pre", "post", "sandwich", "parallel"]
     tied_embeddings: bool
     embedding_scale: float
     residual_scale: float
@@ -149,7 +149,7 @@ def read_spec(facts: Facts) -> Spec:
 
 def _attention(facts: Facts) -> Heads | Latent:
     values = {k: v for k, v in facts.items() if k != "kind"}
-    return Heads(**values) if facts["kind"] == "heads" else Latent(**values)
+    return Heads(**values) if facts["kind"] == "gqa" else Latent(**values)
 
 
 def _mlp(facts: Facts) -> Mlp | Experts:

@@ -31,7 +31,10 @@ class HeadsWeights:
 
 @dataclass(frozen=True)
 class LatentWeights:
-    """The absorbed form: `to_latent` `[heads, nope_dim, kv_rank]`, `to_value` `[heads, v_dim, kv_rank]`."""
+    """The absorbed form.
+
+    `to_latent` `[heads, qk_nope_head_dim, kv_lora_rank]`, `to_value` `[heads, v_head_dim, kv_lora_rank]`.
+    """
 
     q_a: Linear | None
     q_a_norm: torch.Tensor | None
@@ -56,7 +59,7 @@ class ExpertsWeights:
     """Router `[experts, hidden]` and shared gate `[1, hidden]` in f32: a rounded router sends tokens elsewhere."""
 
     router: FloatLinear
-    choice_bias: torch.Tensor | None
+    e_score_correction_bias: torch.Tensor | None
     experts: tuple[MlpWeights, ...]
     shared: MlpWeights | None
     shared_gate: FloatLinear | None
@@ -120,12 +123,12 @@ class _Loader:
 
         a, m = layer.attention, layer.mlp
         return LayerWeights(
-            attention_norm=norm("attention_norm", "before", "around", "parallel"),
+            attention_norm=norm("attention_norm", "pre", "sandwich", "parallel"),
             attention=self.heads(i, a) if isinstance(a, Heads) else self.latent(i, a),
-            attention_post_norm=norm("attention_post_norm", "after", "around"),
-            mlp_norm=norm("mlp_norm", "before", "around"),
+            attention_post_norm=norm("attention_post_norm", "post", "sandwich"),
+            mlp_norm=norm("mlp_norm", "pre", "sandwich"),
             mlp=self.mlp(i, m) if isinstance(m, Mlp) else self.experts(i, m),
-            mlp_post_norm=norm("mlp_post_norm", "after", "around"),
+            mlp_post_norm=norm("mlp_post_norm", "post", "sandwich"),
         )
 
     def heads(self, i: int, a: Heads) -> HeadsWeights:
@@ -142,27 +145,27 @@ class _Loader:
         )
 
     def latent(self, i: int, a: Latent) -> LatentWeights:
-        n, hidden = self.names["latent"], self.spec.hidden
-        q_rows = a.heads * (a.nope_dim + a.rope_dim)
+        n, hidden = self.names["mla"], self.spec.hidden
+        q_rows = a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim)
         q_a = q_a_norm = None
-        if a.q_rank is None:
+        if a.q_lora_rank is None:
             q = self.projection([(_at(n["q"], i), q_rows)], hidden, False)
         else:
-            q_a = self.projection([(_at(n["q_a"], i), a.q_rank)], hidden, a.bias)
-            q_a_norm = self.vector(_at(n["q_a_norm"], i), a.q_rank)
-            q = self.projection([(_at(n["q_b"], i), q_rows)], a.q_rank, False)
-        both = self.matrix(f"{_at(n['kv_b'], i)}.weight", a.heads * (a.nope_dim + a.v_dim), a.kv_rank)
-        parts = both.to(self.format.dtype).view(a.heads, a.nope_dim + a.v_dim, a.kv_rank)
-        to_latent, to_value = (p.contiguous() for p in parts.split([a.nope_dim, a.v_dim], 1))
+            q_a = self.projection([(_at(n["q_a"], i), a.q_lora_rank)], hidden, a.bias)
+            q_a_norm = self.vector(_at(n["q_a_norm"], i), a.q_lora_rank)
+            q = self.projection([(_at(n["q_b"], i), q_rows)], a.q_lora_rank, False)
+        both = self.matrix(f"{_at(n['kv_b'], i)}.weight", a.heads * (a.qk_nope_head_dim + a.v_head_dim), a.kv_lora_rank)
+        parts = both.to(self.format.dtype).view(a.heads, a.qk_nope_head_dim + a.v_head_dim, a.kv_lora_rank)
+        to_latent, to_value = (p.contiguous() for p in parts.split([a.qk_nope_head_dim, a.v_head_dim], 1))
         return LatentWeights(
             q_a=q_a,
             q_a_norm=q_a_norm,
             q=q,
-            kv_a=self.projection([(_at(n["kv_a"], i), a.kv_rank + a.rope_dim)], hidden, a.bias),
-            kv_a_norm=self.vector(_at(n["kv_a_norm"], i), a.kv_rank),
+            kv_a=self.projection([(_at(n["kv_a"], i), a.kv_lora_rank + a.qk_rope_head_dim)], hidden, a.bias),
+            kv_a_norm=self.vector(_at(n["kv_a_norm"], i), a.kv_lora_rank),
             to_latent=to_latent,
             to_value=to_value,
-            o=self.projection([(_at(self.names["o"], i), hidden)], a.heads * a.v_dim, a.bias),
+            o=self.projection([(_at(self.names["o"], i), hidden)], a.heads * a.v_head_dim, a.bias),
         )
 
     def mlp(self, i: int, m: Mlp) -> MlpWeights:
@@ -193,7 +196,9 @@ class _Loader:
                 gate = self.exact(f"{_at(n['shared_gate'], i)}.weight", 1)
         return ExpertsWeights(
             router=self.exact(f"{_at(n['router'], i)}.weight", m.experts),
-            choice_bias=self.vector(_at(n["choice_bias"], i), m.experts) if m.choice_bias else None,
+            e_score_correction_bias=self.vector(_at(n["e_score_correction_bias"], i), m.experts)
+            if m.e_score_correction_bias
+            else None,
             experts=tuple(expert(e) for e in range(m.experts)),
             shared=shared,
             shared_gate=gate,

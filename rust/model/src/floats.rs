@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, Tensor};
 use crate::damage::Damage;
 use crate::load::{Spared, WeightFormat};
 use crate::source::{Absorbed, Source};
-use crate::spec::{Dtype, LatentSpec};
+use crate::spec::{Dtype, MlaSpec};
 
 /// Packs the tensors of a checkpoint in a format. Pages of its files that have been packed do not stay in memory.
 pub(crate) struct Floats<'a> {
@@ -144,18 +144,18 @@ impl Source for Floats<'_> {
         Ok(self.pack(&[self.stored(name, rows, columns)?], columns, WeightDtype::F32))
     }
 
-    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
-        let rows = a.nope_dim + a.v_dim;
-        let kv_b = self.stored(name, a.heads * rows, a.kv_rank)?.to_f32();
+    fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
+        let rows = a.qk_nope_head_dim + a.v_head_dim;
+        let kv_b = self.stored(name, a.heads * rows, a.kv_lora_rank)?.to_f32();
         let pack = |values: &[f32], columns| {
             Linear::pack(self.kernels, &[Rows::F32(values)], columns, self.format.dtype)
         };
         let mut absorbed = Absorbed { to_latent: Vec::new(), to_value: Vec::new() };
-        for head in kv_b.chunks_exact(rows * a.kv_rank) {
-            let (keys, values) = head.split_at(a.nope_dim * a.kv_rank);
-            let turned = (0..a.kv_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_rank)).copied();
-            absorbed.to_latent.push(pack(&turned.collect::<Vec<_>>(), a.nope_dim));
-            absorbed.to_value.push(pack(values, a.kv_rank));
+        for head in kv_b.chunks_exact(rows * a.kv_lora_rank) {
+            let (keys, values) = head.split_at(a.qk_nope_head_dim * a.kv_lora_rank);
+            let turned = (0..a.kv_lora_rank).flat_map(|r| keys[r..].iter().step_by(a.kv_lora_rank)).copied();
+            absorbed.to_latent.push(pack(&turned.collect::<Vec<_>>(), a.qk_nope_head_dim));
+            absorbed.to_value.push(pack(values, a.kv_lora_rank));
         }
         Ok(absorbed)
     }

@@ -17,9 +17,9 @@ pub struct KvPool {
 /// What one layer keeps of past tokens.
 pub(crate) enum LayerStore {
     /// Keys and values of each KV head.
-    Heads(Box<KvLayer>),
+    Gqa(Box<KvLayer>),
     /// One latent for all heads.
-    Latent(LatentKv),
+    Mla(LatentKv),
 }
 
 /// How a pool keeps keys and values.
@@ -45,7 +45,7 @@ impl KvFormat {
 
     /// The kernels' name of it, for `spec`.
     fn dtype(self, spec: &ModelSpec) -> Result<KvDtype, ModelError> {
-        let latent = spec.layers.iter().any(|l| matches!(l.attention, AttentionSpec::Latent(_)));
+        let latent = spec.layers.iter().any(|l| matches!(l.attention, AttentionSpec::Mla(_)));
         match (self.float, self.int8) {
             (Dtype::Float16, _) => Err(ModelError::BadOption(
                 "kv_cache_dtype float16 is not available on the CPU: use \"bfloat16\" or \"float32\"".into(),
@@ -70,8 +70,8 @@ impl KvFormat {
 pub fn block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelError> {
     let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
-        AttentionSpec::Heads(a) => KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype),
-        AttentionSpec::Latent(a) => LatentKv::bytes_per_block(a.kv_rank + a.rope_dim, dtype),
+        AttentionSpec::Gqa(a) => KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype),
+        AttentionSpec::Mla(a) => LatentKv::bytes_per_block(a.kv_lora_rank + a.qk_rope_head_dim, dtype),
     };
     Ok(spec.layers.iter().map(bytes).sum())
 }
@@ -89,8 +89,8 @@ pub fn tail_bytes(
 ) -> Result<usize, ModelError> {
     let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
-        AttentionSpec::Heads(a) => KvLayer::bytes_per_tail(a.kv_heads, a.head_dim, dtype),
-        AttentionSpec::Latent(_) => 0,
+        AttentionSpec::Gqa(a) => KvLayer::bytes_per_tail(a.kv_heads, a.head_dim, dtype),
+        AttentionSpec::Mla(_) => 0,
     };
     Ok((seqs + tokens.div_ceil(BLOCK_SIZE)) * spec.layers.iter().map(bytes).sum::<usize>())
 }
@@ -103,11 +103,11 @@ impl KvPool {
     pub fn new(spec: &ModelSpec, blocks: usize, format: KvFormat) -> Result<Self, ModelError> {
         let dtype = format.dtype(spec)?;
         let layer = |l: &LayerSpec| match &l.attention {
-            AttentionSpec::Heads(a) => {
-                LayerStore::Heads(Box::new(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)))
+            AttentionSpec::Gqa(a) => {
+                LayerStore::Gqa(Box::new(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)))
             }
-            AttentionSpec::Latent(a) => {
-                LayerStore::Latent(LatentKv::new(blocks, a.kv_rank + a.rope_dim, dtype))
+            AttentionSpec::Mla(a) => {
+                LayerStore::Mla(LatentKv::new(blocks, a.kv_lora_rank + a.qk_rope_head_dim, dtype))
             }
         };
         let tails = format.int8.then(|| Tails::new(blocks));
@@ -131,7 +131,7 @@ impl KvPool {
         {
             let copy = tails.take(to);
             for layer in &mut self.layers {
-                let LayerStore::Heads(layer) = layer else { unreachable!("int8 pools have no latents") };
+                let LayerStore::Gqa(layer) = layer else { unreachable!("int8 pools have no latents") };
                 layer.grow_tails(tails.count());
                 layer.copy_unfilled((from as usize, tail as usize), (to as usize, copy as usize));
             }
@@ -139,8 +139,8 @@ impl KvPool {
         }
         for layer in &mut self.layers {
             match layer {
-                LayerStore::Heads(layer) => layer.copy_block(from as usize, to as usize),
-                LayerStore::Latent(layer) => layer.copy_block(from as usize, to as usize),
+                LayerStore::Gqa(layer) => layer.copy_block(from as usize, to as usize),
+                LayerStore::Mla(layer) => layer.copy_block(from as usize, to as usize),
             }
         }
     }

@@ -36,7 +36,7 @@ pub use packed_form::{Origin, quantization_config};
 pub use packing::{Quantized, quantize};
 pub use rope::{RopeScaling, RopeSpec, RopeTable};
 pub use spec::{
-    Activation, AttentionSpec, Dtype, ExpertGroups, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec,
-    MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlacement, NormSpec, QkNorm, Scoring, SharedExpertSpec,
+    Activation, AttentionSpec, Dtype, ExpertGroups, FeedForwardSpec, GqaSpec, LayerSpec, MlaSpec, MlpSpec,
+    ModelSpec, MoeSpec, NormKind, NormPlacement, NormSpec, QkNorm, Scoring, SharedExpertSpec,
 };
 pub use weights::read_family;

@@ -12,11 +12,11 @@ use crate::floats::Floats;
 use crate::packed::{Origin, PackedFile};
 use crate::source::Source;
 use crate::spec::{
-    AttentionSpec, Dtype, FeedForwardSpec, HeadsSpec, LatentSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
+    AttentionSpec, Dtype, FeedForwardSpec, GqaSpec, LayerSpec, MlaSpec, MlpSpec, ModelSpec, MoeSpec,
     NormPlacement, QkNorm,
 };
 use crate::weights::{
-    AttentionWeights, FeedForwardWeights, HeadsWeights, LatentWeights, LayerWeights, MlpWeights, MoeWeights,
+    AttentionWeights, FeedForwardWeights, GqaWeights, LayerWeights, MlaWeights, MlpWeights, MoeWeights,
     Projection, Weights,
 };
 
@@ -114,8 +114,8 @@ impl Loader<'_> {
         let n = self.names;
         let norm =
             |there: bool, name: &str| there.then(|| self.vector(&at(name, i), self.spec.hidden)).transpose();
-        let before = matches!(placement, NormPlacement::Before | NormPlacement::Around);
-        let after = matches!(placement, NormPlacement::After | NormPlacement::Around);
+        let before = matches!(placement, NormPlacement::Pre | NormPlacement::Sandwich);
+        let after = matches!(placement, NormPlacement::Post | NormPlacement::Sandwich);
         let parallel = placement == NormPlacement::Parallel;
         let attention_norm = norm(before || parallel, n.attention_norm)?;
         let mlp_norm = norm(before, n.mlp_norm)?;
@@ -126,8 +126,8 @@ impl Loader<'_> {
         let (inputs, mlp_inputs) = (inputs.as_deref(), mlp_inputs.as_deref());
         Ok(LayerWeights {
             attention: match &layer.attention {
-                AttentionSpec::Heads(a) => AttentionWeights::Heads(Box::new(self.heads(i, a, inputs)?)),
-                AttentionSpec::Latent(a) => AttentionWeights::Latent(Box::new(self.latent(i, a, inputs)?)),
+                AttentionSpec::Gqa(a) => AttentionWeights::Gqa(Box::new(self.heads(i, a, inputs)?)),
+                AttentionSpec::Mla(a) => AttentionWeights::Mla(Box::new(self.latent(i, a, inputs)?)),
             },
             attention_norm,
             attention_post_norm: norm(after, n.attention_post_norm)?,
@@ -147,7 +147,7 @@ impl Loader<'_> {
         norm.iter().map(|weight| (weight + self.spec.norm.offset).abs()).collect()
     }
 
-    fn heads(&self, i: usize, a: &HeadsSpec, inputs: Option<&[f32]>) -> Result<HeadsWeights, ModelError> {
+    fn heads(&self, i: usize, a: &GqaSpec, inputs: Option<&[f32]>) -> Result<GqaWeights, ModelError> {
         let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
         let (hidden, n) = (self.spec.hidden, self.names);
         let norms = match a.qk_norm {
@@ -159,17 +159,17 @@ impl Loader<'_> {
             Some((q, k)) => Some((self.vector(&at(n.q_norm, i), q)?, self.vector(&at(n.k_norm, i), k)?)),
             None => None,
         };
-        Ok(HeadsWeights {
+        Ok(GqaWeights {
             qkv: self.projection(&stacked(n.qkv, &[q, kv, kv], i), hidden, a.qkv_bias, inputs)?,
             qk_norm,
             o: self.projection(&[(at(n.o, i), hidden)], q, a.out_bias, None)?,
         })
     }
 
-    fn latent(&self, i: usize, a: &LatentSpec, inputs: Option<&[f32]>) -> Result<LatentWeights, ModelError> {
-        let (hidden, n) = (self.spec.hidden, &self.names.latent);
-        let q_rows = a.heads * (a.nope_dim + a.rope_dim);
-        let (q_a, q) = match a.q_rank {
+    fn latent(&self, i: usize, a: &MlaSpec, inputs: Option<&[f32]>) -> Result<MlaWeights, ModelError> {
+        let (hidden, n) = (self.spec.hidden, &self.names.mla);
+        let q_rows = a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
+        let (q_a, q) = match a.q_lora_rank {
             Some(rank) => {
                 let down = self.projection(&[(at(n.q_a, i), rank)], hidden, a.bias, inputs)?;
                 let norm = self.vector(&at(n.q_a_norm, i), rank)?;
@@ -181,14 +181,19 @@ impl Loader<'_> {
         };
         let absorbed = self.source.absorbed(&format!("{}.weight", at(n.kv_b, i)), a)?;
         absorbed.to_latent.iter().chain(&absorbed.to_value).for_each(|linear| self.count(linear.bytes()));
-        Ok(LatentWeights {
+        Ok(MlaWeights {
             q_a,
             q,
-            kv_a: self.projection(&[(at(n.kv_a, i), a.kv_rank + a.rope_dim)], hidden, a.bias, inputs)?,
-            kv_a_norm: self.vector(&at(n.kv_a_norm, i), a.kv_rank)?,
+            kv_a: self.projection(
+                &[(at(n.kv_a, i), a.kv_lora_rank + a.qk_rope_head_dim)],
+                hidden,
+                a.bias,
+                inputs,
+            )?,
+            kv_a_norm: self.vector(&at(n.kv_a_norm, i), a.kv_lora_rank)?,
             to_latent: absorbed.to_latent,
             to_value: absorbed.to_value,
-            o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_dim, a.bias, None)?,
+            o: self.projection(&[(at(self.names.o, i), hidden)], a.heads * a.v_head_dim, a.bias, None)?,
         })
     }
 
@@ -231,10 +236,13 @@ impl Loader<'_> {
             }
             None => None,
         };
-        let bias = m.choice_bias.then(|| self.vector(&at(n.choice_bias, i), m.experts)).transpose()?;
+        let bias = m
+            .e_score_correction_bias
+            .then(|| self.vector(&at(n.e_score_correction_bias, i), m.experts))
+            .transpose()?;
         Ok(MoeWeights {
             router: self.exact(&router, m.experts, hidden)?,
-            choice_bias: bias,
+            e_score_correction_bias: bias,
             experts: (0..m.experts).map(expert).collect::<Result<_, _>>()?,
             shared,
         })

@@ -17,7 +17,7 @@ use crate::load::{Loaded, WeightFormat};
 pub use crate::packed_form::Origin;
 use crate::packed_form::{Facts, METHOD, MatrixEntry, check_layout, key_of, read_metadata};
 use crate::source::{Absorbed, Source};
-use crate::spec::{Dtype, LatentSpec};
+use crate::spec::{Dtype, MlaSpec};
 use crate::weights::Weights;
 
 /// Bytes that one task looks at.
@@ -213,13 +213,13 @@ impl Source for PackedFile<'_> {
         self.one(name, &[rows], columns, &[WeightDtype::F32])
     }
 
-    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
+    fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
         let of = |part: &str, rows, columns| {
             self.matrices(&format!("{name}.{part}"), &[rows], columns, Some(a.heads), &[WeightDtype::Int8])
         };
         Ok(Absorbed {
-            to_latent: of("to_latent", a.kv_rank, a.nope_dim)?,
-            to_value: of("to_value", a.v_dim, a.kv_rank)?,
+            to_latent: of("to_latent", a.kv_lora_rank, a.qk_nope_head_dim)?,
+            to_value: of("to_value", a.v_head_dim, a.kv_lora_rank)?,
         })
     }
 }

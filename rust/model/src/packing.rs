@@ -19,7 +19,7 @@ use crate::floats::Floats;
 use crate::load::{Spared, WeightFormat, walk};
 use crate::packed_form::{ALIGNMENT, MatrixEntry, Origin, key_of, metadata, name_of};
 use crate::source::{Absorbed, Source, stand_in};
-use crate::spec::LatentSpec;
+use crate::spec::MlaSpec;
 
 /// Bytes of one write, at multiples of itself: the page cache then takes the file in large pages, where it has them.
 const WRITE_BYTES: usize = 2 << 20;
@@ -202,10 +202,10 @@ impl Source for Plan<'_> {
         Ok(stand_in(self.kernels))
     }
 
-    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
+    fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
         let (latent, value) = (format!("{name}.to_latent"), format!("{name}.to_value"));
-        self.add(&latent, vec![a.kv_rank], a.nope_dim, WeightDtype::Int8, Some(a.heads));
-        self.add(&value, vec![a.v_dim], a.kv_rank, WeightDtype::Int8, Some(a.heads));
+        self.add(&latent, vec![a.kv_lora_rank], a.qk_nope_head_dim, WeightDtype::Int8, Some(a.heads));
+        self.add(&value, vec![a.v_head_dim], a.kv_lora_rank, WeightDtype::Int8, Some(a.heads));
         Ok(Absorbed { to_latent: Vec::new(), to_value: Vec::new() })
     }
 }
@@ -272,10 +272,10 @@ impl Source for Writer<'_> {
         Ok(stand_in(self.kernels))
     }
 
-    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError> {
+    fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
         let Absorbed { to_latent, to_value } = self.floats.absorbed(name, a)?;
-        self.write(&format!("{name}.to_latent"), vec![a.kv_rank], Some(a.heads), &to_latent)?;
-        self.write(&format!("{name}.to_value"), vec![a.v_dim], Some(a.heads), &to_value)?;
+        self.write(&format!("{name}.to_latent"), vec![a.kv_lora_rank], Some(a.heads), &to_latent)?;
+        self.write(&format!("{name}.to_value"), vec![a.v_head_dim], Some(a.heads), &to_value)?;
         Ok(Absorbed { to_latent: Vec::new(), to_value: Vec::new() })
     }
 }

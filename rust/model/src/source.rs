@@ -3,7 +3,7 @@
 use octavo_kernels::{Linear, Rows, WeightDtype};
 
 use crate::ModelError;
-use crate::spec::LatentSpec;
+use crate::spec::MlaSpec;
 
 /// Gives weights by the names that the checkpoint has for them.
 pub(crate) trait Source {
@@ -23,14 +23,14 @@ pub(crate) trait Source {
     fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError>;
 
     /// The matrix of latent attention that makes keys and values, taken apart.
-    fn absorbed(&self, name: &str, a: &LatentSpec) -> Result<Absorbed, ModelError>;
+    fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError>;
 }
 
 /// The projection from the latent to keys and values in its absorbed form, head by head.
 pub(crate) struct Absorbed {
-    /// Queries to the space of the latent, each `[kv_rank, nope_dim]`.
+    /// Queries to the space of the latent, each `[kv_lora_rank, qk_nope_head_dim]`.
     pub to_latent: Vec<Linear>,
-    /// Latents to values, each `[v_dim, kv_rank]`.
+    /// Latents to values, each `[v_head_dim, kv_lora_rank]`.
     pub to_value: Vec<Linear>,
 }
 

@@ -72,11 +72,11 @@ pub struct NormSpec {
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
     /// x += f(norm(x)).
-    Before,
+    Pre,
     /// x += norm(f(x)).
-    After,
+    Post,
     /// x += norm(f(norm(x))).
-    Around,
+    Sandwich,
     /// y = norm(x); x += attention(y) + feed_forward(y).
     Parallel,
 }
@@ -95,7 +95,7 @@ pub enum QkNorm {
 
 /// Multi-head attention of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct HeadsSpec {
+pub struct GqaSpec {
     /// Query heads.
     pub heads: usize,
     /// Key/value heads; divides `heads`.
@@ -121,19 +121,19 @@ pub struct HeadsSpec {
 /// Multi-head latent attention of one layer (DeepSeek-V2, arXiv 2405.04434). Keys and values of all heads come from one
 /// latent per token, which is what the cache holds, beside a key part with rope that the heads share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct LatentSpec {
+pub struct MlaSpec {
     /// Query heads.
     pub heads: usize,
     /// Width of the latent that queries come from; None: they come from the residual stream at once.
-    pub q_rank: Option<usize>,
+    pub q_lora_rank: Option<usize>,
     /// Width of the latent of keys and values.
-    pub kv_rank: usize,
+    pub kv_lora_rank: usize,
     /// Channels of a head that have no rope.
-    pub nope_dim: usize,
+    pub qk_nope_head_dim: usize,
     /// Channels of a head that have rope.
-    pub rope_dim: usize,
+    pub qk_rope_head_dim: usize,
     /// Channels of a head's values.
-    pub v_dim: usize,
+    pub v_head_dim: usize,
     /// Factor on q.k before the softmax.
     pub scale: f32,
     /// Bias on the projections from and to the residual stream, the direct query projection excepted.
@@ -149,9 +149,9 @@ pub struct LatentSpec {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AttentionSpec {
     /// Keys and values for each KV head.
-    Heads(HeadsSpec),
+    Gqa(GqaSpec),
     /// One latent for all heads.
-    Latent(LatentSpec),
+    Mla(MlaSpec),
 }
 
 /// A gated feed-forward block: down(act(gate(x)) * up(x)).
@@ -195,13 +195,13 @@ pub struct SharedExpertSpec {
     pub gated: bool,
 }
 
-/// A mixture of experts: each token goes to the `per_token` experts that its router scores highest.
+/// A mixture of experts: each token goes to the `num_experts_per_tok` experts that its router scores highest.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MoeSpec {
     /// Number of routed experts.
     pub experts: usize,
     /// Experts of one token.
-    pub per_token: usize,
+    pub num_experts_per_tok: usize,
     /// Width between an expert's projections.
     pub intermediate: usize,
     /// Activation of the gates.
@@ -209,7 +209,7 @@ pub struct MoeSpec {
     /// Logits to scores.
     pub scoring: Scoring,
     /// A bias per expert is added to scores for the choice, not for the weights.
-    pub choice_bias: bool,
+    pub e_score_correction_bias: bool,
     /// Restriction to some groups.
     pub groups: Option<ExpertGroups>,
     /// Weights of a token's experts are divided by their sum.
@@ -276,8 +276,8 @@ impl NormPlacement {
     /// Norm weights of one layer, in rows of `hidden`.
     fn count(self) -> usize {
         match self {
-            NormPlacement::Before | NormPlacement::After => 2,
-            NormPlacement::Around => 4,
+            NormPlacement::Pre | NormPlacement::Post => 2,
+            NormPlacement::Sandwich => 4,
             NormPlacement::Parallel => 1,
         }
     }
@@ -286,7 +286,7 @@ impl NormPlacement {
 impl AttentionSpec {
     fn parameters(&self, hidden: usize) -> usize {
         match self {
-            AttentionSpec::Heads(a) => {
+            AttentionSpec::Gqa(a) => {
                 let (q, kv) = (a.heads * a.head_dim, a.kv_heads * a.head_dim);
                 let bias = if a.qkv_bias { q + 2 * kv } else { 0 } + if a.out_bias { hidden } else { 0 };
                 let norms = match a.qk_norm {
@@ -296,13 +296,17 @@ impl AttentionSpec {
                 };
                 (2 * q + 2 * kv) * hidden + bias + norms
             }
-            AttentionSpec::Latent(a) => {
-                let q = a.heads * (a.nope_dim + a.rope_dim);
-                let q = a.q_rank.map_or(q * hidden, |rank| rank * (hidden + 1 + q));
-                let kv =
-                    (a.kv_rank + a.rope_dim) * hidden + a.kv_rank * (1 + a.heads * (a.nope_dim + a.v_dim));
-                let bias = if a.bias { a.q_rank.unwrap_or(0) + a.kv_rank + a.rope_dim + hidden } else { 0 };
-                q + kv + a.heads * a.v_dim * hidden + bias
+            AttentionSpec::Mla(a) => {
+                let q = a.heads * (a.qk_nope_head_dim + a.qk_rope_head_dim);
+                let q = a.q_lora_rank.map_or(q * hidden, |rank| rank * (hidden + 1 + q));
+                let kv = (a.kv_lora_rank + a.qk_rope_head_dim) * hidden
+                    + a.kv_lora_rank * (1 + a.heads * (a.qk_nope_head_dim + a.v_head_dim));
+                let bias = if a.bias {
+                    a.q_lora_rank.unwrap_or(0) + a.kv_lora_rank + a.qk_rope_head_dim + hidden
+                } else {
+                    0
+                };
+                q + kv + a.heads * a.v_head_dim * hidden + bias
             }
         }
     }
@@ -310,19 +314,20 @@ impl AttentionSpec {
     /// Elements that one token leaves in the cache.
     fn kv_elements(&self) -> usize {
         match self {
-            AttentionSpec::Heads(a) => 2 * a.kv_heads * a.head_dim,
-            AttentionSpec::Latent(a) => a.kv_rank + a.rope_dim,
+            AttentionSpec::Gqa(a) => 2 * a.kv_heads * a.head_dim,
+            AttentionSpec::Mla(a) => a.kv_lora_rank + a.qk_rope_head_dim,
         }
     }
 
     /// Values that the block holds for one token while it runs, beside the residual stream.
     fn step_values(&self) -> usize {
         match self {
-            AttentionSpec::Heads(a) => (2 * a.heads + 2 * a.kv_heads) * a.head_dim,
-            AttentionSpec::Latent(a) => {
-                let q = a.heads * (a.nope_dim + 2 * a.rope_dim) + a.q_rank.unwrap_or(0);
-                let latents = (a.kv_rank + a.rope_dim) + a.heads * (2 * a.kv_rank + a.rope_dim);
-                q + latents + a.heads * a.v_dim + a.nope_dim + a.kv_rank
+            AttentionSpec::Gqa(a) => (2 * a.heads + 2 * a.kv_heads) * a.head_dim,
+            AttentionSpec::Mla(a) => {
+                let q = a.heads * (a.qk_nope_head_dim + 2 * a.qk_rope_head_dim) + a.q_lora_rank.unwrap_or(0);
+                let latents = (a.kv_lora_rank + a.qk_rope_head_dim)
+                    + a.heads * (2 * a.kv_lora_rank + a.qk_rope_head_dim);
+                q + latents + a.heads * a.v_head_dim + a.qk_nope_head_dim + a.kv_lora_rank
             }
         }
     }
@@ -336,7 +341,7 @@ impl FeedForwardSpec {
                 gated(m.intermediate) + if m.bias { 2 * m.intermediate + hidden } else { 0 }
             }
             FeedForwardSpec::Experts(m) => {
-                let router = m.experts * (hidden + usize::from(m.choice_bias));
+                let router = m.experts * (hidden + usize::from(m.e_score_correction_bias));
                 let shared = m.shared.as_ref();
                 let shared = shared.map_or(0, |s| gated(s.intermediate) + if s.gated { hidden } else { 0 });
                 m.experts * gated(m.intermediate) + router + shared
@@ -378,8 +383,8 @@ impl ModelSpec {
     /// Most query heads of one KV head in any layer; 1 where attention is latent.
     pub fn largest_group(&self) -> usize {
         let group = |l: &LayerSpec| match &l.attention {
-            AttentionSpec::Heads(a) => a.heads / a.kv_heads.max(1),
-            AttentionSpec::Latent(_) => 1,
+            AttentionSpec::Gqa(a) => a.heads / a.kv_heads.max(1),
+            AttentionSpec::Mla(_) => 1,
         };
         self.layers.iter().map(group).max().unwrap_or(1)
     }

@@ -26,12 +26,12 @@ pub(crate) struct LayerWeights {
 
 /// Weights of an attention block.
 pub(crate) enum AttentionWeights {
-    Heads(Box<HeadsWeights>),
-    Latent(Box<LatentWeights>),
+    Gqa(Box<GqaWeights>),
+    Mla(Box<MlaWeights>),
 }
 
 /// Weights of multi-head attention.
-pub(crate) struct HeadsWeights {
+pub(crate) struct GqaWeights {
     /// q, k and v below each other: `[(heads + 2 kv_heads) * head_dim, hidden]`.
     pub qkv: Projection,
     /// Weights of the norms of queries and keys.
@@ -41,17 +41,17 @@ pub(crate) struct HeadsWeights {
 
 /// Weights of latent attention in its absorbed form: queries are turned into the space of the latents, and what attention
 /// gives is turned into values afterwards.
-pub(crate) struct LatentWeights {
+pub(crate) struct MlaWeights {
     /// The projection to the latent of queries and its norm, where queries have one.
     pub q_a: Option<(Projection, Vec<f32>)>,
-    /// `[heads * (nope_dim + rope_dim), q_rank or hidden]`.
+    /// `[heads * (qk_nope_head_dim + qk_rope_head_dim), q_lora_rank or hidden]`.
     pub q: Projection,
-    /// `[kv_rank + rope_dim, hidden]`.
+    /// `[kv_lora_rank + qk_rope_head_dim, hidden]`.
     pub kv_a: Projection,
     pub kv_a_norm: Vec<f32>,
-    /// For each head `[kv_rank, nope_dim]`.
+    /// For each head `[kv_lora_rank, qk_nope_head_dim]`.
     pub to_latent: Vec<Linear>,
-    /// For each head `[v_dim, kv_rank]`.
+    /// For each head `[v_head_dim, kv_lora_rank]`.
     pub to_value: Vec<Linear>,
     pub o: Projection,
 }
@@ -74,7 +74,7 @@ pub(crate) struct MoeWeights {
     /// `[experts, hidden]`, in f32: a rounded router sends tokens elsewhere.
     pub router: Linear,
     /// Added to scores for the choice, `[experts]`.
-    pub choice_bias: Option<Vec<f32>>,
+    pub e_score_correction_bias: Option<Vec<f32>>,
     pub experts: Vec<MlpWeights>,
     /// The shared expert and its gate `[1, hidden]`.
     pub shared: Option<(MlpWeights, Option<Linear>)>,

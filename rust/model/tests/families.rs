@@ -1,6 +1,6 @@
 //! config.json to `ModelSpec`: what the families read, and what they refuse by name.
 
-use octavo_model::{AttentionSpec, Config, FeedForwardSpec, HeadsSpec, ModelError, ModelSpec, families};
+use octavo_model::{AttentionSpec, Config, FeedForwardSpec, GqaSpec, ModelError, ModelSpec, families};
 use serde_json::{Value, json};
 
 fn read(config: &Value) -> Result<ModelSpec, ModelError> {
@@ -16,10 +16,10 @@ fn with(changes: &[(&str, Value)]) -> Value {
     config
 }
 
-fn heads(spec: &ModelSpec) -> Vec<HeadsSpec> {
+fn heads(spec: &ModelSpec) -> Vec<GqaSpec> {
     let heads = |a: &AttentionSpec| match a {
-        AttentionSpec::Heads(heads) => heads.clone(),
-        AttentionSpec::Latent(_) => panic!("latent attention"),
+        AttentionSpec::Gqa(heads) => heads.clone(),
+        AttentionSpec::Mla(_) => panic!("latent attention"),
     };
     spec.layers.iter().map(|l| heads(&l.attention)).collect()
 }

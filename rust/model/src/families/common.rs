@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::rope::RopeSpec;
 use crate::rope_config::{RopeTraits, rope_spec};
 use crate::spec::{
-    Activation, AttentionSpec, Dtype, FeedForwardSpec, HeadsSpec, LayerSpec, MlpSpec, ModelSpec, NormKind,
+    Activation, AttentionSpec, Dtype, FeedForwardSpec, GqaSpec, LayerSpec, MlpSpec, ModelSpec, NormKind,
     NormPlacement, NormSpec, QkNorm,
 };
 
@@ -168,7 +168,7 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
     };
     let layers = (0..layer_count(config)?)
         .map(|i| LayerSpec {
-            attention: AttentionSpec::Heads(HeadsSpec {
+            attention: AttentionSpec::Gqa(GqaSpec {
                 heads,
                 kv_heads,
                 head_dim,
@@ -190,7 +190,7 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
         vocab: config.need_int("vocab_size", 1..=1 << 22)?,
         max_position: config.int("max_position_embeddings", 1..=1 << 28)?.unwrap_or(traits.max_position),
         norm: NormSpec { kind: NormKind::Rms, eps: eps as f32, offset: 0.0 },
-        norm_placement: NormPlacement::Before,
+        norm_placement: NormPlacement::Pre,
         tied_embeddings: config.flag("tie_word_embeddings", traits.tied)?,
         embedding_scale: 1.0,
         residual_scale: 1.0,
@@ -204,9 +204,9 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
 }
 
 /// The multi-head attention of every layer, to be changed.
-pub fn heads_mut(spec: &mut ModelSpec) -> impl Iterator<Item = &mut HeadsSpec> {
+pub fn heads_mut(spec: &mut ModelSpec) -> impl Iterator<Item = &mut GqaSpec> {
     spec.layers.iter_mut().filter_map(|l| match &mut l.attention {
-        AttentionSpec::Heads(heads) => Some(heads),
-        AttentionSpec::Latent(_) => None,
+        AttentionSpec::Gqa(heads) => Some(heads),
+        AttentionSpec::Mla(_) => None,
     })
 }

@@ -8,7 +8,7 @@ use crate::ModelError;
 use crate::config::Config;
 use crate::rope_config::{RopeTraits, rope_spec, yarn_mscale};
 use crate::spec::{
-    AttentionSpec, ExpertGroups, FeedForwardSpec, LatentSpec, MoeSpec, Scoring, SharedExpertSpec,
+    AttentionSpec, ExpertGroups, FeedForwardSpec, MlaSpec, MoeSpec, Scoring, SharedExpertSpec,
 };
 
 pub fn v2(config: &Config<'_>) -> Result<Family, ModelError> {
@@ -36,7 +36,7 @@ pub fn v3(config: &Config<'_>) -> Result<Family, ModelError> {
     let experts = experts(config, Some(256))?;
     let moe = MoeSpec {
         scoring: Scoring::Sigmoid,
-        choice_bias: true,
+        e_score_correction_bias: true,
         groups: Some(groups(config, experts, 2, (8, 4))?),
         normalize: config.flag("norm_topk_prob", true)?,
         ..moe(config, experts, 2.5)?
@@ -54,16 +54,16 @@ fn build(
     if config.int("moe_layer_freq", 1..=1024)?.is_some_and(|n| n != 1) {
         return Err(ModelError::Unsupported("moe_layer_freq other than 1".into()));
     }
-    let (heads, rope_dim) =
+    let (heads, qk_rope_head_dim) =
         (config.need_int("num_attention_heads", 1..=4096)?, config.need_int("qk_rope_head_dim", 2..=1024)?);
-    let rope = RopeTraits { head_dim: rope_dim, theta: 10_000.0, partial: None, interleaved };
-    let latent = LatentSpec {
+    let rope = RopeTraits { head_dim: qk_rope_head_dim, theta: 10_000.0, partial: None, interleaved };
+    let latent = MlaSpec {
         heads,
-        q_rank: config.int("q_lora_rank", 1..=1 << 16)?,
-        kv_rank: config.need_int("kv_lora_rank", 1..=1 << 14)?,
-        nope_dim: config.need_int("qk_nope_head_dim", 1..=1024)?,
-        rope_dim,
-        v_dim: config.need_int("v_head_dim", 1..=1024)?,
+        q_lora_rank: config.int("q_lora_rank", 1..=1 << 16)?,
+        kv_lora_rank: config.need_int("kv_lora_rank", 1..=1 << 14)?,
+        qk_nope_head_dim: config.need_int("qk_nope_head_dim", 1..=1024)?,
+        qk_rope_head_dim,
+        v_head_dim: config.need_int("v_head_dim", 1..=1024)?,
         scale: scale(config)?,
         bias: config.flag("attention_bias", false)?,
         norm_eps: 1e-6,
@@ -71,14 +71,14 @@ fn build(
     };
     let traits = Traits {
         // The sizes of heads come from `latent`; this keeps hidden / heads from being asked for.
-        head_dim: Some(rope_dim),
+        head_dim: Some(qk_rope_head_dim),
         ropes: Some(vec![rope_spec(config, rope)?]),
         ..Traits::new(architecture)
     };
     let mut family = llama_layout(config, traits)?;
     let dense = config.int("first_k_dense_replace", 0..=1024)?.unwrap_or(dense_default);
     for (i, layer) in family.spec.layers.iter_mut().enumerate() {
-        layer.attention = AttentionSpec::Latent(latent.clone());
+        layer.attention = AttentionSpec::Mla(latent.clone());
         if i >= dense {
             layer.mlp = FeedForwardSpec::Experts(moe.clone());
         }
@@ -117,11 +117,11 @@ fn moe(config: &Config<'_>, experts: usize, scale: f64) -> Result<MoeSpec, Model
     let shared = config.int("n_shared_experts", 0..=1024)?.unwrap_or(0);
     Ok(MoeSpec {
         experts,
-        per_token: config.need_int("num_experts_per_tok", 1..=experts as u64)?,
+        num_experts_per_tok: config.need_int("num_experts_per_tok", 1..=experts as u64)?,
         intermediate: inner,
         activation: activation(config)?,
         scoring: Scoring::Softmax,
-        choice_bias: false,
+        e_score_correction_bias: false,
         groups: None,
         normalize: false,
         scale: config.float("routed_scaling_factor", 0.0, 1e6)?.unwrap_or(scale) as f32,
@@ -139,10 +139,10 @@ fn groups(
     let count = config.int("n_group", 1..=experts as u64)?.unwrap_or(default.0);
     let chosen = config.int("topk_group", 1..=count as u64)?.unwrap_or(default.1);
     let size = experts / count;
-    let per_token = config.need_int("num_experts_per_tok", 1..=experts as u64)?;
-    if !experts.is_multiple_of(count) || size < best || chosen * size < per_token {
+    let num_experts_per_tok = config.need_int("num_experts_per_tok", 1..=experts as u64)?;
+    if !experts.is_multiple_of(count) || size < best || chosen * size < num_experts_per_tok {
         let expected = format!(
-            "a divisor of {experts} experts is expected, with {best} experts or more in a group and {per_token} in \
+            "a divisor of {experts} experts is expected, with {best} experts or more in a group and {num_experts_per_tok} in \
              {chosen} groups"
         );
         return Err(config.bad("n_group", &Value::from(count), expected));

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::rope_config::{RopeTraits, rope_specs_by_layer_type};
 use crate::spec::{Activation, NormPlacement, QkNorm};
 
-const AROUND: TensorNames = TensorNames {
+const SANDWICH: TensorNames = TensorNames {
     mlp_norm: "model.layers.{i}.pre_feedforward_layernorm.weight",
     mlp_post_norm: "model.layers.{i}.post_feedforward_layernorm.weight",
     ..LLAMA_NAMES
@@ -22,8 +22,8 @@ pub fn gemma1(config: &Config<'_>) -> Result<Family, ModelError> {
 
 pub fn gemma2(config: &Config<'_>) -> Result<Family, ModelError> {
     let windows = windows(&sliding_pattern(config, 2)?, window_or_default(config)?);
-    let traits = Traits { windows, max_position: 8192, names: AROUND, ..Traits::new("Gemma2ForCausalLM") };
-    around(config, build(config, traits)?, (Some(50.0), Some(30.0)))
+    let traits = Traits { windows, max_position: 8192, names: SANDWICH, ..Traits::new("Gemma2ForCausalLM") };
+    sandwich(config, build(config, traits)?, (Some(50.0), Some(30.0)))
 }
 
 pub fn gemma3(config: &Config<'_>) -> Result<Family, ModelError> {
@@ -36,10 +36,10 @@ pub fn gemma3(config: &Config<'_>) -> Result<Family, ModelError> {
         windows: windows(&sliding, window_or_default(config)?),
         max_position: 131_072,
         ropes: Some(ropes.into()),
-        names: AROUND,
+        names: SANDWICH,
         ..Traits::new("Gemma3ForCausalLM")
     };
-    let mut family = around(config, build(config, traits)?, (None, None))?;
+    let mut family = sandwich(config, build(config, traits)?, (None, None))?;
     for (attention, slides) in heads_mut(&mut family.spec).zip(sliding) {
         attention.rope = Some(usize::from(slides));
     }
@@ -79,7 +79,7 @@ fn build(config: &Config<'_>, traits: Traits) -> Result<Family, ModelError> {
 }
 
 /// What Gemma 2 and 3 add; `caps` are the defaults of the soft caps on attention and on logits.
-fn around(
+fn sandwich(
     config: &Config<'_>,
     mut family: Family,
     caps: (Option<f64>, Option<f64>),
@@ -95,6 +95,6 @@ fn around(
         attention.scale = scalar.powf(-0.5) as f32;
     }
     family.spec.logit_softcap = cap("final_logit_softcapping", caps.1)?;
-    family.spec.norm_placement = NormPlacement::Around;
+    family.spec.norm_placement = NormPlacement::Sandwich;
     Ok(family)
 }

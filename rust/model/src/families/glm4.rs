@@ -25,6 +25,6 @@ pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
         ..Traits::new("Glm4ForCausalLM")
     };
     let mut family = llama_layout(config, traits)?;
-    family.spec.norm_placement = NormPlacement::Around;
+    family.spec.norm_placement = NormPlacement::Sandwich;
     Ok(family)
 }

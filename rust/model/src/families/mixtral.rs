@@ -30,11 +30,11 @@ pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     let experts = config.int("num_local_experts", 1..=4096)?.unwrap_or(8);
     let moe = MoeSpec {
         experts,
-        per_token: config.int("num_experts_per_tok", 1..=experts as u64)?.unwrap_or(2),
+        num_experts_per_tok: config.int("num_experts_per_tok", 1..=experts as u64)?.unwrap_or(2),
         intermediate: intermediate(config, "intermediate_size")?,
         activation: activation(config)?,
         scoring: Scoring::Softmax,
-        choice_bias: false,
+        e_score_correction_bias: false,
         groups: None,
         normalize: true,
         scale: 1.0,

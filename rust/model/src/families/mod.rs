@@ -21,7 +21,7 @@ mod qwen3;
 mod qwen_moe;
 mod smollm3;
 
-pub use names::{ExpertNames, LatentNames, TensorNames};
+pub use names::{ExpertNames, MlaNames, TensorNames};
 
 use crate::config::Config;
 use crate::{ModelError, ModelSpec, quantized};

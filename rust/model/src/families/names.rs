@@ -25,7 +25,7 @@ pub struct TensorNames {
     /// Norm of keys.
     pub k_norm: &'static str,
     /// Latent attention.
-    pub latent: LatentNames,
+    pub mla: MlaNames,
     /// Norm before the feed-forward block `[hidden]`.
     pub mlp_norm: &'static str,
     /// Norm after the feed-forward block `[hidden]`.
@@ -40,7 +40,7 @@ pub struct TensorNames {
 
 /// Names of latent attention's tensors.
 #[derive(Clone, Copy, Serialize)]
-pub struct LatentNames {
+pub struct MlaNames {
     /// Query projection from the residual stream.
     pub q: &'static str,
     /// Projection to the latent of queries.
@@ -63,7 +63,7 @@ pub struct ExpertNames {
     /// Router `[experts, hidden]`.
     pub router: &'static str,
     /// Bias of the choice `[experts]`.
-    pub choice_bias: &'static str,
+    pub e_score_correction_bias: &'static str,
     /// Gate and up projections of an expert.
     pub gate_up: &'static [&'static str],
     /// Down projection of an expert.
@@ -91,7 +91,7 @@ pub const LLAMA_NAMES: TensorNames = TensorNames {
     o: "model.layers.{i}.self_attn.o_proj",
     q_norm: "model.layers.{i}.self_attn.q_norm.weight",
     k_norm: "model.layers.{i}.self_attn.k_norm.weight",
-    latent: LatentNames {
+    mla: MlaNames {
         q: "model.layers.{i}.self_attn.q_proj",
         q_a: "model.layers.{i}.self_attn.q_a_proj",
         q_a_norm: "model.layers.{i}.self_attn.q_a_layernorm.weight",
@@ -106,7 +106,7 @@ pub const LLAMA_NAMES: TensorNames = TensorNames {
     down: "model.layers.{i}.mlp.down_proj",
     experts: ExpertNames {
         router: "model.layers.{i}.mlp.gate",
-        choice_bias: "model.layers.{i}.mlp.gate.e_score_correction_bias",
+        e_score_correction_bias: "model.layers.{i}.mlp.gate.e_score_correction_bias",
         gate_up: &["model.layers.{i}.mlp.experts.{e}.gate_proj", "model.layers.{i}.mlp.experts.{e}.up_proj"],
         down: "model.layers.{i}.mlp.experts.{e}.down_proj",
         shared_gate_up: &[

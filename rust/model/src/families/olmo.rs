@@ -39,6 +39,6 @@ fn build(config: &Config<'_>, traits: Traits) -> Result<Family, ModelError> {
     let traits =
         Traits { qkv_bias: bias, out_bias: bias, qk_norm: QkNorm::Whole, norm_eps: 1e-5, names, ..traits };
     let mut family = llama_layout(config, traits)?;
-    family.spec.norm_placement = NormPlacement::After;
+    family.spec.norm_placement = NormPlacement::Post;
     Ok(family)
 }

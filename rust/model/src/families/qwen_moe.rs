@@ -66,11 +66,11 @@ fn build(
     }
     let moe = MoeSpec {
         experts,
-        per_token: config.need_int("num_experts_per_tok", 1..=experts as u64)?,
+        num_experts_per_tok: config.need_int("num_experts_per_tok", 1..=experts as u64)?,
         intermediate: intermediate(config, "moe_intermediate_size")?,
         activation: activation(config)?,
         scoring: Scoring::Softmax,
-        choice_bias: false,
+        e_score_correction_bias: false,
         groups: None,
         normalize: config.flag("norm_topk_prob", false)?,
         scale: 1.0,

@@ -4,8 +4,8 @@ use octavo_kernels as k;
 use octavo_kernels::{AttentionParams, Kernels};
 
 use super::{Batch, Model, Scratch, project, take};
-use crate::spec::HeadsSpec;
-use crate::weights::{HeadsWeights, LayerWeights};
+use crate::spec::GqaSpec;
+use crate::weights::{GqaWeights, LayerWeights};
 
 impl Model {
     /// x += o(attention(qkv(norm(x)))); norms stand where the spec places them.
@@ -13,9 +13,9 @@ impl Model {
     pub(super) fn attention(
         &self,
         kernels: &Kernels,
-        a: &HeadsSpec,
+        a: &GqaSpec,
         layer: &LayerWeights,
-        weights: &HeadsWeights,
+        weights: &GqaWeights,
         cache: &mut k::KvLayer,
         batch: &Batch<'_>,
         s: &mut Scratch,

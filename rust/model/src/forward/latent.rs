@@ -8,21 +8,21 @@ use octavo_kernels as k;
 use octavo_kernels::{Kernels, LatentKv, LatentParams, RmsNorm};
 
 use super::{Batch, Model, Scratch, project, take};
-use crate::spec::LatentSpec;
-use crate::weights::{LatentWeights, LayerWeights};
+use crate::spec::MlaSpec;
+use crate::weights::{LayerWeights, MlaWeights};
 
 /// Memory of the block.
 #[derive(Default)]
 pub(super) struct Buffers {
-    /// Latents of queries `[T, q_rank]`.
+    /// Latents of queries `[T, q_lora_rank]`.
     q_latent: Vec<f32>,
-    /// New rows of the cache `[T, kv_rank + rope_dim]`.
+    /// New rows of the cache `[T, kv_lora_rank + qk_rope_head_dim]`.
     new: Vec<f32>,
-    /// Parts of queries with rope `[T, heads, rope_dim]`.
+    /// Parts of queries with rope `[T, heads, qk_rope_head_dim]`.
     turned: Vec<f32>,
-    /// Queries in the space of the cache `[T, heads, kv_rank + rope_dim]`.
+    /// Queries in the space of the cache `[T, heads, kv_lora_rank + qk_rope_head_dim]`.
     q: Vec<f32>,
-    /// What attention gives `[T, heads, kv_rank]`.
+    /// What attention gives `[T, heads, kv_lora_rank]`.
     out: Vec<f32>,
     /// One head of all rows.
     head: Vec<f32>,
@@ -34,15 +34,16 @@ impl Model {
     pub(super) fn latent_attention(
         &self,
         kernels: &Kernels,
-        a: &LatentSpec,
+        a: &MlaSpec,
         layer: &LayerWeights,
-        weights: &LatentWeights,
+        weights: &MlaWeights,
         cache: &mut LatentKv,
         batch: &Batch<'_>,
         s: &mut Scratch,
     ) {
         let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
-        let (head_dim, width) = (a.nope_dim + a.rope_dim, a.kv_rank + a.rope_dim);
+        let (head_dim, width) =
+            (a.qk_nope_head_dim + a.qk_rope_head_dim, a.kv_lora_rank + a.qk_rope_head_dim);
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
         let branch = take(&mut s.branch, rows * hidden);
@@ -69,35 +70,39 @@ impl Model {
         project(kernels, &weights.kv_a, input, rows, new, &mut s.quantized);
         k::rms_norm_heads(kernels, new, width, 1, latent_norm(&weights.kv_a_norm));
         let table = self.rope_table(&s.ropes, a.rope);
-        let key = k::RopeLayout { stride: width, heads: 1, head_dim: a.rope_dim };
-        k::rope(kernels, &mut new[a.kv_rank..], key, &s.rows, table);
+        let key = k::RopeLayout { stride: width, heads: 1, head_dim: a.qk_rope_head_dim };
+        k::rope(kernels, &mut new[a.kv_lora_rank..], key, &s.rows, table);
         cache.write(new, batch.slots);
 
-        let turned = take(&mut b.turned, rows * a.heads * a.rope_dim);
-        for (to, head) in turned.chunks_exact_mut(a.rope_dim).zip(heads.chunks_exact(head_dim)) {
-            to.copy_from_slice(&head[a.nope_dim..]);
+        let turned = take(&mut b.turned, rows * a.heads * a.qk_rope_head_dim);
+        for (to, head) in turned.chunks_exact_mut(a.qk_rope_head_dim).zip(heads.chunks_exact(head_dim)) {
+            to.copy_from_slice(&head[a.qk_nope_head_dim..]);
         }
-        let query = k::RopeLayout { stride: a.heads * a.rope_dim, heads: a.heads, head_dim: a.rope_dim };
+        let query = k::RopeLayout {
+            stride: a.heads * a.qk_rope_head_dim,
+            heads: a.heads,
+            head_dim: a.qk_rope_head_dim,
+        };
         k::rope(kernels, turned, query, &s.rows, table);
         let q = take(&mut b.q, rows * a.heads * width);
-        for (to, turned) in q.chunks_exact_mut(width).zip(turned.chunks_exact(a.rope_dim)) {
-            to[a.kv_rank..].copy_from_slice(turned);
+        for (to, turned) in q.chunks_exact_mut(width).zip(turned.chunks_exact(a.qk_rope_head_dim)) {
+            to[a.kv_lora_rank..].copy_from_slice(turned);
         }
         for (h, to_latent) in weights.to_latent.iter().enumerate() {
-            let head = take(&mut b.head, rows * a.nope_dim);
-            gather(heads, a.heads * head_dim, h * head_dim, a.nope_dim, head);
+            let head = take(&mut b.head, rows * a.qk_nope_head_dim);
+            gather(heads, a.heads * head_dim, h * head_dim, a.qk_nope_head_dim, head);
             let to = &mut q[h * width..];
             to_latent.forward_strided(kernels, head, rows, None, to, a.heads * width, &mut s.quantized);
         }
-        let params = LatentParams { heads: a.heads, value_width: a.kv_rank, scale: a.scale };
-        let out = take(&mut b.out, rows * a.heads * a.kv_rank);
+        let params = LatentParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
+        let out = take(&mut b.out, rows * a.heads * a.kv_lora_rank);
         k::latent_attention(kernels, cache, q, batch.seqs, params, out);
-        let values = take(&mut s.inner, rows * a.heads * a.v_dim);
+        let values = take(&mut s.inner, rows * a.heads * a.v_head_dim);
         for (h, to_value) in weights.to_value.iter().enumerate() {
-            let head = take(&mut b.head, rows * a.kv_rank);
-            gather(out, a.heads * a.kv_rank, h * a.kv_rank, a.kv_rank, head);
-            let to = &mut values[h * a.v_dim..];
-            to_value.forward_strided(kernels, head, rows, None, to, a.heads * a.v_dim, &mut s.quantized);
+            let head = take(&mut b.head, rows * a.kv_lora_rank);
+            gather(out, a.heads * a.kv_lora_rank, h * a.kv_lora_rank, a.kv_lora_rank, head);
+            let to = &mut values[h * a.v_head_dim..];
+            to_value.forward_strided(kernels, head, rows, None, to, a.heads * a.v_head_dim, &mut s.quantized);
         }
         project(kernels, &weights.o, values, rows, branch, &mut s.quantized);
         self.add_branch(kernels, layer.attention_post_norm.as_deref(), branch, x);

@@ -184,7 +184,7 @@ impl Model {
                 let seqs = tails.views(batch.seqs);
                 let placed = Batch { slots: &tails.slots, seqs: &seqs, filled: &tails.filled, ..*batch };
                 for layer in &mut kv.layers {
-                    if let LayerStore::Heads(layer) = layer {
+                    if let LayerStore::Gqa(layer) = layer {
                         layer.grow_tails(tails.count());
                     }
                 }
@@ -210,10 +210,10 @@ impl Model {
         s: &mut Scratch,
     ) {
         match (&layer.attention, &weights.attention, store) {
-            (AttentionSpec::Heads(a), AttentionWeights::Heads(w), LayerStore::Heads(cache)) => {
+            (AttentionSpec::Gqa(a), AttentionWeights::Gqa(w), LayerStore::Gqa(cache)) => {
                 self.attention(kernels, a, weights, w, cache, batch, s);
             }
-            (AttentionSpec::Latent(a), AttentionWeights::Latent(w), LayerStore::Latent(cache)) => {
+            (AttentionSpec::Mla(a), AttentionWeights::Mla(w), LayerStore::Mla(cache)) => {
                 self.latent_attention(kernels, a, weights, w, cache, batch, s);
             }
             _ => unreachable!("weights and cache are made from the spec"),

@@ -50,7 +50,8 @@ impl Model {
         b.chosen.resize_with(moe.experts.max(b.chosen.len()), Vec::new);
         b.chosen.iter_mut().for_each(Vec::clear);
         for (row, scores) in scores.chunks_exact(moe.experts).enumerate() {
-            for &(expert, weight) in b.router.choose(moe, weights.choice_bias.as_deref(), scores) {
+            for &(expert, weight) in b.router.choose(moe, weights.e_score_correction_bias.as_deref(), scores)
+            {
                 b.chosen[expert].push((row as u32, weight));
             }
         }
@@ -139,7 +140,7 @@ impl Router {
                 }
             }
         }
-        let chosen = best(&mut self.order, &self.choice, moe.per_token);
+        let chosen = best(&mut self.order, &self.choice, moe.num_experts_per_tok);
         self.chosen.clear();
         self.chosen.extend(chosen.iter().map(|&(_, expert)| (expert, scores[expert])));
         let sum: f32 = self.chosen.iter().map(|c| c.1).sum();
@@ -172,14 +173,14 @@ mod tests {
     use super::*;
     use crate::spec::{Activation, ExpertGroups};
 
-    fn moe(experts: usize, per_token: usize) -> MoeSpec {
+    fn moe(experts: usize, num_experts_per_tok: usize) -> MoeSpec {
         MoeSpec {
             experts,
-            per_token,
+            num_experts_per_tok,
             intermediate: 1,
             activation: Activation::Silu,
             scoring: Scoring::Sigmoid,
-            choice_bias: false,
+            e_score_correction_bias: false,
             groups: None,
             normalize: false,
             scale: 2.0,
