@@ -137,11 +137,11 @@ def write_folder(shape: dict[str, Any], folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def start(folder: Path, place: engine.Place, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
+def start(folder: Path, backend: engine.Backend, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
     context = lengths.prompt + lengths.decoded + 2
     wishes = engine.Wishes(max_model_len=context, max_num_seqs=seqs, max_num_batched_tokens=4096)
     options = engine.Options(quantization=quantization, wishes=wishes, enable_prefix_caching=False)
-    return LLM._over(engine.start(folder, options, place), folder)
+    return LLM._over(engine.start(folder, options, backend), folder)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -210,9 +210,9 @@ def graph_seconds(runner: Any, batch: int, device: torch.device, context: int) -
 
 
 def measure(
-    name: str, place: engine.Place, quantization: str | None, batches: Sequence[int], rounds: int, lengths: Lengths
+    name: str, backend: engine.Backend, quantization: str | None, batches: Sequence[int], rounds: int, lengths: Lengths
 ) -> list[Any]:
-    device = place.device
+    device = backend.device
     rate = copy_rate(device)
     rows = []
     made: list[Any] = []
@@ -221,7 +221,7 @@ def measure(
     engine.Runner = lambda *a: made.append(runner_class(*a)) or made[-1]  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         write_folder(SHAPES[name], Path(folder))
-        with start(Path(folder), place, quantization, max(batches), lengths) as llm:
+        with start(Path(folder), backend, quantization, max(batches), lengths) as llm:
             spec = made[0].model.spec
             weights = next(p["bytes"] for p in llm.info()["memory"] if p["name"] == "weights")
             if not spec.tied_embeddings:
@@ -367,10 +367,10 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    place = engine.gpu() if options.device == "cuda" else engine.Place(torch.device("cpu"), torch_ops())
+    backend = engine.gpu() if options.device == "cuda" else engine.Backend(torch.device("cpu"), torch_ops())
     lengths = Lengths(options.prompt_tokens, options.tokens)
     document: dict[str, Any] = {
-        "machine": machine(place.device),
+        "machine": machine(backend.device),
         "prompt_tokens": lengths.prompt,
         "decoded_tokens": lengths.decoded,
         "octavo": [],
@@ -388,16 +388,16 @@ def main() -> None:
                 (
                     name,
                     "octavo",
-                    lambda n=name, f=form: measure(n, place, f, options.batches, options.rounds, lengths),
+                    lambda n=name, f=form: measure(n, backend, f, options.batches, options.rounds, lengths),
                 )
             )
         if not options.no_peer:
             # Its `generate` on few sequences, its continuous batching on many.
             few = [b for b in options.batches if b <= 32]
-            jobs.append((name, "transformers", lambda n=name, b=few: transformers_rows(n, place.device, b, lengths)))
+            jobs.append((name, "transformers", lambda n=name, b=few: transformers_rows(n, backend.device, b, lengths)))
             # It does not end on tensors of the CPU, so nothing here has run: what it might cost comes last.
-            if place.device.type == "cuda":
-                run = lambda n=name: continuous_rows(n, place.device, options.continuous, lengths)  # noqa: E731
+            if backend.device.type == "cuda":
+                run = lambda n=name: continuous_rows(n, backend.device, options.continuous, lengths)  # noqa: E731
                 last.append((name, "continuous_batching", run))
     for name, key, job in jobs + last:
         try:
@@ -406,7 +406,7 @@ def main() -> None:
             # One measurement that fails must not cost the others.
             document["faults"].append({"model": name, "of": key, "error": f"{type(error).__name__}: {error}"})
             print(json.dumps(document["faults"][-1]), flush=True)
-        if place.device.type == "cuda":
+        if backend.device.type == "cuda":
             torch.cuda.empty_cache()
         file.write_text(json.dumps(document, indent=1) + "\n")
     plot(document, options.out / "gpu_model.svg")

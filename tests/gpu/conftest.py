@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 
 import torch
 import transformers
+from backends import BACKENDS
 from octavo.gpu import engine
-from places import PLACES
 from random_models import CASES, write_model
 
 
@@ -36,9 +36,9 @@ def _quiet_reference() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=PLACES, ids=lambda make: make.__name__)
-def place(request: pytest.FixtureRequest) -> engine.Place:
-    make: Callable[[], engine.Place] = request.param
+@pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)
+def backend(request: pytest.FixtureRequest) -> engine.Backend:
+    make: Callable[[], engine.Backend] = request.param
     return make()
 
 

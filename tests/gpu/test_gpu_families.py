@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
+from backends import torch_llm
 from compare import all_rows, assert_greedy, assert_same_logprobs, reference_logprobs
 from octavo import LLM, SamplingParams
 from octavo.gpu import engine
-from places import torch_llm
 from random_models import CASES, Case, write_model
 
 PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
@@ -23,14 +23,14 @@ def limits_of(case: Case) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_float32_matches_transformers_and_the_cpu(case: Case, place: engine.Place, tmp_path: Path) -> None:
+def test_float32_matches_transformers_and_the_cpu(case: Case, backend: engine.Backend, tmp_path: Path) -> None:
     reference = write_model(case, tmp_path)
     vocab = reference.config.vocab_size
     draw = random.Random(case.name)
     prompt = [draw.randrange(vocab) for _ in range(PROMPT_TOKENS)]
     limits = limits_of(case)
     params = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True, logprobs=-1, prompt_logprobs=-1)
-    with torch_llm(tmp_path, place, **limits) as llm:
+    with torch_llm(tmp_path, backend, **limits) as llm:
         output = llm.generate(prompt, params)[0]
         # Without log-probabilities the tokens are drawn on the device.
         plain = SamplingParams(temperature=0, max_tokens=STEPS, ignore_eos=True)

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
+from backends import torch_llm
 from octavo import SamplingParams
 from octavo.gpu import engine, graphs
 from octavo.gpu.batch import Batch
 from octavo.gpu.runner import Runner
-from places import torch_llm
 
 PARAMS = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
@@ -36,13 +36,13 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def test_padded_steps_give_the_same_tokens(place: engine.Place, tiny: Path, used: list[tuple[int, int]]) -> None:
+def test_padded_steps_give_the_same_tokens(backend: engine.Backend, tiny: Path, used: list[tuple[int, int]]) -> None:
     draw = random.Random(3)
     asked = [[draw.randrange(199) for _ in range(n)] for n in (3, 40, 31, 64, 5)]
-    with torch_llm(tiny, engine.Place(place.device, place.ops, graphs=False)) as llm:
+    with torch_llm(tiny, engine.Backend(backend.device, backend.ops, graphs=False)) as llm:
         want = [llm.generate(p, PARAMS)[0].outputs[0].token_ids for p in asked]
     assert not used
-    with torch_llm(tiny, place) as llm:
+    with torch_llm(tiny, backend) as llm:
         for count in range(1, 6):
             outputs = llm.generate(asked[:count], PARAMS, use_tqdm=False)
             assert [o.outputs[0].token_ids for o in outputs] == want[:count]
@@ -50,13 +50,13 @@ def test_padded_steps_give_the_same_tokens(place: engine.Place, tiny: Path, used
 
 
 def test_a_smaller_step_after_a_larger_one_sees_nothing_of_it(
-    place: engine.Place, tiny: Path, used: list[tuple[int, int]]
+    backend: engine.Backend, tiny: Path, used: list[tuple[int, int]]
 ) -> None:
     """What padding rows held before is neither read nor written again."""
     lens = (30, 2, 45)
     params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (30, 4, 12)]
     asked = [[7] * n for n in lens]
-    with torch_llm(tiny, place, enable_prefix_caching=False) as llm:
+    with torch_llm(tiny, backend, enable_prefix_caching=False) as llm:
         want = [llm.generate(p, q)[0].outputs[0].token_ids for p, q in zip(asked, params, strict=True)]
         got = [o.outputs[0].token_ids for o in llm.generate(asked, params, use_tqdm=False)]
     assert got == want

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backends import torch_llm
 from octavo import LLM, SamplingParams
 from octavo.errors import InvalidRequestError
 from octavo.gpu import engine, runner
-from octavo.gpu.batch import Layout
+from octavo.gpu.batch import HostBatch
 from octavo.gpu.tails import Tails, most_tails
-from places import torch_llm
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 BLOCK_BYTES = 2 * 2 * (2 * 32 * 16 + 4 * 16 + 2 * 32 + 8)
@@ -41,11 +41,11 @@ def runners(monkeypatch: pytest.MonkeyPatch) -> list[runner.Runner]:
     return made
 
 
-def test_ragged_batches_and_prefix_hits(place: engine.Place, tiny: Path, runners: list[runner.Runner]) -> None:
+def test_ragged_batches_and_prefix_hits(backend: engine.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
     shared = prompts(70)[0]
     asked = [*prompts(1, 75, 31, 32, 33, 64), *([*shared, *tail] for tail in prompts(4, 30, seed=2))]
     want = expected(tiny, asked)
-    with torch_llm(tiny, place, kv_cache_dtype="int8") as llm:
+    with torch_llm(tiny, backend, kv_cache_dtype="int8") as llm:
         assert tokens(llm, asked) == want
         again = llm.generate(asked[-1], GREEDY)[0]
         assert again.metrics is not None
@@ -61,7 +61,7 @@ def test_ragged_batches_and_prefix_hits(place: engine.Place, tiny: Path, runners
     assert len(tails.blocks()) <= 1, "blocks of requests that ended keep no tail"
 
 
-def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(place: engine.Place, tiny: Path) -> None:
+def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(backend: engine.Backend, tiny: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=2)
 
     def rows(llm: LLM) -> list[float]:
@@ -69,26 +69,26 @@ def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(place: e
             found = llm.generate(prompts(80)[0], params)[0].outputs[0].logprobs or []
         return [c.logprob for row in found for c in row.values()]
 
-    int8 = rows(torch_llm(tiny, place, kv_cache_dtype="int8"))
+    int8 = rows(torch_llm(tiny, backend, kv_cache_dtype="int8"))
     cpu = rows(LLM(tiny, device="cpu", dtype="float32", quantization=None, kv_cache_dtype="int8"))
     # Against int8 keys the CPU rounds queries to 16 bits.
     assert int8 == pytest.approx(cpu, abs=5e-4)
-    assert int8 != pytest.approx(rows(torch_llm(tiny, place)), abs=1e-3)
+    assert int8 != pytest.approx(rows(torch_llm(tiny, backend)), abs=1e-3)
 
 
-def test_chunks_beside_decodes(place: engine.Place, tiny: Path) -> None:
+def test_chunks_beside_decodes(backend: engine.Backend, tiny: Path) -> None:
     asked = prompts(120, 7, 61, 33)
-    with torch_llm(tiny, place, kv_cache_dtype="int8", max_num_batched_tokens=16) as llm:
+    with torch_llm(tiny, backend, kv_cache_dtype="int8", max_num_batched_tokens=16) as llm:
         assert tokens(llm, asked) == expected(tiny, asked)
         assert llm.stats()["mixed_steps"] > 0
 
 
-def test_preemption_and_cancelled_requests(place: engine.Place, tiny: Path, runners: list[runner.Runner]) -> None:
+def test_preemption_and_cancelled_requests(backend: engine.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
     """Blocks are given up half full, and handed out again."""
     asked = prompts(30, 31, 29, 28)
     with torch_llm(
         tiny,
-        place,
+        backend,
         kv_cache_dtype="int8",
         kv_cache_bytes=6 * BLOCK_BYTES,
         max_model_len=96,
@@ -108,10 +108,10 @@ def test_preemption_and_cancelled_requests(place: engine.Place, tiny: Path, runn
     assert len(tails.blocks()) <= 4
 
 
-def test_forks_copy_the_floats_of_their_last_block(place: engine.Place, tiny: Path) -> None:
+def test_forks_copy_the_floats_of_their_last_block(backend: engine.Backend, tiny: Path) -> None:
     params = SamplingParams(n=5, temperature=1.0, seed=11, max_tokens=40, ignore_eos=True)
     asked = prompts(45, 64)
-    with torch_llm(tiny, place, kv_cache_dtype="int8") as llm:
+    with torch_llm(tiny, backend, kv_cache_dtype="int8") as llm:
         found = tokens(llm, asked, params)
     pairs = zip(found, expected(tiny, asked, params), strict=True)
     same = [a[:10] == b[:10] for mine, theirs in pairs for a, b in zip(mine, theirs, strict=True)]
@@ -120,11 +120,11 @@ def test_forks_copy_the_floats_of_their_last_block(place: engine.Place, tiny: Pa
     assert len({tuple(t) for t in found[0]}) == 5
 
 
-def test_padded_steps_are_those_of_eager_ones(place: engine.Place, tiny: Path) -> None:
+def test_padded_steps_are_those_of_eager_ones(backend: engine.Backend, tiny: Path) -> None:
     asked = prompts(3, 40, 31)
     found = []
     for graphs in (False, True):
-        where = engine.Place(place.device, place.ops, graphs=graphs)
+        where = engine.Backend(backend.device, backend.ops, graphs=graphs)
         with torch_llm(tiny, where, kv_cache_dtype="int8") as llm:
             found.append(tokens(llm, asked))
     assert found[0] == found[1]
@@ -145,12 +145,12 @@ def test_a_step_that_fails_leaves_the_tails_right(
         assert tokens(llm, asked) == want
 
 
-def layout(*sequences: tuple[int, int, list[int]]) -> Layout:
+def layout(*sequences: tuple[int, int, list[int]]) -> HostBatch:
     """Of sequences (queries, context, blocks)."""
     lens, contexts, tables = zip(*sequences, strict=True)
     width = max(map(len, tables))
     empty = np.empty(0, np.int32)
-    return Layout(
+    return HostBatch(
         empty,
         empty,
         empty,

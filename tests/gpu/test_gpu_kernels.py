@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import torch_llm
 from octavo import SamplingParams
 from octavo.gpu import engine, sampler
 from octavo.gpu.ops import kernel_ops
@@ -16,7 +17,6 @@ from octavo.gpu.plan import DRAW
 from octavo.triton_kernels.interpreter import make_bfloat16_right
 from octavo.triton_kernels.launch import INTERPRETED
 from octavo.triton_kernels.sampling import uniform_ref
-from places import torch_llm
 from random_models import Case, write_model
 
 GPU = torch.cuda.is_available()
@@ -51,12 +51,12 @@ def _interpreter() -> Iterator[None]:
         yield
 
 
-def kernels() -> engine.Place:
-    return engine.gpu() if GPU else engine.Place(torch.device("cpu"), kernel_ops())
+def kernels() -> engine.Backend:
+    return engine.gpu() if GPU else engine.Backend(torch.device("cpu"), kernel_ops())
 
 
-def outputs(folder: Path, place: engine.Place | None, **options: object) -> list[tuple[list[int], list[float]]]:
-    with torch_llm(folder, place, max_num_seqs=2, kv_cache_bytes=1 << 18, **options) as llm:
+def outputs(folder: Path, backend: engine.Backend | None, **options: object) -> list[tuple[list[int], list[float]]]:
+    with torch_llm(folder, backend, max_num_seqs=2, kv_cache_bytes=1 << 18, **options) as llm:
         found = [o.outputs[0] for o in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
     rows = [[c.logprob for row in o.logprobs or [] for c in row.values()] for o in found]
     return [(o.token_ids, row) for o, row in zip(found, rows, strict=True)]
@@ -88,7 +88,7 @@ def test_draws_by_kernel_are_those_by_torch() -> None:
     rules = sampler.Rules.of(draws, torch.from_numpy(draws.view(np.int32).reshape(6, -1).copy()).to(device))
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(2)).to(device) * 3
     logits[5, 7] = torch.nan
-    want, got = sampler.draw(logits, rules), sampler.draw(logits, rules, kernels=True)
+    want, got = sampler.sample(logits, rules), sampler.sample(logits, rules, kernels=True)
     assert got.tolist() == want.tolist()
     assert want[5] == -1
     logits[5, 7] = 0.0
@@ -100,7 +100,7 @@ def test_draws_by_kernel_are_those_by_torch() -> None:
 
 def test_int8_with_kernels(tmp_path: Path) -> None:
     write_model(MODELS[0], tmp_path)
-    want, got = (outputs(tmp_path, place, quantization="int8") for place in (None, kernels()))
+    want, got = (outputs(tmp_path, backend, quantization="int8") for backend in (None, kernels()))
     for (_, mine), (_, theirs) in zip(got, want, strict=True):
         assert mine == pytest.approx(theirs, abs=5e-3)
 
@@ -108,7 +108,7 @@ def test_int8_with_kernels(tmp_path: Path) -> None:
 def test_int8_blocks_with_kernels(tmp_path: Path) -> None:
     """The second prompt fills a block in its prefill."""
     write_model(MODELS[1], tmp_path)
-    want, got = (outputs(tmp_path, place, kv_cache_dtype="int8") for place in (None, kernels()))
+    want, got = (outputs(tmp_path, backend, kv_cache_dtype="int8") for backend in (None, kernels()))
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
     for (_, mine), (_, theirs) in zip(got, want, strict=True):
         assert mine == pytest.approx(theirs, abs=2e-4)
@@ -116,6 +116,6 @@ def test_int8_blocks_with_kernels(tmp_path: Path) -> None:
 
 def test_the_eager_step_and_the_padded_one_agree(tmp_path: Path) -> None:
     write_model(MODELS[0], tmp_path)
-    place = kernels()
-    want, got = outputs(tmp_path, replace(place, graphs=False)), outputs(tmp_path, place)
+    backend = kernels()
+    want, got = outputs(tmp_path, replace(backend, graphs=False)), outputs(tmp_path, backend)
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]

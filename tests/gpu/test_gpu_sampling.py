@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backends import torch_llm
 from octavo import LLM, Regex, SamplingParams
 from octavo.gpu import engine, runner, sampler
 from octavo.gpu.plan import DRAW
 from octavo.hub import embedded_model
-from places import torch_llm
 
 NUMBERS = random.Random(1)
 PROMPTS = [[NUMBERS.randrange(199) for _ in range(10 + i)] for i in range(6)]
@@ -35,11 +35,11 @@ PROCESSED = [
 
 
 @pytest.mark.parametrize("options", [*DRAWN, *PROCESSED], ids=lambda o: "-".join(o))
-def test_same_tokens_as_the_cpu(options: dict[str, object], place: engine.Place, tiny: Path) -> None:
+def test_same_tokens_as_the_cpu(options: dict[str, object], backend: engine.Backend, tiny: Path) -> None:
     params = SamplingParams(max_tokens=16, seed=5, ignore_eos=True, **options)  # type: ignore[arg-type]
     with LLM(tiny, device="cpu", dtype="float32", quantization=None) as llm:
         want = [o.outputs[0] for o in llm.generate(PROMPTS, params, use_tqdm=False)]
-    with torch_llm(tiny, place) as llm:
+    with torch_llm(tiny, backend) as llm:
         got = [o.outputs[0] for o in llm.generate(PROMPTS, params, use_tqdm=False)]
     assert [o.token_ids for o in got] == [o.token_ids for o in want]
     for mine, theirs in zip(got, want, strict=True):
@@ -49,21 +49,21 @@ def test_same_tokens_as_the_cpu(options: dict[str, object], place: engine.Place,
             assert [c.logprob for c in row.values()] == pytest.approx([c.logprob for c in other.values()], abs=2e-4)
 
 
-def test_mixed_rules_share_a_step(place: engine.Place, tiny: Path) -> None:
+def test_mixed_rules_share_a_step(backend: engine.Backend, tiny: Path) -> None:
     """Rows drawn on the device and rows drawn on the host, in one batch, each by its own rules."""
     every = [SamplingParams(max_tokens=16, seed=7, ignore_eos=True, **o) for o in [*DRAWN[:5], PROCESSED[0]]]  # type: ignore[arg-type]
     with LLM(tiny, device="cpu", dtype="float32", quantization=None) as llm:
         want = [llm.generate(p, q)[0].outputs[0].token_ids for p, q in zip(PROMPTS, every, strict=True)]
-    with torch_llm(tiny, place) as llm:
+    with torch_llm(tiny, backend) as llm:
         assert [o.outputs[0].token_ids for o in llm.generate(PROMPTS, every, use_tqdm=False)] == want
 
 
-def test_structured_output(place: engine.Place) -> None:
+def test_structured_output(backend: engine.Backend) -> None:
     """The embedded model: its tokenizer has the bytes that structure needs."""
     params = [SamplingParams(max_tokens=12, seed=i, structured=Regex("[0-9]{3}-[a-c]+")) for i in range(3)]
     with LLM(device="cpu", dtype="float32", quantization=None) as llm:
         want = [o.text for o in llm.generate(["Number: "] * 3, params, use_tqdm=False)]
-    with torch_llm(embedded_model(), place, max_model_len=128) as llm:
+    with torch_llm(embedded_model(), backend, max_model_len=128) as llm:
         assert [o.text for o in llm.generate(["Number: "] * 3, params, use_tqdm=False)] == want
 
 
@@ -101,27 +101,27 @@ def test_frequencies_are_the_probabilities() -> None:
     """Evenly spread draws hit each token as often as its share of the nucleus says."""
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf]).repeat(10_000, 1)
     spread = (np.arange(10_000) + 0.5) / 10_000
-    all_of_them = torch.bincount(sampler.draw(logits, rules(10_000, uniform=spread)), minlength=5) / 10_000
+    all_of_them = torch.bincount(sampler.sample(logits, rules(10_000, uniform=spread)), minlength=5) / 10_000
     assert torch.allclose(all_of_them, logits[0].softmax(-1), atol=2e-4)
-    top_two = torch.bincount(sampler.draw(logits, rules(10_000, uniform=spread, top_k=2)), minlength=5) / 10_000
+    top_two = torch.bincount(sampler.sample(logits, rules(10_000, uniform=spread, top_k=2)), minlength=5) / 10_000
     assert torch.allclose(top_two[:2], logits[0, :2].softmax(-1), atol=2e-4)
     # The first two hold 0.87 of the mass, the first 0.64.
-    nucleus = torch.bincount(sampler.draw(logits, rules(10_000, uniform=spread, top_p=0.7)), minlength=5) / 10_000
+    nucleus = torch.bincount(sampler.sample(logits, rules(10_000, uniform=spread, top_p=0.7)), minlength=5) / 10_000
     assert torch.allclose(nucleus, top_two, atol=2e-4)
 
 
 def test_rows_that_are_not_numbers_disturb_no_other() -> None:
     logits = torch.randn(4, 50)
-    want = sampler.draw(logits, rules(4, uniform=0.3, top_k=5))
+    want = sampler.sample(logits, rules(4, uniform=0.3, top_k=5))
     logits[1, 7], logits[2, 9] = torch.nan, torch.inf
-    got = sampler.draw(logits, rules(4, uniform=0.3, top_k=5))
+    got = sampler.sample(logits, rules(4, uniform=0.3, top_k=5))
     assert got.tolist() == [int(want[0]), -1, -1, int(want[3])]
 
 
 def test_ties_go_to_the_lowest_id() -> None:
     logits = torch.zeros(3, 400)
     assert sampler.best(logits).tolist() == [0, 0, 0]
-    assert sampler.draw(logits, rules(3, uniform=0.999, top_k=2)).tolist() == [1, 1, 1]
+    assert sampler.sample(logits, rules(3, uniform=0.999, top_k=2)).tolist() == [1, 1, 1]
     ids, _, ranks = sampler.logprobs(logits, torch.tensor([3, 0, 1]), 2)
     assert ids.tolist() == [[3, 0, 1], [0, 0, 1], [1, 0, 1]]
     assert ranks.tolist() == [[4, 1, 2], [1, 1, 2], [2, 1, 2]]

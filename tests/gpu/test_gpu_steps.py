@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backends import torch_llm
 from octavo import LLM, SamplingParams, _core
 from octavo.errors import EngineDeadError, ExecutionError
 from octavo.gpu import engine, errors, runner
-from octavo.gpu.batch import lay_out
+from octavo.gpu.batch import build_batch
 from octavo.gpu.plan import DRAW, SEQUENCE, Plan
-from octavo.gpu.runner import Runner, awaited_rows, wanted_rows
-from places import torch_llm
+from octavo.gpu.runner import Runner, output_rows, placeholder_rows
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 
@@ -96,17 +96,17 @@ def test_sequences_are_ordered_decodes_first() -> None:
     draws["seq"] = 3
     pairs = np.zeros((0, 2), np.int32)
     plan = Plan(1, rows, pairs, rows + 100, rows + 200, seqs, tables, pairs, draws)
-    layout = lay_out(plan)
-    assert layout.tokens.tolist() == [3, 6, 0, 1, 2, 4, 5]
-    assert (layout.positions - layout.tokens == 100).all()
-    assert (layout.slots - layout.tokens == 200).all()
-    assert layout.num_decodes == 2
-    assert layout.query_start.tolist() == [0, 1, 2, 5, 7]
-    assert layout.context_lens.tolist() == [5, 33, 35, 2]
-    assert layout.block_tables.tolist() == [[12, 0], [14, 15], [10, 11], [13, 0]]
-    drawn, rest = wanted_rows(plan, layout)
-    assert layout.tokens[drawn].tolist() == [6]
-    assert layout.tokens[rest].tolist() == [0, 1, 2, 3], (
+    host_batch = build_batch(plan)
+    assert host_batch.tokens.tolist() == [3, 6, 0, 1, 2, 4, 5]
+    assert (host_batch.positions - host_batch.tokens == 100).all()
+    assert (host_batch.slots - host_batch.tokens == 200).all()
+    assert host_batch.num_decodes == 2
+    assert host_batch.query_start.tolist() == [0, 1, 2, 5, 7]
+    assert host_batch.context_lens.tolist() == [5, 33, 35, 2]
+    assert host_batch.block_tables.tolist() == [[12, 0], [14, 15], [10, 11], [13, 0]]
+    drawn, rest = output_rows(plan, host_batch)
+    assert host_batch.tokens[drawn].tolist() == [6]
+    assert host_batch.tokens[rest].tolist() == [0, 1, 2, 3], (
         "in the plan's order: all rows of the first, the last of the second"
     )
 
@@ -120,7 +120,7 @@ def test_awaited_rows_follow_their_sequences() -> None:
     awaited = np.array([[3, 5], [6, 2]], np.int32)
     tables = np.zeros(4, np.int32)
     plan = Plan(2, rows, awaited, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, DRAW))
-    moved, places = awaited_rows(plan, lay_out(plan), np.array([1, 2, 5]))
+    moved, places = placeholder_rows(plan, build_batch(plan), np.array([1, 2, 5]))
     assert moved.tolist() == [0, 1], "decodes are first"
     assert places.tolist() == [2, 1]
 
@@ -136,7 +136,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 def test_overlapped_steps_give_the_same_tokens(
-    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, place: engine.Place
+    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, backend: engine.Backend
 ) -> None:
     awaited: list[int] = []
 
@@ -156,7 +156,7 @@ def test_overlapped_steps_give_the_same_tokens(
     for kind in (Waiting, Counting):
         awaited.clear()
         monkeypatch.setattr(engine, "Runner", kind)
-        with torch_llm(tiny, place, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32) as llm:
+        with torch_llm(tiny, backend, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32) as llm:
             whole = llm.generate(prompts, params, use_tqdm=False)
             stop = whole[2].outputs[0].token_ids[7]
             stopping = replace(params[2], stop_token_ids=[stop])
@@ -178,7 +178,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     armed: list[Exception] = []
     half = request.param
 
-    class Arriving(runner.Arrival):
+    class Arriving(runner.DeviceToHost):
         fault: Exception | None = None
 
         def wait(self) -> Any:
@@ -198,7 +198,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             self._begun[-1].fault = Arriving.fault  # type: ignore[attr-defined]
             Arriving.fault = None
 
-    monkeypatch.setattr(runner, "Arrival", Arriving)
+    monkeypatch.setattr(runner, "DeviceToHost", Arriving)
     monkeypatch.setattr(engine, "Runner", Failing)
     return armed.append
 

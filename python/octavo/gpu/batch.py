@@ -46,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Layout:
+class HostBatch:
     """A plan in the order of the kernels, still on the host."""
 
     tokens: Ints
@@ -64,7 +64,7 @@ class Layout:
         return self.num_decodes == len(self.context_lens)
 
 
-def lay_out(plan: Plan) -> Layout:
+def build_batch(plan: Plan) -> HostBatch:
     """Orders the sequences and makes their block tables a rectangle."""
     seqs = plan.seqs
     lens = seqs["query_len"].astype(np.int32)
@@ -85,7 +85,7 @@ def lay_out(plan: Plan) -> Layout:
     tables = np.zeros((len(seqs), width), np.int32)
     starts = seqs["block_table_start"].astype(np.int32)[order]
     tables[used] = plan.block_tables[(starts[:, None] + columns)[used]]
-    return Layout(tokens, positions, slots, query_start, context, tables, int(decodes.sum()), first_rows)
+    return HostBatch(tokens, positions, slots, query_start, context, tables, int(decodes.sum()), first_rows)
 
 
 def _rows(starts: Ints, lens: Ints) -> Ints:
@@ -94,7 +94,7 @@ def _rows(starts: Ints, lens: Ints) -> Ints:
     return (np.repeat(starts - (ends - lens), lens) + np.arange(int(ends[-1]))).astype(np.int32)
 
 
-class Staging:
+class HostToDevice:
     """Pinned memory on the host, from which a step's integers go to the device."""
 
     def __init__(self, device: torch.device) -> None:
@@ -125,7 +125,7 @@ class Staging:
         return [part[: a.size].view(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
-class Arrival:
+class DeviceToHost:
     """Tensors on their way to the host, behind what computes them."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -145,15 +145,15 @@ class Arrival:
         return [host.numpy() for host in self._host]
 
 
-def to_device(layout: Layout, filled: Ints, staging: Staging, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
+def to_device(host: HostBatch, filled: Ints, transfer: HostToDevice, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
     """The batch, with the blocks that it fills, and `more` int32 arrays that travel with it."""
-    parts = staging.send(
-        layout.tokens,
-        layout.positions,
-        layout.slots,
-        layout.query_start,
-        layout.context_lens,
-        layout.block_tables,
+    parts = transfer.send(
+        host.tokens,
+        host.positions,
+        host.slots,
+        host.query_start,
+        host.context_lens,
+        host.block_tables,
         filled,
         *more,
     )
@@ -166,8 +166,8 @@ def to_device(layout: Layout, filled: Ints, staging: Staging, *more: Any) -> tup
         context_lens,
         block_tables,
         new,
-        num_decodes=layout.num_decodes,
-        max_query_len=int(np.diff(layout.query_start).max()),
-        max_context_len=int(layout.context_lens.max()),
+        num_decodes=host.num_decodes,
+        max_query_len=int(np.diff(host.query_start).max()),
+        max_context_len=int(host.context_lens.max()),
     )
     return batch, rest

@@ -24,7 +24,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Choosing:
+class DynamicBatch:
     """The decodes of a step that choose, on the device.
 
     Attributes:
@@ -40,7 +40,7 @@ class Choosing:
 
 
 class Dynamic:
-    """What decodes may leave out, and the memory that choosing takes. All layers share it."""
+    """What decodes may leave out, and the memory that dynamic_batch takes. All layers share it."""
 
     def __init__(
         self, spec: Spec, attention: DynamicAttention, num_blocks: int, rows: int, device: torch.device
@@ -48,13 +48,13 @@ class Dynamic:
         """`rows`: decodes of a step at most, padding included."""
         self.choice = Choice(attention.error_bound, attention.sink_blocks, attention.local_blocks)
         self.min_context = attention.min_context
-        self.heads = most_heads(spec)
+        self.heads = max_query_heads(spec)
         self.workspace = Workspace.empty(num_blocks, self.heads, device)
         kv_heads = max(layer.attention.kv_heads for layer in spec.layers if isinstance(layer.attention, Heads))
         self._report = torch.zeros(rows, kv_heads, FIELDS, device=device)
         self._layers = Counter(layer.attention for layer in spec.layers if isinstance(layer.attention, Heads))
 
-    def begin(self, batch: Batch) -> Choosing | None:
+    def begin(self, batch: Batch) -> DynamicBatch | None:
         """Finds who chooses; the report of the step begins at 0."""
         n = batch.num_decodes
         if n == 0:
@@ -63,7 +63,7 @@ class Dynamic:
         lens, starts = share_out(contexts, self.min_context, self.workspace.blocks(self.heads))
         dense = batch.context_lens.clone()
         dense[:n] = torch.where(lens > 0, 0, contexts)
-        return Choosing(lens, starts, dense, self._report[:n].zero_())
+        return DynamicBatch(lens, starts, dense, self._report[:n].zero_())
 
     def reports(self, seqs: Records, first_rows: Ints, num_decodes: int) -> Floats:
         """For each sequence of a plan the numbers of its report, `[S, 9]`: those of `AttentionReport`
@@ -93,7 +93,7 @@ class Dynamic:
         return out
 
 
-def most_heads(spec: Spec) -> int:
+def max_query_heads(spec: Spec) -> int:
     """Query heads of the layer that has most."""
     return max(layer.attention.heads for layer in spec.layers)
 

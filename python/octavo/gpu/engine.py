@@ -18,7 +18,7 @@ from octavo.errors import DeviceMemoryError, InvalidRequestError
 from octavo.gpu import sizes
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
-from octavo.gpu.dynamic import Dynamic, most_heads
+from octavo.gpu.dynamic import Dynamic, max_query_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
 from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, tail_bytes
@@ -53,7 +53,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Place:
+class Backend:
     """Where the executor computes and with which ops. Users get `gpu()`; tests also run the torch ops on the CPU."""
 
     device: torch.device
@@ -61,12 +61,12 @@ class Place:
     graphs: bool = True
 
 
-def gpu() -> Place:
+def gpu() -> Backend:
     """The current CUDA device with the Triton kernels."""
-    return Place(torch.device("cuda", torch.cuda.current_device()), kernel_ops())
+    return Backend(torch.device("cuda", torch.cuda.current_device()), kernel_ops())
 
 
-def start(folder: Path, options: Options, place: Place) -> _core.Engine:
+def start(folder: Path, options: Options, backend: Backend) -> _core.Engine:
     """Loads the model of `folder` and starts its engine.
 
     Raises:
@@ -76,7 +76,7 @@ def start(folder: Path, options: Options, place: Place) -> _core.Engine:
     """
     begin = time.perf_counter()
     with _memory_faults():
-        runner, limits, info = _load(folder, options, place)
+        runner, limits, info = _load(folder, options, backend)
     info["model"]["load_seconds"] = time.perf_counter() - begin
     return _core.Engine.over(
         str(folder),
@@ -105,7 +105,7 @@ def _memory_faults() -> Iterator[None]:
         ) from error
 
 
-def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.Limits, dict[str, Any]]:
+def _load(folder: Path, options: Options, backend: Backend) -> tuple[Runner, sizes.Limits, dict[str, Any]]:
     facts = _core.read_model(str(folder))
     wanted = sizes.context(options.wishes, facts["spec"]["max_position"], facts["longest_context"])
     spec = read_spec(_core.read_model(str(folder), context=wanted))
@@ -133,26 +133,26 @@ def _load(folder: Path, options: Options, place: Place) -> tuple[Runner, sizes.L
             "not, so that a request's bits depend on its chunks. Give one of the two up"
         )
     with torch.inference_mode():
-        checkpoint = Checkpoint(folder, place.device)
-        form = Format(dtype, _int8(options.quantization), options.deterministic, place.ops)
+        checkpoint = Checkpoint(folder, backend.device)
+        form = Format(dtype, _int8(options.quantization), options.deterministic, backend.ops)
         weights = load_weights(spec, facts["names"], checkpoint, form)
         warnings = checkpoint.warnings()
-        frequencies = _frequencies(spec, place.device)
-        model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
-        limits, memory = _plan_memory(model, kv_format, options, wanted, place)
+        frequencies = _frequencies(spec, backend.device)
+        model = Model(spec, weights, dtype, backend.ops, options.deterministic, frequencies)
+        limits, memory = _plan_memory(model, kv_format, options, wanted, backend)
         if limits.max_model_len != wanted:
             # Some ropes depend on the longest context that is served.
             spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
-            frequencies = _frequencies(spec, place.device)
-            model = Model(spec, weights, dtype, place.ops, options.deterministic, frequencies)
+            frequencies = _frequencies(spec, backend.device)
+            model = Model(spec, weights, dtype, backend.ops, options.deterministic, frequencies)
         tails = most_tails(limits.num_blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
-        kv = KvPool(spec, limits.num_blocks, kv_format, place.device, tails)
+        kv = KvPool(spec, limits.num_blocks, kv_format, backend.device, tails)
         if options.attention is not None:
             rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
-            kv.dynamic = Dynamic(spec, options.attention, limits.num_blocks, rows, place.device)
-        graphs = _graphs(model, kv, limits) if place.graphs else None
+            kv.dynamic = Dynamic(spec, options.attention, limits.num_blocks, rows, backend.device)
+        graphs = _graphs(model, kv, limits) if backend.graphs else None
     runner = Runner(model, kv, graphs)
-    return runner, limits, _info(folder, runner, facts, warnings, memory, place)
+    return runner, limits, _info(folder, runner, facts, warnings, memory, backend)
 
 
 def _float_dtype(name: str, value: str, auto: str) -> torch.dtype:
@@ -176,16 +176,16 @@ def _frequencies(spec: Spec, device: torch.device) -> tuple[torch.Tensor, ...]:
 
 
 def _plan_memory(
-    model: Model, kv_format: KvFormat, options: Options, wanted: int, place: Place
+    model: Model, kv_format: KvFormat, options: Options, wanted: int, backend: Backend
 ) -> tuple[sizes.Limits, list[dict[str, Any]]]:
     """Runs the largest step to see what it takes, and sizes the KV pool."""
     wishes = options.wishes
-    scores = Workspace.block_bytes(most_heads(model.spec)) if options.attention is not None else 0
+    scores = Workspace.block_bytes(max_query_heads(model.spec)) if options.attention is not None else 0
     block, tail = block_bytes(model.spec, kv_format), tail_bytes(model.spec, kv_format)
     step = 0
-    if place.device.type == "cuda":
-        step = _measure_step(model, kv_format, wishes, place.device)
-        free, total = torch.cuda.mem_get_info(place.device)
+    if backend.device.type == "cuda":
+        step = _measure_step(model, kv_format, wishes, backend.device)
+        free, total = torch.cuda.mem_get_info(backend.device)
         free = max(0, free - step)
     else:
         free = total = _core.build_info()["memory_bytes"] // 4
@@ -270,14 +270,14 @@ def _info(
     facts: dict[str, Any],
     warnings: list[str],
     memory: list[dict[str, Any]],
-    place: Place,
+    backend: Backend,
 ) -> dict[str, Any]:
     model, spec = runner.model, runner.model.spec
     dtype = str(model.dtype).removeprefix("torch.")
     int8 = any(hasattr(w.attention.o, "codes") for w in model.weights.layers)
     graphs = "none" if runner.graphs is None else ", ".join(str(g.size) for g in runner.graphs.graphs)
-    kind = "Triton kernels" if place.ops.kernels else "plain torch"
-    name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "torch on the CPU"
+    kind = "Triton kernels" if backend.ops.kernels else "plain torch"
+    name = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "torch on the CPU"
     return {
         "model": {
             "path": str(folder),
@@ -299,7 +299,7 @@ def _info(
             "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
             "attention": ("dynamic for decodes, " if runner.kv.dynamic is not None else "")
             + f"paged, {runner.kv.format.name} KV, {kind}",
-            "decode graphs": graphs if place.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
+            "decode graphs": graphs if backend.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
             "deterministic": model.deterministic,
         },
     }

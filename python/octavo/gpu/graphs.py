@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.gpu.batch import BLOCK_SIZE, Batch, Layout
+from octavo.gpu.batch import BLOCK_SIZE, Batch, HostBatch
 from octavo.gpu.kv import KvPool
 from octavo.gpu.model import Model
 from octavo.gpu.sampler import best
@@ -69,11 +69,11 @@ class DecodeGraphs:
     def __init__(self, graphs: list[DecodeGraph]) -> None:
         self.graphs = graphs
 
-    def fitting(self, layout: Layout) -> DecodeGraph | None:
+    def fitting(self, host_batch: HostBatch) -> DecodeGraph | None:
         """The smallest graph that holds a step of decodes alone."""
-        if not layout.all_decodes:
+        if not host_batch.all_decodes:
             return None
-        return next((g for g in self.graphs if g.size >= layout.num_decodes), None)
+        return next((g for g in self.graphs if g.size >= host_batch.num_decodes), None)
 
 
 def capture(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int) -> DecodeGraphs:

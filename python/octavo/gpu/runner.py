@@ -17,7 +17,7 @@ import torch
 
 from octavo import _core
 from octavo.gpu import sampler
-from octavo.gpu.batch import Arrival, Layout, Staging, lay_out, to_device
+from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch, to_device
 from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
@@ -36,7 +36,7 @@ class Runner:
         self.model, self.kv, self.graphs = model, kv, graphs
         device = model.weights.norm.device
         self._device = device
-        self._staging = Staging(device)
+        self._host_to_device = HostToDevice(device)
         self._no_rows = torch.empty(0, model.spec.hidden, device=device)
         self._rest = self._no_rows
         self.keeps_blocks = kv.tails is not None
@@ -45,15 +45,15 @@ class Runner:
         """Whether attention leaves something out, of which `attention_reports` tells."""
         self.overlaps = not self.reports_attention
         """Whether a step may begin before the last one is finished. Reports are kept of one step only."""
-        self._last: tuple[Records, Layout] | None = None
-        self._drawn = _Drawn(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
-        self._begun: deque[Arrival] = deque()
+        self._last: tuple[Records, HostBatch] | None = None
+        self._sampled = _Sampled(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
+        self._begun: deque[DeviceToHost] = deque()
 
     def begin(self, plan: _core.Plan) -> None:
         """Sends a step to the device. Its rows `awaited` are what the step begun before draws."""
         # The engine's thread has a current device of its own.
         with faults("a step"), self._on_device(), torch.inference_mode():
-            self._begun.append(Arrival(self._begin(Plan.of(plan))))
+            self._begun.append(DeviceToHost(self._begin(Plan.of(plan))))
 
     def finish(self) -> tuple[Array, Logprobs | None]:
         """Waits for the oldest step that has begun. For its plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the
@@ -76,9 +76,9 @@ class Runner:
         """What attention read and left out for each sequence of the last step: f64 `[S, 9]`, as `Dynamic.reports`."""
         if self.kv.dynamic is None or self._last is None:
             return np.empty((0, 9))
-        seqs, layout = self._last
+        seqs, host_batch = self._last
         with faults("a report of attention"), self._on_device(), torch.inference_mode():
-            return self.kv.dynamic.reports(seqs, layout.first_rows, layout.num_decodes)
+            return self.kv.dynamic.reports(seqs, host_batch.first_rows, host_batch.num_decodes)
 
     def kept_blocks(self) -> Array:
         """Blocks beside which floats are kept, uint32 `[n]`."""
@@ -93,23 +93,23 @@ class Runner:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
     def _begin(self, plan: Plan) -> list[torch.Tensor]:
-        layout = lay_out(plan)
-        drawn, rest = wanted_rows(plan, layout)
+        host_batch = build_batch(plan)
+        sampled, rest = output_rows(plan, host_batch)
         words = plan.draws.view(np.int32).reshape(-1, sampler.WORDS)
-        awaiting, places = awaited_rows(plan, layout, self._drawn.seqs)
+        placeholders, sample_of = placeholder_rows(plan, host_batch, self._sampled.seqs)
         tails = self.kv.tails
-        step = NO_TAILS if tails is None else tails.begin(layout, plan.copies)
-        more = (step.changes, plan.copies, drawn, rest, words, awaiting, places)
-        batch, sent = to_device(layout, step.filled, self._staging, *more)
-        changes, copies, drawn_rows, rest_rows, rule_words, awaiting_rows, drawn_places = sent
-        if len(awaiting):
+        step = NO_TAILS if tails is None else tails.begin(host_batch, plan.copies)
+        more = (step.changes, plan.copies, sampled, rest, words, placeholders, sample_of)
+        batch, sent = to_device(host_batch, step.filled, self._host_to_device, *more)
+        changes, copies, sample_rows, rest_rows, rule_words, placeholder_index, sample_index = sent
+        if len(placeholders):
             # Where the logits were not numbers there is no token; the engine ends such a request when it hears of it.
-            batch.tokens[awaiting_rows.long()] = self._drawn.tokens[drawn_places.long()].clamp(min=0)
+            batch.tokens[placeholder_index.long()] = self._sampled.tokens[sample_index.long()].clamp(min=0)
         if len(changes):
             self.kv.set_tails(changes)
         if len(copies):
             self.kv.copy(self.model.ops, copies)
-        graph = self.graphs.fitting(layout) if self.graphs is not None else None
+        graph = self.graphs.fitting(host_batch) if self.graphs is not None else None
         if graph is None:
             hidden = self.model.forward(batch, self.kv)
         else:
@@ -117,13 +117,13 @@ class Runner:
             hidden = graph.hidden
         if tails is not None:
             tails.end(step)
-        self._last = (plan.seqs, layout)
+        self._last = (plan.seqs, host_batch)
         self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-        tokens, *table = self._draw(graph, hidden, drawn_rows, plan.draws, rule_words)
-        self._drawn = _Drawn(tokens, plan.draws["seq"].astype(np.int64))
+        tokens, *table = self._sample(graph, hidden, sample_rows, plan.draws, rule_words)
+        self._sampled = _Sampled(tokens, plan.draws["seq"].astype(np.int64))
         return [tokens, *table]
 
-    def _draw(
+    def _sample(
         self,
         graph: DecodeGraph | None,
         hidden: torch.Tensor,
@@ -139,36 +139,36 @@ class Runner:
             return [graph.best[rows]]
         logits = self.model.logits(hidden[rows]) if graph is None else graph.logits[rows]
         kernels = self.model.ops.kernels
-        tokens = sampler.draw(logits, sampler.Rules.of(draws, words), kernels)
+        tokens = sampler.sample(logits, sampler.Rules.of(draws, words), kernels)
         return [tokens, *(sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else ())]
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Sampled:
     """What the step begun last draws: tokens int32 `[D]` on the device, and of which of its sequences, in order."""
 
     tokens: torch.Tensor
     seqs: np.ndarray[Any, np.dtype[np.int64]]
 
 
-def awaited_rows(plan: Plan, layout: Layout, drawn_seqs: Array) -> tuple[Ints, Ints]:
-    """Rows of the batch whose token the step before draws, and the places of these among its draws."""
+def placeholder_rows(plan: Plan, host_batch: HostBatch, sampled_seqs: Array) -> tuple[Ints, Ints]:
+    """Rows of the batch whose token the step before samples, and the index of each among its samples."""
     rows, before = plan.awaited.T
     seqs = np.searchsorted(plan.seqs["query_start"], rows, side="right") - 1
-    moved = layout.first_rows[seqs] + rows - plan.seqs["query_start"][seqs].astype(np.int32)
-    return moved.astype(np.int32), np.searchsorted(drawn_seqs, before).astype(np.int32)
+    moved = host_batch.first_rows[seqs] + rows - plan.seqs["query_start"][seqs].astype(np.int32)
+    return moved.astype(np.int32), np.searchsorted(sampled_seqs, before).astype(np.int32)
 
 
-def wanted_rows(plan: Plan, layout: Layout) -> tuple[Ints, Ints]:
-    """Rows of the batch whose tokens are drawn here, and the others whose logits the plan asks for, in its order."""
+def output_rows(plan: Plan, host_batch: HostBatch) -> tuple[Ints, Ints]:
+    """Rows of the batch whose tokens are sampled here, and the others whose logits the plan asks for, in its order."""
     seqs = plan.seqs
     lens = seqs["query_len"].astype(np.int32)
-    last = layout.first_rows + lens - 1
+    last = host_batch.first_rows + lens - 1
     here = plan.draws["seq"].astype(np.int64)
     elsewhere = seqs["logits"] != NO_LOGITS
     elsewhere[here] = False
     rows = [
-        np.arange(layout.first_rows[i] if seqs["logits"][i] == ALL_LOGITS else last[i], last[i] + 1)
+        np.arange(host_batch.first_rows[i] if seqs["logits"][i] == ALL_LOGITS else last[i], last[i] + 1)
         for i in np.flatnonzero(elsewhere)
     ]
     rest = np.concatenate(rows) if rows else np.empty(0)

@@ -71,17 +71,17 @@ def best(logits: torch.Tensor) -> torch.Tensor:
     return torch.where(numbers, logits.argmax(-1), -1).to(torch.int32)
 
 
-def draw(logits: torch.Tensor, rules: Rules, kernels: bool = False) -> torch.Tensor:
+def sample(logits: torch.Tensor, rules: Rules, kernels: bool = False) -> torch.Tensor:
     """A token for each row of `logits` `[D, vocab]` f32, -1 where the row holds NaN or +inf. int32."""
     greedy = best(logits)
     if rules.all_greedy:
         return greedy
     if kernels:
-        return torch.where(greedy >= 0, _draw_by_kernel(logits, rules), greedy)
-    return _draw_by_torch(logits, rules, greedy)
+        return torch.where(greedy >= 0, _sample_by_kernel(logits, rules), greedy)
+    return _sample_by_torch(logits, rules, greedy)
 
 
-def _draw_by_kernel(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
+def _sample_by_kernel(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
     """The kernel makes the draw itself, with the generator that made `uniform`."""
     from octavo.triton_kernels.sampling import SamplingBatch, sample
 
@@ -98,7 +98,7 @@ def _draw_by_kernel(logits: torch.Tensor, rules: Rules) -> torch.Tensor:
     return tokens
 
 
-def _draw_by_torch(logits: torch.Tensor, rules: Rules, greedy: torch.Tensor) -> torch.Tensor:
+def _sample_by_torch(logits: torch.Tensor, rules: Rules, greedy: torch.Tensor) -> torch.Tensor:
     top = logits.amax(-1, keepdim=True)
     heat = torch.where(rules.temperature > 0, rules.temperature, 1.0)[:, None]
     limit = torch.where(rules.min_p > 0, top[:, 0] + heat[:, 0] * rules.min_p.log(), torch.finfo(torch.float32).min)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.gpu.batch import BLOCK_SIZE, Layout
+from octavo.gpu.batch import BLOCK_SIZE, HostBatch
 from octavo.gpu.plan import Ints
 
 NONE = -1
@@ -68,16 +68,16 @@ class Tails:
             self._changed.add(block)
         return tail
 
-    def begin(self, layout: Layout, copies: Ints) -> TailStep:
+    def begin(self, host_batch: HostBatch, copies: Ints) -> TailStep:
         """Tails for all that a step writes, after the block copies of its plan."""
         for source, target in copies.tolist():
             if self.get(source) != NONE:
                 self.take(target)
-        lens = np.diff(layout.query_start)
-        first = (layout.context_lens - lens) // BLOCK_SIZE
+        lens = np.diff(host_batch.query_start)
+        first = (host_batch.context_lens - lens) // BLOCK_SIZE
         filled: list[int] = []
-        for s, (begin, context) in enumerate(zip(first.tolist(), layout.context_lens.tolist(), strict=True)):
-            new = layout.block_tables[s, begin : -(-context // BLOCK_SIZE)].tolist()
+        for s, (begin, context) in enumerate(zip(first.tolist(), host_batch.context_lens.tolist(), strict=True)):
+            new = host_batch.block_tables[s, begin : -(-context // BLOCK_SIZE)].tolist()
             for block in new:
                 self.take(block)
             filled += new[: context // BLOCK_SIZE - begin]
