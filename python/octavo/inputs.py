@@ -12,6 +12,8 @@ Prompt: TypeAlias = str | Sequence[int]
 
 
 def as_token_ids(ids: Iterable[Any]) -> list[int]:
+    if type(ids) is list and set(map(type, ids)) <= {int}:
+        return list(ids)
     try:
         return [int(i) if hasattr(i, "__index__") else _refuse_id(i) for i in ids]
     except TypeError as error:

@@ -6,24 +6,26 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 from octavo import _core
-from octavo.aio import Dispatcher
 from octavo.attention import DynamicAttention
 from octavo.attention import resolve as resolve_attention
 from octavo.batch import embed_batch, run_batch
+from octavo.deprecated import accept_params
+from octavo.dispatcher import Dispatcher
 from octavo.errors import InvalidRequestError
 from octavo.gpu.device import choose
 from octavo.hub import resolve_model
 from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
 from octavo.memory import parse_memory
 from octavo.outputs import EmbeddingRequestOutput, RequestOutput
-from octavo.params import SamplingParams
+from octavo.params import EmbeddingOptions, SamplingParams
+from octavo.request_handle import Output, RequestHandle
 
 __all__ = ["LLM", "Message", "Prompt"]
 
@@ -181,10 +183,11 @@ class LLM:
 
     # --- generating -----------------------------------------------------------------------------------------------
 
+    @accept_params
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -192,7 +195,7 @@ class LLM:
 
         Args:
             prompts: a text, a list of token ids, or a list of these.
-            params: for all prompts, or one for each.
+            sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar (for more than one prompt).
 
         Raises:
@@ -200,13 +203,13 @@ class LLM:
             OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`, and
                 `finish_reason` is "error".
         """
-        items = many_prompts(prompts)
-        return self._run([(p, True) for p in items], params, use_tqdm)
+        return self._run([(p, True) for p in many_prompts(prompts)], sampling_params, use_tqdm)
 
+    @accept_params
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -228,108 +231,104 @@ class LLM:
             for c in conversations
         ]
         # The template writes the special tokens itself.
-        return self._run([(t, False) for t in texts], params, use_tqdm)
+        return self._run([(t, False) for t in texts], sampling_params, use_tqdm)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def submit(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+    ) -> RequestHandle[RequestOutput]:
+        """Submits one request and returns at once. The handle gives its outputs, and cancels it.
+
+        Args:
+            add_special_tokens: False for the text of a rendered chat template, which contains them.
+
+        Raises:
+            InvalidRequestError, ContextLengthError: the prompt or a parameter.
+            QueueFullError: `max_queue` requests wait.
+        """
+        fields = _checked(sampling_params).as_dict()
+        stream = self._engine.submit(one_prompt(prompt), fields, add_special_tokens=add_special_tokens)
+        return self._handle(stream, RequestOutput, prompt)
+
+    @accept_params
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yields what is new, as it comes. Closing the iterator ends the request."""
-        return self._stream(self._submit(prompt, params, True), prompt)
+        return iter(self.submit(prompt, sampling_params))
 
+    @accept_params
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> Iterator[RequestOutput]:
         """`stream` for one conversation; `template` as in `chat`."""
-        text = self.render_chat(messages, **template)
-        return self._stream(self._submit(text, params, False), text)
+        return iter(self._submit_chat(messages, sampling_params, template))
 
-    async def agenerate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+    @accept_params
+    async def agenerate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
         """Completes one prompt without blocking the event loop. Cancelling the task ends the request.
 
         Raises:
             OctavoError: as `generate` with one prompt.
         """
-        return await self._agather(self._submit(prompt, params, True), prompt)
+        return await self.submit(prompt, sampling_params).aresult()
 
+    @accept_params
     async def achat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> RequestOutput:
         """`agenerate` for one conversation; `template` as in `chat`."""
-        text = self.render_chat(messages, **template)
-        return await self._agather(self._submit(text, params, False), text)
+        return await self._submit_chat(messages, sampling_params, template).aresult()
 
-    async def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[RequestOutput]:
+    @accept_params
+    async def astream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> AsyncIterator[RequestOutput]:
         """Yields what is new without blocking the event loop. Closing the iterator, or cancelling the task, ends the
         request."""
-        async with aclosing(self._astream(self._submit(prompt, params, True), prompt)) as outputs:
+        async with aclosing(aiter(self.submit(prompt, sampling_params))) as outputs:
             async for output in outputs:
                 yield output
 
+    @accept_params
     async def astream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, **template: Any
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
     ) -> AsyncIterator[RequestOutput]:
         """`astream` for one conversation; `template` as in `chat`."""
-        text = self.render_chat(messages, **template)
-        async with aclosing(self._astream(self._submit(text, params, False), text)) as outputs:
+        async with aclosing(aiter(self._submit_chat(messages, sampling_params, template))) as outputs:
             async for output in outputs:
                 yield output
 
     # --- embeddings ---------------------------------------------------------------------------------------------------
 
     def embed(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        pooling: Literal["mean", "last"] = "mean",
-        normalize: bool = True,
-        dimensions: int | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        cache_salt: str | None = None,
-        use_tqdm: bool = True,
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True, **options: Unpack[EmbeddingOptions]
     ) -> list[EmbeddingRequestOutput]:
-        """Embeds one prompt or many: the hidden states of the last layer, behind the final norm, pooled to one vector.
+        """Embeds one prompt or many: the hidden states of the last layer, after the final norm, pooled to one vector.
 
         Args:
             prompts: a text, a list of token ids, or a list of these.
-            pooling: "mean" of all tokens (which computes the prompt whole), or the "last" token (which takes prefix
-                hits).
-            normalize: scale to length 1, so that a dot product is the cosine.
-            dimensions: keep the first values only, for models that were trained for that.
-            priority, timeout, cache_salt: as in SamplingParams.
             use_tqdm: show a progress bar (for more than one prompt).
+            options: see EmbeddingOptions.
 
         Raises:
             InvalidRequestError, ContextLengthError: a prompt or argument; raised before anything runs.
             OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`.
         """
-        fields = _pooling(pooling, normalize, dimensions, priority, timeout, cache_salt)
         items = [one_prompt(p) for p in many_prompts(prompts)]
-        outputs = embed_batch(self._engine, items, fields, use_tqdm and len(items) > 1)
-        if len(outputs) == 1 and outputs[0].error is not None:
-            raise outputs[0].error
-        return outputs
+        return _single_error(embed_batch(self._engine, items, dict(options), use_tqdm and len(items) > 1))
 
-    async def aembed(
-        self,
-        prompt: Prompt,
-        *,
-        pooling: Literal["mean", "last"] = "mean",
-        normalize: bool = True,
-        dimensions: int | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        cache_salt: str | None = None,
-    ) -> EmbeddingRequestOutput:
+    async def aembed(self, prompt: Prompt, **options: Unpack[EmbeddingOptions]) -> EmbeddingRequestOutput:
         """`embed` for one prompt without blocking the event loop. Cancelling the task ends the request."""
-        fields = _pooling(pooling, normalize, dimensions, priority, timeout, cache_salt)
-        stream = self._engine.embed(one_prompt(prompt), fields)
-        text = prompt if isinstance(prompt, str) else None
-        output = EmbeddingRequestOutput(stream.request_id, text, stream.prompt_token_ids)
-        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
-            async for delta in deltas:
-                output.add(delta)
-        if output.error is not None:
-            raise output.error
-        return output
+        return await self.submit_embedding(prompt, **options).aresult()
+
+    def submit_embedding(
+        self, prompt: Prompt, **options: Unpack[EmbeddingOptions]
+    ) -> RequestHandle[EmbeddingRequestOutput]:
+        """`submit` for an embedding: the handle gives one output."""
+        stream = self._engine.embed(one_prompt(prompt), dict(options))
+        return self._handle(stream, EmbeddingRequestOutput, prompt)
+
+    def check_embedding(self, token_ids: Sequence[int], **options: Unpack[EmbeddingOptions]) -> None:
+        """Raises the error that `submit_embedding` would raise for the prompt or an option. Submits nothing."""
+        self._engine.check_embed(as_token_ids(token_ids), dict(options))
 
     # --- text and tokens --------------------------------------------------------------------------------------------
 
@@ -372,8 +371,17 @@ class LLM:
         """Counters since the start: requests, KV blocks, steps, tokens, preemptions, prefix hits."""
         return self._engine.stats()
 
+    def histograms(self) -> dict[str, Any]:
+        """Distributions of times (seconds) and token counts since the start: cumulative counts by upper bound."""
+        return self._engine.histograms()
+
+    def health(self, stall_seconds: float = 60.0) -> tuple[Literal["ready", "stalled", "dead"], str]:
+        """State of the engine, and the cause if it is not ready. "stalled": one step runs longer than
+        `stall_seconds`."""
+        return self._engine.health(stall_seconds)
+
     def info(self) -> dict[str, Any]:
-        """Model, plan of memory with reasons, machine, kernels in use, limits, resolved defaults."""
+        """Model, memory plan with reasons, machine, kernels in use, limits, resolved defaults."""
         return {**self._engine.info(), "machine": _core.build_info()}
 
     @property
@@ -406,94 +414,52 @@ class LLM:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _submit(self, prompt: Prompt, params: SamplingParams | None, special: bool) -> _core.Stream:
-        return self._engine.submit(one_prompt(prompt), _params(params).as_dict(), add_special_tokens=special)
+    def _handle(self, stream: _core.Stream, output: type[Output], prompt: Prompt) -> RequestHandle[Output]:
+        return RequestHandle(stream, self._dispatcher, output, prompt if isinstance(prompt, str) else None, self)
 
-    def _stream(self, stream: _core.Stream, prompt: Prompt) -> Iterator[RequestOutput]:
-        try:
-            while (delta := stream.next()) is not None:
-                output = _empty(stream, prompt).add(delta)
-                if output.error is None or output.text:
-                    yield output
-                if output.error is not None:
-                    raise output.error
-        finally:
-            stream.cancel()
-
-    async def _astream(self, stream: _core.Stream, prompt: Prompt) -> AsyncGenerator[RequestOutput, None]:
-        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
-            async for delta in deltas:
-                output = _empty(stream, prompt).add(delta)
-                if output.error is None or output.text:
-                    yield output
-                if output.error is not None:
-                    raise output.error
-
-    async def _agather(self, stream: _core.Stream, prompt: Prompt) -> RequestOutput:
-        output = _empty(stream, prompt)
-        async with aclosing(self._dispatcher.deltas(stream)) as deltas:
-            async for delta in deltas:
-                output.add(delta)
-        if output.error is not None:
-            raise output.error
-        return output
+    def _submit_chat(
+        self, messages: Sequence[Message], sampling_params: SamplingParams | None, template: dict[str, Any]
+    ) -> RequestHandle[RequestOutput]:
+        return self.submit(self.render_chat(messages, **template), sampling_params, add_special_tokens=False)
 
     def _run(
         self,
         prompts: list[tuple[Prompt, bool]],
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        if params is None or isinstance(params, SamplingParams):
-            each = [_params(params)] * len(prompts)
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            each = [_checked(sampling_params)] * len(prompts)
         else:
-            if not isinstance(params, Sequence):
-                raise InvalidRequestError(_params_type(params))
-            each = [_params(p) for p in params]
+            if not isinstance(sampling_params, Sequence):
+                raise InvalidRequestError(_wrong_type(sampling_params))
+            each = [_checked(p) for p in sampling_params]
             if len(each) != len(prompts):
                 raise InvalidRequestError(
-                    f"params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for each"
+                    f"sampling_params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for "
+                    "each"
                 )
         jobs = [(one_prompt(p), special, q) for (p, special), q in zip(prompts, each, strict=True)]
-        outputs = run_batch(self._engine, jobs, use_tqdm and len(jobs) > 1)
-        if len(outputs) == 1 and outputs[0].error is not None:
-            raise outputs[0].error
-        return outputs
+        return _single_error(run_batch(self._engine, jobs, use_tqdm and len(jobs) > 1))
 
 
-def _empty(stream: _core.Stream, prompt: Prompt) -> RequestOutput:
-    return RequestOutput(stream.request_id, prompt if isinstance(prompt, str) else None, stream.prompt_token_ids)
+def _single_error(outputs: list[Output]) -> list[Output]:
+    """Raises the error of the only output, if it has one."""
+    if len(outputs) == 1 and outputs[0].error is not None:
+        raise outputs[0].error
+    return outputs
 
 
-def _pooling(
-    pooling: str,
-    normalize: bool,
-    dimensions: int | None,
-    priority: int,
-    timeout: float | None,
-    cache_salt: str | None,
-) -> dict[str, Any]:
-    """The arguments of `embed` as the engine takes them."""
-    return {
-        "pooling": pooling,
-        "normalize": normalize,
-        "dimensions": dimensions,
-        "priority": priority,
-        "timeout": timeout,
-        "cache_salt": cache_salt,
-    }
-
-
-def _params(params: SamplingParams | None) -> SamplingParams:
-    if params is None:
+def _checked(sampling_params: SamplingParams | None) -> SamplingParams:
+    if sampling_params is None:
         return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequestError(_params_type(params))
-    return params
+    if not isinstance(sampling_params, SamplingParams):
+        raise InvalidRequestError(_wrong_type(sampling_params))
+    return sampling_params
 
 
-def _params_type(params: object) -> str:
-    return f"params is a {type(params).__name__}: SamplingParams, or a list of them, is expected"
+def _wrong_type(value: object) -> str:
+    return f"sampling_params is a {type(value).__name__}: SamplingParams, or a list of them, is expected"
 
 
 def _unknown_argument(name: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from octavo import _core
 from octavo.errors import InvalidRequestError
 from octavo.structured import Structured
 
-__all__ = ["SamplingParams"]
+__all__ = ["EmbeddingOptions", "SamplingParams"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +90,21 @@ class SamplingParams:
                 )
             values["structured"] = self.structured.as_pair()
         return values
+
+
+class EmbeddingOptions(TypedDict, total=False):
+    """Keyword arguments of `LLM.embed`.
+
+    Attributes:
+        pooling: "mean" of all tokens (default; computes the whole prompt), or the "last" token (uses prefix hits).
+        normalize: scale the vector to length 1 (default), so that a dot product is the cosine.
+        dimensions: keep the first values only, for models trained for that.
+        priority, timeout, cache_salt: as in SamplingParams.
+    """
+
+    pooling: Literal["mean", "last"]
+    normalize: bool
+    dimensions: int | None
+    priority: int
+    timeout: float | None
+    cache_salt: str | None

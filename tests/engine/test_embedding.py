@@ -44,7 +44,7 @@ def test_same_bits_alone_chunked_and_among_others(pooling: str) -> None:
     # Small steps, few blocks: chunks, a batch with sequences that generate, and preemptions.
     with LLM(max_num_batched_tokens=24, max_num_seqs=4, kv_cache_memory="2MiB", max_model_len=256, threads=2) as llm:
         params = SamplingParams(max_tokens=40, ignore_eos=True)
-        streams = [llm._submit(TEXT, params, True) for _ in range(3)]
+        streams = [llm.submit(TEXT, params) for _ in range(3)]
         for _ in range(2):
             assert vectors(llm, prompts, pooling=pooling) == alone
         for stream in streams:

@@ -1,4 +1,4 @@
-"""asyncio without polling: one thread per LLM waits for news of all requests and wakes the loops that want it."""
+"""Wake-ups without polling: one thread per LLM waits for outputs of all requests and wakes their event loops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from octavo.errors import EngineDeadError
@@ -14,18 +14,18 @@ from octavo.errors import EngineDeadError
 if TYPE_CHECKING:
     from octavo import _core
 
-# Longest wait of the thread, in seconds: how soon it notices that its LLM is gone.
+# Maximum wait of the thread in seconds. After this time it checks whether its LLM still exists.
 _WAIT = 0.2
 
 
 class Dispatcher:
-    """Wakes whoever waits for news of requests. Its thread starts with the first of them and ends with the LLM."""
+    """Calls a function when a request has output. Its thread starts with the first request and ends with the LLM."""
 
     def __init__(self, engine: _core.Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        # Who waits for a request: what to call, and in which event loop.
-        self._waiting: dict[int, tuple[Callable[[], None], asyncio.AbstractEventLoop | None]] = {}
+        # Request id -> function to call, and the event loop to call it in.
+        self._watched: dict[int, tuple[Callable[[], None], asyncio.AbstractEventLoop | None]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -37,8 +37,11 @@ class Dispatcher:
         *,
         only_end: bool = False,
     ) -> None:
-        """From now on calls `wake`, which must be quick, whenever `stream` has news; with `only_end` when it has ended.
-        It is called in `loop`, or without one from a thread of the dispatcher.
+        """Calls `wake` whenever `stream` has output; with `only_end` only when the request has ended.
+
+        Args:
+            wake: must return quickly.
+            loop: event loop that calls `wake`; None: the dispatcher's thread calls it.
 
         Raises:
             EngineDeadError: the LLM is closed.
@@ -46,7 +49,7 @@ class Dispatcher:
         with self._lock:
             if self._closed:
                 raise EngineDeadError("the engine is closed. Make a new LLM")
-            self._waiting[stream.request_id] = (wake, loop)
+            self._watched[stream.request_id] = (wake, loop)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=_run,
@@ -57,33 +60,16 @@ class Dispatcher:
                 self._thread.start()
         stream.subscribe(only_end=only_end)
 
-    def forget(self, stream: _core.Stream) -> None:
+    def unwatch(self, stream: _core.Stream) -> None:
         """Ends `watch`."""
         with self._lock:
-            self._waiting.pop(stream.request_id, None)
-
-    async def deltas(self, stream: _core.Stream) -> AsyncGenerator[_core.Delta, None]:
-        """The deltas of one request. Ending the generator early, for whatever reason, cancels the request."""
-        news = asyncio.Event()
-        try:
-            self.watch(stream, news.set, asyncio.get_running_loop())
-            while True:
-                # Cleared before the look: news that comes after it sets the event again.
-                news.clear()
-                while (delta := stream.poll()) is not None:
-                    yield delta
-                    if delta.finished:
-                        return
-                await news.wait()
-        finally:
-            self.forget(stream)
-            stream.cancel()
+            self._watched.pop(stream.request_id, None)
 
     def wake(self, request_ids: list[int] | None) -> None:
-        """Wakes who waits for these requests; None: for any."""
+        """Wakes the watchers of these requests; None: of all requests."""
         with self._lock:
-            ids = list(self._waiting) if request_ids is None else request_ids
-            found = [self._waiting[i] for i in ids if i in self._waiting]
+            ids = list(self._watched) if request_ids is None else request_ids
+            found = [self._watched[i] for i in ids if i in self._watched]
         by_loop: dict[asyncio.AbstractEventLoop, list[Callable[[], None]]] = {}
         for wake, loop in found:
             if loop is None:
@@ -91,7 +77,7 @@ class Dispatcher:
             else:
                 by_loop.setdefault(loop, []).append(wake)
         for loop, wakes in by_loop.items():
-            # One wake-up for all. A loop that was closed with requests open has nobody left to wake.
+            # One wake-up per loop. A loop that was closed while requests were open has no watcher left.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_call_all, wakes)
 
@@ -100,7 +86,7 @@ class Dispatcher:
         return self._closed
 
     def close(self) -> None:
-        """Ends the thread; requests that still wait are woken to find their last delta."""
+        """Ends the thread. Wakes all watchers, which then read their last output."""
         self._closed = True
         self.wake(None)
 
