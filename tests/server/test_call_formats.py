@@ -10,7 +10,7 @@ import pytest
 from octavo import LLM, Grammar, SamplingParams
 from octavo.server import ServerConfig, create_app
 from octavo.server.call_grammar import grammar
-from octavo.server.faults import ApiError
+from octavo.server.errors import ApiError
 from octavo.server.formats import FORMATS, detect, texts
 from octavo.server.parsing import Arguments, Call, Content
 from starlette.testclient import TestClient

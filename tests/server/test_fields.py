@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from octavo import LLM
 from octavo.server import create_app
+from octavo.server.protocols.responses import ResponsesRequest
 from octavo.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from octavo.server.responses import ResponsesRequest
 from starlette.testclient import TestClient
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"

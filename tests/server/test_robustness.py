@@ -27,7 +27,7 @@ def test_health_turns_red_while_a_step_takes_too_long_and_green_after_it() -> No
         client = TestClient(create_app(llm, ServerConfig(health_seconds=1e-6)))
         patient = TestClient(create_app(llm))
         assert client.get("/health").json() == {"status": "ready"}, "an empty queue is no stall"
-        stream = llm._submit([7] * 2000, _params(200), True)
+        stream = llm.submit([7] * 2000, _params(200))
         seen: list[Any] = []
         while (delta := stream.poll()) is None or not delta.finished:
             found = client.get("/health")

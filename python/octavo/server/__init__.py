@@ -1,4 +1,4 @@
-"""The OpenAI-compatible server: an ASGI app, a WSGI app, and the service that both are thin coats of.
+"""The OpenAI-compatible server: an ASGI and a WSGI application over one service.
 
     import octavo.server
     app.mount("/llm", octavo.server.create_app(llm))          # FastAPI, Starlette, any ASGI server
@@ -30,9 +30,9 @@ def create_app(llm: Model = None, config: ServerConfig | None = None) -> FastAPI
     """An ASGI application (a FastAPI instance) that serves `llm`; mount it anywhere, or run it with uvicorn.
 
     Args:
-        llm: an LLM; a folder or hub id; None for the embedded model; or a function that makes an LLM. What is not
-            an LLM yet is loaded by the first request, on a thread of its own: a mounted application is not told
-            when its host starts. (A process that forks workers must pass one of these: threads do not survive a fork.)
+        llm: an LLM; a folder or hub id; None for the embedded model; or a function that makes an LLM. An LLM
+            that is not made yet is loaded by the first request, in a separate thread: a mounted application gets no
+            startup event. (A process that forks workers must not pass an LLM: threads do not survive a fork.)
         config: names, keys, limits.
 
     Raises:
@@ -55,7 +55,7 @@ def create_wsgi_app(llm: Model = None, config: ServerConfig | None = None) -> Ws
 
 
 def missing(error: ModuleNotFoundError) -> MissingDependencyError:
-    """What to install, said in octavo's own error. A module of octavo that is missing is no such case."""
+    """An error that names the extra to install. A missing module of octavo itself is raised again."""
     if (error.name or "octavo").partition(".")[0] == "octavo":
         raise error
     return MissingDependencyError(f"the server needs {error.name}; install the extra: pip install 'octavo[server]'")

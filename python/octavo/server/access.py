@@ -1,4 +1,4 @@
-"""One line of log and one count per request. Never a prompt, never a key."""
+"""One log line and one count per request. Logs contain no prompts and no keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("octavo.access")
 
 
 class Access:
-    """A request from its first byte to the end of its answer."""
+    """A request from its first byte to the end of its response."""
 
     def __init__(self, service: Service, method: str, path: str, request_id: str) -> None:
         self._service = service
@@ -30,14 +30,14 @@ class Access:
         self._first: float | None = None
 
     def start(self, status: int, headers: Mapping[str, str]) -> Message:
-        """ASGI's message that begins an answer, which begins now; the request's id is added."""
+        """The first ASGI message of a response, with the request's id."""
         self.started(status)
         fields = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         fields.append((b"x-request-id", self.request_id.encode("ascii")))
         return {"type": "http.response.start", "status": status, "headers": fields}
 
-    def watching(self, send: Send) -> Send:
-        """`send` of another application, with the status seen and the request's id added."""
+    def wrap(self, send: Send) -> Send:
+        """`send` for the inner application: notes the status and adds the request's id."""
 
         async def inner(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,9 +52,9 @@ class Access:
         self._first = time.monotonic()
 
     def end(self) -> None:
-        """Counts and logs. A status of 499 is a client that left before its answer began."""
+        """Counts and logs. Status 499: the client disconnected before the response began."""
         status = self.status or 499
-        self._service.counted(self._method, self.route, status)
+        self._service.count_request(self._method, self.route, status)
         if not log.isEnabledFor(logging.INFO):
             return
         log.info(
@@ -76,7 +76,7 @@ class Access:
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object per line: what a client sent cannot begin a line of its own."""
+    """A JSON object per line: text from a client cannot start a new line."""
 
     def format(self, record: logging.LogRecord) -> str:
         row: dict[str, Any] = {

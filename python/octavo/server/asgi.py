@@ -18,11 +18,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from octavo import __version__
 from octavo.llm import LLM
 from octavo.server.access import Access
+from octavo.server.asgi_response import AsgiResponse, send_reply
 from octavo.server.config import ServerConfig
-from octavo.server.faults import ApiError
+from octavo.server.discover import all_routes
+from octavo.server.errors import ApiError
 from octavo.server.http import Call, Reply, error_reply
 from octavo.server.openapi import document
-from octavo.server.outgoing import Outgoing, send_reply
 from octavo.server.service import OTHER, Service
 
 _CALL = "octavo.call"
@@ -30,22 +31,22 @@ _CALL = "octavo.call"
 
 def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> FastAPI:
     """The application; see `octavo.server.create_app`."""
-    service = Service(source, config)
+    service = Service(source, config, all_routes())
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        # Only an application that is not mounted in another one gets here.
-        service.engine.start()
+        # Not called for an application that is mounted in another one.
+        service.context.lazy_llm.start()
         yield
         await run_in_threadpool(service.close)
 
     app = FastAPI(title="octavo", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.octavo = service
-    # FastAPI routes what others add to the application; the service's own routes are answered in front of it:
-    # FastAPI's way to an endpoint takes longer than all that the service does for a request.
+    # FastAPI answers only routes that others add to the application. The middleware answers the service's own routes,
+    # because FastAPI's routing takes longer than all of the service's work for a request.
     app.add_exception_handler(HTTPException, _not_routed(service))
     app.openapi = lambda: document(service)  # type: ignore[method-assign]
-    app.add_middleware(GateMiddleware, service=service)
+    app.add_middleware(ServiceMiddleware, service=service)
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(config.allowed_origins), allow_methods=["*"], allow_headers=["*"]
@@ -56,7 +57,7 @@ def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) ->
 def _not_routed(service: Service) -> Callable[[Request, Exception], Any]:
     async def handler(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        # Raised by a route that others have added, or by FastAPI's own for the schema.
+        # Raised by a route that others have added, or by FastAPI's route for the schema.
         fault = ApiError(error.status_code, str(error.detail), headers=dict(error.headers or {}))
         if "endpoint" not in request.scope:
             try:
@@ -69,8 +70,8 @@ def _not_routed(service: Service) -> Callable[[Request, Exception], Any]:
     return handler
 
 
-class GateMiddleware:
-    """Lets in what may come in, with its body, and answers the service's own routes. What is behind sees the rest."""
+class ServiceMiddleware:
+    """Checks requests, reads their bodies, and answers the service's own routes. Other routes go to the inner app."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -82,7 +83,7 @@ class GateMiddleware:
             await self._app(scope, receive, send)
             return
         if scope["type"] != "http":
-            # No websockets here.
+            # Websockets are not supported.
             await send({"type": "websocket.close", "code": 1008})
             return
         service = self._service
@@ -91,12 +92,12 @@ class GateMiddleware:
         path = path[len(root) :] if root and path.startswith(root) else path
         fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         given = next((value for name, value in fields if name == "x-request-id"), None)
-        access = Access(service, scope["method"], path, service.gate.request_id(given))
+        access = Access(service, scope["method"], path, service.auth.request_id(given))
         try:
-            passed = service.gate.check(scope["method"], path, fields)
+            passed = service.auth.check(scope["method"], path, fields)
             body = await self._body(receive, int(passed.headers.get("content-length", "0")))
         except ApiError as error:
-            # The rest of a refused body is not waited for.
+            # The rest of a rejected body is not read.
             reply = error_reply(error)
             reply = Reply(reply.status, reply.body, headers={**reply.headers, "connection": "close"})
             await send_reply(send, access, reply)
@@ -110,7 +111,7 @@ class GateMiddleware:
                 await self._answer(call, access, receive, send)
             else:
                 scope[_CALL] = call
-                await self._app(scope, _again(body, receive), access.watching(send))
+                await self._app(scope, _replay(body, receive), access.wrap(send))
         finally:
             access.end()
 
@@ -126,7 +127,7 @@ class GateMiddleware:
         if isinstance(outcome, Reply):
             await send_reply(send, access, outcome)
         else:
-            await Outgoing(outcome, access, send, service.config.limits.stream_stall_seconds).run(receive)
+            await AsgiResponse(outcome, access, send, service.config.limits.stream_stall_seconds).run(receive)
 
     async def _body(self, receive: Receive, announced: int) -> bytes | None:
         """The whole body; None if the client has left.
@@ -141,7 +142,7 @@ class GateMiddleware:
         held = 0
         try:
             while True:
-                # What is announced is not allocated: only what has come counts.
+                # Only received bytes count: the announced length is not allocated.
                 left = deadline - time.monotonic()
                 try:
                     async with asyncio.timeout(max(left, 0.0)):
@@ -153,7 +154,7 @@ class GateMiddleware:
                 part = message.get("body", b"")
                 size += len(part)
                 if size > limits.body_bytes:
-                    raise self._service.gate.too_large()
+                    raise self._service.auth.too_large()
                 held += len(part)
                 self._bodies_bytes += len(part)
                 if self._bodies_bytes > limits.bodies_bytes:
@@ -165,8 +166,8 @@ class GateMiddleware:
             self._bodies_bytes -= held
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives the body once more, then what comes after it."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that returns the body again, then later messages."""
     given = False
 
     async def inner() -> Message:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from octavo.llm import LLM
-from octavo.server.faults import bad_request
+from octavo.server.errors import bad_request
 from octavo.server.formats import Format, Parts, literal, texts
 
 # One way to write it: a weak model would else fill its answer with spaces.

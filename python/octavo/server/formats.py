@@ -1,4 +1,4 @@
-"""How models write tool calls and reasoning: what marks them, and which parser reads them back."""
+"""Formats of tool calls and reasoning: their marks and their parsers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Format:
         return self.parser({t["name"]: texts(t.get("parameters") or {}) for t in tools})
 
     def example(self) -> str:
-        """A call as the model is told to write it."""
+        """An example of a call, for the instructions in the prompt."""
         name, arguments = "the function's name", "{its arguments}"
         if self.style == "python":
             call = "function(argument=value)"
@@ -188,7 +188,7 @@ FORMATS = {
         Format("glm4", FirstLine, style="named", between=("\n",), text=r"(.|\n)* & ~/(NAMES)\n(.|\n)*"),
     )
 }
-# What begins and ends reasoning.
+# Begin and end marks of reasoning.
 REASONING = {
     # Qwen 3, SmolLM 3, OLMo 3 and whoever else writes both marks, or whose template has begun it
     "think": ("<think>", "</think>"),
@@ -201,10 +201,10 @@ REASONING = {
     # Command R7B and A
     "cohere": ("<|START_THINKING|>", "<|END_THINKING|>"),
 }
-# Marks around an answer, which are no part of it.
+# Marks around an answer, which are removed.
 AROUND = {"cohere": ("<|START_RESPONSE|>", "<|END_RESPONSE|>")}
 _PROBE = {"name": "probe_tool", "description": "probe", "parameters": {"type": "object", "properties": {}}}
-# What a template says when it is given a tool and a call, and the format that it means. The first that is found counts.
+# Two texts that a template renders for a tool and a call -> the format. The first match counts.
 _SIGNS = (
     ("<｜tool▁calls▁begin｜>", "```json", "deepseek_v3"),
     ("<｜tool▁calls▁begin｜>", "", "deepseek_v31"),
@@ -225,22 +225,22 @@ _SIGNS = (
 
 
 def detect(llm: LLM) -> Format | None:
-    """The format that the model's chat template speaks of when it is given a tool; None: it knows no tools."""
+    """The tool call format of the model's chat template; None: the template does not support tools."""
     tools = [{"type": "function", "function": _PROBE}]
     turns = [{"role": "user", "content": "probe"}]
-    if not knows_tools(llm):
+    if not template_supports_tools(llm):
         return None
     text = llm.render_chat(turns, tools=tools)
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "probe_tool", "arguments": {}}}
-    # Without that the description of the tools has to do.
+    # Without an example call the description of the tools must be enough.
     with contextlib.suppress(OctavoError):
         text += llm.render_chat([*turns, {"role": "assistant", "content": "", "tool_calls": [call]}], tools=tools)
     name = next((name for sign, other, name in _SIGNS if sign in text and other in text), "hermes")
     return FORMATS[name]
 
 
-def knows_tools(llm: LLM) -> bool:
-    """Whether the model's chat template tells it of tools."""
+def template_supports_tools(llm: LLM) -> bool:
+    """Whether the model's chat template describes tools."""
     try:
         text = llm.render_chat([{"role": "user", "content": "probe"}], tools=[{"type": "function", "function": _PROBE}])
     except OctavoError:
@@ -248,8 +248,8 @@ def knows_tools(llm: LLM) -> bool:
     return "probe_tool" in text
 
 
-def takes_system(llm: LLM) -> bool:
-    """Whether the model's chat template has a place for what a system message says."""
+def template_supports_system(llm: LLM) -> bool:
+    """Whether the model's chat template includes a system message."""
     try:
         text = llm.render_chat([{"role": "system", "content": "probe_system"}, {"role": "user", "content": "probe"}])
     except OctavoError:
@@ -257,8 +257,8 @@ def takes_system(llm: LLM) -> bool:
     return "probe_system" in text
 
 
-def customary(llm: LLM) -> Format:
-    """The format for a model whose chat template knows no tools."""
+def default_format(llm: LLM) -> Format:
+    """The format for a model whose chat template does not support tools."""
     try:
         text = llm.render_chat([{"role": "user", "content": "probe"}])
     except OctavoError:
@@ -267,7 +267,7 @@ def customary(llm: LLM) -> Format:
 
 
 def thinking(name: str, rest: Parser, prompt_end: str) -> Parser:
-    """Reads reasoning in front of what `rest` reads. `prompt_end`: how the prompt ends, which may have begun it."""
+    """A parser of reasoning, followed by what `rest` parses. `prompt_end`: end of the prompt, which may open it."""
     begin, end = REASONING[name]
     begun = name == "deepseek_r1" or prompt_end.rstrip().endswith(begin)
     if name in AROUND:
@@ -276,7 +276,7 @@ def thinking(name: str, rest: Parser, prompt_end: str) -> Parser:
 
 
 def literal(llm: LLM, text: str) -> str:
-    """`text` in a grammar: by its token where it is a special one, which no text can spell."""
+    """`text` in a grammar: a special token by its id, because plain text never becomes one."""
     ids = llm.tokenize(text, add_special_tokens=False)
     if len(ids) == 1 and llm.detokenize(ids, skip_special_tokens=True) == "":
         return f"<[{ids[0]}]>"
@@ -284,5 +284,5 @@ def literal(llm: LLM, text: str) -> str:
 
 
 def is_special(llm: LLM, marks: list[str] | Parts) -> bool:
-    """Whether marks are special tokens, which a text without these would lack."""
+    """Whether one of the marks is a special token, which text without special tokens lacks."""
     return any(literal(llm, mark).startswith("<[") for mark in marks if mark)

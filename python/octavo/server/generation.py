@@ -1,4 +1,4 @@
-"""The engine requests of one API call, and the same news of them for threads and for event loops."""
+"""The engine requests of one API call, and one way to read their output for threads and for event loops."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from octavo import _core
 from octavo.errors import EngineDeadError, from_engine
-from octavo.llm import LLM
-from octavo.params import SamplingParams
-from octavo.server.faults import from_octavo
+from octavo.request_handle import RequestHandle
+from octavo.server.errors import from_octavo
 
-# (which of the prompts, what came)
-News: TypeAlias = list[tuple[int, _core.Delta]]
+# (index of the prompt, new output)
+Deltas: TypeAlias = list[tuple[int, _core.Delta]]
+
+# Seconds between two checks whether a synchronous client is still connected.
+_CLIENT_CHECK_SECONDS = 0.25
 
 
-class Pace:
-    """How often streams send. Those of an event loop send at the same times: one timer, and one round of the loop, for
-    all of them. Where a round takes long, because there are many, the next one comes later: a model on the CPU needs
-    the core more than its readers need another piece.
+class StreamThrottle:
+    """Limits how often streams send. All streams of an event loop send together: one timer and one round per interval.
+    When a round takes long because there are many streams, the interval grows: on the CPU the model needs the core
+    more than the clients need another piece.
 
     Args:
-        seconds: between two pieces of a stream.
+        seconds: minimum time between two pieces of a stream.
     """
 
-    # Most that sending may take of a core, and the longest time between two pieces that this may lead to, in `seconds`.
-    _SHARE = 0.02
-    _LONGEST = 5
+    # Maximum share of a core for sending, and the longest interval that this leads to, in units of `seconds`.
+    _MAX_SHARE = 0.02
+    _MAX_FACTOR = 5
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -54,12 +56,12 @@ class Pace:
         for event in now.waiting:
             event.set()
         now.waiting.clear()
-        # It comes after those that were woken.
+        # Runs after the tasks that were woken.
         loop.call_soon(self._end, now, begin)
 
     def _end(self, now: Round, begin: float) -> None:
-        wanted = (time.thread_time() - begin) / self._SHARE
-        now.interval = min(max(wanted, self.seconds), self._LONGEST * self.seconds)
+        wanted = (time.thread_time() - begin) / self._MAX_SHARE
+        now.interval = min(max(wanted, self.seconds), self._MAX_FACTOR * self.seconds)
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Round:
     """Streams of one event loop that send together.
 
     Attributes:
-        interval: seconds to the next time.
+        interval: seconds to the next round.
     """
 
     interval: float
@@ -75,119 +77,111 @@ class Round:
 
 
 class Generation:
-    """One or several engine requests that are answered together. Closing it cancels what still runs.
+    """One or several engine requests that one response needs. Closing it cancels the unfinished ones.
 
     Args:
-        jobs: (prompt, add special tokens, parameters) per request. Each is checked before the first starts.
-        only_end: nothing is wanted before a request has ended.
-        pace: of lots of news; None: each at once.
+        submissions: functions that submit one request each.
+        only_end: read each request's output only when the request has ended.
+        throttle: limits how often output is read; None: as soon as there is some.
     """
 
     def __init__(
         self,
-        llm: LLM,
-        jobs: list[tuple[str | list[int], bool, SamplingParams]],
+        submissions: Sequence[Callable[[], RequestHandle[Any]]],
         *,
         only_end: bool = False,
-        pace: Pace | None = None,
+        throttle: StreamThrottle | None = None,
     ) -> None:
-        self._llm = llm
         self._only_end = only_end
-        self._pace = pace
-        self.streams: list[_core.Stream] = []
-        engine = llm._engine
+        self._throttle = throttle
+        self.handles: list[RequestHandle[Any]] = []
         try:
-            for prompt, special, params in jobs:
-                self.streams.append(engine.submit(prompt, params.as_dict(), add_special_tokens=special))
+            for submit in submissions:
+                self.handles.append(submit())
         except BaseException:
             self.close()
             raise
-        self._open = dict(enumerate(self.streams))
+        self._open = dict(enumerate(self.handles))
 
     def close(self) -> None:
-        """Cancels what still runs, and stops the news. Idempotent."""
-        for stream in self.streams:
-            self._llm._dispatcher.forget(stream)
-            stream.cancel()
+        """Cancels unfinished requests and ends their wake-ups. Idempotent."""
+        for handle in self.handles:
+            handle.unwatch()
+            handle.cancel()
 
     def _watch(self, wake: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
-        for stream in self.streams:
-            self._llm._dispatcher.watch(stream, wake, loop, only_end=self._only_end)
+        for handle in self.handles:
+            handle.watch(wake, loop, only_end=self._only_end)
 
-    def _poll(self) -> News:
-        """What has come since. A request without news wakes whoever watches as soon as it has some; one that had news
-        does not before it has been looked at once more, so that a busy stream costs no wake-ups.
+    def _poll(self) -> Deltas:
+        """New output of all requests. A request without output wakes its watcher at its next output. A request with
+        output does so only after one more poll: a busy stream causes no wake-ups.
 
         Raises:
-            ApiError: one of the requests failed; the others are of no use then.
+            ApiError: one of the requests failed; the response needs all of them.
         """
-        news: News = []
-        for index, stream in list(self._open.items()):
-            delta = stream.poll()
+        deltas: Deltas = []
+        for index, handle in list(self._open.items()):
+            delta = handle.poll_delta()
             if delta is None:
                 continue
             if delta.finished:
                 del self._open[index]
-                self._llm._dispatcher.forget(stream)
                 if delta.error is not None:
                     raise from_octavo(from_engine(*delta.error))
                 if any(o.finish_reason == "abort" for o in delta.outputs):
                     raise from_octavo(EngineDeadError("the server is shutting down"))
-            news.append((index, delta))
-        return news
+            deltas.append((index, delta))
+        return deltas
 
-    def news(self, alive: Callable[[], bool], patience: float) -> Iterator[News]:
-        """What comes, until all requests have ended; an empty list each `patience` seconds without any.
+    def deltas(self, is_connected: Callable[[], bool], timeout: float) -> Iterator[Deltas]:
+        """Output until all requests have ended; an empty list after `timeout` seconds without any.
 
         Args:
-            alive: asked while waiting; False ends the requests.
+            is_connected: called while waiting; False ends the requests.
         """
         arrived = threading.Event()
         try:
             self._watch(arrived.set)
             while self._open:
                 arrived.clear()
-                news = self._poll()
-                if news:
-                    yield news
-                    if self._open and self._pace is not None:
-                        # What comes meanwhile travels together; the end does not wait.
-                        arrived.wait(self._pace.seconds)
+                deltas = self._poll()
+                if deltas:
+                    yield deltas
+                    if self._open and self._throttle is not None:
+                        # Output that comes meanwhile is sent together. The end of a request does not wait.
+                        arrived.wait(self._throttle.seconds)
                     continue
                 waited = 0.0
-                while not arrived.wait(_LOOK) and waited < patience:
-                    waited += _LOOK
-                    if not alive():
+                while not arrived.wait(_CLIENT_CHECK_SECONDS) and waited < timeout:
+                    waited += _CLIENT_CHECK_SECONDS
+                    if not is_connected():
                         return
                 if not arrived.is_set():
                     yield []
         finally:
             self.close()
 
-    async def anews(self, patience: float) -> AsyncIterator[News]:
-        """`news` for an event loop. Cancelling the task, or closing the iterator, ends the requests."""
+    async def adeltas(self, timeout: float) -> AsyncIterator[Deltas]:
+        """`deltas` for an event loop. Cancelling the task, or closing the iterator, ends the requests."""
         arrived = asyncio.Event()
         try:
             loop = asyncio.get_running_loop()
             self._watch(arrived.set, loop)
             while self._open:
                 arrived.clear()
-                news = self._poll()
-                if news:
-                    yield news
-                    if self._open and self._pace is not None:
-                        # What comes meanwhile travels together; the end does not wait.
-                        self._pace.set_next(arrived, loop)
+                deltas = self._poll()
+                if deltas:
+                    yield deltas
+                    if self._open and self._throttle is not None:
+                        # Output that comes meanwhile is sent together. The end of a request does not wait.
+                        self._throttle.set_next(arrived, loop)
                         await arrived.wait()
                     continue
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(patience):
+                    async with asyncio.timeout(timeout):
                         await arrived.wait()
                 if not arrived.is_set():
                     yield []
         finally:
             self.close()
-
-
-# Seconds between two looks at whether a synchronous client is still there.
-_LOOK = 0.25

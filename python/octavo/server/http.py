@@ -1,4 +1,4 @@
-"""Requests and answers of HTTP in a form that no framework owns."""
+"""HTTP requests and replies, independent of the web framework."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from octavo import _core
 from octavo.errors import InvalidRequestError
 from octavo.server.config import Limits
-from octavo.server.faults import ApiError, bad_request
+from octavo.server.errors import ApiError, bad_request
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request that has passed the gate.
+    """A request that `Auth` has accepted.
 
     Attributes:
         path: below the application's root.
@@ -51,7 +51,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """A complete answer."""
+    """A complete HTTP response."""
 
     status: int = 200
     body: bytes = b""
@@ -59,7 +59,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-# json.dumps would make an encoder for every call.
+# One encoder for all calls: json.dumps makes a new one each time.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -82,12 +82,11 @@ def event(value: object, name: str | None = None) -> bytes:
 
 
 class Chunks:
-    """The events of one stream. They differ in their one choice, and mostly in the text of that: the rest is encoded
-    once.
+    """The events of one stream. Events differ in their choice only: all else is encoded once.
 
     Args:
         head: fields that all events share.
-        usage: each event says `"usage": null`, as OpenAI's do where the last one has the usage.
+        usage: each event has `"usage": null`, as in OpenAI's streams whose last event has the usage.
     """
 
     def __init__(self, head: Mapping[str, Any], *, usage: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
-from octavo.server.faults import bad_request, from_octavo
+from octavo.server.errors import bad_request, from_octavo
 from octavo.server.requests import Message
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "documents"})

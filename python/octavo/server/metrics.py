@@ -1,22 +1,21 @@
-"""GET /metrics: the engine's counters and distributions, read when Prometheus asks for them."""
+"""GET /metrics: the engine's counters and distributions, read at each request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from octavo import __version__
+from octavo.server.context import Context
 from octavo.server.http import Call, Reply
-
-if TYPE_CHECKING:
-    from octavo.server.service import Service
+from octavo.server.routes import Route
 
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Distributions of the engine, with what they say.
+# Distributions of the engine -> help text.
 _HISTOGRAMS = {
     "time_to_first_token_seconds": "Time from submission to the first token",
     "inter_token_latency_seconds": "Time from a token to the next one of the same sample",
@@ -31,38 +30,38 @@ _HISTOGRAMS = {
 }
 
 
-def metrics(service: Service, _call: Call) -> Reply:
+def metrics(context: Context, _call: Call) -> Reply:
     """Prometheus text."""
-    prefixes = ["octavo:"] + (["vllm:"] if service.config.metrics_compat == "vllm" else [])
+    prefixes = ["octavo:"] + (["vllm:"] if context.config.metrics_compat == "vllm" else [])
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Snapshot(service, prefixes))
+    registry.register(Snapshot(context, prefixes))
     return Reply(body=generate_latest(registry), content_type=_TYPE)
 
 
 class Snapshot(Collector):
     """The state of a server at one moment."""
 
-    def __init__(self, service: Service, prefixes: list[str]) -> None:
-        self._service = service
+    def __init__(self, context: Context, prefixes: list[str]) -> None:
+        self._context = context
         self._prefixes = prefixes
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics; those of the engine only once it is there."""
+        """All metrics; the engine's only when the model is loaded."""
         info = GaugeMetricFamily("octavo:build_info", "The version of octavo", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
         served = CounterMetricFamily("octavo:http_requests", "Requests answered", labels=["method", "path", "status"])
-        for (method, path, status), count in sorted(self._service.http_requests.items()):
+        for (method, path, status), count in sorted(self._context.http_requests.items()):
             served.add_metric([method, path, str(status)], count)
         yield served
-        if self._service.engine.state == "ready":
+        if self._context.lazy_llm.state == "ready":
             for prefix in self._prefixes:
                 yield from self._engine(prefix)
 
     def _engine(self, prefix: str) -> Iterator[Metric]:
-        llm = self._service.llm
+        llm = self._context.llm
         stats: dict[str, Any] = llm.stats()
-        labels, model = ["model_name"], [self._service.name]
+        labels, model = ["model_name"], [self._context.name]
         blocks = stats["blocks"]
 
         def gauge(name: str, help_text: str, value: float) -> Metric:
@@ -87,10 +86,13 @@ class Snapshot(Collector):
         for reason, count in stats["finished"].items():
             success.add_metric([*model, reason], count)
         yield success
-        found = llm._engine.histograms()
+        found = llm.histograms()
         for name, help_text in _HISTOGRAMS.items():
             h = found[name]
             edges = [*map(repr, h["bounds"]), "+Inf"]
             family = HistogramMetricFamily(prefix + name, help_text, labels=labels)
             family.add_metric(model, list(zip(edges, h["counts"], strict=True)), h["sum"])
             yield family
+
+
+ROUTES = [Route("GET", "/metrics", metrics, "Metrics for Prometheus")]

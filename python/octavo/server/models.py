@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from octavo.server.context import Context
 from octavo.server.http import Call, Reply, json_reply
-
-if TYPE_CHECKING:
-    from octavo.server.service import Service
+from octavo.server.routes import Route
 
 
-def list_models(service: Service, _call: Call) -> Reply:
-    return json_reply({"object": "list", "data": [_model(service, name) for name in service.names]})
+def list_models(context: Context, _call: Call) -> Reply:
+    return json_reply({"object": "list", "data": [_model(context, name) for name in context.names]})
 
 
-def one_model(service: Service, call: Call) -> Reply:
+def one_model(context: Context, call: Call) -> Reply:
     name = call.path.removeprefix("/v1/models/")
-    service.check_model(name)
-    return json_reply(_model(service, name))
+    context.check_model(name)
+    return json_reply(_model(context, name))
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(context: Context, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
-        "created": service.created,
+        "created": context.created,
         "owned_by": "octavo",
-        "root": service.name,
-        "max_model_len": service.max_model_len,
+        "root": context.name,
+        "max_model_len": context.max_model_len,
     }
+
+
+ROUTES = [
+    Route("GET", "/v1/models", list_models, "The models served"),
+    Route("GET", "/v1/models/{model}", one_model, "One model"),
+]

@@ -1,30 +1,24 @@
-"""The server's own OpenAPI document, made of the models that requests are read with."""
+"""The OpenAPI document, made from the models that validate requests."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
 from octavo import __version__
-from octavo.server.page import page
-
-if TYPE_CHECKING:
-    from octavo.server.service import Service
+from octavo.server.service import Service
 
 _REF = "#/components/schemas/{model}"
 
 
 def document(service: Service) -> dict[str, Any]:
     """OpenAPI 3.1."""
-    from octavo.server.service import ROUTES
-
-    models = [(r.request, "validation") for r in ROUTES if r.request is not None]
+    models = [(r.request, "validation") for r in service.routes if r.request is not None]
     _, definitions = models_json_schema(models, ref_template=_REF)  # type: ignore[arg-type]
     paths: dict[str, Any] = {}
-    for route in ROUTES:
-        if route.handler is page:
-            # For people, and not for clients.
+    for route in service.routes:
+        if not route.documented:
             continue
         operation: dict[str, Any] = {
             "summary": route.summary,

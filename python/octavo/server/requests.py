@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from octavo.server.faults import ApiError, bad_request
+from octavo.server.errors import ApiError, bad_request
 
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]

@@ -7,7 +7,7 @@ from typing import Any
 from octavo.errors import InvalidRequestError
 from octavo.params import SamplingParams
 from octavo.server.config import Limits
-from octavo.server.faults import bad_request, from_octavo
+from octavo.server.errors import bad_request, from_octavo
 from octavo.server.requests import Sampling
 
 # Fields that mean the same here and there.

@@ -1,21 +1,19 @@
-"""The tools of a request: what the template is told, what the output is held to, and how it is read back."""
+"""The tools of a request: their description in the prompt, the grammar of the output, and its parser."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo.server.call_grammar import grammar
-from octavo.server.faults import bad_request
+from octavo.server.context import Context
+from octavo.server.errors import bad_request
 from octavo.server.formats import AROUND, REASONING, Format, is_special, thinking
 from octavo.server.parsing import Parser, Plain
 from octavo.server.requests import ChatRequest, Message, NamedTool
 from octavo.structured import Grammar, Structured
 
-if TYPE_CHECKING:
-    from octavo.server.service import Service
-
-# For a template that knows no tools.
+# For a chat template without tools.
 _INSTRUCTIONS = """You can call functions. To call one, write on lines of their own:
 {}
 The functions, each as JSON:
@@ -23,11 +21,11 @@ The functions, each as JSON:
 
 
 class Toolbox:
-    """What a request may call, and how."""
+    """The tools that a request may call, and the format of the calls."""
 
-    def __init__(self, service: Service, request: ChatRequest) -> None:
-        limits = service.config.limits
-        self._service = service
+    def __init__(self, context: Context, request: ChatRequest) -> None:
+        limits = context.config.limits
+        self._context = context
         self._request = request
         given = [t.model_dump(exclude_none=True) for t in request.tools or []]
         if len(given) > limits.tools:
@@ -46,47 +44,47 @@ class Toolbox:
             raise bad_request("tool_choice is 'required': tools are missing", "tool_choice")
         self._choice = choice or ("auto" if given else "none")
         active = bool(given) and self._choice != "none"
-        self._format: Format | None = service.tool_format if active else None
+        self._format: Format | None = context.tool_format if active else None
         marks = [] if self._format is None else self._format.marks
-        reasoning = service.config.reasoning_parser
+        reasoning = context.config.reasoning_parser
         marks += () if reasoning is None else (*REASONING[reasoning], *AROUND.get(reasoning, ()))
-        self.needs_special_tokens = is_special(service.llm, marks)
+        self.needs_special_tokens = is_special(context.llm, marks)
 
     @property
     def forced(self) -> bool:
-        """The output is a call and nothing else."""
+        """The output must be a call."""
         return self._format is not None and self._choice != "auto"
 
     def for_template(self) -> list[dict[str, Any]] | None:
-        """The tools as the model's own template takes them."""
-        return self._given if self._format is not None and self._service.template_tells_tools else None
+        """The tools in the form that the chat template expects."""
+        return self._given if self._format is not None and self._context.template_supports_tools else None
 
     def instruct(self, messages: list[Message]) -> list[Message]:
-        """The messages, with the tools described in the first one where the template cannot."""
-        if self._format is None or self._service.template_tells_tools:
+        """The messages. If the template does not describe tools, the first message does."""
+        if self._format is None or self._context.template_supports_tools:
             return messages
         text = _INSTRUCTIONS.format(self._format.example())
         text += "\n".join(json.dumps(t["function"], ensure_ascii=False) for t in self._given)
         first = messages[0]
         if first.role in ("system", "developer") and isinstance(first.content, str):
             return [first.model_copy(update={"content": f"{first.content}\n\n{text}"}), *messages[1:]]
-        if not self._service.template_takes_system and first.role == "user" and isinstance(first.content, str):
+        if not self._context.template_supports_system and first.role == "user" and isinstance(first.content, str):
             return [first.model_copy(update={"content": f"{text}\n\n{first.content}"}), *messages[1:]]
         return [Message(role="system", content=text), *messages]
 
     def structure(self) -> Structured | None:
-        """What holds the arguments to their schemas."""
+        """The grammar that makes calls valid under their schemas."""
         if self._format is None:
             return None
         functions = [t["function"] for t in self._given]
         if isinstance(self._choice, NamedTool):
             functions = [f for f in functions if f["name"] == self._choice.function.name]
         parallel = self._request.parallel_tool_calls is not False and not isinstance(self._choice, NamedTool)
-        return Grammar(grammar(self._service.llm, self._format, functions, forced=self.forced, parallel=parallel))
+        return Grammar(grammar(self._context.llm, self._format, functions, forced=self.forced, parallel=parallel))
 
     def parser(self, prompt_end: str = "") -> Parser:
-        """A parser for one sample. `prompt_end`: how the prompt ends, which may have begun the reasoning."""
+        """A parser for one sample. `prompt_end`: end of the prompt, which may open the reasoning."""
         functions = [t["function"] for t in self._given]
         inner = self._format.reader(functions) if self._format is not None else Plain()
-        reasoning = self._service.config.reasoning_parser
+        reasoning = self._context.config.reasoning_parser
         return inner if reasoning is None else thinking(reasoning, inner, prompt_end)

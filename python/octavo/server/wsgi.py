@@ -12,17 +12,19 @@ from typing import Any
 
 from octavo.llm import LLM
 from octavo.server.access import Access
-from octavo.server.answer import Answer
 from octavo.server.config import ServerConfig
-from octavo.server.faults import ApiError, from_octavo
-from octavo.server.generation import News
+from octavo.server.discover import all_routes
+from octavo.server.errors import ApiError, from_octavo
+from octavo.server.generation import Deltas
 from octavo.server.http import EVENT_STREAM, PING, Call, error_reply
+from octavo.server.response import Response
 from octavo.server.service import Service
 
 log = logging.getLogger("octavo.server")
 
-_PATIENCE = 10.0
-# Where servers put the client's socket, by which one sees that it has left.
+# A stream without output sends a comment after this time.
+_KEEPALIVE_SECONDS = 10.0
+# Keys under which servers put the client's socket, which shows that the client has disconnected.
 _SOCKETS = ("werkzeug.socket", "gunicorn.socket")
 
 StartResponse = Callable[..., Any]
@@ -32,14 +34,14 @@ class WsgiApp:
     """The application; see `octavo.server.create_wsgi_app`. `close` ends what runs."""
 
     def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
-        self.service = Service(source, config)
+        self.service = Service(source, config, all_routes())
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         service = self.service
         method = environ["REQUEST_METHOD"]
         # WSGI carries bytes as Latin-1.
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace") or "/"
-        access = Access(service, method, path, service.gate.request_id(environ.get("HTTP_X_REQUEST_ID")))
+        access = Access(service, method, path, service.auth.request_id(environ.get("HTTP_X_REQUEST_ID")))
 
         def start(status: int, headers: dict[str, str]) -> None:
             access.started(status)
@@ -47,24 +49,24 @@ class WsgiApp:
             start_response(f"{status} {_phrase(status)}", fields)
 
         try:
-            passed = service.gate.check(method, path, _fields(environ))
+            passed = service.auth.check(method, path, _fields(environ))
             if not environ.get("PATH_INFO") and environ.get("SCRIPT_NAME") and service.config.page:
-                # A browser resolves what the page names against its address, which needs the slash at its end.
+                # Relative links of the page need an address that ends with a slash.
                 start(308, {"location": environ["SCRIPT_NAME"] + "/", "content-length": "0"})
                 access.end()
                 return [b""]
             body = self._body(environ, passed.headers)
             outcome = service.respond(Call(method, path, passed.headers, body, access.request_id, passed.salt))
-            if isinstance(outcome, Answer):
-                lots = outcome.generation.news(_alive(environ), _PATIENCE)
+            if isinstance(outcome, Response):
+                batches = outcome.generation.deltas(_is_connected(environ), _KEEPALIVE_SECONDS)
                 if outcome.stream:
-                    return Body(_stream(outcome, lots, start), outcome, access)
+                    return Body(_stream(outcome, batches, start), outcome, access)
                 try:
-                    for news in lots:
-                        outcome.feed(news)
+                    for deltas in batches:
+                        outcome.feed(deltas)
                     outcome = outcome.reply()
                 finally:
-                    lots.close()  # type: ignore[attr-defined]
+                    batches.close()  # type: ignore[attr-defined]
         except ApiError as error:
             outcome = error_reply(error)
         except Exception as error:
@@ -76,16 +78,16 @@ class WsgiApp:
         return [b"" if method == "HEAD" else outcome.body]
 
     def _body(self, environ: dict[str, Any], headers: dict[str, str]) -> bytes:
-        most = self.service.config.limits.body_bytes
+        limit = self.service.config.limits.body_bytes
         source = environ["wsgi.input"]
         if "content-length" in headers:
             data = source.read(int(headers["content-length"]))
         elif environ.get("wsgi.input_terminated"):
-            data = source.read(most + 1)
+            data = source.read(limit + 1)
         else:
             return b""
-        if len(data) > most:
-            raise self.service.gate.too_large()
+        if len(data) > limit:
+            raise self.service.auth.too_large()
         return bytes(data)
 
     def close(self) -> None:
@@ -93,11 +95,11 @@ class WsgiApp:
 
 
 class Body:
-    """The pieces of a stream. The host calls `close` when the client has left, and that cancels the request."""
+    """The pieces of a stream. The host calls `close` when the client has disconnected, which cancels the request."""
 
-    def __init__(self, pieces: Iterator[bytes], answer: Answer, access: Access) -> None:
+    def __init__(self, pieces: Iterator[bytes], response: Response, access: Access) -> None:
         self._pieces = pieces
-        self._answer = answer
+        self._response = response
         self._access = access
         # The status is known with the first piece.
         self._first: bytes | None = next(pieces, b"")
@@ -115,9 +117,9 @@ class Body:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._answer.generation.close()
+            self._response.generation.close()
             with contextlib.suppress(ValueError):
-                # It runs in another thread if the host closes from there; then it sees the end by itself.
+                # ValueError: the iterator runs in another thread, where it ends by itself.
                 self._pieces.close()  # type: ignore[attr-defined]
             self._access.end()
 
@@ -125,17 +127,19 @@ class Body:
         self.close()
 
 
-def _stream(answer: Answer, lots: Iterator[News], start: Callable[[int, dict[str, str]], None]) -> Iterator[bytes]:
+def _stream(
+    response: Response, batches: Iterator[Deltas], start: Callable[[int, dict[str, str]], None]
+) -> Iterator[bytes]:
     started = False
     try:
-        for news in lots:
+        for deltas in batches:
             if not started:
                 started = True
                 start(200, EVENT_STREAM)
-            piece = answer.feed(news) if news else PING
+            piece = response.feed(deltas) if deltas else PING
             if piece:
                 yield piece
-        last = answer.end()
+        last = response.end()
     except Exception as error:
         fault = error if isinstance(error, ApiError) else from_octavo(error)
         if not isinstance(error, ApiError):
@@ -145,7 +149,7 @@ def _stream(answer: Answer, lots: Iterator[News], start: Callable[[int, dict[str
             start(reply.status, {"content-type": reply.content_type, **reply.headers})
             yield reply.body
             return
-        last = answer.fault(fault)
+        last = response.error(fault)
     if not started:
         start(200, EVENT_STREAM)
     yield last
@@ -159,20 +163,20 @@ def _fields(environ: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", "-"), str(value)
 
 
-def _alive(environ: dict[str, Any]) -> Callable[[], bool]:
-    """Whether the client is still there, where the server shows its socket; else True."""
+def _is_connected(environ: dict[str, Any]) -> Callable[[], bool]:
+    """A function: whether the client is connected. True if the server does not pass the client's socket."""
     found = next((environ[name] for name in _SOCKETS if isinstance(environ.get(name), socket.socket)), None)
     if found is None:
         return lambda: True
 
-    def alive() -> bool:
+    def is_connected() -> bool:
         try:
             readable, _, _ = select.select([found], [], [], 0)
             return not readable or found.recv(1, socket.MSG_PEEK) != b""
         except (OSError, ValueError):
             return False
 
-    return alive
+    return is_connected
 
 
 def _phrase(status: int) -> str:

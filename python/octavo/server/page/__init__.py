@@ -1,16 +1,14 @@
-"""GET /: a small page to try a prompt and to see the metrics. It holds no data; it asks the API as any client does."""
+"""GET /: a small page to try a prompt and to see the metrics. The page is static and calls the API as a client."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from octavo.server.faults import ApiError
+from octavo.server.context import Context
+from octavo.server.errors import ApiError
 from octavo.server.http import Call, Reply
-
-if TYPE_CHECKING:
-    from octavo.server.service import Service
+from octavo.server.routes import Route
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -19,9 +17,9 @@ _FILES = {
     "/page/style.css": ("style.css", "text/css; charset=utf-8"),
     "/page/icon.svg": ("icon.svg", "image/svg+xml"),
 }
-# What is served without a key, so that the page can ask for one.
+# Served without a key: the page asks for one.
 PATHS = frozenset(_FILES)
-# Its own files and its own server: nothing inline, nothing from elsewhere, in nobody's frame.
+# Only files and requests of this server: no inline code, no other origins, no frames.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -37,13 +35,13 @@ _HEADERS = {
 }
 
 
-def page(service: Service, call: Call) -> Reply:
+def page(context: Context, call: Call) -> Reply:
     """A file of the page.
 
     Raises:
         ApiError: 404.
     """
-    found = _FILES.get(call.path) if service.config.page else None
+    found = _FILES.get(call.path) if context.config.page else None
     if found is None:
         raise ApiError(404, f"there is nothing at {call.path[:200]!r}", code="not_found")
     name, kind = found
@@ -53,3 +51,10 @@ def page(service: Service, call: Call) -> Reply:
 @cache
 def _read(name: str) -> bytes:
     return Path(__file__).with_name(name).read_bytes()
+
+
+ROUTES = [
+    # For people, not for API clients.
+    Route("GET", "/", page, "The built-in page", documented=False),
+    Route("GET", "/page/{file}", page, "A file of the built-in page", documented=False),
+]

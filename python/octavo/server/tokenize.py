@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from octavo.server.faults import bad_request
+from octavo.server.context import Context
+from octavo.server.errors import bad_request
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.messages import render
 from octavo.server.requests import DetokenizeRequest, TokenizeRequest
-
-if TYPE_CHECKING:
-    from octavo.server.service import Service
+from octavo.server.routes import Route
 
 
-def tokenize(service: Service, call: Call) -> Reply:
-    request = service.read(TokenizeRequest, call)
-    llm = service.llm
+def tokenize(context: Context, call: Call) -> Reply:
+    request = context.read(TokenizeRequest, call)
+    llm = context.llm
     if (request.prompt is None) == (request.messages is None):
         raise bad_request("give either prompt or messages", "prompt")
     if request.messages is not None:
@@ -32,9 +29,15 @@ def tokenize(service: Service, call: Call) -> Reply:
         special = request.add_special_tokens is not False
     ids = llm.tokenize(text, add_special_tokens=special)
     strings = [llm.detokenize([i], skip_special_tokens=False) for i in ids] if request.return_token_strs else None
-    return json_reply({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": strings})
+    return json_reply({"count": len(ids), "max_model_len": context.max_model_len, "tokens": ids, "token_strs": strings})
 
 
-def detokenize(service: Service, call: Call) -> Reply:
-    request = service.read(DetokenizeRequest, call)
-    return json_reply({"prompt": service.llm.detokenize(request.tokens, skip_special_tokens=False)})
+def detokenize(context: Context, call: Call) -> Reply:
+    request = context.read(DetokenizeRequest, call)
+    return json_reply({"prompt": context.llm.detokenize(request.tokens, skip_special_tokens=False)})
+
+
+ROUTES = [
+    Route("POST", "/tokenize", tokenize, "Text to token ids", TokenizeRequest),
+    Route("POST", "/detokenize", detokenize, "Token ids to text", DetokenizeRequest),
+]

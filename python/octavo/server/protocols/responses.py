@@ -1,24 +1,22 @@
-"""POST /v1/responses, without state: nothing is stored, and nothing is looked up."""
+"""POST /v1/responses, without state: the server stores no responses."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from octavo.server.answer import Answer, new_id, now
-from octavo.server.chat import begin
-from octavo.server.faults import ApiError, bad_request
-from octavo.server.generation import Generation, News
+from octavo.server.context import Context
+from octavo.server.errors import ApiError, bad_request
+from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Reply, event, json_reply
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
+from octavo.server.protocols.openai_chat import begin
 from octavo.server.requests import ChatRequest, Strict, read
+from octavo.server.response import Response, new_id, now
+from octavo.server.routes import Route
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from octavo.server.service import Service
-
-# What would need a memory of earlier calls, or work after the answer.
+# Fields that need stored responses, or work after the response.
 _STATE = ("previous_response_id", "conversation", "background", "prompt")
 
 
@@ -40,21 +38,21 @@ class ResponsesRequest(Strict):
     metadata: dict[str, str] | None = None
 
 
-def responses(service: Service, call: Call) -> Answer:
-    request = service.read(ResponsesRequest, call)
+def responses(context: Context, call: Call) -> Response:
+    request = context.read(ResponsesRequest, call)
     for name in _STATE:
         if (request.model_extra or {}).get(name):
             raise bad_request(f"{name} is not supported: nothing is stored here; send the whole input", name)
     try:
-        generation, parser = begin(service, _as_chat(request), call, {"prompt": "input", "structured": "text.format"})
+        generation, parser = begin(context, _as_chat(request), call, {"prompt": "input", "structured": "text.format"})
     except ApiError as error:
         error.param = _own_name(error.param, bool(request.instructions))
         raise
-    return Responses(service, request, generation, parser())
+    return Responses(context, request, generation, parser())
 
 
 def _own_name(param: str | None, instructed: bool) -> str | None:
-    """What a field of a chat is called in this API; instructions are the first message of the chat."""
+    """Name in this API of a chat request's field. The instructions are the first message of the chat."""
     if param is None:
         return None
     found = re.match(r"messages\[(\d+)\](.*)", param)
@@ -66,7 +64,7 @@ def _own_name(param: str | None, instructed: bool) -> str | None:
 
 
 def _as_chat(request: ResponsesRequest) -> ChatRequest:
-    """The same request as a chat."""
+    """The same request as a chat request."""
     messages: list[dict[str, Any]] = []
     if request.instructions:
         messages.append({"role": "system", "content": request.instructions})
@@ -107,7 +105,7 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
     if kind == "message":
         content = item.get("content")
         if isinstance(content, list):
-            # The parts have names of their own here; the text in them is the same.
+            # Types of content parts have other names in this API.
             content = [
                 {**p, "type": "text"} if isinstance(p, dict) and p.get("type") in ("input_text", "output_text") else p
                 for p in content
@@ -125,13 +123,13 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
         raise bad_request(f"{where} is of type {kind!r}: messages and function calls are supported", where)
 
 
-class Responses(Answer):
-    """The answer: items of reasoning, text and function calls, in the order in which they come."""
+class Responses(Response):
+    """The response: items of reasoning, text and function calls, in order of generation."""
 
-    def __init__(self, service: Service, request: ResponsesRequest, generation: Generation, parser: Parser) -> None:
+    def __init__(self, context: Context, request: ResponsesRequest, generation: Generation, parser: Parser) -> None:
         super().__init__(generation, stream=bool(request.stream))
         self._request = request
-        self._model = service.name
+        self._model = context.name
         self._id = new_id("resp")
         self._created = now()
         self._parser = parser
@@ -140,10 +138,10 @@ class Responses(Answer):
         self._sequence = 0
         self._begun = False
 
-    def feed(self, news: News) -> bytes:
+    def feed(self, deltas: Deltas) -> bytes:
         out = b""
-        for index, delta in news:
-            self.usage.take(index, delta, self.generation.streams[index])
+        for index, delta in deltas:
+            self.usage.take(index, delta, self.generation.handles[index])
             if not self._begun:
                 self._begun = True
                 out += self._event("response.created", response=self._whole("in_progress"))
@@ -217,7 +215,7 @@ class Responses(Answer):
         return out + self._event("response.output_item.done", output_index=place["output_index"], item=item)
 
     def end(self) -> bytes:
-        # This API's streams end with their last event; there is no [DONE].
+        # Streams of this API end with their last event, without [DONE].
         status = self._status
         return self._close(status) + self._event(f"response.{status}", response=self._whole(status))
 
@@ -225,7 +223,7 @@ class Responses(Answer):
         self._close(self._status)
         return json_reply(self._whole(self._status))
 
-    def fault(self, error: ApiError) -> bytes:
+    def error(self, error: ApiError) -> bytes:
         failed = {**self._whole("failed"), "error": {"code": "server_error", "message": error.message}}
         return self._event("response.failed", response=failed)
 
@@ -276,3 +274,6 @@ class Responses(Answer):
             if ended
             else None,
         }
+
+
+ROUTES = [Route("POST", "/v1/responses", responses, "Answer an input, without state", ResponsesRequest)]

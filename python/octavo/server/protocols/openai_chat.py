@@ -3,78 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo import _core
-from octavo.server.answer import Answer, finite, new_id, now, prompt_logprobs
-from octavo.server.faults import bad_request
-from octavo.server.generation import Generation, News
+from octavo.request_handle import RequestHandle
+from octavo.server.context import Context
+from octavo.server.errors import bad_request
+from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.messages import render
+from octavo.server.output_format import field_of, structured
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
 from octavo.server.requests import ChatRequest, refuse_unsupported
+from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
+from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
-from octavo.server.structure import field_of, structured
 from octavo.server.tools import Toolbox
 
-if TYPE_CHECKING:
-    from octavo.server.service import Service
-
-# What follows the text of a choice that goes on.
+# JSON after the text of an unfinished choice.
 _AFTER = b'},"logprobs":null,"finish_reason":null}'
 
 
-def chat(service: Service, call: Call) -> Answer:
-    request = service.read(ChatRequest, call)
+def chat(context: Context, call: Call) -> Response:
+    request = context.read(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    generation, parser = begin(service, request, call, names)
-    return Chat(service, request, generation, parser, stream=bool(request.stream))
+    generation, parser = begin(context, request, call, names)
+    return Chat(context, request, generation, parser, stream=bool(request.stream))
 
 
 def begin(
-    service: Service, request: ChatRequest, call: Call, names: dict[str, str]
+    context: Context, request: ChatRequest, call: Call, names: dict[str, str]
 ) -> tuple[Generation, Callable[[], Parser]]:
-    """Starts the generation of an answer; and a maker of parsers for it, one for each sample.
+    """Starts a generation. Also returns a function that makes a parser for each sample.
 
     Args:
-        names: what parameters of the engine are called in the API.
+        names: names of `LLM.submit`'s arguments -> names in the API.
 
     Raises:
-        ApiError: what is wrong with the request.
+        ApiError: the request is invalid.
     """
     refuse_unsupported(request)
-    limits = service.config.limits
+    limits = context.config.limits
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
     top = None
     if request.logprobs:
         top = candidates("top_logprobs", request.top_logprobs or 0, limits)
-    toolbox = Toolbox(service, request)
+    toolbox = Toolbox(context, request)
     prompt = render(
-        service.llm,
+        context.llm,
         toolbox.instruct(request.messages),
         tools=toolbox.for_template(),
         add_generation_prompt=request.add_generation_prompt is not False,
         variables=request.chat_template_kwargs,
     )
-    most = request.max_completion_tokens or request.max_tokens
+    max_tokens = request.max_completion_tokens or request.max_tokens
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
-    more: dict[str, Any] = {"max_tokens": most, "logprobs": top, **structured(request, toolbox)}
+    more: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": top, **structured(request, toolbox)}
     if toolbox.needs_special_tokens and request.skip_special_tokens is None:
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
-    generation = service.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
+    generation = context.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
     return generation, lambda: toolbox.parser(prompt[-64:])
 
 
-class Chat(Answer):
-    """The answer: a choice per sample."""
+class Chat(Response):
+    """The response: a choice per sample."""
 
     def __init__(
         self,
-        service: Service,
+        context: Context,
         request: ChatRequest,
         generation: Generation,
         parser: Callable[[], Parser],
@@ -85,19 +85,19 @@ class Chat(Answer):
         self._request = request
         self._parser = parser
         kind = "chat.completion.chunk" if stream else "chat.completion"
-        self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": service.name}
+        self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": context.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
-        # Nothing but text is wanted, which most want.
+        # The common case: only text is requested.
         self._plain = not (request.logprobs or request.return_token_ids)
         self._choices: dict[int, Choice] = {}
         self._prompt_logprobs: list[dict[str, Any] | None] | None = None
 
-    def feed(self, news: News) -> bytes:
+    def feed(self, deltas: Deltas) -> bytes:
         out = b""
-        for index, delta in news:
-            stream = self.generation.streams[index]
-            self.usage.take(index, delta, stream)
+        for index, delta in deltas:
+            handle = self.generation.handles[index]
+            self.usage.take(index, delta, handle)
             if self._request.prompt_logprobs is not None:
                 self._prompt_logprobs = prompt_logprobs(delta.prompt_logprobs) or self._prompt_logprobs
             for sample in delta.outputs:
@@ -106,11 +106,11 @@ class Chat(Answer):
                     choice = self._choices[sample.index] = Choice(sample.index, self._parser())
                     if self.stream:
                         first = {"role": "assistant", "content": ""}
-                        out += self._chunk(choice, first, None, None, stream)
+                        out += self._chunk(choice, first, None, None, handle)
                 pieces = choice.add(sample, self._request)
-                deltas = choice.deltas(pieces)
+                objects = choice.deltas(pieces)
                 if self.stream:
-                    out += self._events(choice, pieces, deltas, sample)
+                    out += self._events(choice, pieces, objects, sample)
         return out
 
     def _events(
@@ -121,7 +121,7 @@ class Chat(Answer):
         out = b""
         logprobs = choice.take_logprobs(self._request)
         for delta in deltas:
-            # The log-probabilities of all the tokens go with the first of their pieces.
+            # The log-probabilities of all tokens are sent with the first piece.
             out += self._chunk(choice, delta, logprobs, None)
             logprobs = None
         tokens = self._request.return_token_ids and choice.token_ids
@@ -135,7 +135,7 @@ class Chat(Answer):
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None,
         reason: str | None,
-        stream: _core.Stream | None = None,
+        handle: RequestHandle[Any] | None = None,
     ) -> bytes:
         body = {"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         if reason is not None:
@@ -143,9 +143,9 @@ class Chat(Answer):
         if not self._request.return_token_ids:
             return self._chunks.event(body)
         body["token_ids"] = choice.take_token_ids()
-        if stream is None:
+        if handle is None:
             return self._chunks.event(body)
-        more = {"prompt_token_ids": stream.prompt_token_ids}
+        more = {"prompt_token_ids": handle.prompt_token_ids}
         return Chunks({**self._head, **more}, usage=self._include_usage).event(body)
 
     def end(self) -> bytes:
@@ -163,12 +163,12 @@ class Chat(Answer):
         if self._request.prompt_logprobs is not None:
             body["prompt_logprobs"] = self._prompt_logprobs
         if self._request.return_token_ids:
-            body["prompt_token_ids"] = self.generation.streams[0].prompt_token_ids
+            body["prompt_token_ids"] = self.generation.handles[0].prompt_token_ids
         return json_reply(body)
 
 
 class Choice:
-    """One sample, as far as it has come."""
+    """The output of one sample so far."""
 
     def __init__(self, index: int, parser: Parser) -> None:
         self.index = index
@@ -200,7 +200,7 @@ class Choice:
         return pieces
 
     def deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
-        """The pieces as OpenAI's `delta` objects, remembered for the whole."""
+        """The pieces as OpenAI's `delta` objects; also kept for the complete response."""
         out: list[dict[str, Any]] = []
         for piece in pieces:
             if isinstance(piece, Content):
@@ -213,7 +213,7 @@ class Choice:
                 self.calls[-1]["function"]["arguments"] += piece.text
                 out.append({"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": piece.text}}]})
             else:
-                # Two objects: the one that is kept grows with the arguments.
+                # Two objects: arguments are appended to the kept one.
                 index, call_id = len(self.calls), new_id("call")
                 kept, sent = (
                     {"id": call_id, "type": "function", "function": {"name": piece.name, "arguments": ""}} for _ in "12"
@@ -260,3 +260,6 @@ def _candidate(row: list[_core.Logprob]) -> dict[str, Any]:
         return {"token": c.token, "logprob": finite(c.logprob), "bytes": list(c.token.encode())}
 
     return {**one(row[0]), "top_logprobs": [one(c) for c in row[1:]]}
+
+
+ROUTES = [Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest)]

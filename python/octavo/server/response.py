@@ -1,4 +1,4 @@
-"""What an endpoint makes of the engine's news: one reply, or a stream of events."""
+"""`Response`: turns a generation's output into one reply, or into a stream of events."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from octavo import _core
-from octavo.server.faults import ApiError
-from octavo.server.generation import Generation, News
+from octavo.request_handle import RequestHandle
+from octavo.server.errors import ApiError
+from octavo.server.generation import Deltas, Generation
 from octavo.server.http import DONE, Reply, event
 
 
-class Answer(ABC):
-    """Turns news into bytes. Does no I/O: an application reads the news and sends the bytes.
+class Response(ABC):
+    """Turns output into bytes, without I/O: the application reads the generation and sends the bytes.
 
-    For a reply: `feed` until the news end, then `reply`. For a stream: send what `feed` returns, then `end`; after an
-    error `fault` instead. Either way the stream has one end.
+    For a reply: `feed` all output, then call `reply`. For a stream: send the result of each `feed`, then that of `end`;
+    after an error that of `error` instead.
     """
 
     def __init__(self, generation: Generation, *, stream: bool) -> None:
         self.generation = generation
         self.stream = stream
-        self.usage = Usage(len(generation.streams))
+        self.usage = Usage(len(generation.handles))
 
     @abstractmethod
-    def feed(self, news: News) -> bytes:
-        """Takes news in; for a stream the events that they make."""
+    def feed(self, deltas: Deltas) -> bytes:
+        """Adds output; returns the events of a stream."""
 
     @abstractmethod
     def reply(self) -> Reply:
-        """The whole answer, after the last news."""
+        """The complete response, after the last output."""
 
     def end(self) -> bytes:
         """The last events of a stream."""
         return DONE
 
-    def fault(self, error: ApiError) -> bytes:
-        """The last event of a stream that failed. No [DONE] follows: the answer is not complete."""
+    def error(self, error: ApiError) -> bytes:
+        """The last event of a failed stream. No [DONE] follows: the response is incomplete."""
         return event(error.body())
 
 
 class Usage:
-    """Counts tokens over all prompts of a call."""
+    """Token counts over all prompts of a call."""
 
     def __init__(self, prompts: int) -> None:
         self._prompt = [0] * prompts
@@ -51,10 +52,10 @@ class Usage:
         self.completion = 0
         self.reasoning = 0
 
-    def take(self, index: int, delta: _core.Delta, stream: _core.Stream) -> None:
+    def take(self, index: int, delta: _core.Delta, handle: RequestHandle[Any]) -> None:
         self.completion += delta.num_tokens
         if delta.finished:
-            self._prompt[index] = stream.num_prompt_tokens
+            self._prompt[index] = handle.num_prompt_tokens
             metrics = delta.metrics
             if metrics is not None:
                 self._cached[index] = int(metrics["cached_prompt_tokens"])
@@ -86,7 +87,7 @@ def now() -> int:
 
 
 def finite(logprob: float) -> float:
-    """JSON has no -inf: a token that cannot come gets a number that no token has."""
+    """JSON has no -inf: an impossible token gets a number that no other token has."""
     return max(logprob, -9999.0)
 
 

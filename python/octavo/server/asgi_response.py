@@ -1,4 +1,4 @@
-"""An answer on its way through ASGI to its client."""
+"""Sends a response to its client through ASGI."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from typing import Any
 from starlette.types import Receive, Send
 
 from octavo.server.access import Access
-from octavo.server.answer import Answer
-from octavo.server.faults import ApiError, from_octavo
+from octavo.server.errors import ApiError, from_octavo
 from octavo.server.http import EVENT_STREAM, PING, Reply, error_reply
+from octavo.server.response import Response
 
 log = logging.getLogger("octavo.server")
 
-# Seconds without news after which a stream says that it lives; also the longest wait before it begins.
-_PATIENCE = 10.0
+# A stream without output sends a comment after this time. Also the maximum wait before a stream begins.
+_KEEPALIVE_SECONDS = 10.0
 
 
-class Outgoing:
-    """An answer on its way out. A client that leaves cancels what runs for it, at once."""
+class AsgiResponse:
+    """Sends one response. When the client disconnects, its requests are cancelled at once."""
 
-    def __init__(self, answer: Answer, access: Access, send: Send, stall: float) -> None:
-        self._answer = answer
+    def __init__(self, response: Response, access: Access, send: Send, stall: float) -> None:
+        self._response = response
         self._access = access
         self._send = send
         self._stall = stall
-        # Since when a write waits for the client.
-        self._writing: float | None = None
-        # The client has left or reads nothing, and the task was cancelled for that.
-        self._left = False
-        self._over = False
+        # Start time of a write that has not ended.
+        self._write_start: float | None = None
+        # The task was cancelled because the client disconnected or reads nothing.
+        self._disconnected = False
+        self._ended = False
 
     async def run(self, receive: Receive) -> None:
         self._task = asyncio.current_task()
         self._loop = asyncio.get_running_loop()
         watcher = self._loop.create_task(self._watch(receive))
-        self._timer = self._loop.call_later(self._look, self._check_stall)
+        self._timer = self._loop.call_later(self._check_interval, self._check_stall)
         try:
             await self._feed()
         except asyncio.CancelledError:
-            if not self._left or (self._task is not None and self._task.uncancel()):
+            if not self._disconnected or (self._task is not None and self._task.uncancel()):
                 raise
         finally:
-            self._over = True
-            self._answer.generation.close()
+            self._ended = True
+            self._response.generation.close()
             self._timer.cancel()
             watcher.cancel()
 
@@ -57,68 +57,68 @@ class Outgoing:
             while (await receive())["type"] != "http.disconnect":
                 pass
         except Exception as error:
-            # Whatever it was, nobody reads any more.
+            # After any error of the connection there is no reader left.
             log.debug("a connection has failed", exc_info=error)
-        self._leave()
+        self._disconnect()
 
     @property
-    def _look(self) -> float:
-        """Seconds between two looks at whether the client reads."""
+    def _check_interval(self) -> float:
+        """Seconds between two checks whether the client reads."""
         return max(self._stall / 4, 0.01)
 
     def _check_stall(self) -> None:
-        if self._writing is not None and time.monotonic() - self._writing >= self._stall:
+        if self._write_start is not None and time.monotonic() - self._write_start >= self._stall:
             log.warning("a client has read nothing for %s s: its request is cancelled", self._stall)
-            self._leave()
+            self._disconnect()
         else:
-            self._timer = self._loop.call_later(self._look, self._check_stall)
+            self._timer = self._loop.call_later(self._check_interval, self._check_stall)
 
-    def _leave(self) -> None:
-        if not self._over and not self._left and self._task is not None:
-            self._left = True
+    def _disconnect(self) -> None:
+        if not self._ended and not self._disconnected and self._task is not None:
+            self._disconnected = True
             self._task.cancel()
 
     async def _feed(self) -> None:
-        answer = self._answer
-        async with contextlib.aclosing(answer.generation.anews(_PATIENCE)) as lots:  # type: ignore[type-var]
-            if answer.stream:
-                await self._stream(lots)
+        response = self._response
+        async with contextlib.aclosing(response.generation.adeltas(_KEEPALIVE_SECONDS)) as batches:  # type: ignore[type-var]
+            if response.stream:
+                await self._stream(batches)
                 return
             try:
-                async for news in lots:
-                    answer.feed(news)
-                reply = answer.reply()
+                async for deltas in batches:
+                    response.feed(deltas)
+                reply = response.reply()
             except Exception as error:
                 reply = error_reply(_as_api_error(error))
-            self._writing = time.monotonic()
+            self._write_start = time.monotonic()
             await send_reply(self._send, self._access, reply)
 
-    async def _stream(self, lots: AsyncIterator[Any]) -> None:
-        answer = self._answer
+    async def _stream(self, batches: AsyncIterator[Any]) -> None:
+        response = self._response
         started = False
         try:
-            async for news in lots:
+            async for deltas in batches:
                 if not started:
                     started = True
                     await self._send(self._access.start(200, EVENT_STREAM))
-                await self._write(answer.feed(news) if news else PING)
-            last = answer.end()
+                await self._write(response.feed(deltas) if deltas else PING)
+            last = response.end()
         except Exception as error:
             fault = _as_api_error(error)
             if not started:
-                # Nothing has been sent: the status can still say it.
+                # Nothing has been sent yet: the error determines the status.
                 await send_reply(self._send, self._access, error_reply(fault))
                 return
-            last = answer.fault(fault)
+            last = response.error(fault)
         if not started:
             await self._send(self._access.start(200, EVENT_STREAM))
         await self._write(last, more=False)
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         if data or not more:
-            self._writing = time.monotonic()
+            self._write_start = time.monotonic()
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
-            self._writing = None
+            self._write_start = None
 
 
 def _as_api_error(error: Exception) -> ApiError:

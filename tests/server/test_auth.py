@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException
 from octavo import LLM
 from octavo.errors import InvalidRequestError, MissingDependencyError
 from octavo.server import Limits, ServerConfig, create_app, create_wsgi_app
-from octavo.server.service import ROUTES
+from octavo.server.discover import all_routes
 from starlette.testclient import TestClient
 
 KEY = "the-key"
@@ -52,7 +52,8 @@ def app(request: pytest.FixtureRequest, llm: LLM) -> Iterator[tuple[Any, str]]:
 
 
 def spellings() -> list[str]:
-    paths = [r.path.replace("{model}", "octavo-embedded") for r in ROUTES] + ["/openapi.json", "/docs", "/nothing"]
+    paths = [r.path.replace("{model}", "octavo-embedded") for r in all_routes()]
+    paths += ["/openapi.json", "/docs", "/nothing"]
     odd = [
         "//health",
         "/health/",

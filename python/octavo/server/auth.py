@@ -1,4 +1,4 @@
-"""What every request must pass before anything else looks at it. Default: closed."""
+"""Checks of every request before its handler runs: header sizes, Host, API key. Default: rejected."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octavo.server.config import ServerConfig
-from octavo.server.faults import ApiError
+from octavo.server.errors import ApiError
 from octavo.server.page import PATHS
 
-# Matched exactly: whatever else a path may mean to a router, it needs the key.
-OPEN = frozenset({"/health", "/version"})
+# Paths that need no key. Matched exactly: every other spelling needs the key.
+PUBLIC_PATHS = frozenset({"/health", "/version"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*)(:\d+)?")
 
 
 @dataclass(frozen=True)
-class Pass:
-    """A request that may go on."""
+class Accepted:
+    """The checked head of a request. `salt`: see `Call.salt`."""
 
     headers: dict[str, str]
     request_id: str
     salt: str | None
 
 
-class Gate:
-    """Sizes of headers, Host, keys. Knows no framework."""
+class Auth:
+    """Checks the heads of requests, independent of the web framework."""
 
     def __init__(self, config: ServerConfig) -> None:
         self._limits = config.limits
@@ -40,10 +40,10 @@ class Gate:
         self._keys = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
 
     def request_id(self, given: str | None) -> str:
-        """The client's own id if it is a harmless one, else a new one."""
+        """The client's own id if it has a valid form, else a new one."""
         return given if given and _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
 
-    def check(self, method: str, path: str, fields: Iterable[tuple[str, str]]) -> Pass:
+    def check(self, method: str, path: str, fields: Iterable[tuple[str, str]]) -> Accepted:
         """Checks the head of a request; `path` is relative to the application's root.
 
         Raises:
@@ -54,7 +54,7 @@ class Gate:
         for name, value in fields:
             count += 1
             size += len(name) + len(value)
-            # A repeated header is joined, as RFC 9110 has it: a second Authorization does not replace the first.
+            # Repeated headers are joined (RFC 9110): a second Authorization does not replace the first.
             name = name.lower()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
         if count > self._limits.headers or size > self._limits.header_bytes:
@@ -68,14 +68,14 @@ class Gate:
         if int(length) > self._limits.body_bytes:
             raise self.too_large()
         salt = self._key_salt(headers.get("authorization", ""))
-        if salt is None and self._keys and path not in OPEN and not self._is_page(method, path):
+        if salt is None and self._keys and path not in PUBLIC_PATHS and not self._is_page(method, path):
             raise ApiError(
                 401,
                 "a valid API key is needed: send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        return Pass(headers, self.request_id(headers.get("x-request-id")), salt)
+        return Accepted(headers, self.request_id(headers.get("x-request-id")), salt)
 
     def _is_page(self, method: str, path: str) -> bool:
         return method in ("GET", "HEAD") and path in self._page
@@ -91,11 +91,11 @@ class Gate:
             raise ApiError(403, f"the Host header names {host[:80]!r}, which is not served: see --allowed-host")
 
     def _key_salt(self, authorization: str) -> str | None:
-        """Which key was shown, as a salt that tells nothing of it; None without a valid one."""
+        """A salt for the given key, which does not reveal the key; None without a valid key."""
         scheme, _, given = authorization.partition(" ")
         given = given.strip()
         if scheme.lower() == "basic":
-            # For tools that know passwords only.
+            # For tools that send passwords only.
             try:
                 given = base64.b64decode(given, validate=True).decode().partition(":")[2]
             except (binascii.Error, ValueError):

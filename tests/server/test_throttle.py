@@ -6,7 +6,7 @@ import asyncio
 import time
 
 import pytest
-from octavo.server.generation import Pace
+from octavo.server.generation import StreamThrottle
 
 
 def burn(seconds: float) -> None:
@@ -27,13 +27,13 @@ def burn(seconds: float) -> None:
     ],
 )
 def test_the_interval_follows_what_sending_costs(streams: int, cost: float, interval: float) -> None:
-    pace = Pace(0.02)
+    throttle = StreamThrottle(0.02)
     found: list[float] = []
 
     async def stream(loop: asyncio.AbstractEventLoop) -> None:
         for _ in range(4):
             event = asyncio.Event()
-            pace.set_next(event, loop)
+            throttle.set_next(event, loop)
             await event.wait()
             burn(cost)
 
@@ -42,7 +42,7 @@ def test_the_interval_follows_what_sending_costs(streams: int, cost: float, inte
         for _ in range(5):
             await asyncio.gather(*(stream(loop) for _ in range(streams)))
             await asyncio.sleep(0)
-            found.append(pace._rounds[loop].interval)
+            found.append(throttle._rounds[loop].interval)
 
     asyncio.run(main())
     # Of the CPU time that was seen, the least: waking costs something of its own.
@@ -51,7 +51,7 @@ def test_the_interval_follows_what_sending_costs(streams: int, cost: float, inte
 
 def test_streams_send_together() -> None:
     """Those that begin at different times are woken in the same round."""
-    pace = Pace(0.05)
+    throttle = StreamThrottle(0.05)
     rounds: dict[int, list[int]] = {}
     count = 0
 
@@ -63,7 +63,7 @@ def test_streams_send_together() -> None:
             await asyncio.sleep(number * 0.002)
             for _ in range(3):
                 event = asyncio.Event()
-                pace.set_next(event, loop)
+                throttle.set_next(event, loop)
                 await event.wait()
                 rounds.setdefault(count, []).append(number)
 

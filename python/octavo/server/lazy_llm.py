@@ -1,4 +1,4 @@
-"""The model behind a server: there already, or loaded by whoever needs it first."""
+"""The model of a server, loaded on first use."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from octavo.llm import LLM
 State = Literal["new", "loading", "ready", "failed", "closed"]
 
 
-class LazyEngine:
-    """An LLM that is made once, on a thread of its own."""
+class LazyLLM:
+    """An LLM that a separate thread makes once."""
 
     def __init__(self, source: LLM | str | Callable[[], LLM] | None) -> None:
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class LazyEngine:
         self._llm: LLM | None = None
         self._error: Exception | None = None
         self._closed = False
-        # An LLM that was handed in belongs to whoever made it.
+        # The caller closes an LLM that it passed in.
         self.owned = not isinstance(source, LLM)
         if isinstance(source, LLM):
             self._llm = source
@@ -48,11 +48,11 @@ class LazyEngine:
 
     @property
     def settled(self) -> bool:
-        """True once `get` does not wait."""
+        """True when `get` does not wait."""
         return self._settled.is_set()
 
     def start(self) -> None:
-        """Begins to load, unless that has begun. Returns at once."""
+        """Starts loading, unless loading has started. Returns at once."""
         with self._lock:
             if self._thread is None and not self._settled.is_set():
                 self._thread = threading.Thread(target=self._load, name="octavo-load", daemon=True)
@@ -62,7 +62,7 @@ class LazyEngine:
         """The LLM; waits while it loads.
 
         Raises:
-            EngineDeadError: it could not be loaded, or the server has been closed; says why.
+            EngineDeadError: loading failed, or the server was closed.
         """
         self.start()
         self._settled.wait()
@@ -90,7 +90,7 @@ class LazyEngine:
             self._settled.set()
 
     def close(self) -> None:
-        """Ends what runs, if the LLM was made here. Idempotent."""
+        """Closes the LLM if it was made here. Idempotent."""
         with self._lock:
             self._closed = True
             llm = self._llm
@@ -100,7 +100,7 @@ class LazyEngine:
 
 
 def model_name(llm: LLM) -> str:
-    """What a model is called where nobody named it: its hub id, or its folder's name."""
+    """Default name of a model: its hub id, or the name of its folder."""
     path = Path(llm.model)
     if path == embedded_model():
         return "octavo-embedded"

@@ -1,11 +1,11 @@
-"""From a request's fields to what its output is held to."""
+"""Structured output: from a request's fields to the `structured` parameter of SamplingParams."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from octavo.server.faults import ApiError, bad_request
+from octavo.server.errors import ApiError, bad_request
 from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.tools import Toolbox
 from octavo.structured import Grammar, JsonSchema, Regex, Structured
@@ -14,10 +14,10 @@ _OBJECT = {"type": "object"}
 
 
 def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, Any]:
-    """The field of SamplingParams, or nothing.
+    """{"structured": ...}, or {} for free output.
 
     Raises:
-        ApiError: 400 where two of response_format, structured_outputs and tools would hold the output.
+        ApiError: 400 if two of response_format, structured_outputs and tools constrain the output.
     """
     found: list[tuple[str, Structured]] = []
     if isinstance(request, ChatRequest) and request.response_format is not None:
@@ -26,17 +26,17 @@ def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, A
             found.append(("response_format", form))
     if request.structured_outputs is not None:
         found.append(("structured_outputs", _outputs(request.structured_outputs)))
-    held = None if toolbox is None else toolbox.structure()
-    # A format for the answer is met by an answer; where a call is wanted it has nothing to say.
-    if toolbox is not None and held is not None and (toolbox.forced or not found):
-        found = [("tools", held)]
+    grammar = None if toolbox is None else toolbox.structure()
+    # A response format applies to answers only: a forced call takes precedence.
+    if toolbox is not None and grammar is not None and (toolbox.forced or not found):
+        found = [("tools", grammar)]
     if len(found) > 1:
         raise bad_request(f"{found[0][0]} and {found[1][0]} exclude each other", found[1][0])
     return {"structured": found[0][1]} if found else {}
 
 
 def field_of(request: Sampling) -> str:
-    """The field that errors about the structure belong to."""
+    """The request's field that errors about the output format name."""
     if isinstance(request, ChatRequest) and request.response_format is not None:
         return "response_format"
     if request.structured_outputs is not None:
@@ -45,7 +45,7 @@ def field_of(request: Sampling) -> str:
 
 
 def response_format(form: ResponseFormat) -> Structured | None:
-    """OpenAI's `response_format`, and `regex` and `grammar` beside it."""
+    """OpenAI's `response_format`, extended by `regex` and `grammar`."""
     if form.type == "text":
         return None
     if form.type == "json_object":

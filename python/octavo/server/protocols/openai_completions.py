@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo import _core
-from octavo.server.answer import Answer, finite, new_id, now, prompt_logprobs
-from octavo.server.faults import bad_request
-from octavo.server.generation import Generation, News
+from octavo.request_handle import RequestHandle
+from octavo.server.context import Context
+from octavo.server.errors import bad_request
+from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
+from octavo.server.output_format import field_of, structured
 from octavo.server.requests import CompletionRequest, refuse_unsupported
+from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
+from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
-from octavo.server.structure import field_of, structured
 
-if TYPE_CHECKING:
-    from octavo.server.service import Service
-
-# What OpenAI's API generates where nothing is said.
+# Default of OpenAI's API.
 _DEFAULT_MAX_TOKENS = 16
-# What follows the text of a choice that goes on.
+# JSON after the text of an unfinished choice.
 _AFTER = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 
-def completions(service: Service, call: Call) -> Answer:
-    request = service.read(CompletionRequest, call)
+def completions(context: Context, call: Call) -> Response:
+    request = context.read(CompletionRequest, call)
     refuse_unsupported(request)
-    limits = service.config.limits
+    limits = context.config.limits
     if request.suffix:
         raise bad_request("suffix is not supported: the model continues a prompt and fills no gaps", "suffix")
     prompts = _prompts(request)
@@ -38,14 +38,14 @@ def completions(service: Service, call: Call) -> Answer:
     if drawn > n and request.stream:
         raise bad_request("best_of above n cannot stream: the best are known at the end", "best_of")
     logprobs = None if request.logprobs is None else candidates("logprobs", request.logprobs, limits)
-    # Of a prompt alone the engine still draws one token, which nobody sees.
+    # For the prompt alone the engine still samples one token, which is not returned.
     nothing = request.max_tokens == 0
     if nothing and not request.echo:
         raise bad_request("max_tokens is 0: at least 1 is expected, or 0 with echo", "max_tokens")
     more: dict[str, Any] = {
         "n": drawn,
         "max_tokens": _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens or 1,
-        # To rank samples their probability is needed.
+        # Samples are ranked by their probability.
         "logprobs": 0 if logprobs is None and drawn > n else logprobs,
         **structured(request),
     }
@@ -55,8 +55,8 @@ def completions(service: Service, call: Call) -> Answer:
     special = request.add_special_tokens is not False
     stream = bool(request.stream)
     names = {"structured": field_of(request)}
-    generation = service.generate([(p, special, params) for p in prompts], stream=stream, names=names)
-    return Completions(service, request, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
+    generation = context.generate([(p, special, params) for p in prompts], stream=stream, names=names)
+    return Completions(context, request, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:
@@ -70,12 +70,12 @@ def _prompts(request: CompletionRequest) -> list[str | list[int]]:
     return list(prompt)
 
 
-class Completions(Answer):
-    """The answer: choice `p * n + s` is sample s of prompt p."""
+class Completions(Response):
+    """The response: choice `p * n + s` is sample s of prompt p."""
 
     def __init__(
         self,
-        service: Service,
+        context: Context,
         request: CompletionRequest,
         generation: Generation,
         *,
@@ -89,30 +89,30 @@ class Completions(Answer):
         self._logprobs = logprobs
         self._nothing = nothing
         self._request = request
-        self._detokenize = service.llm.detokenize
-        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": service.name}
+        self._detokenize = context.llm.detokenize
+        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": context.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
-        # A stream of nothing but text, which most want.
+        # The common case: a stream of text only.
         more = request.logprobs is not None or request.prompt_logprobs is not None or request.return_token_ids
         self._plain = stream and not more and not nothing
         self._choices: dict[tuple[int, int], Choice] = {}
 
-    def feed(self, news: News) -> bytes:
+    def feed(self, deltas: Deltas) -> bytes:
         out = b""
-        for index, delta in news:
-            stream = self.generation.streams[index]
-            self.usage.take(index, delta, stream)
+        for index, delta in deltas:
+            handle = self.generation.handles[index]
+            self.usage.take(index, delta, handle)
             for sample in delta.outputs:
                 choice = self._choices.get((index, sample.index))
                 if self._plain and choice is not None and sample.finish_reason is None:
-                    # Nearly all news of a stream is this.
+                    # The most frequent case.
                     text = sample.text
                     out += self._chunks.text(choice.before, text, _AFTER) if text else b""
                     continue
                 first = choice is None
                 if choice is None:
-                    choice = self._begin(index, sample.index, stream, delta)
+                    choice = self._begin(index, sample.index, handle, delta)
                 if not self._nothing:
                     choice.add(sample, self._logprobs)
                 choice.finish(sample)
@@ -120,16 +120,16 @@ class Completions(Answer):
                     out += self._chunks.event(choice.take(self._request, first))
         return out
 
-    def _begin(self, index: int, sample: int, stream: _core.Stream, delta: _core.Delta) -> Choice:
+    def _begin(self, index: int, sample: int, handle: RequestHandle[Any], delta: _core.Delta) -> Choice:
         choice = self._choices[index, sample] = Choice(index * self._n + sample)
         rows = delta.prompt_logprobs
         if self._request.echo:
-            text = self._detokenize(stream.prompt_token_ids, skip_special_tokens=False)
+            text = self._detokenize(handle.prompt_token_ids, skip_special_tokens=False)
             choice.echo(text, rows, self._logprobs)
         if self._request.prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs(rows)
         if self._request.return_token_ids:
-            choice.prompt_token_ids = stream.prompt_token_ids
+            choice.prompt_token_ids = handle.prompt_token_ids
         return choice
 
     def end(self) -> bytes:
@@ -157,7 +157,7 @@ class Completions(Answer):
 
 
 class Choice:
-    """One choice, as far as it has come since it was last taken."""
+    """Output of one choice since the last `take`."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -188,7 +188,7 @@ class Choice:
         self._text = text
         if logprobs is None or rows is None:
             return
-        # Nothing predicts the first token, so the engine has no row for it.
+        # The first token has no prediction, so the engine has no row for it.
         for row in rows:
             if row is not None:
                 self._row(row, logprobs)
@@ -228,7 +228,7 @@ class Choice:
             self._stop_reason = sample.stop_reason
 
     def take(self, request: CompletionRequest, first: bool) -> dict[str, Any]:
-        """What is new, in the API's form."""
+        """The new output in the API's form."""
         body: dict[str, Any] = {
             "index": self.index,
             "text": self._text,
@@ -253,3 +253,6 @@ class Choice:
         self._token_ids = []
         self._clear_logprobs()
         return body
+
+
+ROUTES = [Route("POST", "/v1/completions", completions, "Continue prompts", CompletionRequest)]

@@ -1,4 +1,4 @@
-"""Errors as an HTTP client sees them: status, and a body in the shape that OpenAI's clients read."""
+"""Errors as HTTP responses: status, and a body in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NO_RETRY = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
-    """One answer that is no success.
+    """An error response.
 
     Args:
-        status: of HTTP.
-        message: what was wrong and what to do.
-        param: the parameter at fault, if one is.
+        status: HTTP status.
+        message: the cause and the remedy.
+        param: the invalid parameter, if there is one.
         code: a short name for programs.
-        headers: to be sent along.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 
 def from_octavo(error: Exception, names: dict[str, str] | None = None) -> ApiError:
-    """The answer for an error of the engine. `names` maps parameters of octavo to those of the API, where they differ.
+    """The response for an error of the engine. `names`: names of octavo's parameters -> names in the API.
 
-    Clients of OpenAI try again on 429 and 5xx by themselves: what would fail again carries x-should-retry: false.
+    OpenAI's clients retry 429 and 5xx. Errors that would occur again carry x-should-retry: false.
     """
     text = str(error)
     names = names or {}
@@ -76,5 +76,5 @@ def from_octavo(error: Exception, names: dict[str, str] | None = None) -> ApiErr
         return ApiError(500, text, code="execution_failed", headers=_NO_RETRY)
     if isinstance(error, errors.OctavoError):
         return ApiError(503, text, code="engine_unavailable", headers=_NO_RETRY)
-    # Text of unknown origin could hold anything: it goes to the log, not to the client.
+    # The text of an unknown exception may contain secrets: it goes to the log, not to the client.
     return ApiError(500, "an internal fault; the server's log has it", code="internal", headers=_NO_RETRY)

@@ -5,32 +5,32 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from octavo import _core
 from octavo.errors import OctavoError, QueueFullError
-from octavo.server.answer import Answer
-from octavo.server.faults import bad_request, from_octavo
-from octavo.server.generation import Generation, News
+from octavo.llm import LLM
+from octavo.params import EmbeddingOptions
+from octavo.server.context import Context
+from octavo.server.errors import bad_request, from_octavo
+from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Reply, dumps
 from octavo.server.requests import EmbeddingRequest
+from octavo.server.response import Response
+from octavo.server.routes import Route
 from octavo.server.sampling import cache_salt
 
-if TYPE_CHECKING:
-    from octavo.llm import LLM
-    from octavo.server.service import Service
-
-# Parameters of the engine under their names in the API.
+# Names of `LLM.submit_embedding`'s arguments -> names in the API.
 _NAMES = {"prompt": "input"}
 
 
-def embeddings(service: Service, call: Call) -> Answer:
-    request = service.read(EmbeddingRequest, call)
+def embeddings(context: Context, call: Call) -> Response:
+    request = context.read(EmbeddingRequest, call)
     inputs = _inputs(request)
-    most = service.config.limits.embedding_inputs
-    if len(inputs) > most:
-        raise bad_request(f"input has {len(inputs)} entries: at most {most} are taken", "input")
-    fields = {
+    limit = context.config.limits.embedding_inputs
+    if len(inputs) > limit:
+        raise bad_request(f"input has {len(inputs)} entries: at most {limit} are taken", "input")
+    options: EmbeddingOptions = {
         "pooling": request.pooling or "mean",
         "normalize": request.normalize is not False,
         "dimensions": request.dimensions,
@@ -38,18 +38,18 @@ def embeddings(service: Service, call: Call) -> Answer:
         "timeout": request.timeout,
         "cache_salt": cache_salt(call.salt, request.cache_salt),
     }
-    service.check_texts(inputs, "input")
-    llm = service.llm
+    context.check_texts(inputs, "input")
+    llm = context.llm
     special = request.add_special_tokens is not False
     try:
         # All are tokenised and checked before the first one runs.
         prompts = [llm.tokenize(p, add_special_tokens=special) if isinstance(p, str) else p for p in inputs]
         for ids in prompts:
-            llm._engine.check_embed(ids, fields)
-        generation = EmbeddingGeneration(llm, prompts, fields, service.max_num_seqs)
+            llm.check_embedding(ids, **options)
+        generation = EmbeddingGeneration(llm, prompts, options, context.max_num_seqs)
     except OctavoError as error:
         raise from_octavo(error, _NAMES) from error
-    return Embeddings(service, generation, prompts, base64_wanted=request.encoding_format == "base64")
+    return Embeddings(context, generation, prompts, base64_wanted=request.encoding_format == "base64")
 
 
 def _inputs(request: EmbeddingRequest) -> list[str | list[int]]:
@@ -62,11 +62,12 @@ def _inputs(request: EmbeddingRequest) -> list[str | list[int]]:
 
 
 class EmbeddingGeneration(Generation):
-    """Many prompts, of which only so many are in the engine at once: a call may bring more than the queue takes."""
+    """Many prompts, of which at most `at_once` are in the engine: a call may have more prompts than the queue holds."""
 
-    def __init__(self, llm: LLM, prompts: list[list[int]], fields: dict[str, Any], at_once: int) -> None:
-        super().__init__(llm, [], only_end=True)
-        self._fields = fields
+    def __init__(self, llm: LLM, prompts: list[list[int]], options: EmbeddingOptions, at_once: int) -> None:
+        super().__init__([], only_end=True)
+        self._llm = llm
+        self._options = options
         self._left = list(enumerate(prompts))[::-1]
         self._at_once = at_once
         self._wake: tuple[Callable[[], None], asyncio.AbstractEventLoop | None] | None = None
@@ -77,61 +78,61 @@ class EmbeddingGeneration(Generation):
             raise
 
     def _fill(self) -> None:
-        """Submits what has a place now.
+        """Submits prompts up to the limit.
 
         Raises:
-            QueueFullError: nothing of this call is in the engine, and the queue is full of others'.
+            QueueFullError: the queue is full, and no prompt of this call is in the engine.
         """
         while self._left and len(self._open) < self._at_once:
             index, ids = self._left[-1]
             try:
-                stream = self._llm._engine.embed(ids, self._fields)
+                handle = self._llm.submit_embedding(ids, **self._options)
             except QueueFullError:
                 if not self._open:
                     raise
                 return
             self._left.pop()
-            self.streams.append(stream)
-            self._open[index] = stream
+            self.handles.append(handle)
+            self._open[index] = handle
             if self._wake is not None:
-                self._llm._dispatcher.watch(stream, *self._wake, only_end=True)
+                handle.watch(*self._wake, only_end=True)
 
     def _watch(self, wake: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
         super()._watch(wake, loop)
         self._wake = wake, loop
 
-    def _poll(self) -> News:
-        news = super()._poll()
-        if news:
-            self.streams = list(self._open.values())
+    def _poll(self) -> Deltas:
+        deltas = super()._poll()
+        if deltas:
+            self.handles = list(self._open.values())
             try:
                 self._fill()
             except OctavoError as error:
                 raise from_octavo(error, _NAMES) from error
-        return news
+        return deltas
 
 
-class Embeddings(Answer):
-    """The answer: a vector per input, in their order."""
+class Embeddings(Response):
+    """The response: a vector per input, in order."""
 
     def __init__(
         self,
-        service: Service,
+        context: Context,
         generation: EmbeddingGeneration,
         prompts: list[list[int]],
         *,
         base64_wanted: bool,
     ) -> None:
         super().__init__(generation, stream=False)
-        self._name = service.name
+        self._name = context.name
         self._base64 = base64_wanted
         self._tokens = sum(map(len, prompts))
         self._vectors: list[bytes] = [b""] * len(prompts)
 
-    def feed(self, news: News) -> bytes:
-        for index, delta in news:
+    def feed(self, deltas: Deltas) -> bytes:
+        for index, delta in deltas:
             values = delta.embedding or b""
-            # Encoded as they come: one large answer at the end would hold up the event loop.
+            # Encoded one by one: encoding all at the end would block the event loop.
             if self._base64:
                 self._vectors[index] = b'"' + base64.b64encode(values) + b'"'
             else:
@@ -146,3 +147,6 @@ class Embeddings(Answer):
         usage = {"prompt_tokens": self._tokens, "total_tokens": self._tokens}
         body = b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (rows, dumps(self._name), dumps(usage))
         return Reply(body=body)
+
+
+ROUTES = [Route("POST", "/v1/embeddings", embeddings, "Embed texts", EmbeddingRequest)]

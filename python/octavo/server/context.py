@@ -1,0 +1,171 @@
+"""What route handlers use: the model, the configuration, and the steps from a request body to a generation."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TypeVar
+
+from octavo.errors import OctavoError
+from octavo.llm import LLM
+from octavo.params import SamplingParams
+from octavo.server import requests
+from octavo.server.config import ServerConfig
+from octavo.server.errors import ApiError, from_octavo
+from octavo.server.formats import (
+    FORMATS,
+    Format,
+    default_format,
+    detect,
+    template_supports_system,
+    template_supports_tools,
+)
+from octavo.server.generation import Generation, StreamThrottle
+from octavo.server.http import Call
+from octavo.server.lazy_llm import LazyLLM, model_name
+
+log = logging.getLogger("octavo.server")
+
+# Maximum number of unknown field names that are remembered, so that each is logged once.
+_MAX_WARNED = 256
+
+R = TypeVar("R", bound=requests.Strict)
+
+
+class Context:
+    """The first argument of every route handler.
+
+    Args:
+        source: an LLM, or how to make one; see `octavo.server.create_app`.
+
+    Attributes:
+        config: the server's configuration.
+        lazy_llm: the model and its loading state.
+        created: start time in seconds since 1970.
+        http_requests: number of answered requests by (method, route, status).
+    """
+
+    def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
+        self.config = config
+        self.lazy_llm = LazyLLM(source)
+        self.created = int(time.time())
+        self.http_requests: Counter[tuple[str, str, int]] = Counter()
+        self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
+        self._warned: set[str] = set()
+
+    @property
+    def llm(self) -> LLM:
+        """The model; waits while it loads.
+
+        Raises:
+            ApiError: 503.
+        """
+        try:
+            return self.lazy_llm.get()
+        except OctavoError as error:
+            raise from_octavo(error) from error
+
+    @cached_property
+    def max_model_len(self) -> int:
+        """Maximum length of a sequence, in tokens."""
+        return int(self.llm.info()["limits"]["max_model_len"])
+
+    @cached_property
+    def max_num_seqs(self) -> int:
+        """Maximum number of sequences that run at once."""
+        return int(self.llm.info()["limits"]["max_num_seqs"])
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All names of the model."""
+        return self.config.served_model_names or (model_name(self.llm),)
+
+    @property
+    def name(self) -> str:
+        """The model's name in responses."""
+        return self.names[0]
+
+    def read(self, kind: type[R], call: Call) -> R:
+        """Validates the body of `call` as a `kind`, and its model name.
+
+        Raises:
+            ApiError: 400, 404, 415.
+        """
+        request = requests.read(kind, call.json(self.config.limits))
+        for name in sorted(set(request.model_extra or ()) - requests.SILENT - self._warned)[:8]:
+            if len(self._warned) < _MAX_WARNED:
+                self._warned.add(name)
+                log.warning("a field that is not known is ignored: %.64r (said once)", name)
+        self.check_model(getattr(request, "model", None))
+        return request
+
+    def check_model(self, name: str | None) -> None:
+        """Rejects a name that is not served.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name and name not in self.names:
+            served = ", ".join(self.names)
+            raise ApiError(
+                404, f"there is no model {name[:80]!r} here: {served} is served", param="model", code="model_not_found"
+            )
+
+    def check_texts(self, prompts: Iterable[str | list[int]], param: str) -> None:
+        """Rejects texts that cannot fit into the context, before they are tokenised.
+
+        Raises:
+            ApiError: 400.
+        """
+        limit = self.config.limits.prompt_bytes_per_token * self.max_model_len
+        for prompt in prompts:
+            if isinstance(prompt, str) and len(prompt) > limit:
+                limits = f"no more than {limit} are tokenised for this context"
+                message = f"the prompt has {len(prompt)} characters: {limits}"
+                raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+    def generate(
+        self,
+        jobs: list[tuple[str | list[int], bool, SamplingParams]],
+        *,
+        stream: bool,
+        names: dict[str, str] | None = None,
+    ) -> Generation:
+        """Submits requests: (prompt, add special tokens, sampling parameters) each.
+
+        Args:
+            names: from names of `LLM.submit`'s arguments to those in the API, for errors.
+
+        Raises:
+            ApiError: 400 for an invalid request, 429 when the queue is full.
+        """
+        llm = self.llm
+        self.check_texts([prompt for prompt, _, _ in jobs], (names or {}).get("prompt", "prompt"))
+        try:
+            return Generation(
+                [lambda job=job: llm.submit(job[0], job[2], add_special_tokens=job[1]) for job in jobs],  # type: ignore[misc]
+                only_end=not stream,
+                throttle=self._throttle if stream else None,
+            )
+        except OctavoError as error:
+            raise from_octavo(error, {"prompt": "prompt", **(names or {})}) from error
+
+    @cached_property
+    def tool_format(self) -> Format:
+        """The format in which the model writes tool calls."""
+        if self.config.tool_parser != "auto":
+            return FORMATS[self.config.tool_parser]
+        return detect(self.llm) or default_format(self.llm)
+
+    @cached_property
+    def template_supports_tools(self) -> bool:
+        """The chat template describes the tools to the model; else the server does."""
+        return template_supports_tools(self.llm)
+
+    @cached_property
+    def template_supports_system(self) -> bool:
+        """The chat template has a place for a system message."""
+        return template_supports_system(self.llm)
