@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use octavo_kernels::{
     AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    Linear, Mode, QuantizedRows, Rows, SeqView, TailDtype, WeightDtype, dynamic_attention, fill_blocks,
+    Linear, Mode, QuantizedRows, SeqView, TailDtype, WeightDtype, WeightRows, dynamic_attention, fill_blocks,
     paged_attention, write_kv,
 };
 
@@ -50,7 +50,7 @@ fn gemv(kernels: &Kernels, dtype: WeightDtype, layers: usize) {
     let (n, k) = (8192, 2048);
     let w = numbers(n * k);
     let layers: Vec<Linear> =
-        (0..layers).map(|_| Linear::pack(kernels, &[Rows::F32(&w)], k, dtype)).collect();
+        (0..layers).map(|_| Linear::pack(kernels, &[WeightRows::F32(&w)], k, dtype)).collect();
     let (x, mut y) = (numbers(k), vec![0.0; n]);
     let mut scratch = QuantizedRows::new();
     let bytes: usize = layers.iter().map(Linear::bytes).sum();
@@ -69,7 +69,7 @@ fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
     let weights = numbers(n * k);
     let layers = if dtype == WeightDtype::Int8 { (1 << 28) / (n * k) } else { 1 };
     let layers: Vec<Linear> =
-        (0..layers).map(|_| Linear::pack(kernels, &[Rows::F32(&weights)], k, dtype)).collect();
+        (0..layers).map(|_| Linear::pack(kernels, &[WeightRows::F32(&weights)], k, dtype)).collect();
     let (x, mut y) = (numbers(m * k), vec![0.0; m * n]);
     let mut scratch = QuantizedRows::new();
     let work = 2.0 * (layers.len() * m * n * k) as f64;

@@ -26,6 +26,8 @@ mod matmul;
 pub mod measure;
 mod norm;
 mod packed;
+#[cfg(target_arch = "x86_64")]
+mod packed_rows;
 mod pages;
 mod parallel;
 mod pointwise;
@@ -34,8 +36,6 @@ mod region;
 mod rope;
 mod simd;
 mod threads;
-#[cfg(target_arch = "x86_64")]
-mod tiled;
 
 pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
 pub use attention::{
@@ -50,7 +50,7 @@ pub use layer_norm::layer_norm;
 pub use logits::{
     PEAK_BLOCK, Peak, SUM_BLOCK, Weighting, argmax, block_peaks, log_sum_exp, peak, weight_sums, weights,
 };
-pub use matmul::{Element, Linear, PackedArray, Rows, WeightDtype};
+pub use matmul::{ArrayDtype, Linear, PackedArray, WeightDtype, WeightRows};
 pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use packed::PackedError;
 pub use pointwise::{scale, sigmoid, soft_cap, softmax};

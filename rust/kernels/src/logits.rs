@@ -8,11 +8,11 @@ pub const PEAK_BLOCK: usize = 64;
 /// Values that share one of [`weight_sums`].
 pub const SUM_BLOCK: usize = 1024;
 
-/// The largest value of a row and its place, the lowest one among equals.
+/// The largest value of a row and its index, the lowest one among equals.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peak {
     /// 0 where no value is above -inf.
-    pub place: usize,
+    pub index: usize,
     /// -inf for an empty row.
     pub value: f32,
     /// Whether every value is below +inf and none is NaN: logits that can be sampled from.
@@ -24,9 +24,9 @@ pub fn peak(kernels: &Kernels, row: &[f32]) -> Peak {
     dispatch(kernels, Find { row })
 }
 
-/// The place of the largest value; the lowest one among equals. NaN never wins; 0 where nothing else is there.
+/// The index of the largest value; the lowest one among equals. NaN never wins; 0 where nothing else is there.
 pub fn argmax(kernels: &Kernels, row: &[f32]) -> usize {
-    peak(kernels, row).place
+    peak(kernels, row).index
 }
 
 /// The largest value of each block of [`PEAK_BLOCK`] values, the last of which may be short, into `peaks`. NaN never is.
@@ -103,8 +103,8 @@ impl Op for Find<'_> {
             }
         }
         let start = block * SUM_BLOCK;
-        let place = self.row[start..].iter().position(|&x| x == value).map_or(0, |at| start + at);
-        Peak { place, value, sound: !s.reduce_add(fault).is_nan() }
+        let index = self.row[start..].iter().position(|&x| x == value).map_or(0, |at| start + at);
+        Peak { index, value, sound: !s.reduce_add(fault).is_nan() }
     }
 }
 

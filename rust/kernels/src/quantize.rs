@@ -3,10 +3,10 @@
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::packed_rows::{Tiled, Writer};
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
-#[cfg(target_arch = "x86_64")]
-use crate::tiled::{Tiled, Writer};
 
 /// Columns that share a scale, in weights and activations.
 pub const GROUP: usize = 128;

@@ -177,7 +177,7 @@ fn rows_of_logits(isa: Isa) {
             let value = row.iter().copied().filter(|x| !x.is_nan()).fold(-inf, f32::max);
             let place = row.iter().position(|&x| x == value).unwrap_or(0);
             let sound = row.iter().all(|&x| x < inf);
-            assert_eq!(peak(&kernels, &row), Peak { place, value, sound }, "width {width}, {fault}");
+            assert_eq!(peak(&kernels, &row), Peak { index: place, value, sound }, "width {width}, {fault}");
             let mut peaks = vec![1.0; 3];
             block_peaks(&kernels, &row, &mut peaks);
             let of_block = |b: &[f32]| b.iter().copied().filter(|x| !x.is_nan()).fold(-inf, f32::max);

@@ -6,7 +6,8 @@ mod common;
 
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::{
-    Activation, GROUP, Isa, Kernels, Linear, QuantizedRows, Rows, WeightDtype, activate_and_mul, bf16, f16,
+    Activation, GROUP, Isa, Kernels, Linear, QuantizedRows, WeightDtype, WeightRows, activate_and_mul, bf16,
+    f16,
 };
 use proptest::prelude::*;
 
@@ -45,14 +46,14 @@ on_each_isa!(
 );
 
 fn forward(kernels: &Kernels, linear: &Linear, x: &[f32], m: usize, bias: Option<&[f32]>) -> Vec<f32> {
-    let mut y = vec![f32::NAN; m * linear.rows()];
+    let mut y = vec![f32::NAN; m * linear.out_features()];
     linear.forward(kernels, x, m, bias, &mut y, &mut QuantizedRows::new());
     y
 }
 
 /// x w^T in f64, w as `row` reads it back (so that the rounding of weights is not the product's error).
 fn reference(linear: &Linear, x: &[f32], m: usize) -> Vec<f64> {
-    let (n, k) = (linear.rows(), linear.columns());
+    let (n, k) = (linear.out_features(), linear.in_features());
     let mut w = vec![0.0; n * k];
     w.chunks_exact_mut(k).enumerate().for_each(|(row, out)| linear.row(row, out));
     let mut y = Vec::with_capacity(m * n);
@@ -70,7 +71,7 @@ fn float_products_match_f64(isa: Isa) {
         let mut rng = Rng(seed as u64);
         let (w, x) = (rng.floats(n * k), rng.floats(m * k));
         for dtype in [WeightDtype::F32, WeightDtype::Bf16] {
-            let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, dtype);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, dtype);
             let y = forward(&kernels, &linear, &x, m, None);
             // One rounding of 2^-24 for each of k terms, in the worst case.
             let tolerance = 6e-8 * k as f64 + 1e-7;
@@ -81,7 +82,7 @@ fn float_products_match_f64(isa: Isa) {
 
 /// The int8 product by its definition: integer sums per group, then one fma per group in f32. Bit-equal.
 fn naive_int8(linear: &Linear, x: &QuantizedRows) -> Vec<f32> {
-    let (n, k) = (linear.rows(), linear.columns());
+    let (n, k) = (linear.out_features(), linear.in_features());
     let groups = k.div_ceil(GROUP);
     let mut w = vec![0.0; k];
     let mut y = vec![0.0_f32; x.rows() * n];
@@ -121,7 +122,7 @@ fn int8_products_match_exact_sums(isa: Isa) {
     for (seed, (m, n, k)) in SHAPES.into_iter().enumerate() {
         let mut rng = Rng(100 + seed as u64);
         let (w, x) = (rng.floats(n * k), rng.floats(m * k));
-        let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::Int8);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
@@ -129,7 +130,7 @@ fn int8_products_match_exact_sums(isa: Isa) {
         assert_eq!(bits(&y), bits(&naive_int8(&linear, &quantized)), "{m}x{n}x{k}");
         assert_eq!(bits(&y), bits(&forward(&kernels, &linear, &x, m, None)), "{m}x{n}x{k}: quantised inside");
         // Against the product without any quantisation: both sides have codes of about +-127.
-        let exact = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::F32);
+        let exact = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::F32);
         assert_close(&format!("int8 {m}x{n}x{k}"), &y, &reference(&exact, &x, m), 0.04);
     }
 }
@@ -147,7 +148,7 @@ fn quantize_foretells_the_error_of_each_part() {
     inputs[140] = 0.05;
     parts[1].iter_mut().skip(140).step_by(k).for_each(|v| *v = 30.0);
     let x: Vec<f32> = (0..m).flat_map(|_| normal(&mut rng, &inputs)).collect();
-    let rows: Vec<Rows<'_>> = parts.iter().map(|part| Rows::F32(part)).collect();
+    let rows: Vec<WeightRows<'_>> = parts.iter().map(|part| WeightRows::F32(part)).collect();
     for kernels in every_context() {
         let (linear, errors) = Linear::quantize(&kernels, &rows, k, Some(&inputs), &|_| ());
         let exact = Linear::pack(&kernels, &rows, k, WeightDtype::F32);
@@ -157,7 +158,7 @@ fn quantize_foretells_the_error_of_each_part() {
             let (mut off, mut all) = (0.0, 0.0);
             for row in 0..m {
                 for column in first..first + part {
-                    let place = row * linear.rows() + column;
+                    let place = row * linear.out_features() + column;
                     off += (f64::from(got[place]) - want[place]).powi(2);
                     all += want[place].powi(2);
                 }
@@ -169,7 +170,8 @@ fn quantize_foretells_the_error_of_each_part() {
         assert!(errors[0] < 0.02 && errors[1] > 0.05, "{errors:?}");
     }
     let broken = [1.0, f32::NAN, 3.0];
-    let (_, errors) = Linear::quantize(&kernels(Isa::Portable, 1), &[Rows::F32(&broken)], 3, None, &|_| ());
+    let (_, errors) =
+        Linear::quantize(&kernels(Isa::Portable, 1), &[WeightRows::F32(&broken)], 3, None, &|_| ());
     assert!(errors[0].is_nan());
 }
 
@@ -187,7 +189,7 @@ fn int8_extremes_do_not_saturate() {
         let k = 256;
         for (sign_w, sign_x) in [(1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
             let (w, x) = (vec![sign_w * 127.0; 16 * k], vec![sign_x * 127.0; k]);
-            let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::Int8);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
             let want = sign_w * sign_x * (127 * 127 * k) as f32;
             assert_eq!(forward(&kernels, &linear, &x, 1, None), vec![want; 16], "{}", kernels.isa());
         }
@@ -200,7 +202,7 @@ fn bias_and_stride_are_honoured(isa: Isa) {
     let mut rng = Rng(7);
     let (w, x, bias) = (rng.floats(n * k), rng.floats(m * k), rng.floats(n));
     for dtype in DTYPES {
-        let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, dtype);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, dtype);
         let plain = forward(&kernels, &linear, &x, m, None);
         let stride = n + 3;
         let mut y = vec![7.0; (m - 1) * stride + n];
@@ -223,13 +225,13 @@ fn rows_read_back(isa: Isa) {
     let mut out = vec![0.0; k];
     // Parts of different dtypes below each other; the bytes lie at an odd address.
     let parts = [
-        Rows::F32(&w[..10 * k]),
-        Rows::Bf16(&half),
-        Rows::F16(&short[..3 * k]),
-        Rows::Bf16Bytes(&bytes[1..]),
+        WeightRows::F32(&w[..10 * k]),
+        WeightRows::Bf16(&half),
+        WeightRows::F16(&short[..3 * k]),
+        WeightRows::Bf16Bytes(&bytes[1..]),
     ];
     let linear = Linear::pack(&kernels, &parts, k, WeightDtype::F32);
-    assert_eq!(linear.rows(), 10 + n + 3 + n);
+    assert_eq!(linear.out_features(), 10 + n + 3 + n);
     for row in 0..n {
         linear.row(10 + row, &mut out);
         assert_eq!(
@@ -246,7 +248,7 @@ fn rows_read_back(isa: Isa) {
     }
     linear.row(10 + n + 2, &mut out);
     assert_eq!(out, short[2 * k..3 * k].iter().map(|v| v.to_f32()).collect::<Vec<_>>(), "f16 row");
-    let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
     for (row, w) in w.chunks_exact(k).enumerate() {
         linear.row(row, &mut out);
         for (w, out) in w.chunks(GROUP).zip(out.chunks(GROUP)) {
@@ -267,18 +269,18 @@ fn faults_show(isa: Isa) {
     for fault in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         x[k + 140] = fault;
         for dtype in DTYPES {
-            let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, dtype);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, dtype);
             let y = forward(&kernels, &linear, &x, m, None);
             assert!(y[n..2 * n].iter().all(|v| !v.is_finite()), "{dtype:?}: {fault} in row 1 vanished");
             assert!(y[..n].iter().chain(&y[2 * n..]).all(|v| v.is_finite()), "{dtype:?}: other rows");
         }
     }
     // Zeros and numbers too small for a scale give zero, not NaN.
-    let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
     for tiny in [0.0, 1e-40, -1e-38] {
         assert!(forward(&kernels, &linear, &vec![tiny; k], 1, None).iter().all(|&v| v == 0.0), "x = {tiny}");
     }
-    let linear = Linear::pack(&kernels, &[Rows::F32(&vec![1e-39; n * k])], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&vec![1e-39; n * k])], k, WeightDtype::Int8);
     assert!(forward(&kernels, &linear, &x[..k], 1, None).iter().all(|&v| v == 0.0), "tiny weights");
 }
 
@@ -288,10 +290,10 @@ fn random_shapes(isa: Isa) {
     proptest!(config, |(m in 1_usize..14, n in 1_usize..90, k in 1_usize..300, seed: u64)| {
         let mut rng = Rng(seed);
         let (w, x) = (rng.floats(n * k), rng.floats(m * k));
-        let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::F32);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::F32);
         let y = forward(&kernels, &linear, &x, m, None);
         assert_close(&format!("{m}x{n}x{k}"), &y, &reference(&linear, &x, m), 6e-8 * k as f64 + 1e-7);
-        let linear = Linear::pack(&kernels, &[Rows::F32(&w)], k, WeightDtype::Int8);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
@@ -308,11 +310,11 @@ fn rows_have_the_same_bits_everywhere() {
         let mut rng = Rng(n as u64);
         let (w, x) = (rng.floats(n * k), rng.floats(9 * k));
         for dtype in DTYPES {
-            let linear = Linear::pack(&contexts[0], &[Rows::F32(&w)], k, dtype);
+            let linear = Linear::pack(&contexts[0], &[WeightRows::F32(&w)], k, dtype);
             let want: Vec<u32> =
                 x.chunks_exact(k).flat_map(|x| bits(&forward(&contexts[0], &linear, x, 1, None))).collect();
             for kernels in &contexts {
-                let linear = Linear::pack(kernels, &[Rows::F32(&w)], k, dtype);
+                let linear = Linear::pack(kernels, &[WeightRows::F32(&w)], k, dtype);
                 for m in 1..=9 {
                     let got = bits(&forward(kernels, &linear, &x[(9 - m) * k..], m, None));
                     let (isa, threads) = (kernels.isa(), kernels.threads());
@@ -345,7 +347,7 @@ fn gated_is_its_steps(isa: Isa) {
             let mut rng = Rng(900 + number as u64);
             let weights = rng.floats(2 * inner * columns);
             let x = rng.floats(m * columns);
-            let linear = Linear::pack(&kernels, &[Rows::F32(&weights)], columns, WeightDtype::Int8);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&weights)], columns, WeightDtype::Int8);
             let (mut got, mut want) = (QuantizedRows::new(), QuantizedRows::new());
             let mut scratch = QuantizedRows::new();
             if !linear.forward_gated(&kernels, &x, f, &mut got, &mut scratch) {
@@ -360,7 +362,7 @@ fn gated_is_its_steps(isa: Isa) {
             assert_eq!(bits(got.scales()), bits(want.scales()), "m = {m}, inner {inner}, {f:?}");
             // What the next product reads of it.
             let down =
-                Linear::pack(&kernels, &[Rows::F32(&rng.floats(48 * inner))], inner, WeightDtype::Int8);
+                Linear::pack(&kernels, &[WeightRows::F32(&rng.floats(48 * inner))], inner, WeightDtype::Int8);
             let (mut a, mut b) = (vec![0.0; m * 48], vec![0.0; m * 48]);
             down.forward_quantized(&kernels, &got, None, &mut a, 48);
             down.forward_quantized(&kernels, &want, None, &mut b, 48);

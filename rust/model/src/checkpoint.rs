@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
-use octavo_kernels::{Element, Region};
+use octavo_kernels::{ArrayDtype, Region};
 use safetensors::SafeTensors;
 use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
@@ -159,7 +159,7 @@ impl Checkpoint {
     }
 
     /// The bytes of `name` where they are mapped; it must have this element type and shape.
-    pub fn region(&self, name: &str, element: Element, shape: &[usize]) -> Result<Region, ModelError> {
+    pub fn region(&self, name: &str, element: ArrayDtype, shape: &[usize]) -> Result<Region, ModelError> {
         let (name, path, entry, _) = self.find(name, shape)?;
         let stored = match &entry.dtype {
             Ok(Dtype::Float32) => "F32",

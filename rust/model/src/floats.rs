@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use octavo_kernels::{Kernels, Linear, Rows, WeightDtype};
+use octavo_kernels::{Kernels, Linear, WeightDtype, WeightRows};
 
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -28,14 +28,14 @@ enum Stored<'a> {
 }
 
 impl Stored<'_> {
-    fn rows(&self) -> Rows<'_> {
+    fn rows(&self) -> WeightRows<'_> {
         match self {
             Stored::Float(t) => match t.dtype {
-                Dtype::Float32 => Rows::F32Bytes(t.data),
-                Dtype::Bfloat16 => Rows::Bf16Bytes(t.data),
-                Dtype::Float16 => Rows::F16Bytes(t.data),
+                Dtype::Float32 => WeightRows::F32Bytes(t.data),
+                Dtype::Bfloat16 => WeightRows::Bf16Bytes(t.data),
+                Dtype::Float16 => WeightRows::F16Bytes(t.data),
             },
-            Stored::Int8(codes, scales) => Rows::Int8 { codes, scales },
+            Stored::Int8(codes, scales) => WeightRows::Int8 { codes, scales },
         }
     }
 
@@ -97,7 +97,7 @@ impl<'a> Floats<'a> {
     fn pack(&self, stored: &[Stored<'_>], columns: usize, dtype: WeightDtype) -> Linear {
         let rows = stored.iter().map(Stored::rows).collect::<Vec<_>>();
         let checkpoint = self.checkpoint;
-        Linear::pack_taking(self.kernels, &rows, columns, dtype, &|bytes| checkpoint.passed(bytes))
+        Linear::pack_releasing(self.kernels, &rows, columns, dtype, &|bytes| checkpoint.passed(bytes))
     }
 }
 
@@ -148,7 +148,7 @@ impl Source for Floats<'_> {
         let rows = a.qk_nope_head_dim + a.v_head_dim;
         let kv_b = self.stored(name, a.heads * rows, a.kv_lora_rank)?.to_f32();
         let pack = |values: &[f32], columns| {
-            Linear::pack(self.kernels, &[Rows::F32(values)], columns, self.format.dtype)
+            Linear::pack(self.kernels, &[WeightRows::F32(values)], columns, self.format.dtype)
         };
         let mut absorbed = Absorbed { to_latent: Vec::new(), to_value: Vec::new() };
         for head in kv_b.chunks_exact(rows * a.kv_lora_rank) {

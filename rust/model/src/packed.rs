@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use octavo_kernels::{Element, Kernels, Linear, Region, WeightDtype};
+use octavo_kernels::{ArrayDtype, Kernels, Linear, Region, WeightDtype};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
@@ -114,8 +114,8 @@ impl<'a> PackedFile<'a> {
         let mut names = Vec::new();
         let mut parts: Vec<Vec<Region>> = vec![Vec::new(); count.unwrap_or(1)];
         for (name, array) in asked.arrays(key, dtype) {
-            let region = self.checkpoint.region(&name, array.element, &array.shape)?;
-            self.look(&name, array.element, &region)?;
+            let region = self.checkpoint.region(&name, array.dtype, &array.shape)?;
+            self.look(&name, array.dtype, &region)?;
             let split = region.split(parts.len());
             let split = split.ok_or_else(|| corrupt(format!("tensor {name} cannot be divided")))?;
             parts.iter_mut().zip(split).for_each(|(part, region)| part.push(region));
@@ -142,12 +142,12 @@ impl<'a> PackedFile<'a> {
     }
 
     /// Reads an array once. A byte that is no code is refused: instruction sets would differ in what they make of it.
-    fn look(&self, name: &str, element: Element, region: &Region) -> Result<(), ModelError> {
+    fn look(&self, name: &str, element: ArrayDtype, region: &Region) -> Result<(), ModelError> {
         let pool = self.kernels.pool();
         let dtype = match element {
-            Element::F32 => Dtype::Float32,
-            Element::Bf16 => Dtype::Bfloat16,
-            Element::U8 => {
+            ArrayDtype::F32 => Dtype::Float32,
+            ArrayDtype::Bf16 => Dtype::Bfloat16,
+            ArrayDtype::U8 => {
                 let wrong = AtomicUsize::new(0);
                 let parts: Vec<&[u8]> = region.chunks(PART_BYTES).collect();
                 pool.run(parts.len(), &|i| {
@@ -192,8 +192,8 @@ fn check_format(format: WeightFormat, facts: &Facts) -> Result<(), ModelError> {
 
 impl Source for PackedFile<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        let region = self.checkpoint.region(name, Element::F32, &[len])?;
-        self.look(name, Element::F32, &region)?;
+        let region = self.checkpoint.region(name, ArrayDtype::F32, &[len])?;
+        self.look(name, ArrayDtype::F32, &region)?;
         self.used.borrow_mut().insert(name.to_string());
         Ok(region.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }

@@ -125,7 +125,7 @@ impl Layout {
         for (name, array) in entry.arrays(key, dtype) {
             let bytes = array.bytes();
             let aligned = is_first(array.name, bytes);
-            let entry = TensorEntry { name, dtype: array.element.to_string(), shape: array.shape, bytes };
+            let entry = TensorEntry { name, dtype: array.dtype.to_string(), shape: array.shape, bytes };
             if aligned { self.first.push(entry) } else { self.late.push(entry) }
         }
         self.matrices.insert(key.to_string(), entry);
@@ -230,7 +230,7 @@ impl Writer<'_> {
         all: &[Linear],
     ) -> Result<(), ModelError> {
         let Some(first) = all.first() else { return Ok(()) };
-        let (columns, dtype) = (first.columns(), first.dtype());
+        let (columns, dtype) = (first.in_features(), first.dtype());
         let entry = MatrixEntry { rows, columns, dtype: name_of(dtype).into(), count };
         for (number, (_, array)) in entry.arrays(key, dtype).iter().enumerate() {
             for linear in all {

@@ -1,6 +1,6 @@
 //! Where the weights of a model come from, as the walk over its layers sees it.
 
-use octavo_kernels::{Linear, Rows, WeightDtype};
+use octavo_kernels::{Linear, WeightDtype, WeightRows};
 
 use crate::ModelError;
 use crate::spec::MlaSpec;
@@ -36,5 +36,5 @@ pub(crate) struct Absorbed {
 
 /// What stands for a matrix where weights are only passed on.
 pub(crate) fn stand_in(kernels: &octavo_kernels::Kernels) -> Linear {
-    Linear::pack(kernels, &[Rows::F32(&[0.0])], 1, WeightDtype::F32)
+    Linear::pack(kernels, &[WeightRows::F32(&[0.0])], 1, WeightDtype::F32)
 }

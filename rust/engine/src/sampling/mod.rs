@@ -140,7 +140,7 @@ impl Sampler {
         };
         // Where every token is banned, the first.
         if rules.greedy() || largest.value == f32::NEG_INFINITY {
-            return largest.place as u32;
+            return largest.index as u32;
         }
         let draw = rng::uniform(rules.seed, sample, generated);
         self.candidates.draw(kernels, row, largest.value, rules.cuts, draw)

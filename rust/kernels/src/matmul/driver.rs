@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::fetch::Fetch;
+use super::prefetch::Fetch;
 use crate::context::Kernels;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};

@@ -5,7 +5,7 @@
 use half::bf16;
 
 use super::driver::TileKernel;
-use super::fetch::Fetch;
+use super::prefetch::Fetch;
 use crate::packed::Packed;
 use crate::pages::Plain;
 use crate::quantize::{GROUP, QuantizedRows};

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::int8::{MatmulInt8, QUADS, Quad};
-use super::rows::Stack;
+use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::pages::Pages;
 use crate::parallel::Shared;
@@ -50,7 +50,7 @@ impl Inputs {
 /// Packs `source`. Also gives, per row, what int8 changes for `inputs`: `[ceil(N / 16)][16]`.
 pub(super) fn pack(
     kernels: &Kernels,
-    source: &Stack<'_>,
+    source: &StackedRows<'_>,
     inputs: &[f32],
 ) -> (MatmulInt8, Vec<[Squares; LANES]>) {
     let columns = source.columns;
@@ -86,7 +86,7 @@ fn round_up(x: f32) -> bf16 {
 
 /// Sixteen rows of the matrix, from row `first` on.
 struct Panel<'a> {
-    source: &'a Stack<'a>,
+    source: &'a StackedRows<'a>,
     inputs: &'a Inputs,
     first: usize,
     codes: &'a mut [Quad],

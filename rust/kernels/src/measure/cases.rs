@@ -7,7 +7,7 @@ use crate::activation::{Activation, activate_and_mul, add_assign};
 use crate::attention::{AttentionParams, BLOCK_SIZE, KvDtype, KvLayer, SeqView, paged_attention, write_kv};
 use crate::context::Kernels;
 use crate::logits::{Weighting, block_peaks, peak, weight_sums};
-use crate::matmul::{Linear, Rows, WeightDtype};
+use crate::matmul::{Linear, WeightDtype, WeightRows};
 use crate::norm::{RmsNorm, rms_norm};
 use crate::quantize::QuantizedRows;
 
@@ -78,7 +78,7 @@ fn matmuls(shape: &'static Shape) -> impl Iterator<Item = Case> {
 }
 
 fn matmul(kernels: &Kernels, dtype: WeightDtype, m: usize, n: usize, k: usize) -> Work {
-    let one = Linear::pack(kernels, &[Rows::F32(&numbers(n * k))], k, dtype);
+    let one = Linear::pack(kernels, &[WeightRows::F32(&numbers(n * k))], k, dtype);
     // With many rows computing is the limit, and one matrix shows it.
     let copies = if m <= MOST_LOGITS { BYTES.div_ceil(one.bytes()) } else { 1 };
     let layers = vec![one; copies];

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 ///
 /// The `..Bytes` forms read little-endian values at any alignment, as they lie in a mapped file.
 #[derive(Debug, Clone, Copy)]
-pub enum Rows<'a> {
+pub enum WeightRows<'a> {
     /// f32 values.
     F32(&'a [f32]),
     /// bf16 values.
@@ -28,16 +28,16 @@ pub enum Rows<'a> {
     },
 }
 
-impl Rows<'_> {
+impl WeightRows<'_> {
     /// The number of values.
     pub fn values(&self) -> usize {
         match self {
-            Rows::F32(x) => x.len(),
-            Rows::Bf16(x) => x.len(),
-            Rows::F16(x) => x.len(),
-            Rows::F32Bytes(x) => x.len() / 4,
-            Rows::Bf16Bytes(x) | Rows::F16Bytes(x) => x.len() / 2,
-            Rows::Int8 { codes, .. } => codes.len(),
+            WeightRows::F32(x) => x.len(),
+            WeightRows::Bf16(x) => x.len(),
+            WeightRows::F16(x) => x.len(),
+            WeightRows::F32Bytes(x) => x.len() / 4,
+            WeightRows::Bf16Bytes(x) | WeightRows::F16Bytes(x) => x.len() / 2,
+            WeightRows::Int8 { codes, .. } => codes.len(),
         }
     }
 
@@ -46,17 +46,19 @@ impl Rows<'_> {
     pub(super) fn read(&self, row: usize, to: &mut [f32]) {
         let (start, end) = (row * to.len(), (row + 1) * to.len());
         match self {
-            Rows::F32(x) => to.copy_from_slice(&x[start..end]),
-            Rows::Bf16(x) => convert(&x[start..end], to, |v| widen(v.to_bits())),
-            Rows::F16(x) => convert(&x[start..end], to, |v| v.to_f32()),
-            Rows::F32Bytes(x) => convert(x[4 * start..4 * end].as_chunks().0, to, |v| f32::from_le_bytes(*v)),
-            Rows::Bf16Bytes(x) => {
+            WeightRows::F32(x) => to.copy_from_slice(&x[start..end]),
+            WeightRows::Bf16(x) => convert(&x[start..end], to, |v| widen(v.to_bits())),
+            WeightRows::F16(x) => convert(&x[start..end], to, |v| v.to_f32()),
+            WeightRows::F32Bytes(x) => {
+                convert(x[4 * start..4 * end].as_chunks().0, to, |v| f32::from_le_bytes(*v))
+            }
+            WeightRows::Bf16Bytes(x) => {
                 convert(x[2 * start..2 * end].as_chunks().0, to, |v| widen(u16::from_le_bytes(*v)))
             }
-            Rows::F16Bytes(x) => {
+            WeightRows::F16Bytes(x) => {
                 convert(x[2 * start..2 * end].as_chunks().0, to, |v| f16::from_le_bytes(*v).to_f32())
             }
-            Rows::Int8 { codes, scales } => {
+            WeightRows::Int8 { codes, scales } => {
                 convert(&codes[start..end], to, |v| f32::from(v.cast_signed()) * scales[row])
             }
         }
@@ -65,10 +67,10 @@ impl Rows<'_> {
     /// The bytes of some rows, where rows are bytes.
     fn bytes(&self, rows: std::ops::Range<usize>, columns: usize) -> Option<&[u8]> {
         let (bytes, size) = match self {
-            Rows::F32(_) | Rows::Bf16(_) | Rows::F16(_) => return None,
-            Rows::F32Bytes(x) => (x, 4 * columns),
-            Rows::Bf16Bytes(x) | Rows::F16Bytes(x) => (x, 2 * columns),
-            Rows::Int8 { codes, .. } => (codes, columns),
+            WeightRows::F32(_) | WeightRows::Bf16(_) | WeightRows::F16(_) => return None,
+            WeightRows::F32Bytes(x) => (x, 4 * columns),
+            WeightRows::Bf16Bytes(x) | WeightRows::F16Bytes(x) => (x, 2 * columns),
+            WeightRows::Int8 { codes, .. } => (codes, columns),
         };
         Some(&bytes[rows.start * size..rows.end * size])
     }
@@ -88,27 +90,31 @@ fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
 }
 
 /// Several matrices with the same column count, one below the other.
-pub(super) struct Stack<'a> {
-    parts: &'a [Rows<'a>],
+pub(super) struct StackedRows<'a> {
+    parts: &'a [WeightRows<'a>],
     /// Is told of bytes that have been read.
     taken: &'a (dyn Fn(&[u8]) + Sync),
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
 
-impl<'a> Stack<'a> {
-    pub(super) fn new(parts: &'a [Rows<'a>], columns: usize, taken: &'a (dyn Fn(&[u8]) + Sync)) -> Stack<'a> {
+impl<'a> StackedRows<'a> {
+    pub(super) fn new(
+        parts: &'a [WeightRows<'a>],
+        columns: usize,
+        taken: &'a (dyn Fn(&[u8]) + Sync),
+    ) -> StackedRows<'a> {
         assert!(columns > 0, "a matrix of no columns");
         for part in parts {
             let values = part.values();
             assert!(values.is_multiple_of(columns), "{values} weights are no whole rows of {columns}");
-            if let Rows::Int8 { scales, .. } = part {
+            if let WeightRows::Int8 { scales, .. } = part {
                 assert_eq!(scales.len(), values / columns, "scales of int8 rows");
             }
         }
         let rows = parts.iter().map(|part| part.values() / columns).sum();
         assert!(rows > 0, "a matrix of no rows");
-        Stack { parts, taken, rows, columns }
+        StackedRows { parts, taken, rows, columns }
     }
 
     /// Writes row `row`, `columns` values.
@@ -142,7 +148,7 @@ impl<'a> Stack<'a> {
         for part in self.parts {
             let rows = part.values() / self.columns;
             if row < rows {
-                let Rows::Int8 { codes, scales } = part else { return None };
+                let WeightRows::Int8 { codes, scales } = part else { return None };
                 return Some((&codes[row * self.columns..(row + 1) * self.columns], scales[row]));
             }
             row -= rows;

@@ -1,8 +1,8 @@
 //! Weights in f32: panels `[K][16]`.
 
 use super::driver::TileKernel;
-use super::fetch::{Fetch, STEP};
-use super::rows::Stack;
+use super::prefetch::{Fetch, STEP};
+use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::packed::Packed;
 use crate::pages::Pages;
@@ -18,7 +18,7 @@ pub(super) struct MatmulF32 {
 }
 
 impl MatmulF32 {
-    pub(super) fn pack(kernels: &Kernels, source: &Stack<'_>) -> MatmulF32 {
+    pub(super) fn pack(kernels: &Kernels, source: &StackedRows<'_>) -> MatmulF32 {
         let columns = source.columns;
         let count = source.rows.div_ceil(LANES);
         let mut panels: Pages<[f32; LANES]> = Pages::zeroed(count * columns);

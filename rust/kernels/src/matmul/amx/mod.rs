@@ -4,12 +4,12 @@
 //! totals in f32 while the tiles multiply the next group. Codes of weights are unsigned here (code + 128), so each product is
 //! 128 times the sum of the row's codes too large.
 
-mod sinks;
+mod epilogue;
 mod steps;
 
 use std::cell::RefCell;
 
-use sinks::{Gated, Plain, Sink};
+use epilogue::{Gated, Plain, Sink};
 use steps::{Place, Products, Step, prefetch, prefetch_l2};
 
 use super::driver::{Jobs, Output};
@@ -17,10 +17,10 @@ use super::int8::{MatmulInt8, QUADS, Quad};
 use crate::activation::Activation;
 use crate::amx::{ROW, ROWS, TILE, Tiles};
 use crate::context::Kernels;
+use crate::packed_rows::Tiled;
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, QuantizedRows};
 use crate::simd::LANES;
-use crate::tiled::Tiled;
 
 /// Rows of x that two tiles hold.
 const PAIR: usize = 2 * ROWS;

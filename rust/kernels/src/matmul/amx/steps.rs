@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::{GROUP_BYTES, LINE};
 use crate::amx::{ROW, ROWS, TILE, Tiles};
+use crate::packed_rows::TileGroup;
 use crate::simd::LANES;
-use crate::tiled::TileGroup;
 
 /// Products of a group as they leave the tiles: x tile t times panel p is number 2 t + p, `[16][16]`.
 #[derive(Clone, Copy)]

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::bfloat::MatmulBf16;
-use super::float::MatmulF32;
+use super::bf16::MatmulBf16;
+use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
-use super::{Linear, WeightDtype, Weights};
+use super::linear::{Linear, WeightDtype, Weights};
 use crate::packed::{Packed, PackedError};
 use crate::quantize::GROUP;
 use crate::region::Region;
@@ -13,7 +13,7 @@ use crate::simd::LANES;
 
 /// Element type of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Element {
+pub enum ArrayDtype {
     /// Bytes: int8 codes + 128.
     U8,
     /// bf16.
@@ -28,7 +28,7 @@ pub struct PackedArray {
     /// What it holds, in a word.
     pub name: &'static str,
     /// Its element type, little-endian.
-    pub element: Element,
+    pub dtype: ArrayDtype,
     /// Its sizes, outermost first.
     pub shape: Vec<usize>,
 }
@@ -36,10 +36,10 @@ pub struct PackedArray {
 impl PackedArray {
     /// Its size.
     pub fn bytes(&self) -> usize {
-        let element = match self.element {
-            Element::U8 => 1,
-            Element::Bf16 => 2,
-            Element::F32 => 4,
+        let element = match self.dtype {
+            ArrayDtype::U8 => 1,
+            ArrayDtype::Bf16 => 2,
+            ArrayDtype::F32 => 4,
         };
         element * self.shape.iter().product::<usize>()
     }
@@ -51,16 +51,17 @@ impl PackedArray {
     pub fn of(dtype: WeightDtype, rows: usize, columns: usize) -> Vec<PackedArray> {
         let panels = rows.div_ceil(LANES);
         let groups = columns.div_ceil(GROUP);
-        let array = |name, element, shape: &[usize]| PackedArray { name, element, shape: shape.to_vec() };
+        let array =
+            |name, element, shape: &[usize]| PackedArray { name, dtype: element, shape: shape.to_vec() };
         match dtype {
             WeightDtype::Int8 => vec![
-                array("codes", Element::U8, &[panels, groups, GROUP / 4, LANES, 4]),
-                array("scales", Element::Bf16, &[panels, groups, LANES]),
+                array("codes", ArrayDtype::U8, &[panels, groups, GROUP / 4, LANES, 4]),
+                array("scales", ArrayDtype::Bf16, &[panels, groups, LANES]),
             ],
             WeightDtype::Bf16 => {
-                vec![array("panels", Element::Bf16, &[panels, columns.div_ceil(2), LANES, 2])]
+                vec![array("panels", ArrayDtype::Bf16, &[panels, columns.div_ceil(2), LANES, 2])]
             }
-            WeightDtype::F32 => vec![array("panels", Element::F32, &[panels, columns, LANES])],
+            WeightDtype::F32 => vec![array("panels", ArrayDtype::F32, &[panels, columns, LANES])],
         }
     }
 }
@@ -116,17 +117,17 @@ impl Linear {
                 Weights::Int8(MatmulInt8 { codes, scales, columns })
             }
         };
-        Ok(Linear { weights, rows })
+        Ok(Linear { weights, out_features: rows })
     }
 }
 
-impl fmt::Display for Element {
+impl fmt::Display for ArrayDtype {
     /// As safetensors names it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Element::U8 => "U8",
-            Element::Bf16 => "BF16",
-            Element::F32 => "F32",
+            ArrayDtype::U8 => "U8",
+            ArrayDtype::Bf16 => "BF16",
+            ArrayDtype::F32 => "F32",
         })
     }
 }

@@ -154,7 +154,7 @@ fn int8_rows(isa: Isa) {
     let (rows, columns) = (19, 200);
     let codes: Vec<u8> = (0..rows * columns).map(|i| (i * 37 % 256) as u8).collect();
     let scales: Vec<f32> = (0..rows).map(|r| bf16::from_f32(0.01 + r as f32 / 77.0).to_f32()).collect();
-    let source = Rows::Int8 { codes: &codes, scales: &scales };
+    let source = WeightRows::Int8 { codes: &codes, scales: &scales };
     for dtype in [WeightDtype::Int8, WeightDtype::F32] {
         let packed = Linear::pack(&kernels, &[source], columns, dtype);
         let lowest = if dtype == WeightDtype::Int8 { -127 } else { -128 };

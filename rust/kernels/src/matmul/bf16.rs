@@ -3,8 +3,8 @@
 use half::bf16;
 
 use super::driver::TileKernel;
-use super::fetch::{Fetch, STEP};
-use super::rows::Stack;
+use super::prefetch::{Fetch, STEP};
+use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::packed::Packed;
 use crate::pages::Pages;
@@ -20,7 +20,7 @@ pub(super) struct MatmulBf16 {
 }
 
 impl MatmulBf16 {
-    pub(super) fn pack(kernels: &Kernels, source: &Stack<'_>) -> MatmulBf16 {
+    pub(super) fn pack(kernels: &Kernels, source: &StackedRows<'_>) -> MatmulBf16 {
         let columns = source.columns;
         let pairs = columns.div_ceil(2);
         let count = source.rows.div_ceil(LANES);
