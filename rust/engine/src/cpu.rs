@@ -97,7 +97,7 @@ impl Executor for CpuExecutor {
                     query_len: s.query_len as usize,
                     context_len: s.context_len as usize,
                     block_table: &plan.block_tables[start..start + blocks],
-                    tails: &[],
+                    open_blocks: &[],
                 }
             })
             .collect();

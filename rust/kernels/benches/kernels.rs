@@ -8,9 +8,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use octavo_kernels::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    Linear, Mode, QuantizedRows, SeqView, TailDtype, WeightDtype, WeightRows, dynamic_attention, fill_blocks,
-    paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, Isa, Kernels, KvDtype, KvLayer, Linear,
+    Mode, OpenDtype, QuantizedRows, SealedBlock, Selection, SeqView, WeightDtype, WeightRows,
+    paged_attention, seal_blocks, write_kv,
 };
 
 const ROUNDS: usize = 9;
@@ -98,19 +98,19 @@ fn attention(
     let count = if query_len == 1 { ((1 << 27) / bytes).max(1) } else { 1 };
     let width = kv_heads * head_dim;
     let block_table: Vec<u32> = (0..blocks as u32).collect();
-    // Here the tail of a block has the block's number.
-    let tails = &block_table[(context_len - query_len) / BLOCK_SIZE..];
+    // Here the open block of a block has the block's number.
+    let open_blocks = &block_table[(context_len - query_len) / BLOCK_SIZE..];
     let layers: Vec<KvLayer> = (0..count)
         .map(|_| {
             let mut layer = KvLayer::new(blocks, kv_heads, head_dim, dtype);
-            layer.grow_tails(blocks);
+            layer.grow_open_blocks(blocks);
             let slots: Vec<u32> = (0..context_len as u32).collect();
             let rows = numbers(context_len * width);
             write_kv(kernels, &mut layer, &rows, width, &rows, width, &slots);
             if let KvDtype::Int8(_) = dtype {
                 let filled =
-                    (0..(context_len / BLOCK_SIZE) as u32).map(|b| FilledBlock { block: b, tail: b });
-                fill_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
+                    (0..(context_len / BLOCK_SIZE) as u32).map(|b| SealedBlock { block: b, open: b });
+                seal_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
             }
             layer
         })
@@ -118,7 +118,7 @@ fn attention(
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
     let width = heads * head_dim;
     let (q, mut out) = (numbers(query_len * width), vec![0.0; query_len * width]);
-    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails };
+    let seq = SeqView { query_start: 0, query_len, context_len, block_table: &block_table, open_blocks };
     let keys = (0..query_len).map(|i| context_len - i).sum::<usize>();
     let (work, unit) = match query_len {
         1 => ((count * bytes) as f64, "GB/s"),
@@ -126,7 +126,7 @@ fn attention(
     };
     report(&name, kernels, unit, work, || {
         for layer in &layers {
-            paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, &mut out);
+            paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, None, &mut out);
         }
     });
 }
@@ -154,12 +154,12 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
             }
         }
         let mut layer = KvLayer::new(blocks, kv_heads, head_dim, dtype);
-        layer.grow_tails(blocks);
+        layer.grow_open_blocks(blocks);
         let slots: Vec<u32> = (0..context_len as u32).collect();
         write_kv(kernels, &mut layer, &rows, width, &rows, width, &slots);
         if let KvDtype::Int8(_) = dtype {
-            let filled = (0..(context_len / BLOCK_SIZE) as u32).map(|b| FilledBlock { block: b, tail: b });
-            fill_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
+            let filled = (0..(context_len / BLOCK_SIZE) as u32).map(|b| SealedBlock { block: b, open: b });
+            seal_blocks(kernels, &mut layer, &filled.collect::<Vec<_>>());
         }
         layer
     };
@@ -169,10 +169,10 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
     let params = AttentionParams { heads, kv_heads, head_dim, scale: 0.125, window: None, softcap: None };
     let certified = DynamicParams::default();
     let estimated = DynamicParams { mode: Mode::Estimated, ..certified };
-    let int8 = KvDtype::Int8(TailDtype::Bf16);
+    let int8 = KvDtype::Int8(OpenDtype::Bf16);
     let layers = [layer(KvDtype::Bf16, true), layer(int8, true), layer(int8, false)];
-    let tails = &block_table[blocks - 1..];
-    let seq = SeqView { query_start: 0, query_len: 1, context_len, block_table: &block_table, tails };
+    let open_blocks = &block_table[blocks - 1..];
+    let seq = SeqView { query_start: 0, query_len: 1, context_len, block_table: &block_table, open_blocks };
     let mut out = vec![0.0; q_width];
     let mut reports = [AttentionReport::default(); 6];
     let mut seconds = [const { Vec::new() }; 6];
@@ -181,13 +181,11 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
             let start = Instant::now();
             let layer = &layers[[0, 1, 1, 1, 2, 2][way]];
             let q = black_box(&q);
-            if [2, 3, 5].contains(&way) {
-                let (report, choice) =
-                    (&mut reports[way..way + 1], if way == 3 { estimated } else { certified });
-                dynamic_attention(kernels, layer, q, q_width, &[seq], &params, &[choice], &mut out, report);
-            } else {
-                paged_attention(kernels, layer, q, q_width, &[seq], &params, &mut out);
-            }
+            let choices = [if way == 3 { estimated } else { certified }];
+            let selection = [2, 3, 5]
+                .contains(&way)
+                .then_some(Selection { choices: &choices, reports: &mut reports[way..way + 1] });
+            paged_attention(kernels, layer, q, q_width, &[seq], &params, selection, &mut out);
             seconds.push(start.elapsed().as_secs_f64());
         }
     }
@@ -248,7 +246,7 @@ fn main() {
                 dynamic(kernels, heads);
             }
             for heads in [(14, 2, 64), (32, 8, 64), (32, 8, 128)] {
-                for dtype in [KvDtype::Bf16, KvDtype::Int8(TailDtype::Bf16)] {
+                for dtype in [KvDtype::Bf16, KvDtype::Int8(OpenDtype::Bf16)] {
                     for (query_len, context_len) in [(1, 127), (1, 2047), (1, 32767), (512, 512), (512, 2048)]
                     {
                         attention(kernels, query_len, context_len, heads, dtype);

@@ -22,7 +22,7 @@ const HALVES: usize = BLOCK_SIZE / LANES;
 
 /// The latents of one layer.
 #[derive(Debug)]
-pub struct LatentKv {
+pub struct MlaCache {
     num_blocks: usize,
     width: usize,
     store: Store,
@@ -39,10 +39,10 @@ fn padded(width: usize) -> usize {
     width.next_multiple_of(LANES)
 }
 
-impl LatentKv {
+impl MlaCache {
     /// Storage for `num_blocks` blocks of tokens of `width` values. Memory comes from the system as blocks are first
     /// written.
-    pub fn new(num_blocks: usize, width: usize, dtype: KvDtype) -> LatentKv {
+    pub fn new(num_blocks: usize, width: usize, dtype: KvDtype) -> MlaCache {
         assert!(width > 0, "latents of no values");
         let values = num_blocks * BLOCK_SIZE * padded(width);
         let store = match dtype {
@@ -50,7 +50,7 @@ impl LatentKv {
             KvDtype::Bf16 => Store::Bf16(vec![0; values]),
             KvDtype::Int8(_) => panic!("latents are held as floats, not in {dtype:?}"),
         };
-        LatentKv { num_blocks, width, store }
+        MlaCache { num_blocks, width, store }
     }
 
     /// Bytes that one block of such a layer takes.
@@ -92,7 +92,7 @@ impl LatentKv {
 
 /// What latent attention needs to know of the model.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LatentParams {
+pub struct MlaParams {
     /// Query heads.
     pub heads: usize,
     /// Leading values of a latent that are its token's value.
@@ -105,15 +105,15 @@ pub struct LatentParams {
 ///
 /// `q` is `[T, heads, width]`; `out` is `[T, heads, value_width]`, of which the rows of `seqs` are written. Sequences come
 /// in order of `query_start` and do not overlap.
-pub fn latent_attention(
+pub fn mla_attention(
     kernels: &Kernels,
-    layer: &LatentKv,
+    layer: &MlaCache,
     q: &[f32],
     seqs: &[SeqView<'_>],
-    params: LatentParams,
+    params: MlaParams,
     out: &mut [f32],
 ) {
-    let LatentParams { heads, value_width, .. } = params;
+    let MlaParams { heads, value_width, .. } = params;
     assert!(heads > 0 && (1..=layer.width).contains(&value_width), "{heads} heads, values of {value_width}");
     let positions = (ROWS_PER_TILE / heads).max(1);
     let mut tasks = Vec::new();
@@ -183,7 +183,7 @@ struct Tile<'a, E> {
     width: usize,
     q: &'a [f32],
     task: &'a Task<'a>,
-    params: LatentParams,
+    params: MlaParams,
     out: &'a Shared<'a, f32>,
 }
 

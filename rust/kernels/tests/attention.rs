@@ -6,8 +6,8 @@ mod common;
 
 use common::{Rng, assert_close, bits, every_context, int8, kernels};
 use octavo_kernels::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    SeqView, TailDtype, bf16, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, Isa, Kernels, KvDtype, KvLayer, OpenDtype,
+    SealedBlock, Selection, SeqView, bf16, paged_attention, seal_blocks, write_kv,
 };
 
 on_each_isa!(
@@ -20,7 +20,7 @@ on_each_isa!(
 );
 
 const DTYPES: [KvDtype; 4] =
-    [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8(TailDtype::F32), KvDtype::Int8(TailDtype::Bf16)];
+    [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8(OpenDtype::F32), KvDtype::Int8(OpenDtype::Bf16)];
 
 fn is_int8(dtype: KvDtype) -> bool {
     matches!(dtype, KvDtype::Int8(_))
@@ -64,8 +64,8 @@ impl Case {
 
     fn layer(&self, dtype: KvDtype) -> KvLayer {
         let mut layer = KvLayer::new(self.num_blocks, self.params.kv_heads, self.params.head_dim, dtype);
-        // Here the tail of a block has the block's number.
-        layer.grow_tails(self.num_blocks);
+        // Here the open block of a block has the block's number.
+        layer.grow_open_blocks(self.num_blocks);
         layer
     }
 
@@ -82,7 +82,7 @@ impl Case {
     ) -> Vec<Vec<f32>> {
         let (width, kv_width) = (self.width(), self.params.kv_heads * self.params.head_dim);
         let stride = width + 2 * kv_width;
-        let (mut rows, mut slots, mut seqs, mut filled) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut rows, mut slots, mut seqs, mut sealed) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let int8 = is_int8(layer.dtype());
         for &(index, from, to) in shares {
             let seq = &self.sequences[index];
@@ -94,25 +94,20 @@ impl Case {
                 slots.push(seq.blocks[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32);
             }
             let (query_len, context_len) = (to - from, to);
-            let tails = if int8 { &seq.blocks[from / BLOCK_SIZE..] } else { &[] };
-            seqs.push(SeqView { query_start, query_len, context_len, block_table: &seq.blocks, tails });
+            let open_blocks = if int8 { &seq.blocks[from / BLOCK_SIZE..] } else { &[] };
+            seqs.push(SeqView { query_start, query_len, context_len, block_table: &seq.blocks, open_blocks });
             let full = &seq.blocks[from / BLOCK_SIZE..to / BLOCK_SIZE];
-            filled.extend(full.iter().map(|&block| FilledBlock { block, tail: block }));
+            sealed.extend(full.iter().map(|&block| SealedBlock { block, open: block }));
         }
         write_kv(kernels, layer, &rows[width..], stride, &rows[width + kv_width..], stride, &slots);
         if int8 {
-            fill_blocks(kernels, layer, &filled);
+            seal_blocks(kernels, layer, &sealed);
         }
         let mut out = vec![f32::NAN; slots.len() * width];
-        match self.choice.filter(|_| int8) {
-            None => paged_attention(kernels, layer, &rows, stride, &seqs, &self.params, &mut out),
-            Some(choice) => {
-                let choices = vec![choice; seqs.len()];
-                let mut reports = vec![AttentionReport::default(); seqs.len()];
-                let (params, out) = (&self.params, &mut out);
-                dynamic_attention(kernels, layer, &rows, stride, &seqs, params, &choices, out, &mut reports);
-            }
-        }
+        let choices = self.choice.filter(|_| int8).map(|choice| vec![choice; seqs.len()]);
+        let mut reports = vec![AttentionReport::default(); seqs.len()];
+        let selection = choices.as_ref().map(|choices| Selection { choices, reports: &mut reports });
+        paged_attention(kernels, layer, &rows, stride, &seqs, &self.params, selection, &mut out);
         seqs.iter()
             .map(|s| out[s.query_start * width..(s.query_start + s.query_len) * width].to_vec())
             .collect()
@@ -129,7 +124,7 @@ impl Case {
     /// Keys and values of sequence `index` as floats of the cache hold them, `[len, kv_heads, head_dim]` each.
     fn stored(&self, index: usize, dtype: KvDtype) -> (Vec<f32>, Vec<f32>) {
         let narrow = |x: &f32| match dtype {
-            KvDtype::Bf16 | KvDtype::Int8(TailDtype::Bf16) => bf16::from_f32(*x).to_f32(),
+            KvDtype::Bf16 | KvDtype::Int8(OpenDtype::Bf16) => bf16::from_f32(*x).to_f32(),
             _ => *x,
         };
         let seq = &self.sequences[index];
@@ -185,7 +180,7 @@ fn params(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionParams {
     AttentionParams { heads, kv_heads, head_dim, scale, window: None, softcap: None }
 }
 
-/// Head dimensions with and without a tail, 1 to 7 query heads a KV head, windows within and across blocks.
+/// Head dimensions with and without a partial vector, 1 to 7 query heads a KV head, windows within and across blocks.
 fn cases() -> Vec<Case> {
     vec![
         Case::new(1, params(4, 4, 64), &[1, 31, 70]),
@@ -227,7 +222,7 @@ fn masked_tokens_are_never_read(isa: Isa) {
         let want = case.whole(&kernels, dtype);
         let mut layer = case.layer(dtype);
         let slots: Vec<u32> = (0..(case.num_blocks * BLOCK_SIZE) as u32).collect();
-        // Of an int8 layer this fills the tails, of which full blocks are made anew.
+        // Of an int8 layer this fills the open blocks, from which full blocks are sealed again.
         let poison = vec![f32::NAN; slots.len() * 48];
         write_kv(&kernels, &mut layer, &poison, 48, &poison, 48, &slots);
         let got = case.step(&kernels, &mut layer, &[(0, 0, 75)]);
@@ -246,17 +241,17 @@ fn copied_blocks_read_alike(isa: Isa) {
         layer.copy_block(used[1] as usize, free as usize);
         let last = used[2];
         if is_int8(dtype) {
-            // The last block is partly filled: its content is in the tail.
-            let [last, other] = [last, used[1]].map(|block| (block as usize, block as usize));
-            layer.copy_unfilled(last, other);
-            layer.copy_unfilled(other, last);
+            // The last block is partly sealed: its content is in the open block.
+            let [last, other] = [last as usize, used[1] as usize];
+            layer.copy_open_block(last, other);
+            layer.copy_open_block(other, last);
         }
         case.sequences[0].blocks[1] = free;
         // The last token once more, now reading the copy.
         let after = case.step(&kernels, &mut layer, &[(0, 69, 70)]).remove(0);
         assert_eq!(bits(&after), bits(&before[69 * case.width()..]), "{dtype:?}");
-        let tails = layer.num_tails() * KvLayer::bytes_per_tail(2, 40, dtype);
-        assert_eq!(layer.bytes(), layer.num_blocks() * KvLayer::bytes_per_block(2, 40, dtype) + tails);
+        let open_blocks = layer.num_open_blocks() * KvLayer::bytes_per_open_block(2, 40, dtype);
+        assert_eq!(layer.bytes(), layer.num_blocks() * KvLayer::bytes_per_block(2, 40, dtype) + open_blocks);
     }
 }
 

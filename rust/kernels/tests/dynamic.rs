@@ -9,8 +9,8 @@ mod common;
 
 use common::{Rng, int8, kernels};
 use octavo_kernels::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, Isa, Kernels, KvDtype, KvLayer,
-    Mode, SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, Isa, Kernels, KvDtype, KvLayer, Mode,
+    OpenDtype, SealedBlock, Selection, SeqView, paged_attention, seal_blocks, write_kv,
 };
 
 /// How keys are made; each is hard for a bound in its own way.
@@ -98,23 +98,23 @@ impl Case {
     fn run(&self, kernels: &Kernels) -> (Vec<f32>, AttentionReport) {
         let AttentionParams { heads, head_dim, .. } = self.params;
         let blocks = self.tokens.div_ceil(BLOCK_SIZE);
-        let mut layer = KvLayer::new(blocks, 1, head_dim, KvDtype::Int8(TailDtype::F32));
-        layer.grow_tails(blocks);
+        let mut layer = KvLayer::new(blocks, 1, head_dim, KvDtype::Int8(OpenDtype::F32));
+        layer.grow_open_blocks(blocks);
         let table: Vec<u32> = (0..blocks as u32).rev().collect();
         let slot = |t: usize| table[t / BLOCK_SIZE] * BLOCK_SIZE as u32 + (t % BLOCK_SIZE) as u32;
         let slots: Vec<u32> = (0..self.tokens).map(slot).collect();
         write_kv(kernels, &mut layer, &self.k, head_dim, &self.v, head_dim, &slots);
         let full = &table[..self.tokens / BLOCK_SIZE];
-        let filled: Vec<_> = full.iter().map(|&block| FilledBlock { block, tail: block }).collect();
-        fill_blocks(kernels, &mut layer, &filled);
-        let tails = &table[(self.tokens - self.queries) / BLOCK_SIZE..];
+        let sealed: Vec<_> = full.iter().map(|&block| SealedBlock { block, open: block }).collect();
+        seal_blocks(kernels, &mut layer, &sealed);
+        let open_blocks = &table[(self.tokens - self.queries) / BLOCK_SIZE..];
         let (query_len, context_len) = (self.queries, self.tokens);
-        let seq = SeqView { query_start: 0, query_len, context_len, block_table: &table, tails };
+        let seq = SeqView { query_start: 0, query_len, context_len, block_table: &table, open_blocks };
         let mut out = vec![f32::NAN; self.q.len()];
         let mut report = [AttentionReport::default()];
         let (params, width) = (&self.params, heads * head_dim);
-        let choices = [self.choice];
-        dynamic_attention(kernels, &layer, &self.q, width, &[seq], params, &choices, &mut out, &mut report);
+        let selection = Selection { choices: &[self.choice], reports: &mut report };
+        paged_attention(kernels, &layer, &self.q, width, &[seq], params, Some(selection), &mut out);
         (out, report[0])
     }
 
@@ -396,13 +396,13 @@ impl TwoHeads {
         k[(40 * 2 + 1) * head_dim..][..head_dim].iter_mut().zip(&wanted).for_each(|(k, w)| *k = 4.0 * w);
         let v = rng.floats(tokens * 2 * head_dim);
         let blocks = tokens.div_ceil(BLOCK_SIZE);
-        let mut layer = KvLayer::new(blocks + 1, 2, head_dim, KvDtype::Int8(TailDtype::Bf16));
-        layer.grow_tails(blocks);
+        let mut layer = KvLayer::new(blocks + 1, 2, head_dim, KvDtype::Int8(OpenDtype::Bf16));
+        layer.grow_open_blocks(blocks);
         let table: Vec<u32> = (0..blocks as u32).collect();
         let slots: Vec<u32> = (0..tokens as u32).collect();
         write_kv(kernels, &mut layer, &k, 2 * head_dim, &v, 2 * head_dim, &slots);
-        let full = (0..(tokens / BLOCK_SIZE) as u32).map(|block| FilledBlock { block, tail: block });
-        fill_blocks(kernels, &mut layer, &full.collect::<Vec<_>>());
+        let full = (0..(tokens / BLOCK_SIZE) as u32).map(|block| SealedBlock { block, open: block });
+        seal_blocks(kernels, &mut layer, &full.collect::<Vec<_>>());
         TwoHeads { layer, table, q, tokens }
     }
 
@@ -429,16 +429,13 @@ impl TwoHeads {
             query_len: range.len(),
             context_len: range.end,
             block_table: &self.table,
-            tails: &self.table[range.start / BLOCK_SIZE..],
+            open_blocks: &self.table[range.start / BLOCK_SIZE..],
         };
         let (mut out, mut report) = (vec![f32::NAN; q.len()], [AttentionReport::default()]);
         let (width, params) = (self.q.len(), &Self::PARAMS);
-        let Some(choice) = choice else {
-            paged_attention(kernels, &self.layer, &q, width, &[seq], params, &mut out);
-            return (out, report[0]);
-        };
-        let choices = [choice];
-        dynamic_attention(kernels, &self.layer, &q, width, &[seq], params, &choices, &mut out, &mut report);
+        let choices = choice.as_slice();
+        let selection = choice.is_some().then_some(Selection { choices, reports: &mut report });
+        paged_attention(kernels, &self.layer, &q, width, &[seq], params, selection, &mut out);
         (out, report[0])
     }
 }
@@ -517,14 +514,21 @@ fn gates_are_copied_with_their_block() {
     let mut case = TwoHeads::new(&kernels);
     case.step(&kernels, 800..801, false);
     let copy = case.table.len() as u32;
-    case.layer.grow_tails(copy as usize + 1);
-    case.layer.copy_unfilled((25, 25), (copy as usize, copy as usize));
+    case.layer.grow_open_blocks(copy as usize + 1);
+    case.layer.copy_block(25, copy as usize);
+    case.layer.copy_open_block(25, copy as usize);
     let (before, report) = case.step(&kernels, 810..811, false);
     case.table[25] = copy;
-    let seq =
-        SeqView { query_start: 0, query_len: 1, context_len: 811, block_table: &case.table, tails: &[copy] };
+    let seq = SeqView {
+        query_start: 0,
+        query_len: 1,
+        context_len: 811,
+        block_table: &case.table,
+        open_blocks: &[copy],
+    };
     let (mut out, mut copied) = (vec![f32::NAN; case.q.len()], [AttentionReport::default()]);
-    let (width, params, choices) = (case.q.len(), &TwoHeads::PARAMS, [TwoHeads::CHOICE]);
-    dynamic_attention(&kernels, &case.layer, &case.q, width, &[seq], params, &choices, &mut out, &mut copied);
+    let (width, params) = (case.q.len(), &TwoHeads::PARAMS);
+    let selection = Selection { choices: &[TwoHeads::CHOICE], reports: &mut copied };
+    paged_attention(&kernels, &case.layer, &case.q, width, &[seq], params, Some(selection), &mut out);
     assert!(report.dense_calls == 2 && copied[0] == report && out == before, "{report:?}, {:?}", copied[0]);
 }

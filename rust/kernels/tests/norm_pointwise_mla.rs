@@ -68,8 +68,8 @@ fn latents(isa: Isa) {
     let kernels = kernels(isa, 2);
     for (heads, rank, rope) in [(3, 16, 8), (40, 20, 4), (1, 7, 2)] {
         let width = rank + rope;
-        let params = LatentParams { heads, value_width: rank, scale: 0.2 };
-        let mut cache = LatentKv::new(12, width, KvDtype::F32);
+        let params = MlaParams { heads, value_width: rank, scale: 0.2 };
+        let mut cache = MlaCache::new(12, width, KvDtype::F32);
         let mut rng = Rng(rank as u64);
         let (mut q, mut tables, mut want) = (Vec::new(), Vec::new(), Vec::new());
         let mut block = 11;
@@ -100,7 +100,7 @@ fn latents(isa: Isa) {
         let mut views = Vec::new();
         for ((context, queries), table) in CONTEXTS.iter().zip(&tables) {
             views.push(SeqView {
-                tails: &[],
+                open_blocks: &[],
                 query_start: start,
                 query_len: *queries,
                 context_len: *context,
@@ -109,12 +109,12 @@ fn latents(isa: Isa) {
             start += queries;
         }
         let mut out = vec![f32::NAN; start * heads * rank];
-        latent_attention(&kernels, &cache, &q, &views, params, &mut out);
+        mla_attention(&kernels, &cache, &q, &views, params, &mut out);
         assert_close(&format!("latents {heads} x {width}"), &out, &want, 1e-5);
         // A sequence has the same bits alone.
         for view in &views {
             let mut alone = vec![f32::NAN; out.len()];
-            latent_attention(&kernels, &cache, &q, std::slice::from_ref(view), params, &mut alone);
+            mla_attention(&kernels, &cache, &q, std::slice::from_ref(view), params, &mut alone);
             let rows = view.query_start * heads * rank..(view.query_start + view.query_len) * heads * rank;
             assert_eq!(bits(&alone[rows.clone()]), bits(&out[rows]), "alone");
         }
@@ -127,15 +127,16 @@ fn latents_have_the_same_bits_everywhere() {
     let q = Rng(1).floats(40 * heads * width);
     let tokens = Rng(2).floats(40 * width);
     let slots: Vec<u32> = (0..40).collect();
-    let view = SeqView { query_start: 0, query_len: 40, context_len: 40, block_table: &[0, 1], tails: &[] };
+    let view =
+        SeqView { query_start: 0, query_len: 40, context_len: 40, block_table: &[0, 1], open_blocks: &[] };
     for dtype in [KvDtype::F32, KvDtype::Bf16] {
         let mut first: Option<Vec<u32>> = None;
         for kernels in every_context() {
-            let mut cache = LatentKv::new(2, width, dtype);
+            let mut cache = MlaCache::new(2, width, dtype);
             cache.write(&tokens, &slots);
-            let params = LatentParams { heads, value_width: 17, scale: 0.3 };
+            let params = MlaParams { heads, value_width: 17, scale: 0.3 };
             let mut out = vec![0.0; 40 * heads * 17];
-            latent_attention(&kernels, &cache, &q, &[view], params, &mut out);
+            mla_attention(&kernels, &cache, &q, &[view], params, &mut out);
             let out = bits(&out);
             assert_eq!(
                 first.get_or_insert_with(|| out.clone()),

@@ -1,6 +1,6 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer, LatentKv, TailDtype};
+use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer, MlaCache, OpenDtype};
 
 use crate::ModelError;
 use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
@@ -19,7 +19,7 @@ pub(crate) enum LayerStore {
     /// Keys and values of each KV head.
     Gqa(Box<KvLayer>),
     /// One latent for all heads.
-    Mla(LatentKv),
+    Mla(MlaCache),
 }
 
 /// How a pool keeps keys and values.
@@ -57,8 +57,8 @@ impl KvFormat {
             ))),
             (Dtype::Float32, false) => Ok(KvDtype::F32),
             (Dtype::Bfloat16, false) => Ok(KvDtype::Bf16),
-            (Dtype::Float32, true) => Ok(KvDtype::Int8(TailDtype::F32)),
-            (Dtype::Bfloat16, true) => Ok(KvDtype::Int8(TailDtype::Bf16)),
+            (Dtype::Float32, true) => Ok(KvDtype::Int8(OpenDtype::F32)),
+            (Dtype::Bfloat16, true) => Ok(KvDtype::Int8(OpenDtype::Bf16)),
         }
     }
 }
@@ -71,7 +71,7 @@ pub fn block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelErr
     let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
         AttentionSpec::Gqa(a) => KvLayer::bytes_per_block(a.kv_heads, a.head_dim, dtype),
-        AttentionSpec::Mla(a) => LatentKv::bytes_per_block(a.kv_lora_rank + a.qk_rope_head_dim, dtype),
+        AttentionSpec::Mla(a) => MlaCache::bytes_per_block(a.kv_lora_rank + a.qk_rope_head_dim, dtype),
     };
     Ok(spec.layers.iter().map(bytes).sum())
 }
@@ -89,7 +89,7 @@ pub fn tail_bytes(
 ) -> Result<usize, ModelError> {
     let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
-        AttentionSpec::Gqa(a) => KvLayer::bytes_per_tail(a.kv_heads, a.head_dim, dtype),
+        AttentionSpec::Gqa(a) => KvLayer::bytes_per_open_block(a.kv_heads, a.head_dim, dtype),
         AttentionSpec::Mla(_) => 0,
     };
     Ok((seqs + tokens.div_ceil(BLOCK_SIZE)) * spec.layers.iter().map(bytes).sum::<usize>())
@@ -107,7 +107,7 @@ impl KvPool {
                 LayerStore::Gqa(Box::new(KvLayer::new(blocks, a.kv_heads, a.head_dim, dtype)))
             }
             AttentionSpec::Mla(a) => {
-                LayerStore::Mla(LatentKv::new(blocks, a.kv_lora_rank + a.qk_rope_head_dim, dtype))
+                LayerStore::Mla(MlaCache::new(blocks, a.kv_lora_rank + a.qk_rope_head_dim, dtype))
             }
         };
         let tails = format.int8.then(|| Tails::new(blocks));
@@ -132,8 +132,9 @@ impl KvPool {
             let copy = tails.take(to);
             for layer in &mut self.layers {
                 let LayerStore::Gqa(layer) = layer else { unreachable!("int8 pools have no latents") };
-                layer.grow_tails(tails.count());
-                layer.copy_unfilled((from as usize, tail as usize), (to as usize, copy as usize));
+                layer.grow_open_blocks(tails.count());
+                layer.copy_block(from as usize, to as usize);
+                layer.copy_open_block(tail as usize, copy as usize);
             }
             return;
         }

@@ -1,6 +1,6 @@
 //! Where the floats of partly filled blocks lie in an int8 cache.
 
-use octavo_kernels::{BLOCK_SIZE, FilledBlock, SeqView};
+use octavo_kernels::{BLOCK_SIZE, SealedBlock, SeqView};
 
 /// No tail.
 const NONE: u32 = u32::MAX;
@@ -23,7 +23,7 @@ pub(crate) struct Tails {
     /// Tails of the step's blocks, one sequence after the other.
     tables: Vec<u32>,
     /// Blocks that the step fills.
-    pub(crate) filled: Vec<FilledBlock>,
+    pub(crate) filled: Vec<SealedBlock>,
 }
 
 impl Tails {
@@ -73,7 +73,7 @@ impl Tails {
                 let tail = self.take(*block);
                 self.tables.push(tail);
                 if (number + 1) * BLOCK_SIZE <= seq.context_len {
-                    self.filled.push(FilledBlock { block: *block, tail });
+                    self.filled.push(SealedBlock { block: *block, open: tail });
                 }
             }
         }
@@ -91,7 +91,7 @@ impl Tails {
             let first = (seq.context_len - seq.query_len) / BLOCK_SIZE;
             let tails;
             (tails, rest) = rest.split_at(seq.context_len.div_ceil(BLOCK_SIZE) - first);
-            SeqView { tails, ..*seq }
+            SeqView { open_blocks: tails, ..*seq }
         };
         seqs.iter().map(view).collect()
     }
@@ -100,7 +100,7 @@ impl Tails {
     pub(crate) fn end(&mut self) {
         for filled in &self.filled {
             self.of[filled.block as usize] = NONE;
-            self.free.push(filled.tail);
+            self.free.push(filled.open);
         }
         self.filled.clear();
         let of = &self.of;
@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     fn seq(query_len: usize, context_len: usize, block_table: &[u32]) -> SeqView<'_> {
-        SeqView { query_start: 0, query_len, context_len, block_table, tails: &[] }
+        SeqView { query_start: 0, query_len, context_len, block_table, open_blocks: &[] }
     }
 
     /// The scheduler's slots of the new tokens of a sequence.
@@ -141,8 +141,8 @@ mod tests {
         let mut tails = Tails::new(10);
         let prefill = seq(70, 70, &[4, 9, 2]);
         tails.begin(&slots(&prefill), &[prefill]);
-        let table = tails.views(&[prefill])[0].tails.to_vec();
-        let filled = |block, tail| FilledBlock { block, tail };
+        let table = tails.views(&[prefill])[0].open_blocks.to_vec();
+        let filled = |block, tail| SealedBlock { block, open: tail };
         assert_eq!(tails.filled, [filled(4, table[0]), filled(9, table[1])]);
         assert_eq!(tails.slots[69], table[2] * 32 + 5);
         assert_eq!((tails.count(), tails.in_use()), (3, 3));
@@ -152,7 +152,7 @@ mod tests {
         // The next tokens go to the same tail; one step fills it and begins a block.
         let more = seq(28, 98, &[4, 9, 2, 7]);
         tails.begin(&slots(&more), &[more]);
-        assert_eq!(tails.views(&[more])[0].tails[0], table[2]);
+        assert_eq!(tails.views(&[more])[0].open_blocks[0], table[2]);
         assert_eq!(tails.filled, [filled(2, table[2])]);
         tails.end();
         assert_eq!(tails.in_use(), 1);

@@ -101,7 +101,8 @@ fn logits(model: &Model) -> Vec<u32> {
     let count = TOKENS.len();
     let positions = (0..count as u32).collect::<Vec<_>>();
     assert!(count <= BLOCK_SIZE);
-    let seq = SeqView { query_start: 0, query_len: count, context_len: count, block_table: &[0], tails: &[] };
+    let seq =
+        SeqView { query_start: 0, query_len: count, context_len: count, block_table: &[0], open_blocks: &[] };
     let seqs = [seq];
     let batch = Batch::new(&TOKENS, &positions, &positions, &seqs);
     model.forward(&kernels, &mut kv, &batch, &mut scratch);

@@ -91,7 +91,7 @@ mod tests {
                     query_len: to - from,
                     context_len: to,
                     block_table: &[],
-                    tails: &[],
+                    open_blocks: &[],
                 };
                 let sections = sections(&choice, &seq, &params);
                 let ends = sections.iter().map(|s| s.queries.end);

@@ -77,13 +77,13 @@ pub(super) fn value_bytes_per_head(head_dim: usize) -> usize {
     value_block(head_dim) + 2 * BLOCK_SIZE
 }
 
-/// A block that has become full: where its int8 form goes, and the tail that holds it.
+/// A block that a step fills: its open block is quantised into its int8 form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FilledBlock {
+pub struct SealedBlock {
     /// The block.
     pub block: u32,
-    /// Its tail.
-    pub tail: u32,
+    /// The open block that holds its tokens.
+    pub open: u32,
 }
 
 impl Int8Blocks {
@@ -150,12 +150,12 @@ impl Int8Blocks {
         }
     }
 
-    /// Writes blocks from the tails that hold them; a task is a block and a head.
-    pub(super) fn fill<E: Element + Plain>(
+    /// Writes blocks from their open blocks; a task is a block and a head.
+    pub(super) fn seal<E: Element + Plain>(
         &mut self,
         kernels: &Kernels,
-        tails: &[Pair<E>],
-        filled: &[FilledBlock],
+        open_blocks: &[Pair<E>],
+        sealed: &[SealedBlock],
         kv_heads: usize,
         head_dim: usize,
     ) {
@@ -165,14 +165,14 @@ impl Int8Blocks {
         let (values, value_scale) = (Shared::new(&mut self.values), Shared::new(&mut self.value_scale));
         let (value_norm, key_reach) = (Shared::new(&mut self.value_norm), Shared::new(&mut self.key_reach));
         let key_step_peaks = Shared::new(&mut self.key_step_peaks);
-        kernels.pool().run(filled.len() * kv_heads, &|task| {
-            let (FilledBlock { block, tail }, head) = (filled[task / kv_heads], task % kv_heads);
-            let (tail, place) = (&tails[tail as usize], block as usize * kv_heads + head);
+        kernels.pool().run(sealed.len() * kv_heads, &|task| {
+            let (SealedBlock { block, open }, head) = (sealed[task / kv_heads], task % kv_heads);
+            let (open, place) = (&open_blocks[open as usize], block as usize * kv_heads + head);
             // SAFETY: the caller names no block twice, and a block and head is one task.
             let filler = unsafe {
                 let (high, low) = planes.part(2 * place * plane..2 * (place + 1) * plane).split_at_mut(plane);
                 Filler {
-                    tail: tail.head(head, head_dim),
+                    open: open.head(head, head_dim),
                     head_dim,
                     high,
                     low,
@@ -215,7 +215,7 @@ impl Int8Head<'_> {
 /// Writes one block and head.
 struct Filler<'a, E> {
     /// Its keys and values.
-    tail: (&'a [[E; LANES]], &'a [[E; LANES]]),
+    open: (&'a [[E; LANES]], &'a [[E; LANES]]),
     head_dim: usize,
     high: &'a mut [u8],
     low: &'a mut [u8],
@@ -233,12 +233,12 @@ impl<E: Element> Op for Filler<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Filler { tail, head_dim, high, low, lo, step, step_peaks, values, scale, norm, reach } = self;
-        let (tail_keys, tail_values) = tail;
+        let Filler { open, head_dim, high, low, lo, step, step_peaks, values, scale, norm, reach } = self;
+        let (open_keys, open_values) = open;
         high.fill(0);
         low.fill(0);
         for channel in 0..head_dim {
-            let keys = [E::key(s, tail_keys, channel, 0), E::key(s, tail_keys, channel, 1)];
+            let keys = [E::key(s, open_keys, channel, 0), E::key(s, open_keys, channel, 1)];
             let (channel_lo, channel_step) = key_range(s, keys);
             (lo[channel], step[channel]) = (channel_lo.to_bits(), channel_step.to_bits());
             for (part, keys) in keys.into_iter().enumerate() {
@@ -260,9 +260,9 @@ impl<E: Element> Op for Filler<'_, E> {
         *norm = 0.0;
         let vectors = padded(head_dim) / LANES;
         for (token, codes) in values.chunks_exact_mut(vectors * LANES).enumerate() {
-            let token_scale = value_scale(s, tail_values, token, vectors);
+            let token_scale = value_scale(s, open_values, token, vectors);
             scale[token] = token_scale.to_bits();
-            let squares = value_codes(s, tail_values, token, token_scale.to_f32(), codes.as_chunks_mut().0);
+            let squares = value_codes(s, open_values, token, token_scale.to_f32(), codes.as_chunks_mut().0);
             *norm = norm.max((squares as f32).sqrt() * token_scale.to_f32() * NORM_SLACK);
         }
     }

@@ -14,23 +14,23 @@ pub enum KvDtype {
     F32,
     /// bf16, rounded to nearest, ties to even.
     Bf16,
-    /// Full blocks in int8; partly filled ones, and those a step is filling, in tails of this float type.
-    Int8(TailDtype),
+    /// Full blocks in int8; partly filled ones, and those a step is filling, in open blocks of this float type.
+    Int8(OpenDtype),
 }
 
 impl KvDtype {
-    /// Bytes of a key or value that is held as a float: of all of them, or of those in tails.
+    /// Bytes of a key or value that is held as a float: of all of them, or of those in open blocks.
     pub fn float_bytes(self) -> usize {
         match self {
-            KvDtype::F32 | KvDtype::Int8(TailDtype::F32) => 4,
-            KvDtype::Bf16 | KvDtype::Int8(TailDtype::Bf16) => 2,
+            KvDtype::F32 | KvDtype::Int8(OpenDtype::F32) => 4,
+            KvDtype::Bf16 | KvDtype::Int8(OpenDtype::Bf16) => 2,
         }
     }
 }
 
-/// The float type of tails.
+/// The float type of open blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TailDtype {
+pub enum OpenDtype {
     /// f32.
     F32,
     /// bf16.
@@ -44,7 +44,7 @@ pub enum TailDtype {
 /// pairs, as products of bf16 take them: keys `[head_dim / 2][32 tokens][2 channels]`, with the head_dim rounded up to 32, and
 /// values `[16][padded head_dim][2 tokens, sixteen apart]`.
 ///
-/// An int8 layer keeps its full blocks as [`int8`](super::int8) says. New tokens go to a *tail*, a block of floats that
+/// An int8 layer keeps its full blocks as [`int8`](super::int8) says. New tokens go to an *open block*, a block of floats that
 /// exists while the block is not full and in the step that fills it. Which form a query reads depends on
 /// positions only: its own block as floats, every earlier one in int8.
 #[derive(Debug)]
@@ -94,10 +94,11 @@ impl<T: Element> Pair<T> {
     }
 }
 
-/// Copies one tail onto another.
-fn copy_tail<T: Plain>(tails: &mut [Pair<T>], from: usize, to: usize) {
-    let Ok([from, to]) = tails.get_disjoint_mut([from, to]) else {
-        panic!("copy of tail {from} to {to}: two tails below {} are wanted", tails.len());
+/// Copies one open block onto another.
+fn copy_open<T: Plain>(open: &mut [Pair<T>], from: usize, to: usize) {
+    let count = open.len();
+    let Ok([from, to]) = open.get_disjoint_mut([from, to]) else {
+        panic!("copy of open block {from} to {to}: two open blocks below {count} are wanted");
     };
     to.keys.copy_from_slice(&from.keys);
     to.values.copy_from_slice(&from.values);
@@ -111,13 +112,13 @@ impl KvLayer {
         let store = match dtype {
             KvDtype::F32 => Store::F32(Pair::new(num_blocks, kv_heads, head_dim)),
             KvDtype::Bf16 => Store::Bf16(Pair::new(num_blocks, kv_heads, head_dim)),
-            KvDtype::Int8(TailDtype::F32) => Store::Int8F32(int8(), Vec::new()),
-            KvDtype::Int8(TailDtype::Bf16) => Store::Int8Bf16(int8(), Vec::new()),
+            KvDtype::Int8(OpenDtype::F32) => Store::Int8F32(int8(), Vec::new()),
+            KvDtype::Int8(OpenDtype::Bf16) => Store::Int8Bf16(int8(), Vec::new()),
         };
         KvLayer { num_blocks, kv_heads, head_dim, store }
     }
 
-    /// Bytes that one block of such a layer takes, without its tail.
+    /// Bytes that one block of such a layer takes, without its open block.
     pub fn bytes_per_block(kv_heads: usize, head_dim: usize, dtype: KvDtype) -> usize {
         match dtype {
             KvDtype::F32 => kv_heads * float_bytes_per_head::<f32>(head_dim),
@@ -126,19 +127,20 @@ impl KvLayer {
         }
     }
 
-    /// Bytes of one tail of such a layer; 0 if it has none.
-    pub fn bytes_per_tail(kv_heads: usize, head_dim: usize, dtype: KvDtype) -> usize {
+    /// Bytes of one open block of such a layer; 0 if it has none.
+    pub fn bytes_per_open_block(kv_heads: usize, head_dim: usize, dtype: KvDtype) -> usize {
         match dtype {
             KvDtype::F32 | KvDtype::Bf16 => 0,
-            KvDtype::Int8(TailDtype::F32) => kv_heads * float_bytes_per_head::<f32>(head_dim),
-            KvDtype::Int8(TailDtype::Bf16) => kv_heads * float_bytes_per_head::<u16>(head_dim),
+            KvDtype::Int8(OpenDtype::F32) => kv_heads * float_bytes_per_head::<f32>(head_dim),
+            KvDtype::Int8(OpenDtype::Bf16) => kv_heads * float_bytes_per_head::<u16>(head_dim),
         }
     }
 
-    /// Bytes of the whole layer, its tails included.
+    /// Bytes of the whole layer, its open blocks included.
     pub fn bytes(&self) -> usize {
         self.num_blocks * KvLayer::bytes_per_block(self.kv_heads, self.head_dim, self.dtype())
-            + self.num_tails() * KvLayer::bytes_per_tail(self.kv_heads, self.head_dim, self.dtype())
+            + self.num_open_blocks()
+                * KvLayer::bytes_per_open_block(self.kv_heads, self.head_dim, self.dtype())
     }
 
     /// The number of blocks.
@@ -146,12 +148,12 @@ impl KvLayer {
         self.num_blocks
     }
 
-    /// The number of tails; 0 if the layer is not int8.
-    pub fn num_tails(&self) -> usize {
+    /// The number of open blocks; 0 if the layer is not int8.
+    pub fn num_open_blocks(&self) -> usize {
         match &self.store {
             Store::F32(_) | Store::Bf16(_) => 0,
-            Store::Int8F32(_, tails) => tails.len(),
-            Store::Int8Bf16(_, tails) => tails.len(),
+            Store::Int8F32(_, open_blocks) => open_blocks.len(),
+            Store::Int8Bf16(_, open_blocks) => open_blocks.len(),
         }
     }
 
@@ -160,21 +162,21 @@ impl KvLayer {
         match self.store {
             Store::F32(_) => KvDtype::F32,
             Store::Bf16(_) => KvDtype::Bf16,
-            Store::Int8F32(..) => KvDtype::Int8(TailDtype::F32),
-            Store::Int8Bf16(..) => KvDtype::Int8(TailDtype::Bf16),
+            Store::Int8F32(..) => KvDtype::Int8(OpenDtype::F32),
+            Store::Int8Bf16(..) => KvDtype::Int8(OpenDtype::Bf16),
         }
     }
 
-    /// Makes sure that there are at least `count` tails. Layers that are not int8 have none.
-    pub fn grow_tails(&mut self, count: usize) {
+    /// Makes sure that there are at least `count` open blocks. Layers that are not int8 have none.
+    pub fn grow_open_blocks(&mut self, count: usize) {
         let (kv_heads, head_dim) = (self.kv_heads, self.head_dim);
         match &mut self.store {
             Store::F32(_) | Store::Bf16(_) => {}
-            Store::Int8F32(_, tails) if tails.len() < count => {
-                tails.resize_with(count, || Pair::new(1, kv_heads, head_dim));
+            Store::Int8F32(_, open_blocks) if open_blocks.len() < count => {
+                open_blocks.resize_with(count, || Pair::new(1, kv_heads, head_dim));
             }
-            Store::Int8Bf16(_, tails) if tails.len() < count => {
-                tails.resize_with(count, || Pair::new(1, kv_heads, head_dim));
+            Store::Int8Bf16(_, open_blocks) if open_blocks.len() < count => {
+                open_blocks.resize_with(count, || Pair::new(1, kv_heads, head_dim));
             }
             Store::Int8F32(..) | Store::Int8Bf16(..) => {}
         }
@@ -197,20 +199,13 @@ impl KvLayer {
         }
     }
 
-    /// Of an int8 layer: copies a block that is not full, given as block and tail, with what is known of its beginning.
-    pub fn copy_unfilled(&mut self, from: (usize, usize), to: (usize, usize)) {
-        let blocks = match &mut self.store {
-            Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have tails"),
-            Store::Int8F32(blocks, tails) => {
-                copy_tail(tails, from.1, to.1);
-                blocks
-            }
-            Store::Int8Bf16(blocks, tails) => {
-                copy_tail(tails, from.1, to.1);
-                blocks
-            }
-        };
-        blocks.copy_gates(from.0, to.0, self.kv_heads);
+    /// Copies open block `from` onto open block `to`. [`copy_block`](Self::copy_block) copies what belongs to its block.
+    pub fn copy_open_block(&mut self, from: usize, to: usize) {
+        match &mut self.store {
+            Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have open blocks"),
+            Store::Int8F32(_, open) => copy_open(open, from, to),
+            Store::Int8Bf16(_, open) => copy_open(open, from, to),
+        }
     }
 }
 

@@ -18,10 +18,10 @@ mod source;
 mod tile;
 mod write;
 
-pub use int8::FilledBlock;
-pub use kv::{KvDtype, KvLayer, TailDtype};
+pub use int8::SealedBlock;
+pub use kv::{KvDtype, KvLayer, OpenDtype};
 pub use report::{AttentionReport, DynamicParams, Mode};
-pub use write::{fill_blocks, write_kv};
+pub use write::{seal_blocks, write_kv};
 
 use std::ops::Range;
 
@@ -67,8 +67,8 @@ pub struct SeqView<'a> {
     pub context_len: usize,
     /// Its blocks in order of position, at least ceil(context_len / 32). Blocks before every window may hold any number.
     pub block_table: &'a [u32],
-    /// Of an int8 layer: the tails of its blocks from that of its first new token on. Else empty.
-    pub tails: &'a [u32],
+    /// Of an int8 layer: the open blocks of its blocks, from the block of its first new token on. Else empty.
+    pub open_blocks: &'a [u32],
 }
 
 impl SeqView<'_> {
@@ -83,11 +83,24 @@ impl SeqView<'_> {
     }
 }
 
+/// What the queries of sequences may leave out, and the reports of what they did leave out; one of each a sequence.
+#[derive(Debug)]
+pub struct Selection<'a> {
+    /// How much each sequence's queries may leave out.
+    pub choices: &'a [DynamicParams],
+    /// Each sequence's report: this call adds to it.
+    pub reports: &'a mut [AttentionReport],
+}
+
 /// Attention of new queries over the cached keys and values, which already hold the new tokens, and the int8 form of the
 /// blocks that they fill.
 ///
 /// Row t of `q` begins at `t * q_stride` and holds `[heads, head_dim]`; `out` is `[T, heads * head_dim]`, of which the
 /// rows of `seqs` are written. Sequences come in order of `query_start` and do not overlap.
+///
+/// Without a selection all visible tokens are read. With one, which needs an int8 layer, sequence i may leave values out
+/// as its choice says. A query's output depends on its sequence, its position and its choice alone.
+#[allow(clippy::too_many_arguments)]
 pub fn paged_attention(
     kernels: &Kernels,
     layer: &KvLayer,
@@ -95,57 +108,29 @@ pub fn paged_attention(
     q_stride: usize,
     seqs: &[SeqView<'_>],
     params: &AttentionParams,
+    selection: Option<Selection<'_>>,
     out: &mut [f32],
 ) {
     check(layer, q, q_stride, seqs, params, out);
+    if let Some(Selection { choices, reports }) = &selection {
+        assert_eq!(
+            (choices.len(), reports.len()),
+            (seqs.len(), seqs.len()),
+            "choices and reports of the sequences"
+        );
+        assert!(matches!(layer.dtype(), KvDtype::Int8(_)), "dynamic attention needs an int8 layer");
+    }
     match &layer.store {
-        Store::F32(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, None),
-        Store::Bf16(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, None),
-        Store::Int8F32(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, None);
+        Store::F32(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, selection),
+        Store::Bf16(pair) => run(kernels, Source::Float(pair), q, q_stride, seqs, params, out, selection),
+        Store::Int8F32(blocks, open_blocks) => {
+            run(kernels, Source::Int8 { blocks, open_blocks }, q, q_stride, seqs, params, out, selection);
         }
-        Store::Int8Bf16(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, None);
+        Store::Int8Bf16(blocks, open_blocks) => {
+            run(kernels, Source::Int8 { blocks, open_blocks }, q, q_stride, seqs, params, out, selection);
         }
     }
 }
-
-/// As [`paged_attention`], over an int8 layer, where sequence i may leave values out as `choices[i]` says.
-///
-/// `reports[i]` takes in what its queries read. A query's output depends on its sequence, its position and
-/// `choices[i]` alone.
-#[allow(clippy::too_many_arguments)]
-pub fn dynamic_attention(
-    kernels: &Kernels,
-    layer: &KvLayer,
-    q: &[f32],
-    q_stride: usize,
-    seqs: &[SeqView<'_>],
-    params: &AttentionParams,
-    choices: &[DynamicParams],
-    out: &mut [f32],
-    reports: &mut [AttentionReport],
-) {
-    check(layer, q, q_stride, seqs, params, out);
-    assert_eq!(
-        (choices.len(), reports.len()),
-        (seqs.len(), seqs.len()),
-        "choices and reports of the sequences"
-    );
-    let chosen = Some((choices, reports));
-    match &layer.store {
-        Store::F32(_) | Store::Bf16(_) => panic!("dynamic attention needs an int8 layer"),
-        Store::Int8F32(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, chosen);
-        }
-        Store::Int8Bf16(blocks, tails) => {
-            run(kernels, Source::Int8 { blocks, tails }, q, q_stride, seqs, params, out, chosen);
-        }
-    }
-}
-
-/// What the queries of sequences may leave out, and where they say what they did.
-type Chosen<'a> = Option<(&'a [DynamicParams], &'a mut [AttentionReport])>;
 
 #[allow(clippy::too_many_arguments)]
 fn run<E: Element>(
@@ -156,11 +141,11 @@ fn run<E: Element>(
     seqs: &[SeqView<'_>],
     params: &AttentionParams,
     out: &mut [f32],
-    chosen: Chosen<'_>,
+    selection: Option<Selection<'_>>,
 ) {
     let step = Step { kernels, source, q, q_stride, seqs, params, out: &Shared::new(out) };
     let mut tasks = Vec::new();
-    let Some((choices, reports)) = chosen else {
+    let Some(Selection { choices, reports }) = selection else {
         for (seq, view) in seqs.iter().enumerate() {
             step.add(&mut tasks, seq, 0..view.query_len, 0..params.kv_heads, Role::Dense);
         }
@@ -298,7 +283,7 @@ fn check(
     assert!(q_stride >= width, "q row stride {q_stride} below the {width} of a row");
     let mut free = 0;
     for (index, seq) in seqs.iter().enumerate() {
-        let SeqView { query_start, query_len, context_len, block_table, tails } = *seq;
+        let SeqView { query_start, query_len, context_len, block_table, open_blocks } = *seq;
         assert!(query_start >= free, "sequence {index} overlaps the one before it");
         free = query_start.saturating_add(query_len);
         if query_len == 0 {
@@ -335,12 +320,16 @@ fn check(
         }
         if matches!(layer.dtype(), KvDtype::Int8(_)) {
             let new = blocks - seq.first_new_block();
-            assert!(tails.len() >= new, "sequence {index}: {} tails for {new} blocks", tails.len());
-            for &tail in &tails[..new] {
+            assert!(
+                open_blocks.len() >= new,
+                "sequence {index}: {} open blocks for {new} blocks",
+                open_blocks.len()
+            );
+            for &open in &open_blocks[..new] {
                 assert!(
-                    (tail as usize) < layer.num_tails(),
-                    "sequence {index}: tail {tail} of {}",
-                    layer.num_tails()
+                    (open as usize) < layer.num_open_blocks(),
+                    "sequence {index}: open block {open} of {}",
+                    layer.num_open_blocks()
                 );
             }
         }

@@ -119,6 +119,27 @@ pub struct AttentionReport {
 }
 
 impl AttentionReport {
+    /// The report as named numbers. Names that begin with `max_` merge by maximum, all others by addition.
+    pub fn numbers(&self) -> [(&'static str, f64); 15] {
+        [
+            ("calls", self.calls as f64),
+            ("dense_calls", self.dense_calls as f64),
+            ("blocks", self.blocks as f64),
+            ("value_blocks", self.value_blocks as f64),
+            ("bytes_read", self.bytes_read as f64),
+            ("bytes_dense", self.bytes_dense as f64),
+            ("max_omitted_mass", f64::from(self.max_omitted_mass)),
+            ("sum_omitted_mass", self.sum_omitted_mass),
+            ("max_estimated_mass", f64::from(self.max_estimated_mass)),
+            ("sum_estimated_mass", self.sum_estimated_mass),
+            ("max_output_error", f64::from(self.max_output_error)),
+            ("audited_calls", self.audited_calls as f64),
+            ("violations", self.violations as f64),
+            ("max_audited_mass", f64::from(self.max_audited_mass)),
+            ("max_audited_error", f64::from(self.max_audited_error)),
+        ]
+    }
+
     /// Counts a query of `group` heads that saw `blocks` blocks, with both halves of their keys' codes or but the high ones, and read some.
     pub(super) fn count(&mut self, group: usize, blocks: usize, read: usize, head_dim: usize, halves: bool) {
         let all = bytes_per_head(head_dim);

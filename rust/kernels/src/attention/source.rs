@@ -10,8 +10,8 @@ use crate::simd::LANES;
 pub(super) enum Source<'a, E> {
     /// All blocks as floats.
     Float(&'a Pair<E>),
-    /// Each query's own block in a tail, every block before it in int8.
-    Int8 { blocks: &'a Int8Blocks, tails: &'a [Pair<E>] },
+    /// Each query's own block in an open block, every block before it in int8.
+    Int8 { blocks: &'a Int8Blocks, open_blocks: &'a [Pair<E>] },
 }
 
 /// One block of one KV head, in the form in which some rows read it.

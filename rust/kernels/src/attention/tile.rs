@@ -58,7 +58,7 @@ pub(super) struct Run {
     pub(super) count: usize,
     /// The places of the block that they see.
     pub(super) seen: (usize, usize),
-    /// Whether they read it from its tail.
+    /// Whether they read it from its open block.
     pub(super) own: bool,
 }
 
@@ -238,7 +238,7 @@ impl<E: Element> Tile<'_, E> {
         }
     }
 
-    /// Whether row `row` reads `block` from its tail.
+    /// Whether row `row` reads `block` from its open block.
     #[inline(always)]
     fn own(&self, block: usize, row: usize) -> bool {
         matches!(self.source, Source::Int8 { .. }) && self.position(row / self.group()) / BLOCK_SIZE == block
@@ -250,9 +250,9 @@ impl<E: Element> Tile<'_, E> {
         let (head_dim, place) = (self.params.head_dim, self.place(block));
         match self.source {
             Source::Float(pair) => Held::float(pair, place, head_dim),
-            Source::Int8 { tails, .. } if own => {
-                let tail = self.seq.tails[block - self.seq.first_new_block()];
-                Held::float(&tails[tail as usize], self.kv_head, head_dim)
+            Source::Int8 { open_blocks, .. } if own => {
+                let open = self.seq.open_blocks[block - self.seq.first_new_block()];
+                Held::float(&open_blocks[open as usize], self.kv_head, head_dim)
             }
             Source::Int8 { blocks, .. } => Held::Int8(blocks.head(place, head_dim)),
         }

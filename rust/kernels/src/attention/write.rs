@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::BLOCK_SIZE;
-use super::int8::FilledBlock;
+use super::int8::SealedBlock;
 use super::kv::{KvDtype, KvLayer, Pair, Store, key_block, padded, value_block};
 use super::rows::Element;
 use crate::context::Kernels;
@@ -13,8 +13,8 @@ use crate::parallel::Shared;
 const VALUES_PER_TASK: usize = 16 << 10;
 
 /// Writes the keys and values of new tokens: row t of `k` begins at `t * k_stride` (`v` alike) and holds
-/// `[kv_heads, head_dim]`; it goes to slot `slots[t]` = block * 32 + place in the block. Of an int8 layer slots are places
-/// in tails: tail * 32 + place.
+/// `[kv_heads, head_dim]`; it goes to slot `slots[t]` = block * 32 + place in the block. Of an int8 layer slots are slots of
+/// open blocks: open block * 32 + place.
 pub fn write_kv(
     kernels: &Kernels,
     layer: &mut KvLayer,
@@ -43,7 +43,7 @@ pub fn write_kv(
         slots.len()
     );
     let (blocks, what) = match layer.dtype() {
-        KvDtype::Int8(_) => (layer.num_tails(), "tails"),
+        KvDtype::Int8(_) => (layer.num_open_blocks(), "open blocks"),
         KvDtype::F32 | KvDtype::Bf16 => (layer.num_blocks, "blocks"),
     };
     for &slot in slots {
@@ -55,25 +55,29 @@ pub fn write_kv(
     match &mut layer.store {
         Store::F32(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, |x| x),
         Store::Bf16(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, narrow),
-        Store::Int8F32(_, tails) => rows.write(kernels, tails, 1, |x| x),
-        Store::Int8Bf16(_, tails) => rows.write(kernels, tails, 1, narrow),
+        Store::Int8F32(_, open_blocks) => rows.write(kernels, open_blocks, 1, |x| x),
+        Store::Int8Bf16(_, open_blocks) => rows.write(kernels, open_blocks, 1, narrow),
     }
 }
 
-/// Writes the int8 form of blocks that are full now, each named once, from the tails that hold their tokens.
-pub fn fill_blocks(kernels: &Kernels, layer: &mut KvLayer, filled: &[FilledBlock]) {
-    for &FilledBlock { block, tail } in filled {
+/// Writes the int8 form of blocks that are full now, each named once, from their open blocks.
+pub fn seal_blocks(kernels: &Kernels, layer: &mut KvLayer, sealed: &[SealedBlock]) {
+    for &SealedBlock { block, open } in sealed {
         assert!((block as usize) < layer.num_blocks, "block {block} of {}", layer.num_blocks);
-        assert!((tail as usize) < layer.num_tails(), "tail {tail} of {}", layer.num_tails());
+        assert!(
+            (open as usize) < layer.num_open_blocks(),
+            "open block {open} of {}",
+            layer.num_open_blocks()
+        );
     }
-    let mut blocks: Vec<u32> = filled.iter().map(|filled| filled.block).collect();
+    let mut blocks: Vec<u32> = sealed.iter().map(|sealed| sealed.block).collect();
     blocks.sort_unstable();
-    assert!(blocks.windows(2).all(|pair| pair[0] != pair[1]), "a block is filled twice in {filled:?}");
+    assert!(blocks.windows(2).all(|pair| pair[0] != pair[1]), "a block is sealed twice in {sealed:?}");
     let (kv_heads, head_dim) = (layer.kv_heads, layer.head_dim);
     match &mut layer.store {
         Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have blocks to fill"),
-        Store::Int8F32(blocks, tails) => blocks.fill(kernels, tails, filled, kv_heads, head_dim),
-        Store::Int8Bf16(blocks, tails) => blocks.fill(kernels, tails, filled, kv_heads, head_dim),
+        Store::Int8F32(blocks, open_blocks) => blocks.seal(kernels, open_blocks, sealed, kv_heads, head_dim),
+        Store::Int8Bf16(blocks, open_blocks) => blocks.seal(kernels, open_blocks, sealed, kv_heads, head_dim),
     }
 }
 

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, FilledBlock, KvDtype, KvLayer, Mode,
-    SeqView, TailDtype, dynamic_attention, fill_blocks, paged_attention, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, KvDtype, KvLayer, Mode, OpenDtype,
+    SealedBlock, Selection, SeqView, paged_attention, seal_blocks, write_kv,
 };
 use crate::context::Kernels;
 
@@ -123,9 +123,9 @@ impl Case {
             .map(|i| wanted[i / head_dim / group * head_dim + i % head_dim] + 0.5 * random.next())
             .collect();
         let blocks = context.div_ceil(BLOCK_SIZE);
-        let int8 = KvDtype::Int8(TailDtype::Bf16);
+        let int8 = KvDtype::Int8(OpenDtype::Bf16);
         let mut layers = [KvDtype::Bf16, int8].map(|dtype| KvLayer::new(blocks, kv_heads, head_dim, dtype));
-        layers[1].grow_tails(CHUNK / BLOCK_SIZE);
+        layers[1].grow_open_blocks(CHUNK / BLOCK_SIZE);
         let width = kv_heads * head_dim;
         for first in (0..context).step_by(CHUNK) {
             let count = CHUNK.min(context - first);
@@ -141,8 +141,8 @@ impl Case {
             let slots: Vec<u32> = (0..count as u32).collect();
             write_kv(kernels, &mut layers[1], &keys, width, &values, width, &slots);
             let filled = (0..(count / BLOCK_SIZE) as u32)
-                .map(|b| FilledBlock { block: (first / BLOCK_SIZE) as u32 + b, tail: b });
-            fill_blocks(kernels, &mut layers[1], &filled.collect::<Vec<_>>());
+                .map(|b| SealedBlock { block: (first / BLOCK_SIZE) as u32 + b, open: b });
+            seal_blocks(kernels, &mut layers[1], &filled.collect::<Vec<_>>());
         }
         let [float, int8] = layers;
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -207,24 +207,23 @@ impl Case {
     ) -> (Vec<f32>, Option<AttentionReport>) {
         let blocks: Vec<u32> = (0..context.div_ceil(BLOCK_SIZE) as u32).collect();
         let own = (blocks.len() - 1) % (CHUNK / BLOCK_SIZE);
-        let tails = [own as u32];
+        let open_blocks = [own as u32];
         let seq = SeqView {
             query_start: 0,
             query_len: 1,
             context_len: context,
             block_table: &blocks,
-            tails: if float { &[] } else { &tails },
+            open_blocks: if float { &[] } else { &open_blocks },
         };
         let mut out = vec![0.0; self.q.len()];
         let layer = if float { &self.float } else { &self.int8 };
         let (q, width, params) = (&self.q, self.q.len(), &self.params);
-        let Some(choice) = choice else {
-            paged_attention(kernels, layer, q, width, &[seq], params, &mut out);
-            return (out, None);
-        };
-        let mut report = [AttentionReport::default()];
-        dynamic_attention(kernels, layer, q, width, &[seq], params, &[choice], &mut out, &mut report);
-        (out, Some(report[0]))
+        let mut reports = [AttentionReport::default()];
+        let selection = choice
+            .as_ref()
+            .map(|choice| Selection { choices: std::slice::from_ref(choice), reports: &mut reports });
+        paged_attention(kernels, layer, q, width, &[seq], params, selection, &mut out);
+        (out, choice.map(|_| reports[0]))
     }
 }
 

@@ -129,10 +129,15 @@ fn attention(kernels: &Kernels, shape: &Shape, query_len: usize, context_len: us
         bytes,
         operations: 4.0 * (copies * keys * width) as f64,
         run: Box::new(move |kernels| {
-            let seq =
-                SeqView { query_start: 0, query_len, context_len, block_table: &block_table, tails: &[] };
+            let seq = SeqView {
+                query_start: 0,
+                query_len,
+                context_len,
+                block_table: &block_table,
+                open_blocks: &[],
+            };
             for layer in &layers {
-                paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, &mut out);
+                paged_attention(kernels, layer, black_box(&q), width, &[seq], &params, None, &mut out);
             }
         }),
     }

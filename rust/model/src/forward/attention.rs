@@ -49,7 +49,7 @@ impl Model {
         let (new_k, new_v) = (&qkv[q_width..], &qkv[q_width + kv_width..]);
         k::write_kv(kernels, cache, new_k, width, new_v, width, batch.slots);
         if !batch.filled.is_empty() {
-            k::fill_blocks(kernels, cache, batch.filled);
+            k::seal_blocks(kernels, cache, batch.filled);
         }
         let params = AttentionParams {
             heads: a.heads,
@@ -60,12 +60,9 @@ impl Model {
             softcap: a.softcap,
         };
         let out = take(&mut s.inner, rows * q_width);
-        if batch.choices.is_empty() {
-            k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, out);
-        } else {
-            let (seqs, reports) = (batch.seqs, &mut s.reports);
-            k::dynamic_attention(kernels, cache, qkv, width, seqs, &params, batch.choices, out, reports);
-        }
+        let selection = (!batch.choices.is_empty())
+            .then_some(k::Selection { choices: batch.choices, reports: &mut s.reports });
+        k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, selection, out);
         project(kernels, &weights.o, out, rows, branch, &mut s.quantized);
         self.add_branch(kernels, layer.attention_post_norm.as_deref(), branch, x);
     }

@@ -5,7 +5,7 @@
 //! it, and no key or value of a head is ever formed. Prefill and decode compute the same sums.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, LatentKv, LatentParams, RmsNorm};
+use octavo_kernels::{Kernels, MlaCache, MlaParams, RmsNorm};
 
 use super::{Batch, Model, Scratch, project, take};
 use crate::spec::MlaSpec;
@@ -37,7 +37,7 @@ impl Model {
         a: &MlaSpec,
         layer: &LayerWeights,
         weights: &MlaWeights,
-        cache: &mut LatentKv,
+        cache: &mut MlaCache,
         batch: &Batch<'_>,
         s: &mut Scratch,
     ) {
@@ -94,9 +94,9 @@ impl Model {
             let to = &mut q[h * width..];
             to_latent.forward_strided(kernels, head, rows, None, to, a.heads * width, &mut s.quantized);
         }
-        let params = LatentParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
+        let params = MlaParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
         let out = take(&mut b.out, rows * a.heads * a.kv_lora_rank);
-        k::latent_attention(kernels, cache, q, batch.seqs, params, out);
+        k::mla_attention(kernels, cache, q, batch.seqs, params, out);
         let values = take(&mut s.inner, rows * a.heads * a.v_head_dim);
         for (h, to_value) in weights.to_value.iter().enumerate() {
             let head = take(&mut b.head, rows * a.kv_lora_rank);

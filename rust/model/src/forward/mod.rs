@@ -12,7 +12,7 @@ use std::path::Path;
 
 use octavo_kernels as k;
 use octavo_kernels::{
-    AttentionReport, DynamicParams, FilledBlock, Kernels, QuantizedRows, RmsNorm, RopeStyle, SeqView,
+    AttentionReport, DynamicParams, Kernels, QuantizedRows, RmsNorm, RopeStyle, SealedBlock, SeqView,
     WeightDtype,
 };
 
@@ -50,7 +50,7 @@ pub struct Batch<'a> {
     /// What the queries of each sequence may leave out; empty: nothing. Needs an int8 pool.
     pub choices: &'a [DynamicParams],
     /// Blocks of an int8 pool that this step fills.
-    filled: &'a [FilledBlock],
+    filled: &'a [SealedBlock],
 }
 
 impl<'a> Batch<'a> {
@@ -185,7 +185,7 @@ impl Model {
                 let placed = Batch { slots: &tails.slots, seqs: &seqs, filled: &tails.filled, ..*batch };
                 for layer in &mut kv.layers {
                     if let LayerStore::Gqa(layer) = layer {
-                        layer.grow_tails(tails.count());
+                        layer.grow_open_blocks(tails.count());
                     }
                 }
                 self.layers(kernels, &mut kv.layers, &placed, scratch);

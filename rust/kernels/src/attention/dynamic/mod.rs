@@ -238,7 +238,7 @@ impl<E: Element> Dynamic<'_, E> {
         let (head_dim, vectors) = (tile.params.head_dim, padded(tile.params.head_dim) / LANES);
         let own = self.own_block(index);
         let seen = tile.position(index) % BLOCK_SIZE + 1;
-        let mut reach = tail_reach(s, &tile.held(own, true), seen);
+        let mut reach = open_reach(s, &tile.held(own, true), seen);
         if let Source::Int8 { blocks, .. } = tile.source {
             for block in self.first_block(index)..own {
                 reach = reach.max(blocks.key_reach[tile.place(block)]);
@@ -396,7 +396,7 @@ fn norm<S: Simd>(s: S, row: &[[f32; LANES]]) -> f32 {
 /// As `key_reach` of int8 blocks, of the first `seen` tokens of a block of floats: the norm of the channels' largest
 /// magnitudes. Places behind them may hold anything, which must not matter.
 #[inline(always)]
-fn tail_reach<S: Simd, E: Element>(s: S, held: &Held<'_, E>, seen: usize) -> f32 {
+fn open_reach<S: Simd, E: Element>(s: S, held: &Held<'_, E>, seen: usize) -> f32 {
     let Held::Float { keys, .. } = held else { return 0.0 };
     let seen = s.splat(seen as f32);
     let mut squares = 0.0_f32;
