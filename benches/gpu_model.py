@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from octavo import LLM, SamplingParams, __version__
-from octavo.gpu import engine
+from octavo.gpu import load
 from octavo.gpu.kv import block_bytes
 from octavo.gpu.ops import torch_ops
 
@@ -137,11 +137,11 @@ def write_folder(shape: dict[str, Any], folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
-def start(folder: Path, backend: engine.Backend, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
+def start(folder: Path, backend: load.Backend, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
     context = lengths.prompt + lengths.decoded + 2
-    wishes = engine.Wishes(max_model_len=context, max_num_seqs=seqs, max_num_batched_tokens=4096)
-    options = engine.Options(quantization=quantization, wishes=wishes, enable_prefix_caching=False)
-    return LLM._over(engine.start(folder, options, backend), folder)
+    wishes = load.Wishes(max_model_len=context, max_num_seqs=seqs, max_num_batched_tokens=4096)
+    options = load.Options(quantization=quantization, wishes=wishes, enable_prefix_caching=False)
+    return LLM._over(load.start(folder, options, backend), folder)
 
 
 def seconds(run: Callable[[], Any]) -> float:
@@ -210,15 +210,15 @@ def graph_seconds(runner: Any, batch: int, device: torch.device, context: int) -
 
 
 def measure(
-    name: str, backend: engine.Backend, quantization: str | None, batches: Sequence[int], rounds: int, lengths: Lengths
+    name: str, backend: load.Backend, quantization: str | None, batches: Sequence[int], rounds: int, lengths: Lengths
 ) -> list[Any]:
     device = backend.device
     rate = copy_rate(device)
     rows = []
     made: list[Any] = []
-    runner_class = engine.Runner
-    engine.Checkpoint = RandomCheckpoint  # type: ignore[misc, assignment]
-    engine.Runner = lambda *a: made.append(runner_class(*a)) or made[-1]  # type: ignore[misc, assignment]
+    runner_class = load.Runner
+    load.Checkpoint = RandomCheckpoint  # type: ignore[misc, assignment]
+    load.Runner = lambda *a: made.append(runner_class(*a)) or made[-1]  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
         write_folder(SHAPES[name], Path(folder))
         with start(Path(folder), backend, quantization, max(batches), lengths) as llm:
@@ -248,7 +248,7 @@ def measure(
                     }
                 )
                 print(json.dumps(rows[-1]), flush=True)
-    engine.Runner = runner_class  # type: ignore[misc]
+    load.Runner = runner_class  # type: ignore[misc]
     return rows
 
 
@@ -367,7 +367,7 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    backend = engine.gpu() if options.device == "cuda" else engine.Backend(torch.device("cpu"), torch_ops())
+    backend = load.gpu() if options.device == "cuda" else load.Backend(torch.device("cpu"), torch_ops())
     lengths = Lengths(options.prompt_tokens, options.tokens)
     document: dict[str, Any] = {
         "machine": machine(backend.device),

@@ -22,9 +22,9 @@ from octavo.errors import InvalidRequestError
 from octavo.gpu.device import choose
 from octavo.hub import resolve_model
 from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
-from octavo.memory import parse_memory
 from octavo.outputs import EmbeddingRequestOutput, RequestOutput
 from octavo.params import EmbeddingOptions, SamplingParams
+from octavo.parse_bytes import parse_bytes
 from octavo.request_handle import Output, RequestHandle
 
 __all__ = ["LLM", "Message", "Prompt"]
@@ -115,7 +115,7 @@ class LLM:
         if unknown:
             raise InvalidRequestError(_unknown_argument(next(iter(unknown))))
         dynamic = resolve_attention(attention)
-        kv_bytes, kv_fraction = parse_memory(kv_cache_memory)
+        kv_bytes, kv_fraction = parse_bytes(kv_cache_memory)
         on = choose(device, embedded=model is None)
         self.model = resolve_model(model, revision)
         counts = {
@@ -126,7 +126,7 @@ class LLM:
         }
         try:
             if on == "cuda":
-                from octavo.gpu import engine as gpu
+                from octavo.gpu import load as gpu
 
                 options = gpu.Options(
                     dtype=dtype,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from octavo import LLM
-from octavo.gpu import engine
+from octavo.gpu import load
 from octavo.gpu.ops import torch_ops
 
 WISHES = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_cache_bytes", "kv_cache_fraction"}
@@ -16,21 +16,21 @@ BLOCK_BYTES = 2 * 2 * 32 * 16 * 2 * 4
 """A block of the fixture `tiny`: keys and values of 2 layers, 32 tokens, 2 heads of 16 channels, float32."""
 
 
-def cpu_tensors() -> engine.Backend:
-    return engine.Backend(torch.device("cpu"), torch_ops())
+def cpu_tensors() -> load.Backend:
+    return load.Backend(torch.device("cpu"), torch_ops())
 
 
-def gpu() -> engine.Backend:
-    return engine.gpu()
+def gpu() -> load.Backend:
+    return load.gpu()
 
 
-BACKENDS: list[Callable[[], engine.Backend]] = [cpu_tensors, *([gpu] if torch.cuda.is_available() else [])]
+BACKENDS: list[Callable[[], load.Backend]] = [cpu_tensors, *([gpu] if torch.cuda.is_available() else [])]
 
 
-def torch_llm(folder: Path, backend: engine.Backend | None = None, **options: Any) -> LLM:
+def torch_llm(folder: Path, backend: load.Backend | None = None, **options: Any) -> LLM:
     """In float32 unless asked otherwise."""
     wishes = {name: options.pop(name) for name in WISHES & options.keys()}
     defaults = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "kv_cache_bytes": 4 << 20}
     options = {"dtype": "float32", "quantization": None, **options}
-    chosen = engine.Options(wishes=engine.sizes.Wishes(**{**defaults, **wishes}), **options)
-    return LLM._over(engine.start(folder, chosen, backend or cpu_tensors()), folder)
+    chosen = load.Options(wishes=load.sizes.Wishes(**{**defaults, **wishes}), **options)
+    return LLM._over(load.start(folder, chosen, backend or cpu_tensors()), folder)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
 import torch
 import transformers
 from backends import BACKENDS
-from octavo.gpu import engine
+from octavo.gpu import load
 from random_models import CASES, write_model
 
 
@@ -37,8 +37,8 @@ def _quiet_reference() -> Iterator[None]:
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda make: make.__name__)
-def backend(request: pytest.FixtureRequest) -> engine.Backend:
-    make: Callable[[], engine.Backend] = request.param
+def backend(request: pytest.FixtureRequest) -> load.Backend:
+    make: Callable[[], load.Backend] = request.param
     return make()
 
 

@@ -12,7 +12,7 @@ from backends import torch_llm
 from octavo import LLM, DynamicAttention, SamplingParams
 from octavo.attention import AttentionMetrics
 from octavo.errors import InvalidRequestError
-from octavo.gpu import engine
+from octavo.gpu import load
 from octavo.gpu.dynamic import _blocks_before
 from random_models import CASES, write_model
 
@@ -31,7 +31,7 @@ def outcome(llm: LLM, prompt: list[int]) -> tuple[list[int], AttentionMetrics]:
     return output.outputs[0].token_ids, output.metrics.attention
 
 
-def test_decodes_choose_and_report_as_on_the_cpu(backend: engine.Backend, tmp_path: Path) -> None:
+def test_decodes_choose_and_report_as_on_the_cpu(backend: load.Backend, tmp_path: Path) -> None:
     """Prompts are below `min_context` here, so that both executors read all of them. The CPU looks at keys and knows
     masses within limits, where a GPU computes all scores: it may read a little more, and both keep to the bound."""
     write_model(next(c for c in CASES if c.name == "llama-head-30"), tmp_path)
@@ -56,7 +56,7 @@ def test_decodes_choose_and_report_as_on_the_cpu(backend: engine.Backend, tmp_pa
     assert mine.max_output_error == pytest.approx(theirs.max_output_error, rel=0.3)
 
 
-def test_prompts_and_short_sequences_read_everything(backend: engine.Backend, tiny: Path) -> None:
+def test_prompts_and_short_sequences_read_everything(backend: load.Backend, tiny: Path) -> None:
     with torch_llm(tiny, backend, attention=DynamicAttention(min_context=1000)) as llm:
         _, report = outcome(llm, prompts(60)[0])
     assert report.dense_head_fraction == 1
@@ -64,7 +64,7 @@ def test_prompts_and_short_sequences_read_everything(backend: engine.Backend, ti
     assert report.max_omitted_mass == 0
 
 
-def test_batches_mix_those_who_choose_and_those_who_do_not(backend: engine.Backend, tiny: Path) -> None:
+def test_batches_mix_those_who_choose_and_those_who_do_not(backend: load.Backend, tiny: Path) -> None:
     asked = prompts(200, 5, 150, 31)
     attention = DynamicAttention(error_bound=0.2, min_context=96, local_blocks=1)
     with torch_llm(tiny, backend, attention=attention, max_num_batched_tokens=64, enable_prefix_caching=False) as llm:

@@ -9,7 +9,7 @@ import pytest
 from backends import torch_llm
 from compare import all_rows, assert_greedy, assert_same_logprobs, reference_logprobs
 from octavo import LLM, SamplingParams
-from octavo.gpu import engine
+from octavo.gpu import load
 from random_models import CASES, Case, write_model
 
 PROMPT_TOKENS = 75  # more than two KV blocks, and more than every window of CASES
@@ -23,7 +23,7 @@ def limits_of(case: Case) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_float32_matches_transformers_and_the_cpu(case: Case, backend: engine.Backend, tmp_path: Path) -> None:
+def test_float32_matches_transformers_and_the_cpu(case: Case, backend: load.Backend, tmp_path: Path) -> None:
     reference = write_model(case, tmp_path)
     vocab = reference.config.vocab_size
     draw = random.Random(case.name)

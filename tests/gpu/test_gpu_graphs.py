@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from backends import torch_llm
 from octavo import SamplingParams
-from octavo.gpu import engine, graphs
+from octavo.gpu import graphs, load
 from octavo.gpu.batch import Batch
 from octavo.gpu.runner import Runner
 
@@ -36,10 +36,10 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     return seen
 
 
-def test_padded_steps_give_the_same_tokens(backend: engine.Backend, tiny: Path, used: list[tuple[int, int]]) -> None:
+def test_padded_steps_give_the_same_tokens(backend: load.Backend, tiny: Path, used: list[tuple[int, int]]) -> None:
     draw = random.Random(3)
     asked = [[draw.randrange(199) for _ in range(n)] for n in (3, 40, 31, 64, 5)]
-    with torch_llm(tiny, engine.Backend(backend.device, backend.ops, graphs=False)) as llm:
+    with torch_llm(tiny, load.Backend(backend.device, backend.ops, graphs=False)) as llm:
         want = [llm.generate(p, PARAMS)[0].outputs[0].token_ids for p in asked]
     assert not used
     with torch_llm(tiny, backend) as llm:
@@ -50,7 +50,7 @@ def test_padded_steps_give_the_same_tokens(backend: engine.Backend, tiny: Path, 
 
 
 def test_a_smaller_step_after_a_larger_one_sees_nothing_of_it(
-    backend: engine.Backend, tiny: Path, used: list[tuple[int, int]]
+    backend: load.Backend, tiny: Path, used: list[tuple[int, int]]
 ) -> None:
     """What padding rows held before is neither read nor written again."""
     lens = (30, 2, 45)
@@ -68,7 +68,7 @@ def test_mixtures_and_latents_run_without_graphs(tmp_path: Path, monkeypatch: py
     from random_models import CASES, write_model
 
     made: list[Runner] = []
-    monkeypatch.setattr(engine, "Runner", lambda *a: made.append(Runner(*a)) or made[-1])
+    monkeypatch.setattr(load, "Runner", lambda *a: made.append(Runner(*a)) or made[-1])
     for name in ("mixtral", "deepseek-v3"):
         folder = tmp_path / name
         write_model(next(c for c in CASES if c.name == name), folder)

@@ -10,7 +10,7 @@ import pytest
 from backends import torch_llm
 from octavo import LLM, SamplingParams
 from octavo.errors import InvalidRequestError
-from octavo.gpu import engine, runner
+from octavo.gpu import load, runner
 from octavo.gpu.batch import HostBatch
 from octavo.gpu.tails import Tails, most_tails
 
@@ -37,11 +37,11 @@ def tokens(llm: LLM, asked: list[list[int]], params: SamplingParams = GREEDY) ->
 @pytest.fixture
 def runners(monkeypatch: pytest.MonkeyPatch) -> list[runner.Runner]:
     made: list[runner.Runner] = []
-    monkeypatch.setattr(engine, "Runner", lambda *a: made.append(runner.Runner(*a)) or made[-1])
+    monkeypatch.setattr(load, "Runner", lambda *a: made.append(runner.Runner(*a)) or made[-1])
     return made
 
 
-def test_ragged_batches_and_prefix_hits(backend: engine.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
+def test_ragged_batches_and_prefix_hits(backend: load.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
     shared = prompts(70)[0]
     asked = [*prompts(1, 75, 31, 32, 33, 64), *([*shared, *tail] for tail in prompts(4, 30, seed=2))]
     want = expected(tiny, asked)
@@ -61,7 +61,7 @@ def test_ragged_batches_and_prefix_hits(backend: engine.Backend, tiny: Path, run
     assert len(tails.blocks()) <= 1, "blocks of requests that ended keep no tail"
 
 
-def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(backend: engine.Backend, tiny: Path) -> None:
+def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(backend: load.Backend, tiny: Path) -> None:
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, logprobs=2)
 
     def rows(llm: LLM) -> list[float]:
@@ -76,14 +76,14 @@ def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(backend:
     assert int8 != pytest.approx(rows(torch_llm(tiny, backend)), abs=1e-3)
 
 
-def test_chunks_beside_decodes(backend: engine.Backend, tiny: Path) -> None:
+def test_chunks_beside_decodes(backend: load.Backend, tiny: Path) -> None:
     asked = prompts(120, 7, 61, 33)
     with torch_llm(tiny, backend, kv_cache_dtype="int8", max_num_batched_tokens=16) as llm:
         assert tokens(llm, asked) == expected(tiny, asked)
         assert llm.stats()["mixed_steps"] > 0
 
 
-def test_preemption_and_cancelled_requests(backend: engine.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
+def test_preemption_and_cancelled_requests(backend: load.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
     """Blocks are given up half full, and handed out again."""
     asked = prompts(30, 31, 29, 28)
     with torch_llm(
@@ -108,7 +108,7 @@ def test_preemption_and_cancelled_requests(backend: engine.Backend, tiny: Path, 
     assert len(tails.blocks()) <= 4
 
 
-def test_forks_copy_the_floats_of_their_last_block(backend: engine.Backend, tiny: Path) -> None:
+def test_forks_copy_the_floats_of_their_last_block(backend: load.Backend, tiny: Path) -> None:
     params = SamplingParams(n=5, temperature=1.0, seed=11, max_tokens=40, ignore_eos=True)
     asked = prompts(45, 64)
     with torch_llm(tiny, backend, kv_cache_dtype="int8") as llm:
@@ -120,11 +120,11 @@ def test_forks_copy_the_floats_of_their_last_block(backend: engine.Backend, tiny
     assert len({tuple(t) for t in found[0]}) == 5
 
 
-def test_padded_steps_are_those_of_eager_ones(backend: engine.Backend, tiny: Path) -> None:
+def test_padded_steps_are_those_of_eager_ones(backend: load.Backend, tiny: Path) -> None:
     asked = prompts(3, 40, 31)
     found = []
     for graphs in (False, True):
-        where = engine.Backend(backend.device, backend.ops, graphs=graphs)
+        where = load.Backend(backend.device, backend.ops, graphs=graphs)
         with torch_llm(tiny, where, kv_cache_dtype="int8") as llm:
             found.append(tokens(llm, asked))
     assert found[0] == found[1]

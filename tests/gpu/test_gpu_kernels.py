@@ -11,7 +11,7 @@ import pytest
 import torch
 from backends import torch_llm
 from octavo import SamplingParams
-from octavo.gpu import engine, sampler
+from octavo.gpu import load, sampler
 from octavo.gpu.ops import kernel_ops
 from octavo.gpu.plan import DRAW
 from octavo.triton_kernels.interpreter import make_bfloat16_right
@@ -51,11 +51,11 @@ def _interpreter() -> Iterator[None]:
         yield
 
 
-def kernels() -> engine.Backend:
-    return engine.gpu() if GPU else engine.Backend(torch.device("cpu"), kernel_ops())
+def kernels() -> load.Backend:
+    return load.gpu() if GPU else load.Backend(torch.device("cpu"), kernel_ops())
 
 
-def outputs(folder: Path, backend: engine.Backend | None, **options: object) -> list[tuple[list[int], list[float]]]:
+def outputs(folder: Path, backend: load.Backend | None, **options: object) -> list[tuple[list[int], list[float]]]:
     with torch_llm(folder, backend, max_num_seqs=2, kv_cache_bytes=1 << 18, **options) as llm:
         found = [o.outputs[0] for o in llm.generate(PROMPTS, PARAMS, use_tqdm=False)]
     rows = [[c.logprob for row in o.logprobs or [] for c in row.values()] for o in found]

@@ -10,7 +10,7 @@ from backends import BLOCK_BYTES, torch_llm
 from compare import all_rows, assert_same_logprobs, kl_rows, reference_logprobs
 from octavo import LLM, SamplingParams
 from octavo.errors import CorruptModelError, DeviceMemoryError, InvalidRequestError, ModelNotFoundError
-from octavo.gpu import engine, linear, sizes
+from octavo.gpu import linear, load, sizes
 from random_models import CASES, write_model
 from safetensors.torch import load_file, save_file
 from test_int8_checkpoint import clamp_codes, write_int8
@@ -24,7 +24,7 @@ def rows_of(llm: LLM) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["llama-wide", "gemma2", "qwen2-moe", "llama-tied"])
-def test_int8_has_the_numbers_of_the_cpu(name: str, backend: engine.Backend, tmp_path: Path) -> None:
+def test_int8_has_the_numbers_of_the_cpu(name: str, backend: load.Backend, tmp_path: Path) -> None:
     """The same codes, the same exact sums of products: only the order of float additions differs."""
     reference_model = write_model(next(c for c in CASES if c.name == name), tmp_path)
     with LLM(tmp_path, device="cpu", dtype="float32", quantization="int8") as llm:
@@ -67,7 +67,7 @@ def test_codes_are_those_of_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["auto", None])
-def test_int8_checkpoints_are_read(quantization: str | None, backend: engine.Backend, tmp_path: Path) -> None:
+def test_int8_checkpoints_are_read(quantization: str | None, backend: load.Backend, tmp_path: Path) -> None:
     reference_model = write_int8(tmp_path, "llama-wide", torch.bfloat16)
     clamp_codes(tmp_path)
     with torch_llm(tmp_path, backend, quantization=quantization) as llm:
@@ -81,7 +81,7 @@ def test_int8_checkpoints_are_read(quantization: str | None, backend: engine.Bac
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_close(dtype: str, backend: engine.Backend, tmp_path: Path) -> None:
+def test_half_precision_stays_close(dtype: str, backend: load.Backend, tmp_path: Path) -> None:
     reference_model = write_model(CASES[0], tmp_path)
     with torch_llm(tmp_path, backend, dtype=dtype) as llm:
         output = llm.generate(PROMPT, ALL)[0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from backends import torch_llm
 from octavo import LLM, Regex, SamplingParams
-from octavo.gpu import engine, runner, sampler
+from octavo.gpu import load, runner, sampler
 from octavo.gpu.plan import DRAW
 from octavo.hub import embedded_model
 
@@ -35,7 +35,7 @@ PROCESSED = [
 
 
 @pytest.mark.parametrize("options", [*DRAWN, *PROCESSED], ids=lambda o: "-".join(o))
-def test_same_tokens_as_the_cpu(options: dict[str, object], backend: engine.Backend, tiny: Path) -> None:
+def test_same_tokens_as_the_cpu(options: dict[str, object], backend: load.Backend, tiny: Path) -> None:
     params = SamplingParams(max_tokens=16, seed=5, ignore_eos=True, **options)  # type: ignore[arg-type]
     with LLM(tiny, device="cpu", dtype="float32", quantization=None) as llm:
         want = [o.outputs[0] for o in llm.generate(PROMPTS, params, use_tqdm=False)]
@@ -49,7 +49,7 @@ def test_same_tokens_as_the_cpu(options: dict[str, object], backend: engine.Back
             assert [c.logprob for c in row.values()] == pytest.approx([c.logprob for c in other.values()], abs=2e-4)
 
 
-def test_mixed_rules_share_a_step(backend: engine.Backend, tiny: Path) -> None:
+def test_mixed_rules_share_a_step(backend: load.Backend, tiny: Path) -> None:
     """Rows drawn on the device and rows drawn on the host, in one batch, each by its own rules."""
     every = [SamplingParams(max_tokens=16, seed=7, ignore_eos=True, **o) for o in [*DRAWN[:5], PROCESSED[0]]]  # type: ignore[arg-type]
     with LLM(tiny, device="cpu", dtype="float32", quantization=None) as llm:
@@ -58,7 +58,7 @@ def test_mixed_rules_share_a_step(backend: engine.Backend, tiny: Path) -> None:
         assert [o.outputs[0].token_ids for o in llm.generate(PROMPTS, every, use_tqdm=False)] == want
 
 
-def test_structured_output(backend: engine.Backend) -> None:
+def test_structured_output(backend: load.Backend) -> None:
     """The embedded model: its tokenizer has the bytes that structure needs."""
     params = [SamplingParams(max_tokens=12, seed=i, structured=Regex("[0-9]{3}-[a-c]+")) for i in range(3)]
     with LLM(device="cpu", dtype="float32", quantization=None) as llm:

@@ -13,7 +13,7 @@ import torch
 from backends import torch_llm
 from octavo import LLM, SamplingParams, _core
 from octavo.errors import EngineDeadError, ExecutionError
-from octavo.gpu import engine, errors, runner
+from octavo.gpu import errors, load, runner
 from octavo.gpu.batch import build_batch
 from octavo.gpu.plan import DRAW, SEQUENCE, Plan
 from octavo.gpu.runner import Runner, output_rows, placeholder_rows
@@ -36,7 +36,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[_core.Plan, Plan, list[
             seen.append((plan, views, [getattr(views, name).tobytes() for name in ARRAYS]))
             super().begin(plan)
 
-    monkeypatch.setattr(engine, "Runner", Recording)
+    monkeypatch.setattr(load, "Runner", Recording)
     return seen
 
 
@@ -136,7 +136,7 @@ REQUESTS = [
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "int8"])
 def test_overlapped_steps_give_the_same_tokens(
-    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, backend: engine.Backend
+    kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, backend: load.Backend
 ) -> None:
     awaited: list[int] = []
 
@@ -155,7 +155,7 @@ def test_overlapped_steps_give_the_same_tokens(
     found: dict[type[Runner], list[Any]] = {}
     for kind in (Waiting, Counting):
         awaited.clear()
-        monkeypatch.setattr(engine, "Runner", kind)
+        monkeypatch.setattr(load, "Runner", kind)
         with torch_llm(tiny, backend, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32) as llm:
             whole = llm.generate(prompts, params, use_tqdm=False)
             stop = whole[2].outputs[0].token_ids[7]
@@ -199,7 +199,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             Arriving.fault = None
 
     monkeypatch.setattr(runner, "DeviceToHost", Arriving)
-    monkeypatch.setattr(engine, "Runner", Failing)
+    monkeypatch.setattr(load, "Runner", Failing)
     return armed.append
 
 

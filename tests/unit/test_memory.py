@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from octavo.errors import InvalidRequestError
-from octavo.memory import parse_memory
+from octavo.parse_bytes import parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from octavo.memory import parse_memory
     ],
 )
 def test_sizes(value: Any, expected: tuple[int | None, float | None]) -> None:
-    assert parse_memory(value) == expected
+    assert parse_bytes(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,4 +40,4 @@ def test_sizes(value: Any, expected: tuple[int | None, float | None]) -> None:
 )
 def test_what_is_no_size(value: Any) -> None:
     with pytest.raises(InvalidRequestError, match="kv_cache_memory"):
-        parse_memory(value)
+        parse_bytes(value)

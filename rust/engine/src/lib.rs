@@ -4,6 +4,7 @@
 //! Between them stand one queue in and one queue per request out, and no lock.
 #![forbid(unsafe_code)]
 
+mod config;
 mod cpu;
 mod detokenizer;
 #[cfg(test)]
@@ -19,7 +20,6 @@ mod health;
 mod load;
 mod memory;
 mod metrics;
-mod options;
 mod output;
 mod params;
 mod pooling;
@@ -37,6 +37,7 @@ mod template;
 mod test_engine;
 mod tokenizer;
 
+pub use config::EngineConfig;
 pub use cpu::{CpuExecutor, wanted_rows};
 pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
@@ -46,7 +47,6 @@ pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};
 pub use metrics::HistogramSnapshot;
 pub use octavo_kernels::{AttentionReport, DynamicParams, Mode as AttentionMode};
-pub use options::EngineOptions;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };

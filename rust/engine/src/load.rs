@@ -8,13 +8,13 @@ use octavo_model::{KvPool, Model, Spared, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
+use crate::config::EngineConfig;
 use crate::cpu::CpuExecutor;
 use crate::engine::{Engine, EngineParts};
 use crate::error::panic_text;
 use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::memory::{self, Limits};
-use crate::options::EngineOptions;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
 
@@ -26,7 +26,7 @@ impl Engine {
     ///
     /// # Errors
     /// `ModelNotFound`, `UnsupportedModel`, `CorruptModel`, or `InvalidRequest` for options that do not fit.
-    pub fn load(folder: &Path, options: &EngineOptions) -> Result<Self, EngineError> {
+    pub fn load(folder: &Path, options: &EngineConfig) -> Result<Self, EngineError> {
         let family = read_family(folder)?;
         let float = options.float_dtype(family.spec.checkpoint_dtype)?;
         let format = options.weight_format(float)?;
@@ -111,7 +111,7 @@ impl Engine {
     /// As `load`.
     pub fn load_over(
         folder: &Path,
-        options: &EngineOptions,
+        options: &EngineConfig,
         executor: Box<dyn Executor>,
         limits: Limits,
         mut info: Value,

@@ -5,8 +5,8 @@ use octavo_model::{KvFormat, Model, ModelSpec, block_bytes, tail_bytes};
 use serde::Serialize;
 
 use crate::EngineError;
+use crate::config::EngineConfig;
 use crate::cpu::LOGIT_ROWS;
-use crate::options::EngineOptions;
 
 /// Share of the available memory that the KV cache may take when the caller sets no limit.
 const DEFAULT_SHARE: f64 = 0.5;
@@ -65,7 +65,7 @@ pub fn machine_memory() -> (u64, u64) {
 /// `InvalidRequest` if the caller's numbers cannot hold together; the message says which to change.
 pub fn plan(
     model: &Model,
-    options: &EngineOptions,
+    options: &EngineConfig,
     kv_format: KvFormat,
     threads: usize,
 ) -> Result<(Limits, Vec<MemoryPart>), EngineError> {

@@ -7,8 +7,8 @@ use octavo_model::{Quantized, quantization_config, quantize, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
+use crate::config::EngineConfig;
 use crate::load::spared_tensors;
-use crate::options::EngineOptions;
 
 /// Writes the weights of `folder` to the new file `output`, as `options` hold them. `source` is the model's name for the file.
 ///
@@ -18,7 +18,7 @@ pub fn quantize_weights(
     folder: &Path,
     output: &Path,
     source: &str,
-    options: &EngineOptions,
+    options: &EngineConfig,
 ) -> Result<Value, EngineError> {
     let family = read_family(folder)?;
     let format = options.weight_format(options.float_dtype(family.spec.checkpoint_dtype)?)?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{AttentionMode, DynamicParams, EngineOptions, Health, Limits, Prompt, RequestStream};
+use octavo_engine::{AttentionMode, DynamicParams, EngineConfig, Health, Limits, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -107,7 +107,7 @@ impl Engine {
         tokenizer: Option<PathBuf>,
         chat_template: Option<String>,
     ) -> PyResult<Self> {
-        let options = EngineOptions {
+        let options = EngineConfig {
             dtype: dtype.into(),
             quantization: quantization.into(),
             kv_cache_dtype: kv_cache_dtype.into(),
@@ -123,7 +123,7 @@ impl Engine {
             seed: seed as u64,
             tokenizer,
             chat_template,
-            ..EngineOptions::default()
+            ..EngineConfig::default()
         };
         Self::started(py, || octavo_engine::Engine::load(&model, &options))
     }
@@ -149,13 +149,13 @@ impl Engine {
         tokenizer: Option<PathBuf>,
         chat_template: Option<String>,
     ) -> PyResult<Self> {
-        let options = EngineOptions {
+        let options = EngineConfig {
             enable_prefix_caching,
             prefill_chunk,
             seed: seed as u64,
             tokenizer,
             chat_template,
-            ..EngineOptions::default()
+            ..EngineConfig::default()
         };
         let block_size = octavo_kernels::BLOCK_SIZE as u32;
         let limits =

@@ -97,10 +97,10 @@ mod _core {
         quantization: &str,
         threads: Option<usize>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let options = octavo_engine::EngineOptions {
+        let options = octavo_engine::EngineConfig {
             quantization: quantization.into(),
             threads,
-            ..octavo_engine::EngineOptions::default()
+            ..octavo_engine::EngineConfig::default()
         };
         let write = || octavo_engine::quantize_weights(&model, &output, source, &options);
         let report = py.detach(write).map_err(|e| crate::errors::to_python(py, &e))?;

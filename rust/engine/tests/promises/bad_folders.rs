@@ -3,18 +3,18 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{Engine, EngineError, EngineOptions, Prompt, SamplingParams};
+use octavo_engine::{Engine, EngineConfig, EngineError, Prompt, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::folder::{TestModel, mistral, put, qwen3, safetensors, tokenizer_json, with_header};
 use crate::gather::{gather, settled};
 
-fn options() -> EngineOptions {
-    EngineOptions {
+fn options() -> EngineConfig {
+    EngineConfig {
         threads: Some(1),
         kv_cache_bytes: Some(4 << 20),
         quantization: "none".into(),
-        ..EngineOptions::default()
+        ..EngineConfig::default()
     }
 }
 
@@ -221,7 +221,7 @@ fn weights_that_are_not_numbers_are_warned_of_by_name() {
         model.values(NORM)[3] = f32::INFINITY;
         model.write(dir.path());
         for quantization in ["none", "int8"] {
-            let options = EngineOptions { quantization: quantization.into(), ..options() };
+            let options = EngineConfig { quantization: quantization.into(), ..options() };
             let engine = Engine::load(dir.path(), &options).expect("engine");
             let warnings = engine.info()["warnings"].as_array().expect("list").clone();
             let text: Vec<&str> = warnings.iter().filter_map(|w| w.as_str()).collect();
@@ -243,21 +243,21 @@ fn weights_that_are_not_numbers_are_warned_of_by_name() {
 fn options_that_cannot_be() {
     let dir = tempfile::tempdir().expect("dir");
     qwen3().write(dir.path());
-    let invalid = |options: EngineOptions, word: &str| {
+    let invalid = |options: EngineConfig, word: &str| {
         let error = Engine::load(dir.path(), &options).err().expect(word);
         assert_eq!(error.class_name(), "InvalidRequestError", "{error}");
         assert!(error.to_string().contains(word), "{word:?} is not in: {error}");
     };
-    invalid(EngineOptions { isa: Some("sse9".into()), ..options() }, "sse9");
-    invalid(EngineOptions { threads: Some(0), ..options() }, "threads");
-    invalid(EngineOptions { kv_cache_bytes: Some(1), ..options() }, "kv_cache_memory");
-    invalid(EngineOptions { kv_cache_bytes: Some(1 << 50), ..options() }, "kv_cache_memory");
+    invalid(EngineConfig { isa: Some("sse9".into()), ..options() }, "sse9");
+    invalid(EngineConfig { threads: Some(0), ..options() }, "threads");
+    invalid(EngineConfig { kv_cache_bytes: Some(1), ..options() }, "kv_cache_memory");
+    invalid(EngineConfig { kv_cache_bytes: Some(1 << 50), ..options() }, "kv_cache_memory");
     invalid(
-        EngineOptions { kv_cache_fraction: Some(f64::NAN), kv_cache_bytes: None, ..options() },
+        EngineConfig { kv_cache_fraction: Some(f64::NAN), kv_cache_bytes: None, ..options() },
         "kv_cache_memory",
     );
-    invalid(EngineOptions { max_model_len: Some(513), ..options() }, "max_model_len");
-    invalid(EngineOptions { max_num_seqs: Some(0), ..options() }, "max_num_seqs");
-    invalid(EngineOptions { chat_template: Some("{% if".into()), ..options() }, "template");
-    invalid(EngineOptions { dtype: "float8".into(), ..options() }, "dtype");
+    invalid(EngineConfig { max_model_len: Some(513), ..options() }, "max_model_len");
+    invalid(EngineConfig { max_num_seqs: Some(0), ..options() }, "max_num_seqs");
+    invalid(EngineConfig { chat_template: Some("{% if".into()), ..options() }, "template");
+    invalid(EngineConfig { dtype: "float8".into(), ..options() }, "dtype");
 }

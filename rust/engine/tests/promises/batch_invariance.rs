@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use octavo_engine::{DynamicParams, Engine, EngineOptions, Prompt, RequestStream, SamplingParams};
+use octavo_engine::{DynamicParams, Engine, EngineConfig, Prompt, RequestStream, SamplingParams};
 use octavo_kernels::Isa;
 
 use crate::folder::{self, TestModel};
@@ -76,8 +76,8 @@ const INT8: Formats = Formats("bfloat16", "int8", "auto");
 const INT8_KV: Formats = Formats("bfloat16", "int8", "int8");
 const INT8_KV_OF_F32: Formats = Formats("float32", "none", "int8");
 
-fn options(formats: Formats) -> EngineOptions {
-    EngineOptions {
+fn options(formats: Formats) -> EngineConfig {
+    EngineConfig {
         dtype: formats.0.into(),
         quantization: formats.1.into(),
         kv_cache_dtype: if formats.2 == "dynamic" { "auto" } else { formats.2 }.into(),
@@ -92,7 +92,7 @@ fn options(formats: Formats) -> EngineOptions {
         isa: Some("portable".into()),
         threads: Some(1),
         enable_prefix_caching: false,
-        ..EngineOptions::default()
+        ..EngineConfig::default()
     }
 }
 
@@ -106,7 +106,7 @@ fn reference(folder: &Path, formats: Formats) -> Vec<Bits> {
 }
 
 /// Runs the probes alone and then among the company, and compares. Returns preemptions and cached prompt tokens.
-fn compare(folder: &Path, options: &EngineOptions, wanted: &[Bits]) -> (u64, u64) {
+fn compare(folder: &Path, options: &EngineConfig, wanted: &[Bits]) -> (u64, u64) {
     let engine = Engine::load(folder, options).expect("engine");
     let (probes, mut cached) = (probes(), 0);
     let company = company(&probes);
@@ -182,7 +182,7 @@ fn chunks_caches_threads_and_levels(model: &TestModel, formats: Formats, setting
         println!("levels on this machine: {levels:?}");
         for isa in levels {
             for &(threads, chunk, cache) in settings {
-                let options = EngineOptions {
+                let options = EngineConfig {
                     isa: Some(isa.name().into()),
                     threads: Some(threads),
                     prefill_chunk: chunk,
@@ -200,12 +200,12 @@ fn chunks_caches_threads_and_levels(model: &TestModel, formats: Formats, setting
 fn preemption(model: &TestModel, formats: Formats) {
     in_folder(model, |folder| {
         let wanted = reference(folder, formats);
-        let kv = EngineOptions { max_model_len: Some(192), ..options(formats) };
+        let kv = EngineConfig { max_model_len: Some(192), ..options(formats) };
         let roomy = Engine::load(folder, &kv).expect("engine");
         let block_bytes = (4 << 20) / roomy.info()["limits"]["num_blocks"].as_u64().expect("blocks");
         for isa in Isa::available() {
             for (cache, budget, threads) in [(false, 512, 1), (true, 40, 2)] {
-                let options = EngineOptions {
+                let options = EngineConfig {
                     kv_cache_bytes: Some(12 * block_bytes),
                     enable_prefix_caching: cache,
                     max_num_batched_tokens: Some(budget),

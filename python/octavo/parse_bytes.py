@@ -20,7 +20,7 @@ _UNITS = {
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
-def parse_memory(value: int | float | str | None) -> tuple[int | None, float | None]:
+def parse_bytes(value: int | float | str | None) -> tuple[int | None, float | None]:
     """`kv_cache_memory` as (bytes, fraction of the machine's memory), of which at most one is set.
 
     Takes bytes (an int from 1), a text such as "4GiB" or "512MB", or a fraction: a float above 0 and below 1.

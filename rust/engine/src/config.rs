@@ -15,7 +15,7 @@ const INT8_ERROR_BUDGET: f64 = 0.05;
 
 /// Options of `Engine::load`; names and meanings are those of `octavo.LLM`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct EngineOptions {
+pub struct EngineConfig {
     /// "auto" | "float32" | "bfloat16": storage and computation where not quantised.
     pub dtype: String,
     /// "auto" (int8, but for tensors that int8 would change too much) | "none" | "int8".
@@ -53,7 +53,7 @@ pub struct EngineOptions {
     pub isa: Option<String>,
 }
 
-impl Default for EngineOptions {
+impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             dtype: "auto".into(),
@@ -81,7 +81,7 @@ fn refuse<T>(name: &str, value: &str, expected: &str) -> Result<T, EngineError> 
     Err(EngineError::InvalidRequest(format!("{name} is {value:?}: {expected}")))
 }
 
-impl EngineOptions {
+impl EngineConfig {
     /// The float type of weights and KV cache, for a checkpoint that declares `declared`.
     pub(crate) fn float_dtype(&self, declared: Option<Dtype>) -> Result<Dtype, EngineError> {
         match self.dtype.as_str() {
