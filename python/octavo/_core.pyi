@@ -124,9 +124,9 @@ class Plan:
         """Counted from 1."""
     @property
     def tokens(self) -> memoryview:
-        """`[T]`, the sequences one after the other; 0 in the rows `awaited`."""
+        """`[T]`, the sequences one after the other; 0 in the rows that `placeholders` names."""
     @property
-    def awaited(self) -> memoryview:
+    def placeholders(self) -> memoryview:
         """`[A, 2]`: (row, sequence): rows of `tokens` that are what this sequence of the step before draws."""
     @property
     def positions(self) -> memoryview:
@@ -144,6 +144,18 @@ class Plan:
     def copies(self) -> memoryview:
         """`[C, 2]`: (source, destination) of the block copies to make first."""
     @property
+    def open_blocks(self) -> memoryview:
+        """Open blocks of an int8 cache, concatenated: of each sequence one for every block that gets a new token."""
+    @property
+    def open_slots(self) -> memoryview:
+        """`[T]`: open block * 32 + offset; empty unless the cache is int8."""
+    @property
+    def sealed(self) -> memoryview:
+        """`[F, 2]`: (block, open block) of the blocks that the step fills."""
+    @property
+    def open_copies(self) -> memoryview:
+        """`[C, 2]`: (source, destination) of the copies of open blocks to make together with `copies`."""
+    @property
     def draws(self) -> memoryview:
         """`[D]` records: sequences whose token the executor draws."""
 
@@ -153,7 +165,7 @@ class _Executor(Protocol):
 
     def begin(self, plan: Plan, /) -> None:
         """Begins a step. With a true attribute `overlaps` it may come once more before `finish`: the tokens in the rows
-        `awaited` of the second plan are those that the first step draws."""
+        `placeholders` of the second plan are those that the first step draws."""
     def finish(self) -> tuple[Any, Sequence[Any] | None]:
         """Waits for the oldest step that has begun. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the
         logits were not numbers) and, if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`,

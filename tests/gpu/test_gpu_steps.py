@@ -40,7 +40,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[_core.Plan, Plan, list[
     return seen
 
 
-ARRAYS = ("tokens", "awaited", "positions", "slots", "seqs", "block_tables", "copies", "draws")
+ARRAYS = ("tokens", "placeholders", "positions", "slots", "seqs", "block_tables", "copies", "draws")
 
 
 def test_views_are_of_the_plans_own_memory(plans: list[tuple[_core.Plan, Plan, list[bytes]]], tiny: Path) -> None:
@@ -73,7 +73,8 @@ def test_records_say_what_the_scheduler_meant(plans: list[tuple[_core.Plan, Plan
     block = int(prefill.block_tables[0])
     assert prefill.slots.tolist() == [32 * block + i for i in range(3)]
     first, then = prefill.seqs[0], decode.seqs[0]
-    assert (first["query_len"], first["context_len"], first["forks"], first["logits"]) == (3, 3, 1, 1)
+    assert (first["query_len"], first["context_len"], first["num_samples"]) == (3, 3, 1)
+    assert first["sample_rows"].tolist() == [2, 3]
     assert (then["query_len"], then["context_len"], then["request"]) == (1, 4, first["request"])
     draw = decode.draws[0]
     assert (draw["seed"], draw["position"], draw["sample"], draw["top_k"]) == (2**63 + 5, 1, 0, 3)
@@ -89,7 +90,7 @@ def test_sequences_are_ordered_decodes_first() -> None:
     tables = np.arange(10, 16, dtype=np.int32)
     for i in range(4):
         seqs[i]["query_start"], seqs[i]["query_len"], seqs[i]["context_len"] = starts[i], lens[i], contexts[i]
-        seqs[i]["logits"] = (2, 1, 0, 1)[i]
+        seqs[i]["sample_rows"] = ([0, 3], [0, 1], [0, 0], [0, 1])[i]
     seqs["block_table_start"] = [0, 2, 3, 4]
     rows = np.arange(7, dtype=np.int32)
     draws = np.zeros(1, DRAW)
@@ -111,15 +112,15 @@ def test_sequences_are_ordered_decodes_first() -> None:
     )
 
 
-def test_awaited_rows_follow_their_sequences() -> None:
+def test_placeholder_rows_follow_their_sequences() -> None:
     """Of sequences of 3, 1, 2 and 1 rows the second and the last await what sequences 5 and 2 of the last step draw."""
     seqs = np.zeros(4, SEQUENCE)
     seqs["query_len"], seqs["query_start"] = [3, 1, 2, 1], [0, 3, 4, 6]
     seqs["context_len"] = [3, 9, 2, 4]
     rows = np.arange(7, dtype=np.int32)
-    awaited = np.array([[3, 5], [6, 2]], np.int32)
+    placeholders = np.array([[3, 5], [6, 2]], np.int32)
     tables = np.zeros(4, np.int32)
-    plan = Plan(2, rows, awaited, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, DRAW))
+    plan = Plan(2, rows, placeholders, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, DRAW))
     moved, places = placeholder_rows(plan, build_batch(plan), np.array([1, 2, 5]))
     assert moved.tolist() == [0, 1], "decodes are first"
     assert places.tolist() == [2, 1]
@@ -138,11 +139,11 @@ REQUESTS = [
 def test_overlapped_steps_give_the_same_tokens(
     kv_cache_dtype: str, monkeypatch: pytest.MonkeyPatch, tiny: Path, backend: load.Backend
 ) -> None:
-    awaited: list[int] = []
+    placeholders: list[int] = []
 
     class Counting(Runner):
         def _begin(self, plan: Plan) -> Any:
-            awaited.append(len(plan.awaited))
+            placeholders.append(len(plan.placeholders))
             return super()._begin(plan)
 
     class Waiting(Counting):
@@ -154,7 +155,7 @@ def test_overlapped_steps_give_the_same_tokens(
     # A token that is drawn on the way, as a stop: the request ends while its next token is being drawn.
     found: dict[type[Runner], list[Any]] = {}
     for kind in (Waiting, Counting):
-        awaited.clear()
+        placeholders.clear()
         monkeypatch.setattr(load, "Runner", kind)
         with torch_llm(tiny, backend, kv_cache_dtype=kv_cache_dtype, max_num_batched_tokens=32) as llm:
             whole = llm.generate(prompts, params, use_tqdm=False)
@@ -168,7 +169,7 @@ def test_overlapped_steps_give_the_same_tokens(
         outputs = [out for request in (*whole, *ended, *ruled) for out in request.outputs]
         found[kind] = [(out.token_ids, out.logprobs, out.finish_reason) for out in outputs]
         assert ended[0].outputs[0].finish_reason == "stop"
-        assert (sum(awaited) > 60) == (kind is Counting), awaited
+        assert (sum(placeholders) > 60) == (kind is Counting), placeholders
     assert found[Counting] == found[Waiting]
 
 

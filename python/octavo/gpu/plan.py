@@ -13,13 +13,16 @@ SEQUENCE = np.dtype(
     [
         ("request", "<u8"),
         ("sample", "<u4"),
-        ("forks", "<u4"),
+        ("num_samples", "<u4"),
         ("query_start", "<u4"),
         ("query_len", "<u4"),
         ("context_len", "<u4"),
         ("block_table_start", "<u4"),
-        ("logits", "<u8"),
-        ("output", "<u8"),
+        ("open_block_start", "<u4"),
+        ("adapter", "<u4"),
+        ("error_bound", "<f4"),
+        ("output", "<u4"),
+        ("sample_rows", "<u4", (2,)),
     ]
 )
 """One sequence of a step: `PlanSeq` of `rust/scheduler/src/plan.rs`, byte for byte."""
@@ -40,8 +43,6 @@ DRAW = np.dtype(
 )
 """How a token is drawn: `Draw` of `rust/engine/src/executor.rs`, byte for byte."""
 
-NO_LOGITS, LAST_LOGITS, ALL_LOGITS = range(3)
-
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Records = np.ndarray[Any, np.dtype[np.void]]
 
@@ -50,12 +51,12 @@ Records = np.ndarray[Any, np.dtype[np.void]]
 class Plan:
     """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`.
 
-    `awaited` int32 `[A, 2]`: rows of `tokens` that are what this sequence of the step before draws.
+    `placeholders` int32 `[A, 2]`: rows of `tokens` that are what this sequence of the step before draws.
     """
 
     step: int
     tokens: Ints
-    awaited: Ints
+    placeholders: Ints
     positions: Ints
     slots: Ints
     seqs: Records
@@ -69,7 +70,7 @@ class Plan:
         return cls(
             plan.step,
             _view(plan.tokens, np.int32),
-            _view(plan.awaited, np.int32).reshape(-1, 2),
+            _view(plan.placeholders, np.int32).reshape(-1, 2),
             _view(plan.positions, np.int32),
             _view(plan.slots, np.int32),
             _view(plan.seqs, SEQUENCE),

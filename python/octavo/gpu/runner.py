@@ -22,7 +22,7 @@ from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
 from octavo.gpu.model import Model
-from octavo.gpu.plan import ALL_LOGITS, NO_LOGITS, Ints, Plan, Records
+from octavo.gpu.plan import Ints, Plan, Records
 from octavo.gpu.tails import NO_TAILS
 
 Array = np.ndarray[Any, Any]
@@ -50,7 +50,7 @@ class Runner:
         self._begun: deque[DeviceToHost] = deque()
 
     def begin(self, plan: _core.Plan) -> None:
-        """Sends a step to the device. Its rows `awaited` are what the step begun before draws."""
+        """Sends a step to the device. Its rows `placeholders` are what the step begun before draws."""
         # The engine's thread has a current device of its own.
         with faults("a step"), self._on_device(), torch.inference_mode():
             self._begun.append(DeviceToHost(self._begin(Plan.of(plan))))
@@ -153,7 +153,7 @@ class _Sampled:
 
 def placeholder_rows(plan: Plan, host_batch: HostBatch, sampled_seqs: Array) -> tuple[Ints, Ints]:
     """Rows of the batch whose token the step before samples, and the index of each among its samples."""
-    rows, before = plan.awaited.T
+    rows, before = plan.placeholders.T
     seqs = np.searchsorted(plan.seqs["query_start"], rows, side="right") - 1
     moved = host_batch.first_rows[seqs] + rows - plan.seqs["query_start"][seqs].astype(np.int32)
     return moved.astype(np.int32), np.searchsorted(sampled_seqs, before).astype(np.int32)
@@ -162,14 +162,11 @@ def placeholder_rows(plan: Plan, host_batch: HostBatch, sampled_seqs: Array) -> 
 def output_rows(plan: Plan, host_batch: HostBatch) -> tuple[Ints, Ints]:
     """Rows of the batch whose tokens are sampled here, and the others whose logits the plan asks for, in its order."""
     seqs = plan.seqs
-    lens = seqs["query_len"].astype(np.int32)
-    last = host_batch.first_rows + lens - 1
+    last = host_batch.first_rows + seqs["query_len"].astype(np.int32) - 1
     here = plan.draws["seq"].astype(np.int64)
-    elsewhere = seqs["logits"] != NO_LOGITS
+    first, end = host_batch.first_rows + seqs["sample_rows"].astype(np.int32).T
+    elsewhere = first < end
     elsewhere[here] = False
-    rows = [
-        np.arange(host_batch.first_rows[i] if seqs["logits"][i] == ALL_LOGITS else last[i], last[i] + 1)
-        for i in np.flatnonzero(elsewhere)
-    ]
+    rows = [np.arange(first[i], end[i]) for i in np.flatnonzero(elsewhere)]
     rest = np.concatenate(rows) if rows else np.empty(0)
     return last[here].astype(np.int32), rest.astype(np.int32)

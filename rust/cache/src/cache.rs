@@ -112,11 +112,13 @@ impl Cache {
         self.pool.refs(block)
     }
 
-    /// The name of a (salt, adapter) pair, held until [`Cache::release_namespace`].
-    pub fn intern_namespace(&mut self, salt: Option<&str>, adapter: Option<&str>) -> Namespace {
+    /// Namespace of a (salt, adapter slot, bits of the attention policy) triple, held until
+    /// [`Cache::release_namespace`].
+    pub fn intern_namespace(&mut self, salt: Option<&str>, adapter: u32, attention: u32) -> Namespace {
         let salt = salt.filter(|_| !planted(Fault::SaltLeftOut));
-        let adapter = adapter.filter(|_| !planted(Fault::AdapterLeftOut));
-        self.namespaces.intern(salt, adapter)
+        let adapter = if planted(Fault::AdapterLeftOut) { 0 } else { adapter };
+        let attention = if planted(Fault::AttentionLeftOut) { 0 } else { attention };
+        self.namespaces.intern((salt.map(Box::from), adapter, attention))
     }
 
     /// Gives one use of a name back.

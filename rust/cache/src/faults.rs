@@ -33,6 +33,8 @@ faults! {
     SaltLeftOut,
     /// The adapter is left out of the prefix key.
     AdapterLeftOut,
+    /// The attention policy is left out of the prefix key.
+    AttentionLeftOut,
     /// A hit trusts the hash and does not compare tokens.
     HashTrustedForTokens,
     /// A hit compares tokens and not the blocks before them.
@@ -47,8 +49,8 @@ faults! {
     EqualBlocksKept,
     /// Ever new salts pile up: an evicted block keeps its namespace.
     NamespaceLeakedByEviction,
-    /// A refused request keeps its namespace.
-    NamespaceLeakedByRefusal,
+    /// A rejected request keeps its namespace.
+    NamespaceLeakedByRejection,
     /// The rows of a failed step enter the prefix index.
     FailedStepCommitted,
     /// A prompt that is cached whole leaves no row to compute.
@@ -103,7 +105,7 @@ faults! {
     OrderLostAtSplit,
     /// Cancelled waiting requests still count as waiting, until the queue is full for ever.
     QueueCountDrift,
-    /// A plan made ahead goes on with a sequence whose awaited token is its last.
+    /// A plan made ahead goes on with a sequence whose placeholder is its last token.
     AheadOfTheEnd,
     /// Plans are made ahead for ever, though somebody gets no block in them.
     AheadForEver,

@@ -4,24 +4,24 @@ use std::collections::BTreeMap;
 
 use crate::block::NONE;
 
-/// An interned (salt, adapter) pair. Two equal names mean equal pairs, for as long as the name is held.
+/// An interned (salt, adapter, attention policy) triple. Equal namespaces mean equal triples while they are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Namespace(pub(crate) u32);
 
-type Key = (Option<Box<str>>, Option<Box<str>>);
+/// Salt, adapter slot, bits of the attention policy.
+pub(crate) type NamespaceKey = (Option<Box<str>>, u32, u32);
 
 /// Counted interning: a name lives while a caller or a block of the prefix index uses it, so that ever new salts do
 /// not pile up. Ordered maps, not hashed ones: salts come from clients.
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
-    ids: BTreeMap<Key, u32>,
-    names: Vec<Option<(Key, u32)>>,
+    ids: BTreeMap<NamespaceKey, u32>,
+    names: Vec<Option<(NamespaceKey, u32)>>,
     spare: Vec<u32>,
 }
 
 impl Namespaces {
-    pub(crate) fn intern(&mut self, salt: Option<&str>, adapter: Option<&str>) -> Namespace {
-        let key: Key = (salt.map(Box::from), adapter.map(Box::from));
+    pub(crate) fn intern(&mut self, key: NamespaceKey) -> Namespace {
         if let Some(&id) = self.ids.get(&key) {
             self.retain(id);
             return Namespace(id);
@@ -74,29 +74,39 @@ impl Namespaces {
 mod tests {
     use super::*;
 
+    fn key(salt: Option<&str>, adapter: u32, attention: u32) -> NamespaceKey {
+        (salt.map(Box::from), adapter, attention)
+    }
+
     #[test]
-    fn equal_pairs_share_a_name_and_others_do_not() {
+    fn equal_keys_share_a_name_and_others_do_not() {
         let mut names = Namespaces::default();
-        let a = names.intern(Some("x"), None);
-        assert_eq!(a, names.intern(Some("x"), None));
-        let others =
-            [(None, None), (None, Some("x")), (Some("x"), Some("")), (Some(""), None), (Some("xx"), None)];
-        for (salt, adapter) in others {
-            assert_ne!(a, names.intern(salt, adapter), "{salt:?} {adapter:?}");
+        let a = names.intern(key(Some("x"), 0, 0));
+        assert_eq!(a, names.intern(key(Some("x"), 0, 0)));
+        let others = [
+            (None, 0, 0),
+            (None, 1, 0),
+            (Some("x"), 1, 0),
+            (Some("x"), 0, 1),
+            (Some(""), 0, 0),
+            (Some("xx"), 0, 0),
+        ];
+        for (salt, adapter, attention) in others {
+            assert_ne!(a, names.intern(key(salt, adapter, attention)), "{salt:?} {adapter} {attention}");
         }
     }
 
     #[test]
     fn a_name_is_dropped_with_its_last_use() {
         let mut names = Namespaces::default();
-        let a = names.intern(Some("x"), None);
+        let a = names.intern(key(Some("x"), 0, 0));
         names.retain(a.0);
         names.release(a.0);
-        assert_eq!(a, names.intern(Some("x"), None));
+        assert_eq!(a, names.intern(key(Some("x"), 0, 0)));
         names.release(a.0);
         names.release(a.0);
         assert_eq!(names.uses().count(), 0);
         assert!(names.ids.is_empty());
-        assert_eq!(names.intern(Some("y"), None), a, "the id is used again");
+        assert_eq!(names.intern(key(Some("y"), 0, 0)), a, "the id is used again");
     }
 }

@@ -7,7 +7,7 @@ const CONFIG: CacheConfig =
 
 fn cache(num_blocks: u32) -> (Cache, Namespace) {
     let mut cache = Cache::new(CacheConfig { num_blocks, ..CONFIG }).expect("sound limits");
-    let namespace = cache.intern_namespace(None, None);
+    let namespace = cache.intern_namespace(None, 0, 0);
     (cache, namespace)
 }
 
@@ -60,22 +60,22 @@ fn hits_are_full_blocks_within_the_limit() {
 fn no_hit_crosses_a_namespace() {
     let (mut cache, ns) = cache(4);
     let _table = fill(&mut cache, ns, &[1, 2, 3]);
-    for (salt, adapter) in [(Some("a"), None), (None, Some("a")), (Some(""), None)] {
-        let other = cache.intern_namespace(salt, adapter);
-        assert_eq!(hits(&cache, other, &[1, 2, 3], 3), 0, "{salt:?} {adapter:?}");
+    for (salt, adapter, attention) in [(Some("a"), 0, 0), (None, 1, 0), (Some(""), 0, 0), (None, 0, 1)] {
+        let other = cache.intern_namespace(salt, adapter, attention);
+        assert_eq!(hits(&cache, other, &[1, 2, 3], 3), 0, "{salt:?} {adapter} {attention}");
     }
 }
 
 #[test]
 fn a_namespace_is_not_reused_while_blocks_carry_it() {
     let (mut cache, _) = cache(4);
-    let first = cache.intern_namespace(Some("first"), None);
+    let first = cache.intern_namespace(Some("first"), 0, 0);
     let mut table = fill(&mut cache, first, &[1, 2, 3]);
     cache.release(&mut table);
     cache.release_namespace(first);
-    let second = cache.intern_namespace(Some("second"), None);
+    let second = cache.intern_namespace(Some("second"), 0, 0);
     assert_eq!(hits(&cache, second, &[1, 2, 3], 3), 0);
-    let again = cache.intern_namespace(Some("first"), None);
+    let again = cache.intern_namespace(Some("first"), 0, 0);
     assert_eq!(hits(&cache, again, &[1, 2, 3], 3), 1, "its blocks are still found");
 }
 
@@ -187,7 +187,7 @@ fn a_source_of_a_copy_is_no_destination_of_another() {
 #[test]
 fn without_prefix_caching_nothing_is_found_or_kept() {
     let mut cache = Cache::new(CacheConfig { prefix_caching: false, ..CONFIG }).expect("sound limits");
-    let ns = cache.intern_namespace(None, None);
+    let ns = cache.intern_namespace(None, 0, 0);
     let mut table = fill(&mut cache, ns, &[1, 2, 3]);
     assert_eq!(hits(&cache, ns, &[1, 2, 3], 3), 0);
     cache.release(&mut table);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, Mode, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
-use octavo_scheduler::{Logits, Output, PlanSeq, StepPlan};
+use octavo_scheduler::{Output, StepPlan};
 
 use crate::executor::{AttentionBound, Executor, RowSink, StepError};
 
@@ -24,8 +24,6 @@ pub struct CpuExecutor {
     /// What queries may leave out; None: dense attention.
     attention: Option<DynamicParams>,
     choices: Vec<DynamicParams>,
-    /// The bounds of the sequences of the next step.
-    error_bounds: Vec<f32>,
 }
 
 impl CpuExecutor {
@@ -40,7 +38,6 @@ impl CpuExecutor {
             wanted: Vec::new(),
             attention,
             choices: Vec::new(),
-            error_bounds: Vec::new(),
         }
     }
 
@@ -48,7 +45,7 @@ impl CpuExecutor {
     fn rows_out(&mut self, plan: &StepPlan, output: Output, sink: &mut RowSink<'_>) {
         self.wanted.clear();
         for (i, seq) in plan.seqs.iter().enumerate().filter(|(_, seq)| seq.output == output) {
-            self.wanted.extend(wanted_rows(seq).map(|row| (i, row, seq.query_start + row)));
+            self.wanted.extend(seq.sample_rows().map(|row| (i, row, seq.query_start + row)));
         }
         let spec = self.model.spec();
         let width = if output == Output::Hidden { spec.hidden } else { spec.vocab };
@@ -65,15 +62,6 @@ impl CpuExecutor {
             let rows: Vec<(usize, u32)> = part.iter().map(|w| (w.0, w.1)).collect();
             sink(&rows, out);
         }
-    }
-}
-
-/// Rows of its chunk for which `seq` wants logits or hidden states.
-pub fn wanted_rows(seq: &PlanSeq) -> std::ops::Range<u32> {
-    match seq.logits {
-        Logits::None => 0..0,
-        Logits::Last => seq.query_len - 1..seq.query_len,
-        Logits::All => 0..seq.query_len,
     }
 }
 
@@ -103,9 +91,13 @@ impl Executor for CpuExecutor {
             .collect();
         let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
         if let Some(attention) = self.attention {
+            // In budget mode the number of blocks is limited, not the error: requests have no bound of their own.
+            let bounded = attention.mode != Mode::Budget;
             self.choices.clear();
-            let own = |i: usize| self.error_bounds.get(i).copied().unwrap_or(attention.error_bound);
-            self.choices.extend((0..seqs.len()).map(|i| DynamicParams { error_bound: own(i), ..attention }));
+            self.choices.extend(plan.seqs.iter().map(|seq| match bounded {
+                true => DynamicParams { error_bound: seq.attention.error_bound, ..attention },
+                false => attention,
+            }));
             batch.choices = &self.choices;
         }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
@@ -120,11 +112,6 @@ impl Executor for CpuExecutor {
             Some(attention) if attention.mode == Mode::Budget => AttentionBound::Told,
             Some(attention) => AttentionBound::Within(attention.error_bound),
         }
-    }
-
-    fn set_error_bounds(&mut self, bounds: &[f32]) {
-        self.error_bounds.clear();
-        self.error_bounds.extend_from_slice(bounds);
     }
 
     fn attention_reports(&self) -> &[AttentionReport] {

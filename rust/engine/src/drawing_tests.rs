@@ -56,10 +56,10 @@ impl Executor for Drawing {
         self.held.push(Arc::clone(plan));
         self.asked.lock().expect("asked").extend(draws.iter());
         let mut tokens = plan.tokens.clone();
-        for &[row, seq] in &plan.awaited {
+        for &[row, seq] in &plan.placeholders {
             tokens[row as usize] = self.drawn[seq as usize];
         }
-        self.awaited.fetch_add(plan.awaited.len(), Ordering::SeqCst);
+        self.awaited.fetch_add(plan.placeholders.len(), Ordering::SeqCst);
         let last = |seq: &PlanSeq| tokens[(seq.query_start + seq.query_len - 1) as usize];
         self.drawn = plan.seqs.iter().map(|seq| next_letter(last(seq), seq.sample)).collect();
         self.begun.push_back(tokens);
@@ -75,7 +75,7 @@ impl Executor for Drawing {
         let tokens = self.begun.pop_front().expect("a step that has begun");
         for (i, seq) in plan.seqs.iter().enumerate() {
             let draw = draws.iter().find(|d| d.seq as usize == i);
-            for row in wanted_rows(seq) {
+            for row in seq.sample_rows() {
                 let token = tokens[(seq.query_start + row) as usize];
                 let logits = logits_after(token);
                 let Some(draw) = draw else {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use octavo_model::ModelSpec;
-use octavo_scheduler::{Refusal, Scheduler, SchedulerConfig};
+use octavo_scheduler::{Rejection, Scheduler, SchedulerConfig};
 use serde_json::{Map, Value, json};
 
 use crate::EngineError;
@@ -459,12 +459,12 @@ fn unsampled(params: &PoolingParams) -> SamplingParams {
     }
 }
 
-fn refused(refusal: Refusal) -> EngineError {
-    match refusal {
-        Refusal::TooLong { .. } | Refusal::PromptTooLong { .. } => {
-            EngineError::ContextLength(refusal.to_string())
+fn refused(rejection: Rejection) -> EngineError {
+    match rejection {
+        Rejection::TooLong { .. } | Rejection::PromptTooLong { .. } => {
+            EngineError::ContextLength(rejection.to_string())
         }
-        Refusal::QueueFull { .. } => EngineError::QueueFull(refusal.to_string()),
+        Rejection::QueueFull { .. } => EngineError::QueueFull(rejection.to_string()),
         other => EngineError::InvalidRequest(other.to_string()),
     }
 }

@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{
-    Actions, Event, FinishReason as Ended, Logits, NewRequest, Output, PlanSeq, Refusal, Scheduler,
-    SeqResult, StepPlan,
+    Actions, AttentionPolicy, Event, FinishReason as Ended, NO_ADAPTER, NewRequest, Output, PlanSeq,
+    Rejection, Scheduler, SeqResult, StepPlan,
 };
 use rustc_hash::FxHashMap;
 
 use crate::EngineError;
-use crate::cpu::wanted_rows;
 use crate::error::panic_text;
 use crate::executor::{AttentionBound, Draw, Executor, RowOutcome, StepError};
 use crate::health::Pulse;
@@ -101,8 +100,8 @@ pub(crate) struct EngineLoop {
     in_flight: VecDeque<RunningStep>,
     /// When the last step ended.
     last_end: Option<Instant>,
-    /// Bounds of a step's sequences on what attention may leave out.
-    error_bounds: Vec<f32>,
+    /// Attention policy of requests without a bound of their own.
+    attention: AttentionPolicy,
     /// Closes when nothing runs.
     draining: bool,
     epoch: Instant,
@@ -117,6 +116,10 @@ impl EngineLoop {
         shared: Arc<Shared>,
     ) -> Self {
         let reader = RowReader::new(executor.kernels());
+        let attention = match executor.attention_bound() {
+            AttentionBound::Within(error_bound) => AttentionPolicy { error_bound },
+            AttentionBound::Exact | AttentionBound::Told => AttentionPolicy::DENSE,
+        };
         Self {
             scheduler,
             executor,
@@ -130,7 +133,7 @@ impl EngineLoop {
             touched: Vec::new(),
             in_flight: VecDeque::with_capacity(2),
             last_end: None,
-            error_bounds: Vec::new(),
+            attention,
             draining: false,
             epoch: Instant::now(),
         }
@@ -226,8 +229,10 @@ impl EngineLoop {
                     priority: prepared.priority,
                     deadline_us: prepared.deadline.map(micros),
                     salt: prepared.salt.clone(),
-                    // Hidden states, and so keys and values, depend on what attention left out.
-                    adapter: prepared.error_bound.map(|bound| format!("error_bound={bound:e}").into()),
+                    adapter: NO_ADAPTER,
+                    attention: prepared
+                        .error_bound
+                        .map_or(self.attention, |error_bound| AttentionPolicy { error_bound }),
                     prompt_logits: match &prepared.pooler {
                         Some(pooler) => pooler.needs_all(),
                         None => prepared.prompt_logprobs.is_some(),
@@ -263,11 +268,11 @@ impl EngineLoop {
             add(&counters.prompt_tokens, active.request.prompt.len() as u64);
             add(&counters.cached_prompt_tokens, u64::from(started.cached_tokens));
         }
-        for (id, refusal) in &self.actions.refused {
+        for (id, rejection) in &self.actions.rejected {
             let Some(active) = self.requests.get_mut(id) else { continue };
-            active.error = Some(match refusal {
-                Refusal::Draining => EngineError::closed(),
-                _ => EngineError::QueueFull(refusal.to_string()),
+            active.error = Some(match rejection {
+                Rejection::Draining => EngineError::closed(),
+                _ => EngineError::QueueFull(rejection.to_string()),
             });
             add(&counters.finished_error, u64::from(active.request.n));
             active.end_all(&self.tokenizer, FinishReason::Error, now);
@@ -331,19 +336,13 @@ impl EngineLoop {
     fn begin(&mut self) {
         let plan = Arc::new(std::mem::take(&mut self.actions.plan));
         self.shared.histograms.step(plan.tokens.len());
-        if let AttentionBound::Within(own) = self.executor.attention_bound() {
-            let bound = |request| self.requests.get(request).and_then(|r| r.request.error_bound);
-            self.error_bounds.clear();
-            self.error_bounds.extend(plan.seqs.iter().map(|s| bound(&s.request).unwrap_or(own)));
-            self.executor.set_error_bounds(&self.error_bounds);
-        }
         let draws = if self.executor.draws() { draws(&plan, &self.requests) } else { Vec::new() };
         let draws = Arc::new(draws);
         let since = Instant::now();
         let executor = &mut self.executor;
         let begun = caught(|| executor.begin(&plan, &draws));
         // Tokens that are drawn here, from rows, come too late for a step behind this one.
-        let asking = plan.seqs.iter().filter(|s| !wanted_rows(s).is_empty()).count();
+        let asking = plan.seqs.iter().filter(|s| !s.sample_rows().is_empty()).count();
         let ahead = self.executor.overlaps() && begun.is_ok() && asking == draws.len();
         self.in_flight.push_back(RunningStep { plan, draws, begun, ahead, since });
     }
@@ -352,7 +351,7 @@ impl EngineLoop {
     fn plan_ahead(&mut self) -> bool {
         let [only] = self.in_flight.make_contiguous() else { return false };
         if only.ahead {
-            self.events.push(Event::PlanAhead { step: only.plan.step });
+            self.events.push(Event::ScheduleAsync { step: only.plan.step });
         }
         only.ahead
     }
@@ -363,7 +362,7 @@ impl EngineLoop {
         let mut results: Vec<SeqResult> = plan
             .seqs
             .iter()
-            .map(|s| if s.forks == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
+            .map(|s| if s.num_samples == 0 { SeqResult::Prefilled } else { SeqResult::Failed })
             .collect();
         let outcome = begun.and_then(|()| {
             let mut step = StepRows {
@@ -418,7 +417,7 @@ impl EngineLoop {
                 return false;
             }
         }
-        self.touched.extend(plan.seqs.iter().filter(|s| !wanted_rows(s).is_empty()).map(|s| s.request));
+        self.touched.extend(plan.seqs.iter().filter(|s| !s.sample_rows().is_empty()).map(|s| s.request));
         self.events.push(Event::StepDone { step: plan.step, results });
         // Its memory is used again, unless the executor still holds on to it.
         self.actions.plan = Arc::try_unwrap(plan).unwrap_or_default();
@@ -450,9 +449,9 @@ impl EngineLoop {
 /// The sequences whose token the executor may draw by itself.
 fn draws(plan: &StepPlan, requests: &FxHashMap<u64, Active>) -> Vec<Draw> {
     let of = |(i, seq): (usize, &PlanSeq)| {
-        let alone = seq.forks == 1 && seq.logits == Logits::Last;
+        let alone = seq.num_samples == 1 && seq.sample_rows().len() == 1;
         let last = seq.query_start + seq.query_len - 1;
-        let awaited = plan.awaited.binary_search_by_key(&last, |&[row, _]| row).is_ok();
+        let awaited = plan.placeholders.binary_search_by_key(&last, |&[row, _]| row).is_ok();
         let draw =
             requests.get(&seq.request).filter(|_| alone)?.plain_draw(seq.sample, u32::from(awaited))?;
         Some(Draw { seq: i as u32, ..draw })

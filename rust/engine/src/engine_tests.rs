@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use octavo_kernels::AttentionReport;
 use octavo_scheduler::StepPlan;
 
-use crate::cpu::wanted_rows;
 use crate::test_engine::{VOCAB, engine_over};
 use crate::*;
 
@@ -45,7 +44,7 @@ impl Executor for Alphabet {
         }
         let mut row_of_logits = vec![0.0f32; VOCAB];
         for (i, seq) in plan.seqs.iter().enumerate() {
-            for row in wanted_rows(seq) {
+            for row in seq.sample_rows() {
                 let token = plan.tokens[(seq.query_start + row) as usize];
                 row_of_logits.fill(0.0);
                 row_of_logits[(token as usize + 1) % 256] = 20.0;

@@ -94,11 +94,6 @@ pub trait Executor: Send {
         AttentionBound::Exact
     }
 
-    /// Called before a step of an executor whose bound is `Within`: the bounds of the step's sequences, in order.
-    fn set_error_bounds(&mut self, bounds: &[f32]) {
-        let _ = bounds;
-    }
-
     /// What attention read and left out for each sequence of the last step; empty if it is dense.
     fn attention_reports(&self) -> &[AttentionReport] {
         &[]

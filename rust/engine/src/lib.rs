@@ -38,7 +38,7 @@ mod test_engine;
 mod tokenizer;
 
 pub use config::EngineConfig;
-pub use cpu::{CpuExecutor, wanted_rows};
+pub use cpu::CpuExecutor;
 pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
 pub use executor::{AttentionBound, Draw, Executor, OutcomeSink, RowOutcome, RowSink, StepError};

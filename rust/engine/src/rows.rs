@@ -103,12 +103,12 @@ impl StepRows<'_> {
 
     fn ask(&self, index: usize, row: u32) -> Ask {
         let seq = &self.plan.seqs[index];
-        let forks = if row + 1 == seq.query_len { seq.forks } else { 0 };
+        let num_samples = if row + 1 == seq.query_len { seq.num_samples } else { 0 };
         Ask {
             index,
             request: seq.request,
             position: seq.context_len - seq.query_len + row,
-            samples: seq.sample..seq.sample + forks,
+            samples: seq.sample..seq.sample + num_samples,
         }
     }
 

@@ -24,12 +24,11 @@ unsafe impl Plain for u8 {}
 unsafe impl Plain for u32 {}
 // SAFETY: two integers side by side.
 unsafe impl Plain for [u32; 2] {}
-// SAFETY: C's layout: u64, six u32, an enum of 64 bits.
+// SAFETY: C layout without gaps: u64, eight u32, f32, an enum of 32 bits, two u32.
 unsafe impl Plain for PlanSeq {}
 // SAFETY: C's layout: four u32, u64, f64, three f32, i32.
 unsafe impl Plain for Draw {}
-const _: () =
-    assert!(size_of::<PlanSeq>() == 8 + 6 * 4 + 8 + 8 && size_of::<Draw>() == 4 * 4 + 8 + 8 + 4 * 4);
+const _: () = assert!(size_of::<PlanSeq>() == 8 + 12 * 4 && size_of::<Draw>() == 4 * 4 + 8 + 8 + 4 * 4);
 
 /// Bytes of a value that Rust owns, read-only. Whoever reads them keeps the value alive. Python sees it as a memoryview.
 #[pyclass(frozen, module = "octavo._core")]

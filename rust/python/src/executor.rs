@@ -6,7 +6,7 @@
 //! then gives rows of logits, f32 `[count, vocab]`, of the other rows that the plan asks for, in the plan's order.
 //!
 //! If the object has a true attribute `overlaps`, a second step may begin before the first is finished; the tokens in
-//! its rows `awaited` are those that the first draws.
+//! its rows `placeholders` are those that the first draws.
 //!
 //! An object that keeps something beside its KV blocks says so by a true attribute `keeps_blocks`. It has `kept_blocks()`,
 //! the blocks for which it does (u32 `[n]`), and `release_blocks(blocks)`, which takes those of them (a list) that nobody
@@ -15,9 +15,7 @@
 
 use std::sync::Arc;
 
-use octavo_engine::{
-    AttentionReport, Draw, Executor, Logprob, OutcomeSink, RowOutcome, RowSink, StepError, wanted_rows,
-};
+use octavo_engine::{AttentionReport, Draw, Executor, Logprob, OutcomeSink, RowOutcome, RowSink, StepError};
 use octavo_scheduler::StepPlan;
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
@@ -245,7 +243,7 @@ impl Executor for PyExecutor {
         let mut rest = Vec::new();
         for (i, seq) in plan.seqs.iter().enumerate() {
             if draws.binary_search_by_key(&(i as u32), |d| d.seq).is_err() {
-                rest.extend(wanted_rows(seq).map(|row| (i, row)));
+                rest.extend(seq.sample_rows().map(|row| (i, row)));
             }
         }
         let mut logits = std::mem::take(&mut self.logits);

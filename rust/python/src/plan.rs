@@ -29,8 +29,8 @@ impl Plan {
     }
 
     #[getter]
-    fn awaited<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.awaited.as_slice())
+    fn placeholders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.placeholders.as_slice())
     }
 
     #[getter]
@@ -56,6 +56,26 @@ impl Plan {
     #[getter]
     fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
         Buffer::view(py, &self.plan, |p| p.copies.as_slice())
+    }
+
+    #[getter]
+    fn open_blocks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.open_blocks.as_slice())
+    }
+
+    #[getter]
+    fn open_slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.open_slots.as_slice())
+    }
+
+    #[getter]
+    fn sealed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.sealed.as_slice())
+    }
+
+    #[getter]
+    fn open_copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+        Buffer::view(py, &self.plan, |p| p.open_copies.as_slice())
     }
 
     #[getter]

@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use octavo_cache::{Cache, CacheConfig, PrefixMatch};
 use octavo_scheduler::{
-    Actions, Event, NewRequest, NextToken, Output, Scheduler, SchedulerConfig, SeqResult, StepPlan,
+    Actions, AttentionPolicy, Event, NO_ADAPTER, NewRequest, NextToken, Output, Scheduler, SchedulerConfig,
+    SeqResult, StepPlan,
 };
 
 const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -73,14 +74,15 @@ fn request(id: u64, prompt_len: u32, max_tokens: u32) -> NewRequest {
         priority: 0,
         deadline_us: None,
         salt: None,
-        adapter: None,
+        adapter: NO_ADAPTER,
+        attention: AttentionPolicy::DENSE,
         prompt_logits: false,
         output: Output::Tokens,
     }
 }
 
 fn done(plan: &StepPlan) -> Event {
-    let results = plan.seqs.iter().map(|seq| match seq.forks {
+    let results = plan.seqs.iter().map(|seq| match seq.num_samples {
         0 => SeqResult::Prefilled,
         n => SeqResult::Tokens((0..n).map(|_| NextToken { token: seq.context_len, stop: false }).collect()),
     });
@@ -118,7 +120,7 @@ fn look_up(len: u32) -> Row {
     let SchedulerConfig { num_blocks, block_size, hash_seed, hash_bits, .. } = CONFIG;
     let config = CacheConfig { num_blocks, block_size, prefix_caching: true, hash_seed, hash_bits };
     let mut cache = Cache::new(config).expect("sound limits");
-    let namespace = cache.intern_namespace(None, None);
+    let namespace = cache.intern_namespace(None, 0, 0);
     let tokens = request(0, len, 1).prompt;
     let mut found = PrefixMatch::default();
     let mut table = cache.open(namespace, &found);

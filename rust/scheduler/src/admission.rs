@@ -9,7 +9,7 @@ use octavo_cache::faults::{Fault, allocation_failed, planted};
 use crate::config::SchedulerConfig;
 use crate::event::{Actions, NewRequest, Started};
 use crate::plan::Output;
-use crate::refusal::Refusal;
+use crate::rejection::Rejection;
 use crate::request::{Key, Sequence};
 use crate::scheduler::Scheduler;
 
@@ -23,44 +23,44 @@ impl SchedulerConfig {
     ///
     /// The worst case counts a full-length table for each of the `n` samples, with the full blocks of the prompt
     /// shared; the copies of a partly filled prompt block are among them.
-    pub fn check(&self, prompt_len: u32, n: u32, max_tokens: u32) -> Result<(), Refusal> {
+    pub fn check(&self, prompt_len: u32, n: u32, max_tokens: u32) -> Result<(), Rejection> {
         let (max_model_len, max_num_seqs) = (self.max_model_len, self.max_num_seqs);
         if prompt_len == 0 {
-            return Err(Refusal::EmptyPrompt);
+            return Err(Rejection::EmptyPrompt);
         }
         if n == 0 {
-            return Err(Refusal::ZeroTokens { name: "n" });
+            return Err(Rejection::ZeroTokens { name: "n" });
         }
         if max_tokens == 0 {
-            return Err(Refusal::ZeroTokens { name: "max_tokens" });
+            return Err(Rejection::ZeroTokens { name: "max_tokens" });
         }
         if prompt_len >= max_model_len {
-            return Err(Refusal::TooLong { prompt_len, max_model_len });
+            return Err(Rejection::TooLong { prompt_len, max_model_len });
         }
         if n > max_num_seqs {
-            return Err(Refusal::TooManySamples { n, max_num_seqs });
+            return Err(Rejection::TooManySamples { n, max_num_seqs });
         }
         let shared = u64::from(prompt_len / self.block_size);
         let each = u64::from(self.max_len(prompt_len, max_tokens).div_ceil(self.block_size));
         let needed_blocks = shared + u64::from(n) * (each - shared);
         if needed_blocks > u64::from(self.num_blocks) {
-            return Err(Refusal::NeverFits { needed_blocks, num_blocks: self.num_blocks });
+            return Err(Rejection::NeverFits { needed_blocks, num_blocks: self.num_blocks });
         }
         Ok(())
     }
 
     /// [`Self::check`] for a request for hidden states: its prompt may fill the context.
-    pub fn check_hidden(&self, prompt_len: u32) -> Result<(), Refusal> {
+    pub fn check_hidden(&self, prompt_len: u32) -> Result<(), Rejection> {
         let max_model_len = self.max_model_len;
         if prompt_len == 0 {
-            return Err(Refusal::EmptyPrompt);
+            return Err(Rejection::EmptyPrompt);
         }
         if prompt_len > max_model_len {
-            return Err(Refusal::PromptTooLong { prompt_len, max_model_len });
+            return Err(Rejection::PromptTooLong { prompt_len, max_model_len });
         }
         let needed_blocks = u64::from(prompt_len.div_ceil(self.block_size));
         if needed_blocks > u64::from(self.num_blocks) {
-            return Err(Refusal::NeverFits { needed_blocks, num_blocks: self.num_blocks });
+            return Err(Rejection::NeverFits { needed_blocks, num_blocks: self.num_blocks });
         }
         Ok(())
     }
@@ -73,23 +73,23 @@ impl SchedulerConfig {
 
 impl Scheduler {
     /// Whether this request may enter the queue now.
-    pub(crate) fn admissible(&self, new: &NewRequest) -> Result<(), Refusal> {
+    pub(crate) fn validate(&self, new: &NewRequest) -> Result<(), Rejection> {
         if self.draining {
-            return Err(Refusal::Draining);
+            return Err(Rejection::Draining);
         }
         if self.ids.contains_key(&new.id) {
-            return Err(Refusal::DuplicateId { id: new.id });
+            return Err(Rejection::DuplicateId { id: new.id });
         }
         let prompt_len = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
         match new.output {
             Output::Tokens => self.config.check(prompt_len, new.n, new.max_tokens)?,
             Output::Hidden if new.n != 1 => {
-                return Err(Refusal::TooManySamples { n: new.n, max_num_seqs: 1 });
+                return Err(Rejection::TooManySamples { n: new.n, max_num_seqs: 1 });
             }
             Output::Hidden => self.config.check_hidden(prompt_len)?,
         }
         if self.unstarted >= self.config.max_queue {
-            return Err(Refusal::QueueFull { waiting: self.unstarted, max_queue: self.config.max_queue });
+            return Err(Rejection::QueueFull { waiting: self.unstarted, max_queue: self.config.max_queue });
         }
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Scheduler {
         let mut slots = 0;
         for &index in &self.running {
             let sequence = &self.sequences[index];
-            slots += sequence.forks;
+            slots += sequence.num_samples;
             owed += self.prefill_blocks(index).saturating_sub(sequence.table.blocks().len() as u32);
         }
         let mut found = std::mem::take(&mut self.found);
@@ -115,8 +115,8 @@ impl Scheduler {
             && let Some((key, index)) = self.waiting.next(place)
         {
             place = Some(key);
-            let forks = self.sequences[index].forks;
-            if slots + forks <= self.config.max_num_seqs && self.fits(index, owed, &mut found) {
+            let num_samples = self.sequences[index].num_samples;
+            if slots + num_samples <= self.config.max_num_seqs && self.fits(index, owed, &mut found) {
                 for &other in &skipped {
                     self.sequences[other].bypassed += u32::from(!planted(Fault::UnboundedBypass));
                 }
@@ -124,7 +124,7 @@ impl Scheduler {
                 let chunk = self.schedule_prefill(index, budget, self.cache.available(), actions);
                 debug_assert!(chunk > 0 || allocation_failed(), "an admitted sequence has room");
                 budget -= chunk;
-                slots += forks;
+                slots += num_samples;
                 let held = self.sequences[index].table.blocks().len() as u32;
                 owed += self.prefill_blocks(index).saturating_sub(held);
                 // The next one would overtake somebody once too often.
@@ -153,7 +153,7 @@ impl Scheduler {
     pub(crate) fn prefill_blocks(&self, index: u32) -> u32 {
         let sequence = &self.sequences[index];
         let grows = u32::from(self.output(sequence) == Output::Tokens);
-        (sequence.len() + grows).div_ceil(self.config.block_size) + sequence.forks - 1
+        (sequence.len() + grows).div_ceil(self.config.block_size) + sequence.num_samples - 1
     }
 
     /// What a sequence is computed for.

@@ -16,7 +16,7 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: u32,
     /// Longest sequence, prompt and generated tokens together.
     pub max_model_len: u32,
-    /// Requests that may wait for their start; further ones are refused.
+    /// Requests that may wait for their start; further ones are rejected.
     pub max_queue: u32,
     /// Whether prompts start from cached blocks where possible.
     pub enable_prefix_caching: bool,

@@ -3,8 +3,8 @@
 use smallvec::SmallVec;
 
 use crate::RequestId;
-use crate::plan::{Output, StepPlan};
-use crate::refusal::Refusal;
+use crate::plan::{AttentionPolicy, Output, StepPlan};
+use crate::rejection::Rejection;
 
 /// A request as submitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,8 +23,11 @@ pub struct NewRequest {
     pub deadline_us: Option<u64>,
     /// Only requests with the same salt share cached blocks.
     pub salt: Option<Box<str>>,
-    /// Only requests with the same adapter share cached blocks.
-    pub adapter: Option<Box<str>>,
+    /// Adapter slot, or [`crate::NO_ADAPTER`]. Only requests with the same slot share cached blocks: a slot keeps its
+    /// weights as long as the scheduler lives.
+    pub adapter: u32,
+    /// What attention may omit. Only requests with the same policy share cached blocks: keys and values depend on it.
+    pub attention: AttentionPolicy,
     /// Whether the logits (or hidden states) of every prompt row are wanted; such a prompt is computed whole, from no
     /// cached block: the cache holds keys and values, from which the rows of old tokens cannot be had.
     pub prompt_logits: bool,
@@ -50,15 +53,15 @@ pub enum Event {
         /// [`SeqResult::Failed`].
         results: Vec<SeqResult>,
     },
-    /// The next step may be planned before this one, the only one in flight, is done: whoever runs it takes tokens that
-    /// are not known yet from [`StepPlan::awaited`]. Ignored if the step draws more than one token for a sequence.
-    PlanAhead {
+    /// Async scheduling: the next step may be planned before this one, the only one in flight, is done. Its executor
+    /// fills the tokens in [`StepPlan::placeholders`]. Ignored if the step samples several tokens for a sequence.
+    ScheduleAsync {
         /// [`StepPlan::step`] of its plan.
         step: u64,
     },
     /// Time passed.
     Tick,
-    /// Refuse new requests from now on and finish the rest.
+    /// Reject new requests from now on and finish the rest.
     Drain,
 }
 
@@ -68,9 +71,9 @@ pub type NextTokens = SmallVec<[NextToken; 1]>;
 /// What a step made of one planned sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeqResult {
-    /// A chunk that asked for no sample (`forks` is 0) is in the cache.
+    /// A chunk that asked for no sample (`num_samples` is 0) is in the cache.
     Prefilled,
-    /// The sampled tokens: exactly `forks` of them, sample 0 first.
+    /// The sampled tokens: exactly `num_samples` of them, sample 0 first.
     Tokens(NextTokens),
     /// This sequence failed; its whole request ends with [`FinishReason::Error`].
     Failed,
@@ -100,7 +103,7 @@ pub struct Actions {
     /// Samples that ended, each exactly once.
     pub finished: Vec<Finished>,
     /// Requests that were not accepted, and why.
-    pub refused: Vec<(RequestId, Refusal)>,
+    pub rejected: Vec<(RequestId, Rejection)>,
     /// Requests that left the queue for the first time.
     pub started: Vec<Started>,
     /// Sequences that gave up their blocks in this call; they continue later.
@@ -112,7 +115,7 @@ impl Actions {
     pub fn clear(&mut self) {
         self.plan.clear();
         self.finished.clear();
-        self.refused.clear();
+        self.rejected.clear();
         self.started.clear();
         self.preempted = 0;
     }

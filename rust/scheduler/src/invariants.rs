@@ -54,7 +54,7 @@ impl Scheduler {
                 "the running list is in order"
             );
         }
-        let slots: u32 = self.running.iter().map(|&s| self.sequences[s].forks).sum();
+        let slots: u32 = self.running.iter().map(|&s| self.sequences[s].num_samples).sum();
         assert!(slots <= self.config.max_num_seqs, "{slots} sequences run, {} may", self.config.max_num_seqs);
         assert!(
             self.running.iter().all(|&s| self.sequences[s].running && self.sequences[s].request.is_some())
@@ -86,15 +86,15 @@ impl Scheduler {
         for step in &self.in_flight {
             assert!(!step.flights.is_empty(), "a step without sequences is in flight");
             for flight in &step.flights {
-                let (flights, computing, awaited) = sums.entry(flight.sequence).or_default();
+                let (flights, computing, placeholders) = sums.entry(flight.sequence).or_default();
                 (*flights, *computing) = (*flights + 1, *computing + flight.query_len);
-                *awaited += if step.ahead { flight.forks } else { 0 };
+                *placeholders += if step.ahead { flight.num_samples } else { 0 };
             }
         }
         let mut flying = 0;
         for (index, sequence) in self.sequences.iter() {
             let sum = sums.get(&index).copied().unwrap_or_default();
-            let own = (sequence.flights, sequence.computing, sequence.awaited);
+            let own = (sequence.flights, sequence.computing, sequence.placeholders);
             assert_eq!(own, sum, "what is in flight of request {}", sequence.id);
             flying += usize::from(sequence.flights > 0);
             let needed = sequence.scheduled().div_ceil(self.config.block_size);
@@ -124,7 +124,7 @@ impl Scheduler {
         let (mut slots, mut owed) = (0, 0);
         for &index in &self.running {
             let sequence = &self.sequences[index];
-            slots += sequence.forks;
+            slots += sequence.num_samples;
             owed += self.prefill_blocks(index).saturating_sub(sequence.table.blocks().len() as u32);
         }
         let available = self.cache.available();
@@ -138,7 +138,7 @@ impl Scheduler {
         let mut found = PrefixMatch::default();
         for (_, index) in self.waiting.iter().take(MAX_SKIPPED) {
             let sequence = &self.sequences[index];
-            let starts = slots + sequence.forks <= self.config.max_num_seqs;
+            let starts = slots + sequence.num_samples <= self.config.max_num_seqs;
             assert!(
                 !(starts && self.fits(index, owed, &mut found)),
                 "request {} fits and waits",

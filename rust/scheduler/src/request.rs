@@ -4,7 +4,7 @@ use octavo_cache::{BlockTable, Namespace};
 use smallvec::SmallVec;
 
 use crate::RequestId;
-use crate::plan::Output;
+use crate::plan::{AttentionPolicy, Output};
 
 /// The order in which sequences are served: lower first. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,6 +23,8 @@ pub(crate) struct Request {
     pub(crate) max_len: u32,
     pub(crate) deadline_us: Option<u64>,
     pub(crate) namespace: Namespace,
+    pub(crate) adapter: u32,
+    pub(crate) attention: AttentionPolicy,
     pub(crate) prompt_logits: bool,
     pub(crate) output: Output,
     /// Prompt rows whose logits were delivered.
@@ -49,7 +51,7 @@ pub(crate) struct Sequence {
     /// Prompt and generated tokens.
     pub(crate) tokens: Vec<u32>,
     /// Samples that this stands for.
-    pub(crate) forks: u32,
+    pub(crate) num_samples: u32,
     pub(crate) table: BlockTable,
     /// In the running list, else in the queue.
     pub(crate) running: bool,
@@ -57,8 +59,8 @@ pub(crate) struct Sequence {
     pub(crate) flights: u32,
     /// Its rows in these steps.
     pub(crate) computing: u32,
-    /// Tokens behind `tokens` that a step in flight draws: 0 or 1.
-    pub(crate) awaited: u32,
+    /// Tokens after `tokens` that a step in flight samples: 0 or 1.
+    pub(crate) placeholders: u32,
     /// The last step that it was part of, and its place there.
     pub(crate) last_step: u64,
     pub(crate) place: u32,
@@ -75,7 +77,7 @@ impl Sequence {
         id: RequestId,
         key: Key,
         tokens: Vec<u32>,
-        forks: u32,
+        num_samples: u32,
         table: BlockTable,
     ) -> Self {
         Self {
@@ -83,12 +85,12 @@ impl Sequence {
             id,
             key,
             tokens,
-            forks,
+            num_samples,
             table,
             running: false,
             flights: 0,
             computing: 0,
-            awaited: 0,
+            placeholders: 0,
             last_step: 0,
             place: 0,
             preempted: false,
@@ -96,9 +98,9 @@ impl Sequence {
         }
     }
 
-    /// Its tokens, the awaited one included.
+    /// Its tokens, placeholders included.
     pub(crate) fn len(&self) -> u32 {
-        self.tokens.len() as u32 + self.awaited
+        self.tokens.len() as u32 + self.placeholders
     }
 
     /// Tokens that are in the cache, or will be when the steps in flight are done.
@@ -113,6 +115,6 @@ impl Sequence {
 
     /// The samples it stands for.
     pub(crate) fn samples(&self) -> std::ops::Range<u32> {
-        self.key.sample..self.key.sample + self.forks
+        self.key.sample..self.key.sample + self.num_samples
     }
 }

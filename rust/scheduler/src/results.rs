@@ -20,7 +20,7 @@ pub(crate) struct StepInFlight {
 pub(crate) struct Flight {
     pub(crate) sequence: u32,
     pub(crate) query_len: u32,
-    pub(crate) forks: u32,
+    pub(crate) num_samples: u32,
     /// Its rows are prompt rows whose logits were asked for.
     pub(crate) reports: bool,
 }
@@ -39,7 +39,7 @@ impl Scheduler {
             let sequence = &mut self.sequences[flight.sequence];
             sequence.flights -= 1;
             sequence.computing -= flight.query_len;
-            sequence.awaited = 0;
+            sequence.placeholders = 0;
             let Some(request) = sequence.request else {
                 if planted(Fault::AbortInFlightLeaks) {
                     continue;
@@ -55,7 +55,7 @@ impl Scheduler {
                 continue;
             };
             match result {
-                SeqResult::Prefilled if flight.forks == 0 => {
+                SeqResult::Prefilled if flight.num_samples == 0 => {
                     self.commit(flight);
                     // Only a request for hidden states has nothing left to compute here.
                     let sequence = &self.sequences[flight.sequence];
@@ -64,7 +64,9 @@ impl Scheduler {
                         self.end_sample(flight.sequence, FinishReason::Stop, actions);
                     }
                 }
-                SeqResult::Tokens(tokens) if flight.forks > 0 && tokens.len() == flight.forks as usize => {
+                SeqResult::Tokens(tokens)
+                    if flight.num_samples > 0 && tokens.len() == flight.num_samples as usize =>
+                {
                     self.commit(flight);
                     self.grow(flight.sequence, request, tokens, actions);
                 }
@@ -100,7 +102,7 @@ impl Scheduler {
             self.split_off(index, request, sample as u32, next, actions);
         }
         let sequence = &mut self.sequences[index];
-        sequence.forks = 1;
+        sequence.num_samples = 1;
         sequence.tokens.push(tokens[0].token);
         let len = sequence.len();
         self.counters.decoded_tokens += tokens.len() as u64;

@@ -12,7 +12,7 @@
 use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::event::Actions;
-use crate::plan::{Logits, Output, PlanSeq};
+use crate::plan::{AttentionPolicy, NO_ADAPTER, Output, PlanSeq};
 use crate::results::{Flight, StepInFlight};
 use crate::scheduler::Scheduler;
 
@@ -70,8 +70,8 @@ impl Scheduler {
         self.sequences[index].remaining() > 1 && !self.is_planned(index)
     }
 
-    /// Whether a running sequence takes one token in the plan being made, and is not in it yet. One whose awaited token
-    /// is its last takes none.
+    /// Whether a running sequence takes one token in the plan being made, and is not in it yet. One whose
+    /// placeholder is its last token takes none.
     fn is_decode(&self, index: u32) -> bool {
         let sequence = &self.sequences[index];
         let goes_on = sequence.request.is_some_and(|r| sequence.len() < self.requests[r].max_len)
@@ -157,22 +157,26 @@ impl Scheduler {
                 && start < request.prompt_len
                 && (start >= request.reported || planted(Fault::PromptRowsReportedTwice))
         });
-        let logits = match (reports, completes) {
-            (true, _) => Logits::All,
-            (false, true) => Logits::Last,
-            (false, false) => Logits::None,
+        let sample_rows = match (reports, completes) {
+            (true, _) => [0, chunk],
+            (false, true) => [chunk - 1, chunk],
+            (false, false) => [0, 0],
         };
-        let forks = if completes && output == Output::Tokens { sequence.forks } else { 0 };
+        let request = sequence.request.map(|request| &self.requests[request]);
+        let num_samples = if completes && output == Output::Tokens { sequence.num_samples } else { 0 };
         plan.seqs.push(PlanSeq {
             request: sequence.id,
             sample: sequence.key.sample,
-            forks,
+            num_samples,
             query_start: plan.tokens.len() as u32,
             query_len: chunk,
             context_len: end,
             block_table_start: plan.block_tables.len() as u32,
-            logits,
+            open_block_start: plan.open_blocks.len() as u32,
+            adapter: request.map_or(NO_ADAPTER, |request| request.adapter),
+            attention: request.map_or(AttentionPolicy::DENSE, |request| request.attention),
             output,
+            sample_rows,
         });
         let block_size = self.config.block_size;
         let blocks = &sequence.table.blocks()[..end.div_ceil(block_size) as usize];
@@ -181,7 +185,7 @@ impl Scheduler {
         plan.tokens.extend_from_slice(&sequence.tokens[start as usize..known]);
         if known < end as usize {
             let place = if planted(Fault::AheadOfAnother) { 0 } else { sequence.place };
-            plan.awaited.push([plan.tokens.len() as u32, place]);
+            plan.placeholders.push([plan.tokens.len() as u32, place]);
             plan.tokens.push(0);
         }
         plan.positions.extend(start..end);
@@ -202,8 +206,8 @@ impl Scheduler {
         sequence.computing += chunk;
         sequence.last_step = self.counters.steps + 1;
         sequence.place = plan.seqs.len() as u32 - 1;
-        self.planned.push(Flight { sequence: index, query_len: chunk, forks, reports });
-        self.counters.prefilled_tokens += u64::from(chunk - u32::from(forks > 0));
+        self.planned.push(Flight { sequence: index, query_len: chunk, num_samples, reports });
+        self.counters.prefilled_tokens += u64::from(chunk - u32::from(num_samples > 0));
         true
     }
 }

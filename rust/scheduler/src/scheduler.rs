@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use octavo_cache::faults::{Fault, planted};
-use octavo_cache::{BlockTable, Cache, PrefixMatch};
+use octavo_cache::{BlockTable, Cache, Namespace, PrefixMatch};
 use rustc_hash::FxHashMap;
 use smallvec::smallvec;
 
@@ -12,7 +12,7 @@ use crate::config::{ConfigError, SchedulerConfig};
 use crate::event::{Actions, Event, FinishReason, Finished, NewRequest};
 use crate::plan::Output;
 use crate::queue::Queue;
-use crate::refusal::Refusal;
+use crate::rejection::Rejection;
 use crate::request::{Key, Request, Sequence};
 use crate::results::{Flight, StepInFlight};
 use crate::slab::Slab;
@@ -81,7 +81,7 @@ impl Scheduler {
     }
 
     /// [`SchedulerConfig::check`] of its limits.
-    pub fn check(&self, prompt_len: u32, n: u32, max_tokens: u32) -> Result<(), crate::Refusal> {
+    pub fn check(&self, prompt_len: u32, n: u32, max_tokens: u32) -> Result<(), crate::Rejection> {
         self.config.check(prompt_len, n, max_tokens)
     }
 
@@ -95,8 +95,8 @@ impl Scheduler {
             match event {
                 Event::Submit(new) => {
                     let id = new.id;
-                    if let Err(refusal) = self.submit(new) {
-                        actions.refused.push((id, refusal));
+                    if let Err(rejection) = self.submit(new) {
+                        actions.rejected.push((id, rejection));
                     }
                 }
                 Event::Cancel { .. } if !self.in_flight.is_empty() && planted(Fault::CancelLostInFlight) => {}
@@ -106,7 +106,7 @@ impl Scheduler {
                     }
                 }
                 Event::StepDone { step, results } => self.apply_results(step, results, actions),
-                Event::PlanAhead { step } => self.allow_ahead(step),
+                Event::ScheduleAsync { step } => self.allow_ahead(step),
                 Event::Tick => {}
                 Event::Drain => self.draining = true,
             }
@@ -137,13 +137,13 @@ impl Scheduler {
         }
     }
 
-    fn submit(&mut self, new: NewRequest) -> Result<(), Refusal> {
-        if planted(Fault::NamespaceLeakedByRefusal) && self.admissible(&new).is_err() {
-            self.cache.intern_namespace(new.salt.as_deref(), new.adapter.as_deref());
+    fn submit(&mut self, new: NewRequest) -> Result<(), Rejection> {
+        if planted(Fault::NamespaceLeakedByRejection) && self.validate(&new).is_err() {
+            self.intern_namespace(&new);
         }
-        self.admissible(&new)?;
+        self.validate(&new)?;
         let prompt_len = new.prompt.len() as u32;
-        let namespace = self.cache.intern_namespace(new.salt.as_deref(), new.adapter.as_deref());
+        let namespace = self.intern_namespace(&new);
         let key = Key { priority: new.priority, arrival: self.arrivals, sample: 0 };
         self.arrivals += 1;
         let request = self.requests.insert(Request {
@@ -156,6 +156,8 @@ impl Scheduler {
             },
             deadline_us: new.deadline_us,
             namespace,
+            adapter: new.adapter,
+            attention: new.attention,
             prompt_logits: new.prompt_logits,
             output: new.output,
             reported: 0,
@@ -172,6 +174,12 @@ impl Scheduler {
         self.waiting.insert(key, sequence);
         self.unstarted += 1;
         Ok(())
+    }
+
+    /// The namespace of a request's cached blocks, held until the request ends.
+    fn intern_namespace(&mut self, new: &NewRequest) -> Namespace {
+        let attention = new.attention.error_bound.to_bits();
+        self.cache.intern_namespace(new.salt.as_deref(), new.adapter, attention)
     }
 
     /// Ends the requests whose deadline has come.
@@ -248,10 +256,10 @@ impl Scheduler {
         if let [only] = self.in_flight.make_contiguous()
             && only.step == step
         {
-            let single = |flight: &Flight| flight.forks <= 1;
+            let single = |flight: &Flight| flight.num_samples <= 1;
             only.ahead = only.flights.iter().all(single) || planted(Fault::AheadOfForks);
             for flight in only.flights.iter().filter(|_| only.ahead) {
-                self.sequences[flight.sequence].awaited = flight.forks;
+                self.sequences[flight.sequence].placeholders = flight.num_samples;
             }
         }
     }

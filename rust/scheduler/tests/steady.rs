@@ -1,6 +1,9 @@
 //! A step of running decodes takes no memory from the system: its time does not depend on the allocator's mood.
 
-use octavo_scheduler::{Actions, Event, NewRequest, Output, Scheduler, SchedulerConfig, SeqResult, StepPlan};
+use octavo_scheduler::{
+    Actions, AttentionPolicy, Event, NO_ADAPTER, NewRequest, Output, Scheduler, SchedulerConfig, SeqResult,
+    StepPlan,
+};
 
 const BATCH: u64 = 64;
 const PROMPT: u32 = 80;
@@ -27,7 +30,8 @@ fn submit(id: u64) -> Event {
         priority: 0,
         deadline_us: None,
         salt: None,
-        adapter: None,
+        adapter: NO_ADAPTER,
+        attention: AttentionPolicy::DENSE,
         prompt_logits: false,
         output: Output::Tokens,
     })
@@ -57,12 +61,12 @@ fn decode_steadily(ahead: bool) {
         if ahead && step > 0 {
             events.push(done(&before));
         }
-        events.push(if ahead { Event::PlanAhead { step: running.step } } else { done(&running) });
+        events.push(if ahead { Event::ScheduleAsync { step: running.step } } else { done(&running) });
         let taken = allocation_counter::measure(|| scheduler.step(0, &mut events, &mut actions));
         // The first steps take what the next ones use again.
         assert!(step < 3 || taken.count_total == 0, "{} allocations in step {step}", taken.count_total);
         assert_eq!((actions.plan.tokens.len() as u64, scheduler.stats().waiting), (BATCH, 10));
-        assert_eq!(actions.plan.awaited.len() as u64, if ahead { BATCH } else { 0 });
+        assert_eq!(actions.plan.placeholders.len() as u64, if ahead { BATCH } else { 0 });
     }
     assert!(free - scheduler.stats().cache.free_blocks >= 1000, "the sequences grew");
 }

@@ -8,7 +8,7 @@ use octavo_engine::{
     Draw, Engine, EngineParts, Executor, GenerationDefaults, Limits, Logprob, OutcomeSink, RowOutcome,
     RowSink, StepError, Tokenizer,
 };
-use octavo_scheduler::{Logits, PlanSeq, StepPlan};
+use octavo_scheduler::{PlanSeq, StepPlan};
 
 use crate::folder::{VOCAB, tokenizer_json};
 
@@ -113,14 +113,6 @@ pub fn continuation(prompt: &[u32], count: usize) -> Vec<u32> {
     all.split_off(prompt.len())
 }
 
-fn wanted(seq: &PlanSeq) -> std::ops::Range<u32> {
-    match seq.logits {
-        Logits::None => 0..0,
-        Logits::Last => seq.query_len - 1..seq.query_len,
-        Logits::All => 0..seq.query_len,
-    }
-}
-
 impl Oracle {
     /// Tokens of `seq` up to the row `row` of its chunk, read through the block table.
     fn context<'a>(&'a self, plan: &'a StepPlan, seq: &PlanSeq, row: u32) -> impl Iterator<Item = u32> + 'a {
@@ -167,7 +159,7 @@ impl Executor for Device {
     fn begin(&mut self, plan: &Arc<StepPlan>, _: &Arc<Vec<Draw>>) -> Result<(), StepError> {
         assert!(self.begun.len() < 2, "two steps at most are under way");
         let mut plan = StepPlan::clone(plan);
-        for &[row, seq] in &plan.awaited {
+        for &[row, seq] in &plan.placeholders {
             assert_eq!(self.begun.len(), 1, "a token is awaited of a step that is done");
             plan.tokens[row as usize] = self.drawn[seq as usize].unwrap_or(0);
         }
@@ -210,7 +202,7 @@ impl Executor for Oracle {
         let fault = self.script.fault_of(self.steps);
         // Of one sequence: the one in the middle that wants a row. Without one nothing happens.
         let asking: Vec<usize> =
-            (0..plan.seqs.len()).filter(|i| !wanted(&plan.seqs[*i]).is_empty()).collect();
+            (0..plan.seqs.len()).filter(|i| !plan.seqs[*i].sample_rows().is_empty()).collect();
         let victim = asking.get(asking.len() / 2).copied();
         match fault {
             Some(Fault::Error | Fault::LateError | Fault::Panic | Fault::LatePanic | Fault::Dead) => {
@@ -255,7 +247,7 @@ impl Executor for Oracle {
                 Some(Fault::Silent) if half => return Ok(()),
                 _ => {}
             }
-            for row in wanted(seq) {
+            for row in seq.sample_rows() {
                 logits.fill(0.0);
                 logits[next_token(self.context(plan, seq, row)) as usize] = 20.0;
                 match fault {

@@ -1,14 +1,14 @@
 //! Who is accepted, and who leaves the queue when.
 
 use octavo_scheduler::{
-    ConfigError, Event, NewRequest, Output, Refusal, Scheduler, SchedulerConfig, Started,
+    ConfigError, Event, NewRequest, Output, Rejection, Scheduler, SchedulerConfig, Started,
 };
 
 use crate::harness::{CONFIG, Harness, request};
 
-fn refusal(config: SchedulerConfig, new: NewRequest) -> Refusal {
+fn rejection(config: SchedulerConfig, new: NewRequest) -> Rejection {
     let mut h = Harness::new(config);
-    h.submit([new]).refused.first().expect("a refusal").1
+    h.submit([new]).rejected.first().expect("a rejection").1
 }
 
 #[test]
@@ -25,20 +25,23 @@ fn limits_that_cannot_work_are_named() {
 }
 
 #[test]
-fn what_can_never_run_is_refused_with_numbers() {
-    assert_eq!(refusal(CONFIG, request(1, 0, 1)), Refusal::EmptyPrompt);
-    assert_eq!(refusal(CONFIG, request(1, 1, 0)), Refusal::ZeroTokens { name: "max_tokens" });
-    assert_eq!(refusal(CONFIG, NewRequest { n: 0, ..request(1, 1, 1) }), Refusal::ZeroTokens { name: "n" });
-    let too_many = refusal(CONFIG, NewRequest { n: 9, ..request(1, 1, 1) });
-    assert_eq!(too_many, Refusal::TooManySamples { n: 9, max_num_seqs: 8 });
-    let too_long = refusal(CONFIG, request(1, 64, 1));
-    assert_eq!(too_long, Refusal::TooLong { prompt_len: 64, max_model_len: 64 });
+fn what_can_never_run_is_rejected_with_numbers() {
+    assert_eq!(rejection(CONFIG, request(1, 0, 1)), Rejection::EmptyPrompt);
+    assert_eq!(rejection(CONFIG, request(1, 1, 0)), Rejection::ZeroTokens { name: "max_tokens" });
+    assert_eq!(
+        rejection(CONFIG, NewRequest { n: 0, ..request(1, 1, 1) }),
+        Rejection::ZeroTokens { name: "n" }
+    );
+    let too_many = rejection(CONFIG, NewRequest { n: 9, ..request(1, 1, 1) });
+    assert_eq!(too_many, Rejection::TooManySamples { n: 9, max_num_seqs: 8 });
+    let too_long = rejection(CONFIG, request(1, 64, 1));
+    assert_eq!(too_long, Rejection::TooLong { prompt_len: 64, max_model_len: 64 });
     assert_eq!(
         too_long.to_string(),
         "the prompt has 64 tokens and max_model_len is 64, prompt and answer together; shorten the prompt to 63 \
          tokens or fewer, or raise max_model_len"
     );
-    assert!(Harness::new(CONFIG).submit([request(1, 63, 9)]).refused.is_empty());
+    assert!(Harness::new(CONFIG).submit([request(1, 63, 9)]).rejected.is_empty());
 }
 
 #[test]
@@ -46,13 +49,13 @@ fn a_prompt_for_hidden_states_may_fill_the_context_and_the_cache() {
     let config = SchedulerConfig { num_blocks: 16, ..CONFIG };
     let hidden = |len| NewRequest { output: Output::Hidden, ..request(1, len, 0) };
     let mut h = Harness::new(config.clone());
-    assert!(h.submit([hidden(64)]).refused.is_empty());
+    assert!(h.submit([hidden(64)]).rejected.is_empty());
     assert_eq!(h.run().len(), 1);
-    let too_long = Refusal::PromptTooLong { prompt_len: 65, max_model_len: 64 };
-    assert_eq!(refusal(config.clone(), hidden(65)), too_long);
-    assert_eq!(refusal(config.clone(), hidden(0)), Refusal::EmptyPrompt);
+    let too_long = Rejection::PromptTooLong { prompt_len: 65, max_model_len: 64 };
+    assert_eq!(rejection(config.clone(), hidden(65)), too_long);
+    assert_eq!(rejection(config.clone(), hidden(0)), Rejection::EmptyPrompt);
     let small = SchedulerConfig { num_blocks: 15, ..config };
-    assert_eq!(refusal(small, hidden(64)), Refusal::NeverFits { needed_blocks: 16, num_blocks: 15 });
+    assert_eq!(rejection(small, hidden(64)), Rejection::NeverFits { needed_blocks: 16, num_blocks: 15 });
 }
 
 #[test]
@@ -60,10 +63,10 @@ fn the_worst_case_counts_full_prompt_blocks_once() {
     let scheduler = Harness::new(SchedulerConfig { num_blocks: 10, ..CONFIG }).scheduler;
     // 9 tokens: 2 full blocks shared; 9 + 7 tokens: 4 blocks, so 2 of its own for each sample.
     assert_eq!(scheduler.check(9, 4, 7), Ok(()));
-    assert_eq!(scheduler.check(9, 4, 8), Err(Refusal::NeverFits { needed_blocks: 14, num_blocks: 10 }));
+    assert_eq!(scheduler.check(9, 4, 8), Err(Rejection::NeverFits { needed_blocks: 14, num_blocks: 10 }));
     assert_eq!(
         scheduler.check(9, 1, u32::MAX),
-        Err(Refusal::NeverFits { needed_blocks: 16, num_blocks: 10 })
+        Err(Rejection::NeverFits { needed_blocks: 16, num_blocks: 10 })
     );
 }
 
@@ -72,7 +75,7 @@ fn the_queue_is_bounded_by_requests_that_never_ran() {
     let mut h = Harness::new(SchedulerConfig { max_queue: 2, max_num_seqs: 1, ..CONFIG });
     h.submit([request(1, 4, 4)]);
     let actions = h.submit([2, 3, 4].map(|id| request(id, 4, 4)));
-    assert_eq!(actions.refused, [(4, Refusal::QueueFull { waiting: 2, max_queue: 2 })]);
+    assert_eq!(actions.rejected, [(4, Rejection::QueueFull { waiting: 2, max_queue: 2 })]);
     assert_eq!(h.run().len(), 3);
 }
 
@@ -80,9 +83,9 @@ fn the_queue_is_bounded_by_requests_that_never_ran() {
 fn an_id_is_free_again_after_its_end() {
     let mut h = Harness::new(CONFIG);
     let actions = h.submit([request(7, 4, 1), request(7, 4, 1)]);
-    assert_eq!(actions.refused, [(7, Refusal::DuplicateId { id: 7 })]);
+    assert_eq!(actions.rejected, [(7, Rejection::DuplicateId { id: 7 })]);
     assert_eq!(h.run().len(), 1);
-    assert!(h.submit([request(7, 4, 1)]).refused.is_empty());
+    assert!(h.submit([request(7, 4, 1)]).rejected.is_empty());
 }
 
 #[test]
@@ -94,7 +97,7 @@ fn draining_finishes_the_rest_and_refuses_the_new() {
         Event::Drain,
         Event::Submit(request(3, 4, 2)),
     ]);
-    assert_eq!(actions.refused, [(3, Refusal::Draining)]);
+    assert_eq!(actions.rejected, [(3, Rejection::Draining)]);
     assert_eq!(h.run().len(), 2);
 }
 

@@ -6,7 +6,7 @@ use crate::harness::{CONFIG, Harness, request};
 
 /// Plans ahead of `plan`, the only one in flight.
 fn ahead(h: &mut Harness, plan: &StepPlan) -> Actions {
-    h.step(vec![Event::PlanAhead { step: plan.step }]).clone()
+    h.step(vec![Event::ScheduleAsync { step: plan.step }]).clone()
 }
 
 /// Starts `requests` and returns their first plan.
@@ -22,12 +22,18 @@ fn decodes_await_tokens_and_prompts_go_on() {
     let second = ahead(&mut h, &first).plan;
     assert_eq!(h.batch(), [(0, 0, 1), (1, 0, 4)]);
     // Only the first of them draws a token in the first step.
-    assert_eq!((&second.awaited[..], &second.tokens[1..]), (&[[0, 0]][..], &[2005, 2006, 2007, 2008][..]));
+    assert_eq!(
+        (&second.placeholders[..], &second.tokens[1..]),
+        (&[[0, 0]][..], &[2005, 2006, 2007, 2008][..])
+    );
     assert_eq!(&second.positions[..2], [3, 5]);
-    assert!(h.step(vec![Event::PlanAhead { step: second.step }]).plan.is_empty(), "two steps are in flight");
+    assert!(
+        h.step(vec![Event::ScheduleAsync { step: second.step }]).plan.is_empty(),
+        "two steps are in flight"
+    );
     // With the first step's results its successor may be planned ahead of.
-    let third = h.step(vec![Harness::done(&first), Event::PlanAhead { step: second.step }]).plan.clone();
-    assert_eq!(third.awaited, [[0, 0], [1, 1]]);
+    let third = h.step(vec![Harness::done(&first), Event::ScheduleAsync { step: second.step }]).plan.clone();
+    assert_eq!(third.placeholders, [[0, 0], [1, 1]]);
     assert_eq!(third.seqs.iter().map(|s| s.context_len).collect::<Vec<_>>(), [5, 10]);
 }
 
@@ -36,7 +42,7 @@ fn a_token_that_is_known_by_then_is_not_awaited() {
     let mut h = Harness::new(CONFIG);
     let first = start(&mut h, [request(0, 3, 4)]);
     let second = h.step(vec![Harness::done(&first)]).plan.clone();
-    assert!(second.awaited.is_empty() && second.tokens == [0]);
+    assert!(second.placeholders.is_empty() && second.tokens == [0]);
 }
 
 #[test]
@@ -89,7 +95,7 @@ fn nobody_is_preempted_for_a_plan_made_ahead() {
     let first = start(&mut h, [request(0, 7, 8), request(1, 7, 8)]);
     let second = ahead(&mut h, &first).plan;
     assert_eq!(h.batch(), [(0, 0, 1), (1, 0, 1)], "their second blocks have room for one token");
-    let third = h.step(vec![Harness::done(&first), Event::PlanAhead { step: second.step }]);
+    let third = h.step(vec![Harness::done(&first), Event::ScheduleAsync { step: second.step }]);
     assert!(third.plan.is_empty() && third.preempted == 0);
     let third = h.step(vec![Harness::done(&second)]);
     assert_eq!((third.preempted, third.plan.seqs[0].request), (1, 0), "the first in the order goes on");

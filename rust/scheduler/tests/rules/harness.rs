@@ -1,8 +1,8 @@
 //! A scheduler with an executor that never fails and never stops, unless a test says so.
 
 use octavo_scheduler::{
-    Actions, Event, FinishReason, NewRequest, NextToken, Output, RequestId, Scheduler, SchedulerConfig,
-    SeqResult, StepPlan,
+    Actions, AttentionPolicy, Event, FinishReason, NO_ADAPTER, NewRequest, NextToken, Output, RequestId,
+    Scheduler, SchedulerConfig, SeqResult, StepPlan,
 };
 
 pub const CONFIG: SchedulerConfig = SchedulerConfig {
@@ -36,7 +36,8 @@ pub fn request(id: RequestId, prompt_len: u32, max_tokens: u32) -> NewRequest {
         priority: 0,
         deadline_us: None,
         salt: None,
-        adapter: None,
+        adapter: NO_ADAPTER,
+        attention: AttentionPolicy::DENSE,
         prompt_logits: false,
         output: Output::Tokens,
     }
@@ -73,11 +74,11 @@ impl Harness {
 
     /// Ends `plan`; `next` gives the token of a (request, sample).
     pub fn done_with(plan: &StepPlan, next: impl Fn(RequestId, u32) -> NextToken) -> Event {
-        let results = plan.seqs.iter().map(|seq| match seq.forks {
+        let results = plan.seqs.iter().map(|seq| match seq.num_samples {
             0 => SeqResult::Prefilled,
-            forks => {
-                SeqResult::Tokens((seq.sample..seq.sample + forks).map(|s| next(seq.request, s)).collect())
-            }
+            num_samples => SeqResult::Tokens(
+                (seq.sample..seq.sample + num_samples).map(|s| next(seq.request, s)).collect(),
+            ),
         });
         Event::StepDone { step: plan.step, results: results.collect() }
     }

@@ -1,6 +1,8 @@
 //! What a step holds.
 
-use octavo_scheduler::{FinishReason, Logits, NewRequest, NextToken, Output, PlanSeq, SchedulerConfig};
+use octavo_scheduler::{
+    AttentionPolicy, FinishReason, NO_ADAPTER, NewRequest, NextToken, Output, PlanSeq, SchedulerConfig,
+};
 
 use crate::harness::{CONFIG, Harness, request};
 
@@ -16,13 +18,16 @@ fn the_plan_names_tokens_positions_slots_and_tables() {
     let seq = PlanSeq {
         request: 0,
         sample: 0,
-        forks: 1,
+        num_samples: 1,
         query_start: 0,
         query_len: 2,
         context_len: 5,
         block_table_start: 0,
-        logits: Logits::Last,
+        open_block_start: 0,
+        adapter: NO_ADAPTER,
+        attention: AttentionPolicy::DENSE,
         output: Output::Tokens,
+        sample_rows: [1, 2],
     };
     assert_eq!(plan.seqs, [seq]);
 }
@@ -49,11 +54,10 @@ fn an_inner_chunk_asks_for_nothing() {
     let mut asked = Vec::new();
     while !h.plan.is_empty() {
         let seq = h.plan.seqs[0];
-        asked.push((seq.query_len, seq.logits, seq.forks));
+        asked.push((seq.query_len, seq.sample_rows, seq.num_samples));
         h.advance();
     }
-    let (none, last) = (Logits::None, Logits::Last);
-    assert_eq!(asked, [(4, none, 0), (4, none, 0), (2, last, 1), (1, last, 1)]);
+    assert_eq!(asked, [(4, [0, 0], 0), (4, [0, 0], 0), (2, [1, 2], 1), (1, [0, 1], 1)]);
 }
 
 #[test]
@@ -65,10 +69,10 @@ fn prompt_logits_compute_every_row_in_spite_of_the_cache() {
     let mut asked = Vec::new();
     while !h.plan.is_empty() {
         let seq = h.plan.seqs[0];
-        asked.push((seq.query_len, seq.logits, seq.forks));
+        asked.push((seq.query_len, seq.sample_rows, seq.num_samples));
         h.advance();
     }
-    assert_eq!(asked, [(6, Logits::All, 0), (2, Logits::All, 1), (1, Logits::Last, 1)]);
+    assert_eq!(asked, [(6, [0, 6], 0), (2, [0, 2], 1), (1, [0, 1], 1)]);
 }
 
 #[test]
@@ -83,7 +87,7 @@ fn hidden_states_of_all_rows_compute_every_row_and_of_the_last_row_use_the_cache
         ..request(id, 8, 0)
     };
     for (id, all, wanted) in
-        [(2, true, &[(6, Logits::All, 0), (2, Logits::All, 0)][..]), (3, false, &[(4, Logits::Last, 0)][..])]
+        [(2, true, &[(6, [0, 6], 0), (2, [0, 2], 0)][..]), (3, false, &[(4, [3, 4], 0)][..])]
     {
         let started = h.submit([hidden(id, all)]).started[0];
         assert_eq!(started.cached_tokens, if all { 0 } else { 4 });
@@ -91,7 +95,7 @@ fn hidden_states_of_all_rows_compute_every_row_and_of_the_last_row_use_the_cache
         while !h.plan.is_empty() {
             let seq = h.plan.seqs[0];
             assert_eq!(seq.output, Output::Hidden);
-            asked.push((seq.query_len, seq.logits, seq.forks));
+            asked.push((seq.query_len, seq.sample_rows, seq.num_samples));
             h.advance();
             ends.extend(h.actions.finished.iter().map(|f| (f.request, f.reason)));
         }
@@ -105,7 +109,7 @@ fn hidden_states_of_all_rows_compute_every_row_and_of_the_last_row_use_the_cache
 fn samples_share_the_prompt_and_copy_its_last_block_on_write() {
     let mut h = Harness::new(CONFIG);
     h.submit([NewRequest { n: 3, ..request(1, 6, 4) }]);
-    assert_eq!((h.batch(), h.plan.seqs[0].forks), (vec![(1, 0, 6)], 3));
+    assert_eq!((h.batch(), h.plan.seqs[0].num_samples), (vec![(1, 0, 6)], 3));
     h.advance();
     let plan = &h.plan;
     assert_eq!(h.batch(), [(1, 0, 1), (1, 1, 1), (1, 2, 1)]);

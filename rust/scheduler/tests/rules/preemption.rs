@@ -1,6 +1,6 @@
 //! Who gives up blocks, and what it costs them.
 
-use octavo_scheduler::{Logits, NewRequest, SchedulerConfig};
+use octavo_scheduler::{NewRequest, SchedulerConfig};
 
 use crate::harness::{CONFIG, Harness, request};
 
@@ -46,19 +46,18 @@ fn a_preempted_sequence_is_recomputed_without_a_second_answer() {
     let mut tokens = [0; 4];
     while !h.plan.is_empty() {
         for seq in &h.plan.seqs {
-            tokens[seq.request as usize] += seq.forks;
+            tokens[seq.request as usize] += seq.num_samples;
             if seq.request == 3 {
-                seen.push((seq.context_len, seq.query_len, seq.logits, seq.forks));
+                seen.push((seq.context_len, seq.query_len, seq.sample_rows, seq.num_samples));
             }
         }
         h.advance();
     }
     assert_eq!(tokens, [0, 6, 6, 6], "every request got its tokens once");
     // 7 prompt tokens and 2 generated ones, in two chunks, after the others ended.
-    let (none, last) = (Logits::None, Logits::Last);
     let again = seen.iter().rposition(|s| s.0 == 5).expect("it ran again");
     assert!(again > 0, "{seen:?}");
-    assert_eq!(seen[again..again + 3], [(5, 5, none, 0), (9, 4, last, 1), (10, 1, last, 1)]);
+    assert_eq!(seen[again..again + 3], [(5, 5, [0, 0], 0), (9, 4, [3, 4], 1), (10, 1, [0, 1], 1)]);
 }
 
 #[test]
@@ -102,8 +101,9 @@ fn prompt_rows_are_reported_once_in_spite_of_a_preemption() {
     h.submit([NewRequest { prompt_logits: true, ..request(2, 21, 2) }]);
     let mut rows = Vec::new();
     while !h.plan.is_empty() {
-        for seq in h.plan.seqs.iter().filter(|s| s.request == 2 && s.logits == Logits::All) {
-            rows.extend(seq.context_len - seq.query_len..seq.context_len);
+        for seq in h.plan.seqs.iter().filter(|s| s.request == 2) {
+            let first = seq.context_len - seq.query_len;
+            rows.extend(seq.sample_rows().map(|row| first + row).filter(|&position| position < 21));
         }
         h.advance();
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use octavo_scheduler::{Actions, FinishReason, Logits, NewRequest, Output, PlanSeq, Refusal, StepPlan};
+use octavo_scheduler::{Actions, FinishReason, NewRequest, Output, PlanSeq, Rejection, StepPlan};
 
 use super::oracle;
 use super::simulation::Simulation;
@@ -24,9 +24,9 @@ impl Simulation {
             assert!(finished.sample < self.requests[&finished.request].n, "{name:?} was never asked for");
             assert!(self.finished.insert(name, finished.reason).is_none(), "{name:?} ended twice");
         }
-        for &(id, refusal) in &actions.refused {
-            assert!(self.refused.insert(id), "{id} was refused twice");
-            self.check_refusal(id, refusal);
+        for &(id, rejection) in &actions.rejected {
+            assert!(self.rejected.insert(id), "{id} was rejected twice");
+            self.check_rejection(id, rejection);
         }
         for started in &actions.started {
             let request = &self.requests[&started.request];
@@ -39,7 +39,7 @@ impl Simulation {
         for seq in &plan.seqs {
             let name = (seq.request, seq.sample);
             assert!(!self.finished.contains_key(&name), "{name:?} runs after its end");
-            assert!(seq.logits != Logits::All || self.requests[&seq.request].prompt_logits);
+            assert!(seq.sample_rows().len() <= 1 || self.requests[&seq.request].prompt_logits);
             assert_eq!(seq.output, self.requests[&seq.request].output);
         }
         for &id in cancelled {
@@ -58,41 +58,41 @@ impl Simulation {
         let ahead_of = self.in_flight.back();
         let allowed = ahead_of.is_none_or(|step| self.ahead_of == Some(step.step));
         assert!(allowed || plan.is_empty(), "a plan came while a step was in flight");
-        for &[row, place] in &plan.awaited {
+        for &[row, place] in &plan.placeholders {
             let before = &ahead_of.expect("a step to await tokens of").seqs[place as usize];
             let ends = |seq: &&PlanSeq| row + 1 == seq.query_start + seq.query_len;
             let seq = plan.seqs.iter().find(ends).expect("the last row of a sequence awaits");
-            assert_eq!((seq.request, seq.sample, 1), (before.request, before.sample, before.forks));
-            assert_eq!(seq.context_len, before.context_len + 1, "an awaited token follows what drew it");
+            assert_eq!((seq.request, seq.sample, 1), (before.request, before.sample, before.num_samples));
+            assert_eq!(seq.context_len, before.context_len + 1, "an placeholders token follows what drew it");
             let request = &self.requests[&seq.request];
             let longest = request.prompt.len() as u32 + request.max_tokens;
             assert!(
                 seq.context_len < longest.min(self.config.max_model_len),
-                "an awaited token is the last, and more is computed behind it"
+                "an placeholders token is the last, and more is computed behind it"
             );
         }
     }
 
     fn has_ended(&self, id: u64) -> bool {
         let n = self.requests[&id].n;
-        self.refused.contains(&id) || (0..n).all(|s| self.finished.contains_key(&(id, s)))
+        self.rejected.contains(&id) || (0..n).all(|s| self.finished.contains_key(&(id, s)))
     }
 
-    fn check_refusal(&self, id: u64, refusal: Refusal) {
+    fn check_rejection(&self, id: u64, rejection: Rejection) {
         let request = &self.requests[&id];
         let prompt_len = request.prompt.len() as u32;
         let alone = match request.output {
             Output::Tokens => self.config.check(prompt_len, request.n, request.max_tokens),
             Output::Hidden => self.config.check_hidden(prompt_len),
         };
-        match refusal {
-            Refusal::QueueFull { waiting, max_queue } => {
-                let unstarted = |id: &&u64| !self.started.contains(id) && !self.refused.contains(id);
+        match rejection {
+            Rejection::QueueFull { waiting, max_queue } => {
+                let unstarted = |id: &&u64| !self.started.contains(id) && !self.rejected.contains(id);
                 let most = self.requests.keys().filter(unstarted).count() as u32;
                 assert!(waiting >= max_queue && waiting <= most, "{waiting} cannot wait, {most} could");
             }
-            Refusal::Draining => {}
-            other => assert_eq!(Err(other), alone, "{id} is refused for no reason of its own"),
+            Rejection::Draining => {}
+            other => assert_eq!(Err(other), alone, "{id} is rejected for no reason of its own"),
         }
     }
 
@@ -128,9 +128,9 @@ impl Simulation {
 
     pub(super) fn check_end(&self) {
         for (&id, request) in &self.requests {
-            if self.refused.contains(&id) {
+            if self.rejected.contains(&id) {
                 let ran = (0..request.n).any(|s| self.finished.contains_key(&(id, s)));
-                assert!(!ran, "{id} was refused and ran");
+                assert!(!ran, "{id} was rejected and ran");
                 continue;
             }
             for sample in 0..request.n {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use octavo_scheduler::{Logits, NewRequest, NextTokens, Output, PlanSeq, SeqResult, StepPlan};
+use octavo_scheduler::{NewRequest, NextTokens, Output, PlanSeq, SeqResult, StepPlan};
 
 use super::oracle::next_token;
 use super::random::{Random, mix};
@@ -14,7 +14,7 @@ use super::random::{Random, mix};
 struct Cell {
     token: u32,
     position: u32,
-    /// Salt and adapter of who wrote it.
+    /// Salt, adapter and attention policy of the request that wrote it.
     owner: u64,
 }
 
@@ -41,13 +41,20 @@ impl Fail {
     }
 }
 
-/// A request's salt and adapter in one word.
+/// A request's salt, adapter and attention policy in one word.
 fn owner(request: &NewRequest) -> u64 {
     let name = |name: &Option<Box<str>>| match name {
         Some(text) => text.bytes().fold(1, |hash, byte| mix(hash, u64::from(byte))),
         None => 0,
     };
-    mix(name(&request.salt), name(&request.adapter))
+    let policy = mix(u64::from(request.adapter), u64::from(request.attention.error_bound.to_bits()));
+    mix(name(&request.salt), policy)
+}
+
+/// Whether the rows of this chunk are prompt rows whose logits the request wants.
+fn reports(seq: &PlanSeq, request: &NewRequest) -> bool {
+    let first = seq.context_len - seq.query_len + seq.sample_rows[0];
+    request.prompt_logits && !seq.sample_rows().is_empty() && (first as usize) < request.prompt.len()
 }
 
 pub struct Executor {
@@ -99,7 +106,7 @@ impl Executor {
     /// The plan with the tokens that it awaits from the step before.
     fn with_tokens(&self, plan: &StepPlan) -> StepPlan {
         let mut plan = plan.clone();
-        for &[row, seq] in &plan.awaited {
+        for &[row, seq] in &plan.placeholders {
             assert_eq!(plan.tokens[row as usize], 0);
             plan.tokens[row as usize] = self.drawn[seq as usize].unwrap_or(0);
         }
@@ -146,7 +153,7 @@ impl Executor {
         if fail == Fail::All {
             return Vec::new();
         }
-        let results = plan.seqs.iter().zip(failing).map(|(seq, fails)| match (fails, seq.forks) {
+        let results = plan.seqs.iter().zip(failing).map(|(seq, fails)| match (fails, seq.num_samples) {
             _ if failed.contains(&seq.request) => SeqResult::Failed,
             (false, _) => self.result(plan, seq, &requests[&seq.request]),
             // A result of the wrong kind counts as a failure.
@@ -155,13 +162,13 @@ impl Executor {
         });
         let results: Vec<_> = results.collect();
         for (seq, result) in plan.seqs.iter().zip(&results) {
-            let fits =
-                matches!(result, SeqResult::Tokens(_)) || (*result == SeqResult::Prefilled && seq.forks == 0);
+            let fits = matches!(result, SeqResult::Tokens(_))
+                || (*result == SeqResult::Prefilled && seq.num_samples == 0);
             let whole = seq.context_len as usize == requests[&seq.request].prompt.len();
-            if seq.output == Output::Hidden && seq.logits != Logits::None && whole && fits {
+            if seq.output == Output::Hidden && !seq.sample_rows().is_empty() && whole && fits {
                 *self.last_rows.entry(seq.request).or_default() += 1;
             }
-            if seq.logits == Logits::All && fits {
+            if fits && reports(seq, &requests[&seq.request]) {
                 let reported = self.reported.entry(seq.request).or_default();
                 assert_eq!(
                     *reported,
@@ -192,16 +199,24 @@ impl Executor {
         assert_eq!(&context[start..], query, "the query is written at the end of the context");
         let positions = &plan.positions[seq.query_start as usize..][..seq.query_len as usize];
         assert!(positions.iter().copied().eq(start as u32..seq.context_len), "positions run on");
-        let samples = seq.forks > 0 || seq.output == Output::Hidden;
-        assert!(samples || seq.logits != Logits::Last, "logits are wanted for a sample");
-        assert!(seq.forks == 0 || seq.output == Output::Tokens, "hidden states draw nothing");
-        assert!(seq.forks == 0 || seq.logits != Logits::None, "a sample needs logits");
+        let completes = seq.context_len as usize == request.prompt.len();
+        let samples = seq.num_samples > 0 || (seq.output == Output::Hidden && completes);
+        let rows = seq.sample_rows();
+        assert!(rows.end <= seq.query_len && (rows.is_empty() || rows.end == seq.query_len), "{seq:?}");
+        assert_eq!(
+            rows.len() as u32,
+            if reports(seq, request) { seq.query_len } else { u32::from(samples) },
+            "{seq:?}"
+        );
+        assert_eq!((seq.adapter, seq.attention), (request.adapter, request.attention));
+        assert!(seq.num_samples == 0 || seq.output == Output::Tokens, "hidden states draw nothing");
+        assert!(seq.num_samples == 0 || !rows.is_empty(), "a sample needs logits");
         let prompt = context.len().min(request.prompt.len());
         assert_eq!(context[..prompt], request.prompt[..prompt], "request {} reads its prompt", seq.request);
-        if seq.forks == 0 {
+        if seq.num_samples == 0 {
             return SeqResult::Prefilled;
         }
-        let tokens: NextTokens = (seq.sample..seq.sample + seq.forks)
+        let tokens: NextTokens = (seq.sample..seq.sample + seq.num_samples)
             .map(|s| next_token(seq.request, s, &context, self.stop_one_in))
             .collect();
         SeqResult::Tokens(tokens)

@@ -31,7 +31,7 @@ pub struct Simulation {
     /// Tokens received.
     pub(super) received: BTreeMap<Name, Vec<u32>>,
     pub(super) finished: BTreeMap<Name, FinishReason>,
-    pub(super) refused: BTreeSet<u64>,
+    pub(super) rejected: BTreeSet<u64>,
     /// The order of submission.
     pub(super) arrivals: BTreeMap<u64, usize>,
     /// Requests that were cancelled after their submission.
@@ -78,7 +78,7 @@ impl Simulation {
             requests: BTreeMap::new(),
             received: BTreeMap::new(),
             finished: BTreeMap::new(),
-            refused: BTreeSet::new(),
+            rejected: BTreeSet::new(),
             arrivals: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             failed: BTreeSet::new(),
@@ -134,7 +134,7 @@ impl Simulation {
                 && self.timing.range(0, 3) > 0
             {
                 self.ahead_of = Some(plan.step);
-                events.push(Event::PlanAhead { step: plan.step });
+                events.push(Event::ScheduleAsync { step: plan.step });
             }
             if events.len() >= 2 && self.random.one_in(2) {
                 events.swap(0, 1);
@@ -226,7 +226,7 @@ impl Simulation {
         let results = self.executor.run(plan, &self.requests, &self.failed, &mut self.random, fail);
         for (i, seq) in plan.seqs.iter().enumerate() {
             let failed = match results.get(i) {
-                Some(SeqResult::Prefilled) => seq.forks > 0,
+                Some(SeqResult::Prefilled) => seq.num_samples > 0,
                 Some(SeqResult::Tokens(_)) => false,
                 Some(SeqResult::Failed) | None => true,
             };

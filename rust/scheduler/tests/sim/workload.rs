@@ -1,6 +1,6 @@
 //! Random limits and requests, every feature on or off by the seed.
 
-use octavo_scheduler::{NewRequest, Output, SchedulerConfig};
+use octavo_scheduler::{AttentionPolicy, NO_ADAPTER, NewRequest, Output, SchedulerConfig};
 
 use super::oracle::VOCABULARY;
 use super::random::Random;
@@ -109,7 +109,10 @@ pub fn request(
         deadline_us: (features.deadlines && random.one_in(3))
             .then(|| now_us + u64::from(random.range(0, 40))),
         salt: name(random),
-        adapter: name(random),
+        adapter: if features.namespaces { random.pick(&[NO_ADAPTER, 0, 1]) } else { NO_ADAPTER },
+        attention: AttentionPolicy {
+            error_bound: if features.namespaces && id % 5 == 0 { 0.5 } else { 0.0 },
+        },
         prompt_logits: features.prompt_logits && random.one_in(2),
         output: Output::Tokens,
     };

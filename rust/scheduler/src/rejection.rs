@@ -6,7 +6,7 @@ use crate::RequestId;
 
 /// Why a request is not accepted, with the numbers and the remedy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum Rejection {
     /// Too many requests wait already.
     #[error("{waiting} requests are waiting and max_queue is {max_queue}; retry later or raise max_queue")]
     QueueFull {
