@@ -1,51 +1,47 @@
-"""Dynamic attention in a step: which decodes choose what they read, and what their report says.
+"""Dynamic attention on the device: the policy of a KV pool in which decodes select the value blocks that they read.
 
-Chunks of prompts read everything, as do layers with a sliding window, sequences below `min_context`, and sequences for
-whose scores the workspace has no room (prefixes that many share can fill more of it than of the cache).
+These read all blocks: prefill chunks, layers with a sliding window, sequences below `min_context`, and sequences whose
+scores the workspace cannot hold (shared prefixes take room in it once per sequence).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from octavo.attention import DynamicAttention
-from octavo.gpu.batch import BLOCK_SIZE, Batch
-from octavo.gpu.plan import Ints, Records
+from octavo.gpu.attention import Attend, Dense, Report, dense_attention
+from octavo.gpu.batch import BLOCK_SIZE, Batch, HostBatch
+from octavo.gpu.ops import Ops
+from octavo.gpu.plan import Records
 from octavo.gpu.spec import Heads, Spec
-from octavo.triton_kernels.dynamic_attention import FIELDS, Choice, Workspace, share_out
-from octavo.triton_kernels.kv_cache import Int8KV
+from octavo.triton_kernels.dynamic_attention import (
+    FIELDS,
+    Choice,
+    Workspace,
+    dynamic_attention,
+    dynamic_attention_ref,
+    share_out,
+)
+from octavo.triton_kernels.kv_cache import Int8KV, PagedKV
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
-@dataclass(frozen=True)
-class DynamicBatch:
-    """The decodes of a step that choose, on the device.
-
-    Attributes:
-        lens, starts: int32 `[decodes]`, as `dynamic_attention` takes them.
-        dense_lens: int32 `[S]`, contexts of the sequences that read everything, 0 of the others.
-        report: f32 `[decodes, KV heads, FIELDS]`.
-    """
-
-    lens: torch.Tensor
-    starts: torch.Tensor
-    dense_lens: torch.Tensor
-    report: torch.Tensor
-
-
 class Dynamic:
-    """What decodes may leave out, and the memory that dynamic_batch takes. All layers share it."""
+    """Attention policy: error bound, workspace for scores, and the report of the last step."""
+
+    name = "dynamic for decodes, "
+    max_in_flight = 1
+    """The device keeps the report of one step."""
 
     def __init__(
         self, spec: Spec, attention: DynamicAttention, num_blocks: int, rows: int, device: torch.device
     ) -> None:
-        """`rows`: decodes of a step at most, padding included."""
+        """`rows`: maximum number of decodes of a step, padding included."""
         self.choice = Choice(attention.error_bound, attention.sink_blocks, attention.local_blocks)
         self.min_context = attention.min_context
         self.heads = max_query_heads(spec)
@@ -54,25 +50,46 @@ class Dynamic:
         self._report = torch.zeros(rows, kv_heads, FIELDS, device=device)
         self._layers = Counter(layer.attention for layer in spec.layers if isinstance(layer.attention, Heads))
 
-    def begin(self, batch: Batch) -> DynamicBatch | None:
-        """Finds who chooses; the report of the step begins at 0."""
+    def begin(self, ops: Ops, batch: Batch, deterministic: bool) -> Attend:
+        """Dense attention, then that of the decodes which select. Sets the report of the step to 0."""
         n = batch.num_decodes
         if n == 0:
-            return None
-        contexts = batch.context_lens[:n]
-        lens, starts = share_out(contexts, self.min_context, self.workspace.blocks(self.heads))
-        dense = batch.context_lens.clone()
-        dense[:n] = torch.where(lens > 0, 0, contexts)
-        return DynamicBatch(lens, starts, dense, self._report[:n].zero_())
+            return Dense().begin(ops, batch, deterministic)
+        lens, starts = share_out(batch.context_lens[:n], self.min_context, self.workspace.blocks(self.heads))
+        dense_lens = batch.context_lens.clone()
+        dense_lens[:n] = torch.where(lens > 0, 0, batch.context_lens[:n])
+        report = self._report[:n].zero_()
+        select = dynamic_attention if ops.kernels else dynamic_attention_ref
 
-    def reports(self, seqs: Records, first_rows: Ints, num_decodes: int) -> Floats:
-        """For each sequence of a plan the numbers of its report, `[S, 9]`: those of `AttentionReport`
-        (rust/kernels/src/attention/report.rs) in order. Waits for the device."""
-        found = self._report[:num_decodes].double().cpu().numpy()
+        def attend(q: torch.Tensor, a: Heads, cache: PagedKV) -> torch.Tensor:
+            if a.window is not None:
+                return dense_attention(ops, q, a, cache, batch, batch.context_lens, deterministic)
+            out = dense_attention(ops, q, a, cache, batch, dense_lens, deterministic)
+            assert isinstance(cache, Int8KV)
+            select(
+                q[:n],
+                cache,
+                batch.block_tables[:n],
+                lens,
+                starts,
+                out[:n],
+                scale=a.scale,
+                choice=self.choice,
+                workspace=self.workspace,
+                report=report,
+                softcap=a.softcap,
+                max_context_len=batch.max_context_len,
+            )
+            return out
+
+        return attend
+
+    def report(self, seqs: Records, host_batch: HostBatch) -> Report:
+        """Report of the last step by name, f64 `[S]` each. Waits for the device."""
+        found = self._report[: host_batch.num_decodes].double().cpu().numpy()
         end = seqs["context_len"].astype(np.int64)
         begin = end - seqs["query_len"].astype(np.int64)
-        out = np.zeros((len(seqs), 9))
-        calls, left_calls, blocks, read, bytes_read, bytes_dense, most, total, error = out.T
+        calls, blocks, bytes_dense = np.zeros((3, len(seqs)))
         for a, layers in self._layers.items():
             seen = layers * a.kv_heads * (_blocks_before(end, a.window) - _blocks_before(begin, a.window))
             calls += layers * a.heads * (end - begin)
@@ -80,26 +97,33 @@ class Dynamic:
             bytes_dense += seen * Int8KV.block_bytes(1, a.head_dim)
         # The sequences of the plan that are decodes, and their rows.
         decodes = np.flatnonzero(seqs["query_len"] == 1)
-        mine = found[first_rows[decodes]]
-        left_calls[decodes] = mine[:, :, 0].sum(1)
-        read[:] = blocks
-        read[decodes] -= mine[:, :, 1].sum(1)
-        bytes_read[:] = bytes_dense
-        bytes_read[decodes] -= mine[:, :, 2].sum(1)
-        most[decodes] = mine[:, :, 3].max(1)
-        total[decodes] = mine[:, :, 4].sum(1)
-        error[decodes] = mine[:, :, 5].max(1)
-        out[:, 1] = calls - left_calls
-        return out
+        rows = found[host_batch.first_rows[decodes]]
+
+        def of_decodes(values: Floats) -> Floats:
+            out = np.zeros(len(seqs))
+            out[decodes] = values
+            return out
+
+        return {
+            "calls": calls,
+            "dense_calls": calls - of_decodes(rows[:, :, 0].sum(1)),
+            "blocks": blocks,
+            "value_blocks": blocks - of_decodes(rows[:, :, 1].sum(1)),
+            "bytes_read": bytes_dense - of_decodes(rows[:, :, 2].sum(1)),
+            "bytes_dense": bytes_dense,
+            "max_omitted_mass": of_decodes(rows[:, :, 3].max(1)),
+            "sum_omitted_mass": of_decodes(rows[:, :, 4].sum(1)),
+            "max_output_error": of_decodes(rows[:, :, 5].max(1)),
+        }
 
 
 def max_query_heads(spec: Spec) -> int:
-    """Query heads of the layer that has most."""
+    """Largest number of query heads of a layer."""
     return max(layer.attention.heads for layer in spec.layers)
 
 
 def _blocks_before(positions: Floats | Any, window: int | None) -> Any:
-    """int8 blocks that the queries at positions 0 to n - 1 see together."""
+    """Number of int8 blocks that the queries at positions 0 to n - 1 see, added up over the queries."""
 
     def full_blocks(n: Any) -> Any:
         """The sum of p // 32 over p below n."""

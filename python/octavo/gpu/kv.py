@@ -8,8 +8,8 @@ from typing import TypeAlias
 import torch
 
 from octavo.errors import InvalidRequestError
+from octavo.gpu.attention import AttentionPolicy, Dense
 from octavo.gpu.batch import BLOCK_SIZE
-from octavo.gpu.dynamic import Dynamic
 from octavo.gpu.ops import Ops
 from octavo.gpu.spec import Heads, Latent, Spec
 from octavo.gpu.tails import Tails
@@ -46,8 +46,7 @@ class KvPool:
         self.num_blocks = num_blocks
         self.format = format
         self.tails = Tails(num_blocks, num_tails) if format.int8 else None
-        self.dynamic: Dynamic | None = None
-        """What decodes may leave out; None: nothing."""
+        self.policy: AttentionPolicy = Dense()
         self.tail_of = torch.full((num_blocks if format.int8 else 0,), -1, dtype=torch.int32, device=device)
 
         def cache(a: Heads | Latent) -> Cache:

@@ -149,7 +149,7 @@ def _load(folder: Path, options: Options, backend: Backend) -> tuple[Runner, siz
         kv = KvPool(spec, limits.num_blocks, kv_format, backend.device, tails)
         if options.attention is not None:
             rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
-            kv.dynamic = Dynamic(spec, options.attention, limits.num_blocks, rows, backend.device)
+            kv.policy = Dynamic(spec, options.attention, limits.num_blocks, rows, backend.device)
         graphs = _graphs(model, kv, limits) if backend.graphs else None
     runner = Runner(model, kv, graphs)
     return runner, limits, _info(folder, runner, facts, warnings, memory, backend)
@@ -297,8 +297,7 @@ def _info(
         "kernels": {
             "device": name,
             "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
-            "attention": ("dynamic for decodes, " if runner.kv.dynamic is not None else "")
-            + f"paged, {runner.kv.format.name} KV, {kind}",
+            "attention": f"{runner.kv.policy.name}paged, {runner.kv.format.name} KV, {kind}",
             "decode graphs": graphs if backend.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
             "deterministic": model.deterministic,
         },

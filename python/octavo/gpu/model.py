@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from octavo.gpu.batch import Batch
-from octavo.gpu.dynamic import Dynamic, DynamicBatch
 from octavo.gpu.experts import mixture
 from octavo.gpu.kv import KvPool, LatentKV
 from octavo.gpu.latent import latent_attention
@@ -40,13 +39,14 @@ class Model:
         s = self.spec
         stream = _Stream(self, self.weights.embed.rows(batch.tokens).float() * s.embedding_scale)
         angles = self._angles(batch.positions)
-        dynamic_batch = kv.dynamic.begin(batch) if kv.dynamic is not None else None
+        attend = kv.policy.begin(self.ops, batch, self.deterministic)
         for layer, weights, cache in zip(s.layers, self.weights.layers, kv.layers, strict=True):
             x = stream.normed(weights.attention_norm)
             a, w = layer.attention, weights.attention
             if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV | Int8KV):
                 qkv = self._write(x, a, w, cache, angles, batch)
-                branch = w.o(self._attention(qkv, a, cache, batch, kv.dynamic, dynamic_batch))
+                q = qkv[:, : a.widths[0]].unflatten(1, (a.heads, a.head_dim))
+                branch = w.o(attend(q, a, cache).flatten(1))
             else:
                 assert not isinstance(a, Heads)
                 assert isinstance(w, LatentWeights)
@@ -95,51 +95,6 @@ class Model:
             # Before attention: later tokens of this step read these blocks in int8.
             self.ops.quantize_blocks(cache, batch.filled)
         return qkv
-
-    def _attention(
-        self,
-        qkv: torch.Tensor,
-        a: Heads,
-        cache: PagedKV,
-        batch: Batch,
-        dynamic: Dynamic | None,
-        dynamic_batch: DynamicBatch | None,
-    ) -> torch.Tensor:
-        """`[T, heads * head_dim]`."""
-        q = qkv[:, : a.widths[0]].unflatten(1, (a.heads, a.head_dim))
-        if a.window is not None:
-            dynamic_batch = None
-        out: torch.Tensor = self.ops.paged_attention(
-            q,
-            cache,
-            batch.block_tables,
-            batch.query_start,
-            batch.context_lens if dynamic_batch is None else dynamic_batch.dense_lens,
-            scale=a.scale,
-            window=a.window,
-            softcap=a.softcap,
-            num_decodes=batch.num_decodes,
-            max_query_len=batch.max_query_len,
-            max_context_len=batch.max_context_len,
-            deterministic=self.deterministic,
-        )
-        if dynamic is not None and dynamic_batch is not None:
-            n = batch.num_decodes
-            self.ops.dynamic_attention(
-                q[:n],
-                cache,
-                batch.block_tables[:n],
-                dynamic_batch.lens,
-                dynamic_batch.starts,
-                out[:n],
-                scale=a.scale,
-                choice=dynamic.choice,
-                workspace=dynamic.workspace,
-                report=dynamic_batch.report,
-                softcap=a.softcap,
-                max_context_len=batch.max_context_len,
-            )
-        return out.flatten(1)
 
     def _mlp(self, x: torch.Tensor, m: object, weights: LayerWeights) -> torch.Tensor:
         if isinstance(m, Experts):

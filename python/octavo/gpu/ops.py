@@ -26,14 +26,12 @@ class Ops:
     int8_matmul: Op
     copy_blocks: Op
     quantize_blocks: Op
-    dynamic_attention: Op
     kernels: bool
 
 
 def kernel_ops() -> Ops:
     """The Triton kernels: for CUDA tensors, or for CPU tensors in the interpreter."""
     from octavo.triton_kernels.activation import act_and_mul
-    from octavo.triton_kernels.dynamic_attention import dynamic_attention
     from octavo.triton_kernels.int8_matmul import int8_matmul
     from octavo.triton_kernels.kv_cache import copy_blocks, quantize_blocks
     from octavo.triton_kernels.paged_attention import paged_attention
@@ -50,7 +48,6 @@ def kernel_ops() -> Ops:
         int8_matmul=int8_matmul,
         copy_blocks=copy_blocks,
         quantize_blocks=quantize_blocks,
-        dynamic_attention=dynamic_attention,
         kernels=True,
     )
 
@@ -59,7 +56,6 @@ def torch_ops() -> Ops:
     """Plain torch, for any device: slow, and what the kernels are compared with."""
     from octavo.gpu import reference
     from octavo.triton_kernels.activation import act_and_mul_ref
-    from octavo.triton_kernels.dynamic_attention import dynamic_attention_ref
     from octavo.triton_kernels.kv_cache import copy_blocks_ref, quantize_blocks_ref
     from octavo.triton_kernels.quantize import quantize_rows_ref
     from octavo.triton_kernels.rope_cache import rope_and_cache_ref
@@ -73,7 +69,6 @@ def torch_ops() -> Ops:
         int8_matmul=reference.int8_matmul,
         copy_blocks=copy_blocks_ref,
         quantize_blocks=quantize_blocks_ref,
-        dynamic_attention=dynamic_attention_ref,
         kernels=False,
     )
 

@@ -41,10 +41,9 @@ class Runner:
         self._rest = self._no_rows
         self.keeps_blocks = kv.tails is not None
         """Whether the engine must say which blocks nobody holds any more."""
-        self.reports_attention = kv.dynamic is not None
-        """Whether attention leaves something out, of which `attention_reports` tells."""
-        self.overlaps = not self.reports_attention
-        """Whether a step may begin before the last one is finished. Reports are kept of one step only."""
+        self.overlaps = kv.policy.max_in_flight > 1
+        """Whether a step may begin before the last one is finished."""
+        self.reports_attention = not self.overlaps
         self._last: tuple[Records, HostBatch] | None = None
         self._sampled = _Sampled(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
         self._begun: deque[DeviceToHost] = deque()
@@ -73,12 +72,12 @@ class Runner:
             return logits
 
     def attention_reports(self) -> Array:
-        """What attention read and left out for each sequence of the last step: f64 `[S, 9]`, as `Dynamic.reports`."""
-        if self.kv.dynamic is None or self._last is None:
+        """Columns of `AttentionPolicy.report` of the last step, f64 `[S, 9]`; `[0, 9]` if there are none."""
+        if self._last is None:
             return np.empty((0, 9))
-        seqs, host_batch = self._last
         with faults("a report of attention"), self._on_device(), torch.inference_mode():
-            return self.kv.dynamic.reports(seqs, host_batch.first_rows, host_batch.num_decodes)
+            report = self.kv.policy.report(*self._last)
+            return np.empty((0, 9)) if report is None else np.stack(list(report.values()), 1)
 
     def kept_blocks(self) -> Array:
         """Blocks beside which floats are kept, uint32 `[n]`."""
