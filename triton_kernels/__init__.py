@@ -5,19 +5,10 @@ docs/gpu-kernels.md describes each op.
 """
 
 from .activation import act_and_mul, act_and_mul_quantize, act_and_mul_quantize_ref, act_and_mul_ref
-from .dynamic_attention import Choice, Workspace, dynamic_attention, dynamic_attention_ref, share_out
+from .block_ops import copy_blocks, copy_blocks_ref, quantize_blocks, quantize_blocks_ref
+from .dynamic_attention import SelectionParams, Workspace, assign_workspace, dynamic_attention, dynamic_attention_ref
 from .int8_matmul import int8_matmul, int8_matmul_ref, int8_weight_matmul, int8_weight_matmul_ref
-from .kv_cache import (
-    BLOCK_SIZE,
-    FloatKV,
-    Int8KV,
-    PagedKV,
-    copy_blocks,
-    copy_blocks_ref,
-    gather_keys_values,
-    quantize_blocks,
-    quantize_blocks_ref,
-)
+from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV, gather_keys_values
 from .paged_attention import paged_attention, paged_attention_ref
 from .quantize import dequantize_ref, quantize_rows, quantize_rows_ref, quantize_weight
 from .rms_norm import rms_norm, rms_norm_quantize, rms_norm_quantize_ref, rms_norm_ref
@@ -26,16 +17,17 @@ from .sampling import SamplingBatch, logprobs, logprobs_ref, sample, sample_ref
 
 __all__ = [
     "BLOCK_SIZE",
-    "Choice",
     "FloatKV",
     "Int8KV",
     "PagedKV",
     "SamplingBatch",
+    "SelectionParams",
     "Workspace",
     "act_and_mul",
     "act_and_mul_quantize",
     "act_and_mul_quantize_ref",
     "act_and_mul_ref",
+    "assign_workspace",
     "copy_blocks",
     "copy_blocks_ref",
     "dequantize_ref",
@@ -63,5 +55,4 @@ __all__ = [
     "rope_and_cache_ref",
     "sample",
     "sample_ref",
-    "share_out",
 ]

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .activation import act_and_mul, act_and_mul_quantize
-from .dynamic_attention import FIELDS, Choice, Workspace, dynamic_attention
+from .block_ops import copy_blocks, quantize_blocks
+from .dynamic_attention import FIELDS, SelectionParams, Workspace, dynamic_attention
 from .int8_matmul import int8_matmul, int8_weight_matmul
-from .kv_cache import FloatKV, Int8KV, PagedKV, copy_blocks, quantize_blocks
+from .kv_cache import FloatKV, Int8KV, PagedKV
 from .paged_attention import paged_attention
 from .quantize import quantize_rows
 from .rms_norm import rms_norm, rms_norm_quantize
@@ -167,7 +168,12 @@ def _choose(head_dim: int, group: int, softcap: float | None) -> object:
     lens = _empty(sequences, dtype=I32)
     workspace = Workspace.empty(sequences * blocks, heads, "meta")
     report = _empty(sequences, kv_heads, FIELDS, dtype=F32)
-    options: dict[str, Any] = {"choice": Choice(0.01), "workspace": workspace, "report": report, "softcap": softcap}
+    options: dict[str, Any] = {
+        "selection": SelectionParams(0.01),
+        "workspace": workspace,
+        "report": report,
+        "softcap": softcap,
+    }
     tables = _empty(sequences, blocks, dtype=I32)
     return dynamic_attention(q, kv, tables, lens, lens, _empty(*q.shape), scale=0.1, **options)
 

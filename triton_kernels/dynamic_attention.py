@@ -1,60 +1,55 @@
-"""Attention of decodes that reads every key, values only where they matter, and bounds what it left out.
+"""Dynamic attention of decodes: reads all keys, only the values that matter, and bounds the error.
 
-For each query and KV head, first the exact scores of all keys give each block's share of the softmax mass. Then the
-lightest blocks are left out, as many as stay within `error_bound` for every query head of the group, and only the
-values of the others are read. With R the blocks that are read, S those left out and Z the sums of e^score over either,
+For each query and KV head, the exact scores of all keys give the softmax mass of each block. The lightest blocks are
+left out, as many as every query head of the group allows within `error_bound`. R: blocks read, S: blocks left out,
+Z: sum of e^score over either.
 
-    omitted mass  mu = Z_S / (Z_R + Z_S)            the total variation distance of the weights used from the exact ones
+    omitted mass  mu = Z_S / (Z_R + Z_S)       total variation distance between the weights used and the exact weights
     |out - exact| <= mu (largest |value| in S + |out|)
 
-both relative to dense attention over the int8 cache as stored. mu holds in exact arithmetic: scores, exponentials and
-sums are rounded here, and how far that can move it is part of what is compared with `error_bound`. The rule is that of
-octavo's CPU kernels (docs/dynamic-attention.md), but for the groups of query heads: there a head need not account for
-blocks that an earlier one reads, here each accounts for its own, and reads a little more.
+Both are relative to dense attention over the int8 cache. The comparison with `error_bound` includes the rounding errors
+of scores, exponentials and sums. The rule is that of octavo's CPU kernels (docs/dynamic-attention.md) except for groups
+of query heads: there a head does not count blocks that an earlier head of the group reads; here every head counts its
+own, and reads slightly more.
 
-Four kernels: scores, choice, values, and the end. Shapes are fixed and counts stay on the device, so that calls can be
-captured in a CUDA graph. Scores go through a workspace, so that keys are read once.
+    qk_kernel -> scores, mass [blocks] -> select_blocks_kernel -> selected, omitted -> pv_kernel -> combine_kernel
+
+Shapes are fixed and counts stay on the device: calls can be captured in a CUDA graph. Scores go through a workspace,
+each key is read once.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
-from .dynamic_kernels import (
-    BUCKETS,
-    DENSE_ABOVE,
-    REPORT_FIELDS,
-    finish_kernel,
-    score_kernel,
-    select_kernel,
-    values_kernel,
-)
+from .dynamic_kernels import REPORT_FIELDS, combine_kernel, pv_kernel, qk_kernel
+from .dynamic_select import BUCKETS, DENSE_ABOVE, select_blocks_kernel
 from .kv_cache import BLOCK_SIZE, Int8KV, gather_keys_values
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two, processors
 
 FIELDS: int = REPORT_FIELDS.value
-"""Of a report: calls that left something out, blocks left out, bytes of their values, the largest bound on the omitted
-mass of a call, the sum of these bounds, the largest bound on the error of an output. f32; a call is a query head's."""
+"""Columns of a report, f32: calls that left blocks out, blocks left out, bytes of their values, maximum bound on the
+omitted mass of a call, sum of these bounds, maximum bound on the error of an output. One call: one query head."""
 
 MAX_SPLITS = 64
 MIN_BLOCKS_PER_SPLIT = 8
 CHUNK = 512
-"""Blocks that the choice looks at in one step."""
+"""Blocks per step of the selection."""
 
 _SUM_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
-class Choice:
-    """How much a query may leave out.
+class SelectionParams:
+    """Limits of the blocks that a query leaves out.
 
     Attributes:
-        error_bound: most softmax mass that a query head leaves out.
+        error_bound: maximum softmax mass that a query head leaves out.
         sink_blocks: first blocks of the sequence that are always read.
-        local_blocks: blocks before the query's own that are always read.
+        local_blocks: blocks before the current one that are always read.
     """
 
     error_bound: float
@@ -64,7 +59,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Memory that layers share: room for the scores of `blocks` blocks of all query heads, all sequences together."""
+    """Scores f32 `[blocks, heads, 32]` and masses f32 `[blocks, heads]`, flat. Layers and sequences share them."""
 
     scores: torch.Tensor
     mass: torch.Tensor
@@ -77,18 +72,18 @@ class Workspace:
 
     @staticmethod
     def block_bytes(heads: int) -> int:
-        """Memory for one block."""
+        """Bytes of one block."""
         return 4 * heads * (BLOCK_SIZE + 1)
 
     def blocks(self, heads: int) -> int:
-        """Blocks for which there is room in a layer of `heads` query heads."""
+        """Number of blocks that fit in a layer of `heads` query heads."""
         return self.mass.shape[0] // heads
 
 
-def share_out(context_lens: torch.Tensor, min_context: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which sequences choose, and where their scores lie: (context or 0, first block in the workspace), int32 `[S]`.
+def assign_workspace(context_lens: torch.Tensor, min_context: int, blocks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(context length or 0, first block in the workspace), int32 `[S]` each; 0: the sequence reads all blocks.
 
-    Those of at least `min_context` tokens choose, as long as `blocks` blocks of room last.
+    Sequences of at least `min_context` tokens select blocks, in order, until `blocks` blocks are assigned.
     """
     lens = torch.where(context_lens >= min_context, context_lens, 0)
     needed = (lens + BLOCK_SIZE - 1) // BLOCK_SIZE
@@ -106,7 +101,7 @@ def dynamic_attention(
     out: torch.Tensor,
     *,
     scale: float,
-    choice: Choice,
+    selection: SelectionParams,
     workspace: Workspace,
     report: torch.Tensor,
     softcap: float | None = None,
@@ -115,9 +110,9 @@ def dynamic_attention(
 ) -> torch.Tensor:
     """Attention of one query a sequence, `q` `[S, H, D]` in the cache's dtype, into the same rows of `out`.
 
-    `block_tables` int32 `[S, blocks]`; `lens` and `starts` int32 `[S]` as `share_out` gives them: rows of sequences
-    whose length is 0 stay as they are. `report` f32 `[S, KV heads or more, FIELDS]` is added to. `max_context_len`,
-    known on the host, only chooses the configuration. Nothing is read on the host.
+    `block_tables` int32 `[S, blocks]`; `lens` and `starts` int32 `[S]` of `assign_workspace`. Rows of sequences with
+    length 0 keep their content. Adds to `report` f32 `[S, KV heads or more, FIELDS]`. `max_context_len` (host) selects
+    the configuration. Nothing is read on the host.
     """
     check_device(q=q, v=kv.v, block_tables=block_tables, lens=lens, starts=starts, out=out, report=report)
     _check(q, kv, block_tables, lens, starts, out, workspace, report)
@@ -126,41 +121,21 @@ def dynamic_attention(
     longest = block_tables.shape[1] if max_context_len is None else ceil_div(max_context_len, BLOCK_SIZE)
     splits = num_splits or _splits(q, kv, longest)
     check(1 <= splits <= MAX_SPLITS, f"num_splits is {num_splits}, wanted 1 to {MAX_SPLITS}")
-    device = q.device
-
-    def made(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    cells, capacity = (sequences, kv.kv_heads), block_tables.shape[1]
-    between: dict[str, object] = {
-        "tables_ptr": block_tables,
-        "lens_ptr": lens,
-        "starts_ptr": starts,
-        "scores_ptr": workspace.scores,
-        "mass_ptr": workspace.mass,
-        "tail_reach_ptr": made(*cells),
-        "selected_ptr": made(*cells, capacity, dtype=torch.int32),
-        "counts_ptr": made(*cells, dtype=torch.int32),
-        "highest_ptr": made(sequences, heads),
-        "omitted_ptr": made(sequences, heads),
-        "longest_ptr": made(*cells),
-        "partial_ptr": made(sequences, heads, splits, head_dim),
-        "partial_sum_ptr": made(sequences, heads, splits),
-        "table_stride": block_tables.stride(0),
-        "capacity": capacity,
-        "splits": splits,
-        "q_token_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        **kv.arguments(),
-        "k_reach_ptr": kv.k_reach,
-        "v_norm_ptr": kv.v_norm,
-    }
+    cells = (sequences, kv.kv_heads)
     log2e = math.log2(math.e)
-    between |= {"factor": scale / softcap if softcap else scale * log2e, "cap": (softcap or 0.0) * log2e, "q_ptr": q}
-    between |= {"error_bound": choice.error_bound, **_errors(q.dtype, head_dim, scale, softcap)}
-    between |= {"sinks": choice.sink_blocks, "locals_": choice.local_blocks}
-    between |= {"out_ptr": out, "report_ptr": report, "report_stride": report.stride(0)}
-    between |= {"out_token_stride": out.stride(0), "out_head_stride": out.stride(1)}
+    everything: dict[str, object] = {
+        **kv.arguments(),
+        **_intermediates(q, kv, block_tables.shape[1], splits),
+        **_errors(q.dtype, head_dim, scale, softcap),
+        **asdict(selection),
+        **{"q_ptr": q, "out_ptr": out, "report_ptr": report, "k_reach_ptr": kv.k_reach, "v_norm_ptr": kv.v_norm},
+        **{"block_tables_ptr": block_tables, "lens_ptr": lens, "starts_ptr": starts},
+        **{"scores_ptr": workspace.scores, "mass_ptr": workspace.mass},
+        **{"factor": scale / softcap if softcap else scale * log2e, "cap": (softcap or 0.0) * log2e},
+        **{"splits": splits, "capacity": block_tables.shape[1], "table_stride": block_tables.stride(0)},
+        **{"q_token_stride": q.stride(0), "q_head_stride": q.stride(1)},
+        **{"out_token_stride": out.stride(0), "out_head_stride": out.stride(1), "report_stride": report.stride(0)},
+    }
     exact = q.dtype == torch.float32
     common = {"GROUP": group, "KV_HEADS": kv.kv_heads, "HEAD_DIM": head_dim, "BLOCK_SIZE": BLOCK_SIZE}
     width, rows = max(16, power_of_two(head_dim)), max(16, power_of_two(group))
@@ -168,15 +143,15 @@ def dynamic_attention(
 
     def run(kernel: object, grid: tuple[int, ...], constants: dict[str, object], options: Options) -> None:
         names = set(kernel.arg_names)  # type: ignore[attr-defined]
-        arguments = {name: value for name, value in between.items() if name in names}
+        arguments = {name: value for name, value in everything.items() if name in names}
         launch(kernel, grid, arguments, common | constants, options)
 
     run(
-        score_kernel,
+        qk_kernel,
         (*cells, splits),
         {
             "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
-            "ROWS": rows,
+            "BLOCK_M": rows,
             "CAPPED": softcap is not None,
             "EXACT": exact,
             "PRECISION": precision,
@@ -185,13 +160,32 @@ def dynamic_attention(
     )
     padded = max(2, power_of_two(group))  # Triton 3.6 fails to compile sums over one row.
     chunk = min(CHUNK, max(16, power_of_two(longest)))
-    run(select_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "CHUNK": chunk}, Options(8, 1))
+    run(select_blocks_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "CHUNK": chunk}, Options(8, 1))
     pages = 1 if exact or head_dim > 128 else 2
-    constants = {"WIDTH": width, "ROWS": rows, "PAGES": pages, "PRECISION": precision}
-    run(values_kernel, (*cells, splits), constants, Options(4, 3 if head_dim <= 64 else 2))
+    constants = {"WIDTH": width, "BLOCK_M": rows, "PAGES": pages, "PRECISION": precision}
+    run(pv_kernel, (*cells, splits), constants, Options(4, 3 if head_dim <= 64 else 2))
     value_bytes = Int8KV.value_bytes(1, head_dim)
-    run(finish_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "VALUE_BYTES": value_bytes}, Options(4, 1))
+    run(combine_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "VALUE_BYTES": value_bytes}, Options(4, 1))
     return out
+
+
+def _intermediates(q: torch.Tensor, kv: Int8KV, capacity: int, splits: int) -> dict[str, torch.Tensor]:
+    """Tensors between the kernels. `capacity`: maximum number of selected blocks."""
+    sequences, heads, head_dim = q.shape
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
+    return {
+        "open_reach_ptr": empty(sequences, kv.kv_heads),
+        "selected_ptr": empty(sequences, kv.kv_heads, capacity, dtype=torch.int32),
+        "selected_counts_ptr": empty(sequences, kv.kv_heads, dtype=torch.int32),
+        "highest_ptr": empty(sequences, heads),
+        "omitted_ptr": empty(sequences, heads),
+        "max_v_norm_ptr": empty(sequences, kv.kv_heads),
+        "partial_ptr": empty(sequences, heads, splits, head_dim),
+        "partial_sum_ptr": empty(sequences, heads, splits),
+    }
 
 
 def _splits(q: torch.Tensor, kv: Int8KV, longest: int) -> int:
@@ -201,7 +195,7 @@ def _splits(q: torch.Tensor, kv: Int8KV, longest: int) -> int:
 
 
 def _errors(dtype: torch.dtype, head_dim: int, scale: float, softcap: float | None) -> dict[str, float]:
-    """How far a score can be from its exact value, in nats: error_factor * reach * |q| + cap_error."""
+    """Error bound of a score in nats: error_factor * reach * |q| + cap_error."""
     # A chain over the channels, one of q . lo, a fold, the rounding of q step; tensor cores cut instead of rounding.
     roundings = 1.1 * head_dim + 16.0
     relative = roundings * 6e-8
@@ -220,7 +214,7 @@ def dynamic_attention_ref(
     out: torch.Tensor,
     *,
     scale: float,
-    choice: Choice,
+    selection: SelectionParams,
     workspace: Workspace,
     report: torch.Tensor,
     softcap: float | None = None,
@@ -233,27 +227,29 @@ def dynamic_attention_ref(
     for s, context in enumerate(lens.tolist()):
         if context == 0:
             continue
-        own = (context - 1) // BLOCK_SIZE
-        blocks = block_tables[s, :own].long()
-        k, v = gather_keys_values(kv, block_tables[s], context, own * BLOCK_SIZE)
-        number = torch.arange(own, device=q.device)
-        fixed = (number < choice.sink_blocks) | (number >= own - choice.local_blocks)
+        current_block = (context - 1) // BLOCK_SIZE
+        blocks = block_tables[s, :current_block].long()
+        k, v = gather_keys_values(kv, block_tables[s], context, current_block * BLOCK_SIZE)
+        number = torch.arange(current_block, device=q.device)
+        fixed = (number < selection.sink_blocks) | (number >= current_block - selection.local_blocks)
         for h in range(kv.kv_heads):
             rows = q[s, h * group : (h + 1) * group].float()
             scores = rows @ k[:, h].t() * scale
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
             weights = (scores - scores.amax(1, keepdim=True)).exp()
-            reach = torch.cat([kv.k_reach[blocks, h], k[own * BLOCK_SIZE :, h].abs().amax(0).norm()[None]]).amax()
+            reach = torch.cat(
+                [kv.k_reach[blocks, h], k[current_block * BLOCK_SIZE :, h].abs().amax(0).norm()[None]]
+            ).amax()
             error = errors["error_factor"] * reach * rows.norm(dim=1).amax() + errors["cap_error"]
             slack = (1 + _SUM_SLACK) * (2 * error).exp()
-            shares = weights[:, : own * BLOCK_SIZE].reshape(group, own, BLOCK_SIZE).sum(-1)
+            shares = weights[:, : current_block * BLOCK_SIZE].reshape(group, current_block, BLOCK_SIZE).sum(-1)
             total = weights.sum(1)
-            read = fixed | ~leave_out(shares, total, fixed, choice.error_bound / slack).all(0)
-            if not total.isfinite().all() or read.sum() > DENSE_ABOVE.value * own:
+            read = fixed | ~omitted_blocks(shares, total, fixed, selection.error_bound / slack).all(0)
+            if not total.isfinite().all() or read.sum() > DENSE_ABOVE.value * current_block:
                 read = torch.ones_like(read)
             visible = torch.ones(context, dtype=torch.bool, device=q.device)
-            visible[: own * BLOCK_SIZE] = read.repeat_interleave(BLOCK_SIZE)
+            visible[: current_block * BLOCK_SIZE] = read.repeat_interleave(BLOCK_SIZE)
             kept = torch.where(visible, weights, 0.0)
             row_out = kept @ v[:, h].masked_fill(~visible[:, None], 0.0) / kept.sum(1, keepdim=True)
             out[s, h * group : (h + 1) * group] = row_out.to(out.dtype)
@@ -269,9 +265,9 @@ def dynamic_attention_ref(
     return out
 
 
-def leave_out(shares: torch.Tensor, total: torch.Tensor, fixed: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-    """Which of the blocks `[rows, blocks]` each row can spare: its lightest buckets, together at most `bound` of
-    `total` `[rows]`. Blocks that are `fixed` are read and do not count."""
+def omitted_blocks(shares: torch.Tensor, total: torch.Tensor, fixed: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
+    """Blocks that each row may leave out, bool `[rows, blocks]`: its lightest buckets, whose mass is at most `bound`
+    of `total` `[rows]`. Blocks in `fixed` are read and do not count."""
 
     def bits(x: torch.Tensor) -> torch.Tensor:
         return x.float().contiguous().view(torch.int32) >> 21

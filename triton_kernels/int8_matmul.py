@@ -35,7 +35,7 @@ from .tuned import lookup
 
 MAX_SPLITS = 16
 MIN_STEPS_PER_SPLIT = 4
-BAND = 8
+GROUP_M = 8
 
 
 class Config(NamedTuple):
@@ -193,9 +193,9 @@ def _run(
         "w_scale_ptr": w_scale,
         "bias_ptr": bias,
         "out_ptr": target,
-        "rows": rows,
-        "columns": columns,
-        "depth": depth,
+        "M": rows,
+        "N": columns,
+        "K": depth,
         "groups": groups,
         "x_stride": x.stride(0),
         "out_stride": out.stride(0),
@@ -204,33 +204,39 @@ def _run(
         "INT8": x_scale is not None,
         "GROUPED": grouped,
         "BIAS": bias is not None,
-        "SPLITS": splits,
+        "SPLIT_K": splits,
         "WHOLE_DEPTH": depth % step == 0,
         "DESCRIPTORS": descriptors,
         "PERSISTENT": config.persistent,
         "PRECISION": "ieee" if x.dtype == torch.float32 else "tf32",
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "DEPTH": step,
-        "BAND": BAND,
+        "BLOCK_M": config.rows,
+        "BLOCK_N": config.columns,
+        "BLOCK_K": step,
+        "GROUP_M": GROUP_M,
     }
     programs = tiles * splits
     if config.persistent:
         programs = min(programs, processors(x.device))
     launch(int8_matmul_kernel, (programs,), arguments, constants, Options(config.warps, config.stages))
     if splits > 1:
-        block = min(1024, power_of_two(columns))
-        arguments = {
-            "partial_ptr": target,
-            "bias_ptr": bias,
-            "out_ptr": out,
-            "rows": rows,
-            "columns": columns,
-            "out_stride": out.stride(0),
-        }
-        constants = {"SPLITS": splits, "BIAS": bias is not None, "BLOCK": block}
-        launch(add_splits_kernel, (rows, ceil_div(columns, block)), arguments, constants, Options(4, 1))
+        _add_splits(target, bias, out)
     return out
+
+
+def _add_splits(partial: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """Adds the parts f32 `[splits, M, N]` in order, and the bias, into `out` `[M, N]`."""
+    splits, rows, columns = partial.shape
+    block = min(1024, power_of_two(columns))
+    arguments = {
+        "partial_ptr": partial,
+        "bias_ptr": bias,
+        "out_ptr": out,
+        "M": rows,
+        "N": columns,
+        "out_stride": out.stride(0),
+    }
+    constants = {"SPLIT_K": splits, "BIAS": bias is not None, "BLOCK": block}
+    launch(add_splits_kernel, (rows, ceil_div(columns, block)), arguments, constants, Options(4, 1))
 
 
 def int8_matmul_ref(

@@ -2,16 +2,19 @@
 
     out[t, h] = sum over keys i <= p of softmax(f(scale * q[t, h] . k[i])) v[i]      p: the position of token t
 
-with f(s) = softcap * tanh(s / softcap) where a soft cap is given, and only keys i > p - window where a window is given.
-All query heads of a KV head are rows of one tile, so its blocks are read once for them; a tile of G heads and n queries
-has G * n rows. Softmax is online, in f32, in powers of two.
+f(s) = softcap * tanh(s / softcap) with a soft cap, else s. With a window only keys i > p - window count. All query
+heads of a KV head are rows of one tile, which reads each block once: G heads and n queries are G * n rows (BLOCK_M).
+The softmax is online, in f32, in powers of two, as in FlashAttention:
 
-Of an int8 cache a query reads the blocks before its own as int8, then its own block from the tail. With a list of
-selected blocks it reads those before its own that are in the list, then its own.
+    qk = q k^T        m_new = max(m_i, max qk)        alpha = 2^(m_i - m_new)
+    l_i = l_i alpha + sum 2^(qk - m_new)              acc = acc alpha + 2^(qk - m_new) v
 
-Long contexts of few sequences are split over programs; the parts are added in a fixed order by a second kernel.
-`deterministic=True` takes one configuration and no split: then a row's result depends on its own query and keys only,
-down to the bits, whatever the batch and however the prompt was chunked.
+Over an int8 cache a query reads earlier blocks as int8, and then the current block from its open block. With a list of
+selected blocks it reads the earlier blocks of the list, and then the current block.
+
+Long contexts of few sequences are split over programs (flash decoding); a second kernel combines the parts in a fixed
+order. `deterministic=True` uses one configuration without splits. It is batch-invariant: the bits of a row depend on
+its own query and keys only, for any batch and any chunks of the prompt.
 """
 
 from __future__ import annotations
@@ -162,8 +165,8 @@ def config_for(kv: PagedKV, phase: str) -> tuple[Config, str]:
     limit = next(limit for limit in limits if kv.head_dim <= limit)
     key = form, phase, limit
     major = capability(kv.device)[0]
-    own = CONFIGS_WITHOUT_WGMMA if major < 9 else CONFIGS_WITH_TENSOR_MEMORY if major >= 10 else {}
-    return own.get(key, CONFIGS[key]), f"{form} {phase} {limit}"
+    of_device = CONFIGS_WITHOUT_WGMMA if major < 9 else CONFIGS_WITH_TENSOR_MEMORY if major >= 10 else {}
+    return of_device.get(key, CONFIGS[key]), f"{form} {phase} {limit}"
 
 
 def _config(kv: PagedKV, phase: str, deterministic: bool) -> Config:
@@ -183,26 +186,19 @@ def _run(
     rows = max(config.rows, power_of_two(group)) if phase == "prefill" else max(16, power_of_two(group))
     decode = phase == "decode"
     tiles = sequences if decode else tokens // (rows // group) + sequences
-    partial = partial_m = partial_sum = None
-    if splits > 1:
-        # Indexed by token of the whole batch: a few rows stay unused where decodes and chunks are apart.
-        partial = torch.empty(q.shape[0], heads, splits, head_dim, dtype=torch.float32, device=q.device)
-        partial_m = torch.empty(q.shape[0], heads, splits, dtype=torch.float32, device=q.device)
-        partial_sum = torch.empty_like(partial_m)
+    parts = _partials(q, splits)
     log2e = math.log2(math.e)
     indices, counts = batch.selected or (None, None)
     arguments = {
         "q_ptr": q,
         "out_ptr": out,
-        "partial_ptr": partial,
-        "partial_m_ptr": partial_m,
-        "partial_sum_ptr": partial_sum,
+        **parts,
         **kv.arguments(),
-        "tables_ptr": batch.block_tables,
+        "block_tables_ptr": batch.block_tables,
         "query_start_ptr": batch.query_start,
-        "context_ptr": batch.context_lens,
+        "context_lens_ptr": batch.context_lens,
         "selected_ptr": indices,
-        "counts_ptr": counts,
+        "selected_counts_ptr": counts,
         "factor": batch.scale / batch.softcap if batch.softcap else batch.scale * log2e,
         "cap": (batch.softcap or 0.0) * log2e,
         "window": batch.window or 0,
@@ -223,7 +219,7 @@ def _run(
         "HEAD_DIM": head_dim,
         "WIDTH": width,
         "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
-        "ROWS": rows,
+        "BLOCK_M": rows,
         "PAGES": config.pages,
         "BLOCK_SIZE": BLOCK_SIZE,
         "DECODE": decode,
@@ -240,9 +236,7 @@ def _run(
         # Rows of this phase only: the others have no parts here.
         arguments = {
             "out_ptr": out,
-            "partial_ptr": partial,
-            "partial_m_ptr": partial_m,
-            "partial_sum_ptr": partial_sum,
+            **parts,
             "first_token": first,
             "splits": splits,
             "out_token_stride": out.stride(0),
@@ -250,6 +244,18 @@ def _run(
         }
         constants = {"HEAD_DIM": head_dim, "WIDTH": width, "SPLITS": power_of_two(splits)}
         launch(combine_splits_kernel, (tokens, heads), arguments, constants, Options(4, 1))
+
+
+def _partials(q: torch.Tensor, splits: int) -> dict[str, torch.Tensor | None]:
+    """Kernel arguments for parts of a split context: acc `[T, H, splits, D]`, m and l `[T, H, splits]`, f32."""
+    names = ("partial_ptr", "partial_m_ptr", "partial_sum_ptr")
+    if splits == 1:
+        return dict.fromkeys(names)
+    # Indexed by token of the whole batch: a few rows stay unused if a batch has decodes and chunks.
+    tokens, heads, head_dim = q.shape
+    shapes = ((tokens, heads, splits, head_dim), (tokens, heads, splits), (tokens, heads, splits))
+    tensors = (torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
+    return dict(zip(names, tensors, strict=True))
 
 
 def paged_attention_ref(
@@ -272,8 +278,8 @@ def paged_attention_ref(
         length = min(starts[s + 1] - starts[s], context)
         for i in range(length):
             position = context - length + i
-            own = position // BLOCK_SIZE
-            k, v = gather_keys_values(kv, block_tables[s], position + 1, own * BLOCK_SIZE)
+            current_block = position // BLOCK_SIZE
+            k, v = gather_keys_values(kv, block_tables[s], position + 1, current_block * BLOCK_SIZE)
             at = torch.arange(position + 1, device=q.device)
             visible = torch.ones(kv.kv_heads, position + 1, dtype=torch.bool, device=q.device)
             if window is not None:
@@ -281,7 +287,7 @@ def paged_attention_ref(
             if selected is not None:
                 for h in range(kv.kv_heads):
                     chosen = selected[0][s, h, : int(selected[1][s, h])]
-                    visible[h] &= torch.isin(at // BLOCK_SIZE, chosen) | (at // BLOCK_SIZE == own)
+                    visible[h] &= torch.isin(at // BLOCK_SIZE, chosen) | (at // BLOCK_SIZE == current_block)
             rows = q[starts[s] + i].float().view(kv.kv_heads, group, -1)
             scores = torch.einsum("hgd,nhd->hgn", rows, k) * scale
             if softcap is not None:

@@ -50,9 +50,9 @@ def rms_norm_kernel(
     at = (row // inner * x_outer + row % inner * x_inner)[:, None] + column
     x = tl.load(x_ptr + at, mask=live, other=0.0).to(tl.float32)
     if RESIDUAL:
-        place = residual_ptr + row[:, None] * residual_stride + column
-        x += tl.load(place, mask=live, other=0.0).to(tl.float32)
-        tl.store(place, x.to(residual_ptr.dtype.element_ty), mask=live)
+        residual_at = residual_ptr + row[:, None] * residual_stride + column
+        x += tl.load(residual_at, mask=live, other=0.0).to(tl.float32)
+        tl.store(residual_at, x.to(residual_ptr.dtype.element_ty), mask=live)
     weight = tl.load(weight_ptr + column, mask=column < columns, other=0.0).to(tl.float32) + offset
     inverse = 1.0 / tl.sqrt(tl.sum(x * x, 1) / columns + eps)
     y = x * inverse[:, None] * weight
@@ -84,9 +84,9 @@ def rms_norm_quantize_kernel(
     live = column < columns
     x = tl.load(x_ptr + row * x_stride + column, mask=live, other=0.0).to(tl.float32)
     if RESIDUAL:
-        place = residual_ptr + row * residual_stride + column
-        x += tl.load(place, mask=live, other=0.0).to(tl.float32)
-        tl.store(place, x.to(residual_ptr.dtype.element_ty), mask=live)
+        residual_at = residual_ptr + row * residual_stride + column
+        x += tl.load(residual_at, mask=live, other=0.0).to(tl.float32)
+        tl.store(residual_at, x.to(residual_ptr.dtype.element_ty), mask=live)
     weight = tl.load(weight_ptr + column, mask=live, other=0.0).to(tl.float32) + offset
     inverse = 1.0 / tl.sqrt(tl.sum(tl.sum(x * x, 1), 0) / columns + eps)
     codes, scale = quantize_last(x * inverse * weight)

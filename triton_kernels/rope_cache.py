@@ -27,7 +27,7 @@ def rope_and_cache_kernel(
     slots_ptr,
     k_ptr,
     v_ptr,
-    tail_of_ptr,
+    open_block_of_ptr,
     q_norm_ptr,
     k_norm_ptr,
     qkv_stride,
@@ -41,7 +41,7 @@ def rope_and_cache_kernel(
     ROTARY_DIM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
-    TAILS: tl.constexpr,
+    OPEN_BLOCKS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -89,13 +89,13 @@ def rope_and_cache_kernel(
     slot = tl.load(slots_ptr + token)
     if slot >= 0:
         block = slot // BLOCK_SIZE
-        if TAILS:
-            block = tl.load(tail_of_ptr + block)
+        if OPEN_BLOCKS:
+            block = tl.load(open_block_of_ptr + block)
         if block >= 0:
             is_key = (head >= HEADS) & turned
             kv_head = tl.where(turned, head - HEADS, head - HEADS - KV_HEADS)
-            place = (block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
-            to = place[:, None] * HEAD_DIM + channel[None, :]
+            offset = (block.to(tl.int64) * KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
+            to = offset[:, None] * HEAD_DIM + channel[None, :]
             tl.store(k_ptr + to, y, mask=live & is_key[:, None])
             tl.store(v_ptr + to, y, mask=live & (turned == 0)[:, None])
 
@@ -118,7 +118,7 @@ def rope_and_cache(
 
     `qkv` `[T, (heads + 2 * kv_heads) * head_dim]` in the cache's dtype, rows at any distance. `cos`, `sin`
     `[T, rotary_dim / 2]` f32, or None for layers without rope. `slots` int32 `[T]`: block * 32 + offset; -1 caches
-    nothing (padding). Of an int8 cache the block's tail is written; `quantize_blocks` follows when it is full.
+    nothing (padding). Of an int8 cache the open block is written; `quantize_blocks` seals it when it is full.
     """
     check_device(qkv=qkv, cos=cos, sin=sin, slots=slots, v=kv.v, q_norm=q_norm, k_norm=k_norm)
     rotary_dim = _check(qkv, cos, sin, slots, kv, heads, q_norm, k_norm)
@@ -132,7 +132,7 @@ def rope_and_cache(
         "cos_ptr": cos,
         "sin_ptr": sin,
         "slots_ptr": slots,
-        **{name: of_cache[name] for name in ("k_ptr", "v_ptr", "tail_of_ptr")},
+        **{name: of_cache[name] for name in ("k_ptr", "v_ptr", "open_block_of_ptr")},
         "q_norm_ptr": q_norm,
         "k_norm_ptr": k_norm,
         "qkv_stride": qkv.stride(0),
@@ -148,7 +148,7 @@ def rope_and_cache(
         "ROTARY_DIM": rotary_dim,
         "INTERLEAVED": interleaved,
         "NORM": q_norm is not None,
-        "TAILS": isinstance(kv, Int8KV),
+        "OPEN_BLOCKS": isinstance(kv, Int8KV),
         "BLOCK_SIZE": BLOCK_SIZE,
         "ROWS": rows,
         "WIDTH": width,
@@ -195,9 +195,9 @@ def rope_and_cache_ref(
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
         if slot < 0:
             continue
-        k, v = (kv.k, kv.v) if isinstance(kv, FloatKV) else (kv.tail_k, kv.tail_v)
+        k, v = (kv.k, kv.v) if isinstance(kv, FloatKV) else (kv.open_k, kv.open_v)
         if not isinstance(kv, FloatKV):
-            block = int(kv.tail_of[block])
+            block = int(kv.open_block_of[block])
         if block >= 0:
             k[block, :, offset] = result[token, heads : heads + kv.kv_heads]
             v[block, :, offset] = result[token, heads + kv.kv_heads :]

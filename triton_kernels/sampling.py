@@ -130,8 +130,8 @@ def logprobs(
     check_tensor("logits", logits, dtypes=FLOATS, shape=(None, None))
     rows, vocab = logits.shape
     check_tensor("ids", ids, dtypes=(torch.int32,), shape=(rows,), contiguous=True)
-    most = min(vocab, MAX_TOP_LOGPROBS)
-    check(0 <= top <= most, f"top is {top}, wanted 0 to {most}")
+    max_top = min(vocab, MAX_TOP_LOGPROBS)
+    check(0 <= top <= max_top, f"top is {top}, wanted 0 to {max_top}")
     result = (
         torch.empty(rows, dtype=torch.float32, device=device),
         torch.empty(rows, dtype=torch.int32, device=device),
@@ -241,8 +241,8 @@ def _draw(
 ) -> int:
     k = int(top_k[r]) if top_k is not None else 0
     p = float(top_p[r]) if top_p is not None else 1.0
-    least = float(min_p[r]) if min_p is not None else 0.0
-    limit = x.max() + temperature * math.log(least) if least > 0 else torch.tensor(-torch.finfo(torch.float32).max)
+    floor = float(min_p[r]) if min_p is not None else 0.0
+    limit = x.max() + temperature * math.log(floor) if floor > 0 else torch.tensor(-torch.finfo(torch.float32).max)
     kept = [i for i in range(len(x)) if x[i] >= limit]
     if 0 < k < len(x) or p < 1:
         kept.sort(key=lambda i: (-float(x[i]), i))

@@ -291,14 +291,14 @@ def sample_kernel(
                     edge = nucleus
                     mass = over_mass + ties.to(tl.float64) * weight
             target = draw * mass
-            place = _search(x_ptr, vocab, edge, end, target, highest, temperature, False, True, BLOCK)
-            weight = _weight_of_key(place, highest, temperature)
-            over, over_mass = _above(x_ptr, vocab, place + 1, highest, temperature, BLOCK)
-            upto, upto_mass = _above(x_ptr, vocab, place, highest, temperature, BLOCK)
-            there = tl.where(place == edge, tl.minimum(ties, (upto - over).to(tl.int32)), (upto - over).to(tl.int32))
+            key_at = _search(x_ptr, vocab, edge, end, target, highest, temperature, False, True, BLOCK)
+            weight = _weight_of_key(key_at, highest, temperature)
+            over, over_mass = _above(x_ptr, vocab, key_at + 1, highest, temperature, BLOCK)
+            upto, upto_mass = _above(x_ptr, vocab, key_at, highest, temperature, BLOCK)
+            there = tl.where(key_at == edge, tl.minimum(ties, (upto - over).to(tl.int32)), (upto - over).to(tl.int32))
             number = tl.floor((target - over_mass) / tl.where(weight > 0.0, weight, 1.0)).to(tl.int32)
             number = tl.minimum(tl.maximum(number, 0), there - 1)
-            token = _nth_equal(x_ptr, vocab, place, number, BLOCK)
+            token = _nth_equal(x_ptr, vocab, key_at, number, BLOCK)
     tl.store(out_ptr + row, token)
 
 
@@ -334,9 +334,9 @@ def logprobs_kernel(
     tl.store(rank_ptr + row, better + 1)
     # The best token so far; the next one is the best of those that come after it.
     value = highest
-    for place in tl.range(0, top):
-        tl.store(top_ids_ptr + row * top + place, index)
-        tl.store(top_logprobs_ptr + row * top + place, (value.to(tl.float64) - log_mass).to(tl.float32))
+    for key_at in tl.range(0, top):
+        tl.store(top_ids_ptr + row * top + key_at, index)
+        tl.store(top_logprobs_ptr + row * top + key_at, (value.to(tl.float64) - log_mass).to(tl.float32))
         next_value = tl.full((), float("-inf"), tl.float32)
         next_index = tl.full((), 2147483647, tl.int32)
         for start in tl.range(0, vocab, BLOCK):

@@ -96,8 +96,8 @@ def _attention_jobs(device: torch.device, small: bool) -> Iterator[Job]:
                 blocks = -(-context // BLOCK_SIZE)
                 kv: PagedKV
                 if int8:
-                    tail_of = torch.arange(sequences * blocks, dtype=torch.int32, device=device) % 8
-                    kv = Int8KV.empty(sequences * blocks, 8, kv_heads, head_dim, torch.bfloat16, device, tail_of)
+                    open_block_of = torch.arange(sequences * blocks, dtype=torch.int32, device=device) % 8
+                    kv = Int8KV.empty(sequences * blocks, 8, kv_heads, head_dim, torch.bfloat16, device, open_block_of)
                 else:
                     kv = FloatKV.empty(sequences * blocks, kv_heads, head_dim, torch.bfloat16, device)
                 integers = torch.int32

@@ -150,14 +150,14 @@ def attention_decode(device: torch.device, small: bool) -> Iterator[Bench]:
         starts = torch.arange(sequences + 1, dtype=torch.int32, device=device)
         contexts = torch.full((sequences,), context, dtype=torch.int32, device=device)
         q = random(sequences, heads, dim, device=device)
-        tail_of = torch.full((sequences * blocks,), -1, dtype=torch.int32, device=device)
-        tail_of[tables[:, -1].long()] = torch.arange(sequences, dtype=torch.int32, device=device)
+        open_block_of = torch.full((sequences * blocks,), -1, dtype=torch.int32, device=device)
+        open_block_of[tables[:, -1].long()] = torch.arange(sequences, dtype=torch.int32, device=device)
         dense_k, dense_v = (random(sequences, kv_heads, context, dim, device=device) for _ in range(2))
         name, run = best_sdpa(q[:, :, None], dense_k, dense_v, causal=False)
         peer = (f"{name}, contiguous KV", run)
         caches = (
             kernels.FloatKV.empty(sequences * blocks, kv_heads, dim, BF16, device),
-            kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, tail_of),
+            kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, open_block_of),
         )
         for kv in caches:
             form = "int8" if isinstance(kv, kernels.Int8KV) else "bf16"
@@ -186,13 +186,13 @@ def attention_dynamic(device: torch.device, small: bool) -> Iterator[Bench]:
         tables = torch.randperm(sequences * blocks).view(sequences, blocks).to(device, torch.int32)
         starts = torch.arange(sequences + 1, **index)
         contexts = torch.full((sequences,), context, **index)
-        tail_of = torch.full((sequences * blocks,), -1, **index)
-        tail_of[tables[:, -1].long()] = torch.arange(sequences, **index)
-        kv = kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, tail_of)
+        open_block_of = torch.full((sequences * blocks,), -1, **index)
+        open_block_of[tables[:, -1].long()] = torch.arange(sequences, **index)
+        kv = kernels.Int8KV.empty(sequences * blocks, sequences, kv_heads, dim, BF16, device, open_block_of)
         q = random(sequences, heads, dim, device=device).abs()
         out = torch.empty_like(q)
         workspace = kernels.Workspace.empty(sequences * blocks, heads, device)
-        lens, first = kernels.share_out(contexts, 1, sequences * blocks)
+        lens, first = kernels.assign_workspace(contexts, 1, sequences * blocks)
         report = torch.zeros(sequences, kv_heads, FIELDS, device=device)
         for name in ("concentrated", "diffuse"):
             # Queries are positive: a positive step makes a heavy block.
@@ -203,7 +203,7 @@ def attention_dynamic(device: torch.device, small: bool) -> Iterator[Bench]:
                 "dynamic_attention",
                 f"{sequences} x {context}, {heads}:{kv_heads} heads of {dim}, {name}",
                 lambda a=(q, kv, tables, lens, first, out), w=workspace, r=report: kernels.dynamic_attention(
-                    *a, scale=0.1, choice=kernels.Choice(0.01), workspace=w, report=r
+                    *a, scale=0.1, selection=kernels.SelectionParams(0.01), workspace=w, report=r
                 ),
                 sequences * blocks * kernels.Int8KV.block_bytes(kv_heads, dim),
                 4 * sequences * heads * context * dim,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from closeness import assert_close
+from octavo.triton_kernels.block_ops import quantize_blocks_ref
 from octavo.triton_kernels.dynamic_attention import (
     FIELDS,
-    Choice,
+    SelectionParams,
     Workspace,
+    assign_workspace,
     dynamic_attention,
     dynamic_attention_ref,
-    share_out,
 )
-from octavo.triton_kernels.kv_cache import Int8KV, gather_keys_values, quantize_blocks_ref
+from octavo.triton_kernels.kv_cache import Int8KV, gather_keys_values
 from octavo.triton_kernels.paged_attention import paged_attention_ref
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2, torch.float16: 2e-3}
@@ -60,28 +61,33 @@ class Cases:
         if kind == "outlier":
             k[:, :, 3] *= 6
             v[:, :, 3] *= 6
-        tail_of = torch.randperm(blocks, generator=generator).to(torch.int32)
-        self.kv = Int8KV.empty(blocks, blocks, kv_heads, head_dim, dtype, device, tail_of.to(device))
-        self.kv.tail_k[tail_of.long()] = k.to(device, dtype)
-        self.kv.tail_v[tail_of.long()] = v.to(device, dtype)
+        open_block_of = torch.randperm(blocks, generator=generator).to(torch.int32)
+        self.kv = Int8KV.empty(blocks, blocks, kv_heads, head_dim, dtype, device, open_block_of.to(device))
+        self.kv.open_k[open_block_of.long()] = k.to(device, dtype)
+        self.kv.open_v[open_block_of.long()] = v.to(device, dtype)
         quantize_blocks_ref(self.kv, torch.arange(blocks))
         for s, context in enumerate(contexts):
             if context % 32:
                 # Places that no token has yet.
-                self.kv.tail_k[tail_of[self.tables[s, counts[s] - 1]].long(), :, context % 32 :] = torch.nan
+                self.kv.open_k[open_block_of[self.tables[s, counts[s] - 1]].long(), :, context % 32 :] = torch.nan
         self.q = q.to(device, dtype)
         self.tables = self.tables.to(device)
         self.contexts = torch.tensor(contexts, dtype=torch.int32, device=device)
         self.scale = head_dim**-0.5
 
     def run(
-        self, op: object, choice: Choice, min_context: int = 1, softcap: float | None = None, splits: int | None = None
+        self,
+        op: object,
+        selection: SelectionParams,
+        min_context: int = 1,
+        softcap: float | None = None,
+        splits: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(out, report, lengths of the sequences that chose)."""
         workspace = Workspace.empty(int(((self.contexts + 31) // 32).sum()), self.q.shape[1], self.q.device)
-        workspace.scores.fill_(torch.nan)
+        workspace.qk.fill_(torch.nan)
         workspace.mass.fill_(torch.nan)
-        lens, starts = share_out(self.contexts, min_context, workspace.blocks(self.q.shape[1]))
+        lens, starts = assign_workspace(self.contexts, min_context, workspace.blocks(self.q.shape[1]))
         out = torch.full_like(self.q, 7.0)
         report = torch.zeros(len(lens), self.kv.kv_heads, FIELDS, device=self.q.device)
         op(  # type: ignore[operator]
@@ -92,7 +98,7 @@ class Cases:
             starts,
             out,
             scale=self.scale,
-            choice=choice,
+            selection=selection,
             workspace=workspace,
             report=report,
             softcap=softcap,
@@ -107,10 +113,10 @@ class Cases:
         for s, context in enumerate(self.contexts.tolist()):
             k, v = gather_keys_values(self.kv, self.tables[s], context, (context - 1) // 32 * 32)
             rows = self.q[s].double().view(self.kv.kv_heads, group, -1)
-            scores = torch.einsum("hgd,nhd->hgn", rows, k.double()) * self.scale
+            qk = torch.einsum("hgd,nhd->hgn", rows, k.double()) * self.scale
             if softcap is not None:
-                scores = softcap * torch.tanh(scores / softcap)
-            out[s] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v.double()).reshape(self.q.shape[1:])
+                qk = softcap * torch.tanh(qk / softcap)
+            out[s] = torch.einsum("hgn,nhd->hgd", qk.softmax(-1), v.double()).reshape(self.q.shape[1:])
         return out
 
 
@@ -135,9 +141,9 @@ def test_kernels_follow_the_rule(
 ) -> None:
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
     cases = Cases([400, 1, 33, 500], **shape, dtype=dtype, device=device, generator=generator)
-    choice = Choice(0.05)
-    found, report, _ = cases.run(dynamic_attention, choice, softcap=softcap, splits=3)
-    wanted, expected, _ = cases.run(dynamic_attention_ref, choice, softcap=softcap)
+    selection = SelectionParams(0.05)
+    found, report, _ = cases.run(dynamic_attention, selection, softcap=softcap, splits=3)
+    wanted, expected, _ = cases.run(dynamic_attention_ref, selection, softcap=softcap)
     assert expected[:, :, 1].sum() > 0, "nothing is left out here"
     assert_close("out", found, wanted, TOLERANCE[dtype])
     # A share next to the edge of a bucket may fall to either side of it.
@@ -161,7 +167,7 @@ def test_the_bound_holds_in_float64(
         shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "dtype": torch.float32}
         cases = Cases(contexts, **shape, device=device, generator=draw, kind=kind)
         op = dynamic_attention if number == 1 else dynamic_attention_ref
-        out, report, _ = cases.run(op, Choice(error_bound), softcap=softcap)
+        out, report, _ = cases.run(op, SelectionParams(error_bound), softcap=softcap)
         assert (report[..., 3] <= error_bound).all()
         error = (out.double() - cases.exact(softcap)).norm(dim=-1)
         per_head = report[..., 5].repeat_interleave(heads // kv_heads, 1)
@@ -180,9 +186,9 @@ def test_what_is_omitted_is_measured_exactly(device: torch.device, generator: to
     cases.kv.v_scale.fill_(1.0)
     for i, block in enumerate(blocks[:-1].tolist()):
         cases.kv.v[block, :, :, i] = 1
-    cases.kv.tail_v.zero_()
-    cases.kv.tail_v[..., 63] = 1.0
-    out, report, _ = cases.run(dynamic_attention, Choice(0.1, 0, 0))
+    cases.kv.open_v.zero_()
+    cases.kv.open_v[..., 63] = 1.0
+    out, report, _ = cases.run(dynamic_attention, SelectionParams(0.1, 0, 0))
     exact = cases.exact()[0]
     left = out[0] == 0
     left[:, 22:] = False
@@ -197,11 +203,11 @@ def test_short_sequences_and_those_without_room_are_left_alone(
 ) -> None:
     shape = {"heads": 2, "kv_heads": 1, "head_dim": 16, "dtype": torch.float32}
     cases = Cases([200, 100, 150], **shape, device=device, generator=generator)
-    out, report, lens = cases.run(dynamic_attention, Choice(0.1), min_context=120)
+    out, report, lens = cases.run(dynamic_attention, SelectionParams(0.1), min_context=120)
     assert lens.tolist() == [200, 0, 150]
     assert out[1].eq(7.0).all()
     assert report[1].eq(0).all()
-    lens, starts = share_out(cases.contexts, 120, 7)
+    lens, starts = assign_workspace(cases.contexts, 120, 7)
     assert lens.tolist() == [200, 0, 0]
     assert starts.tolist() == [0, 7, 7]
 
@@ -209,9 +215,9 @@ def test_short_sequences_and_those_without_room_are_left_alone(
 def test_a_loose_bound_reads_less_and_none_everything(device: torch.device, generator: torch.Generator) -> None:
     shape = {"heads": 4, "kv_heads": 1, "head_dim": 32, "dtype": torch.float32}
     cases = Cases([400], **shape, device=device, generator=generator)
-    left = [float(cases.run(dynamic_attention, Choice(e))[1][0, 0, 1]) for e in (0.3, 0.03, 1e-7)]
+    left = [float(cases.run(dynamic_attention, SelectionParams(e))[1][0, 0, 1]) for e in (0.3, 0.03, 1e-7)]
     assert left[0] > left[1] > left[2]
-    out, report, _ = cases.run(dynamic_attention, Choice(1e-12))
+    out, report, _ = cases.run(dynamic_attention, SelectionParams(1e-12))
     assert report.eq(0).all()
     starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
     dense = paged_attention_ref(cases.q, cases.kv, cases.tables, starts, cases.contexts, scale=cases.scale)
@@ -222,7 +228,7 @@ def test_what_is_no_number_reads_everything(device: torch.device, generator: tor
     shape = {"heads": 2, "kv_heads": 1, "head_dim": 16, "dtype": torch.float32}
     cases = Cases([200, 200], **shape, device=device, generator=generator)
     cases.kv.k_lo[cases.tables[0, 4].long()] = torch.nan
-    out, report, _ = cases.run(dynamic_attention, Choice(0.2))
+    out, report, _ = cases.run(dynamic_attention, SelectionParams(0.2))
     assert out[0].isnan().all()
     assert report[0].eq(0).all()
     assert out[1].isfinite().all()
@@ -233,10 +239,10 @@ def test_faults_are_named(device: torch.device, generator: torch.Generator) -> N
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 16, "dtype": torch.float32}
     cases = Cases([40], **shape, device=device, generator=generator)
     with pytest.raises(ValueError, match="num_splits is 65"):
-        cases.run(dynamic_attention, Choice(0.1), splits=65)
+        cases.run(dynamic_attention, SelectionParams(0.1), splits=65)
     cases.q = cases.q[:, :3]
     with pytest.raises(ValueError, match="3 query heads over 2 KV heads"):
-        cases.run(dynamic_attention, Choice(0.1))
+        cases.run(dynamic_attention, SelectionParams(0.1))
     cases.q = cases.q.half()
     with pytest.raises(ValueError, match="cast q"):
-        cases.run(dynamic_attention, Choice(0.1))
+        cases.run(dynamic_attention, SelectionParams(0.1))

@@ -6,26 +6,18 @@ from dataclasses import fields
 
 import pytest
 import torch
-from octavo.triton_kernels.kv_cache import (
-    FloatKV,
-    Int8KV,
-    copy_blocks,
-    copy_blocks_ref,
-    dequantize_blocks_ref,
-    gather_keys_values,
-    quantize_blocks,
-    quantize_blocks_ref,
-)
+from octavo.triton_kernels.block_ops import copy_blocks, copy_blocks_ref, quantize_blocks, quantize_blocks_ref
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, dequantize_blocks_ref, gather_keys_values
 
 
 def filled(head_dim: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator) -> Int8KV:
-    """Six blocks of two heads, four with tails of random keys with channel offsets."""
+    """Six blocks of two heads, four with open blocks of random keys with channel offsets."""
     kv = Int8KV.empty(6, 5, 2, head_dim, dtype, device)
-    kv.tail_of[torch.tensor([0, 2, 3, 5])] = torch.tensor([4, 0, 2, 1], dtype=torch.int32, device=device)
-    shape = kv.tail_k.shape
+    kv.open_block_of[torch.tensor([0, 2, 3, 5])] = torch.tensor([4, 0, 2, 1], dtype=torch.int32, device=device)
+    shape = kv.open_k.shape
     offsets = torch.randn(head_dim, generator=generator) * 8
-    kv.tail_k.copy_(torch.randn(shape, generator=generator) + offsets)
-    kv.tail_v.copy_(torch.randn(shape, generator=generator))
+    kv.open_k.copy_(torch.randn(shape, generator=generator) + offsets)
+    kv.open_v.copy_(torch.randn(shape, generator=generator))
     return kv
 
 
@@ -47,23 +39,23 @@ def test_quantised_blocks_match_the_formula(
         assert torch.equal(getattr(kv, name), getattr(wanted, name)), name
     for name in ("k_reach", "v_norm"):
         torch.testing.assert_close(getattr(kv, name), getattr(wanted, name))
-    assert kv.v[1].eq(0).all(), "a block without a tail was written"
+    assert kv.v[1].eq(0).all(), "a block without an open block was written"
 
 
 @pytest.mark.parametrize("head_dim", [64, 96])
 def test_errors_stay_within_half_a_step(head_dim: int, device: torch.device, generator: torch.Generator) -> None:
     kv = filled(head_dim, torch.float32, device, generator)
     # Hard ranges: constant channels, tiny ones, an outlier, offsets that bfloat16 cannot hold exactly.
-    kv.tail_k[0, :, :, 0] = 3.14159
-    kv.tail_k[0, :, :, 1] = 1e-6 * torch.arange(32)
-    kv.tail_k[0, 0, 7, 2] = 900.0
-    kv.tail_k[0, :, :, 3] += 1000.3
-    kv.tail_v[0, 0, 5] = 0.0
+    kv.open_k[0, :, :, 0] = 3.14159
+    kv.open_k[0, :, :, 1] = 1e-6 * torch.arange(32)
+    kv.open_k[0, 0, 7, 2] = 900.0
+    kv.open_k[0, :, :, 3] += 1000.3
+    kv.open_v[0, 0, 5] = 0.0
     quantize_blocks(kv, torch.tensor([2], dtype=torch.int32, device=device))
     k, v = dequantize_blocks_ref(kv, torch.tensor([2]))
     half_step = kv.k_step[2].float()[:, None] * 0.501 + 1e-6
-    assert ((k[0] - kv.tail_k[0]).abs() <= half_step).all()
-    assert ((v[0] - kv.tail_v[0]).abs() <= kv.v_scale[2].float()[..., None] * 0.501).all()
+    assert ((k[0] - kv.open_k[0]).abs() <= half_step).all()
+    assert ((v[0] - kv.open_v[0]).abs() <= kv.v_scale[2].float()[..., None] * 0.501).all()
     norms = v[0].norm(dim=-1).amax(-1)
     assert (kv.v_norm[2] >= norms).all()
     assert (kv.v_norm[2] <= norms * 1.00001).all()
@@ -71,8 +63,8 @@ def test_errors_stay_within_half_a_step(head_dim: int, device: torch.device, gen
 
 def test_what_is_no_number_stays_none(device: torch.device, generator: torch.Generator) -> None:
     kv = filled(16, torch.float32, device, generator)
-    kv.tail_k[0, 0, 3, 5] = float("nan")
-    kv.tail_v[0, 1, 4, 2] = float("inf")
+    kv.open_k[0, 0, 3, 5] = float("nan")
+    kv.open_v[0, 1, 4, 2] = float("inf")
     quantize_blocks(kv, torch.tensor([2], dtype=torch.int32, device=device))
     k, v = dequantize_blocks_ref(kv, torch.tensor([2]))
     assert k[0, 0, :, 5].isnan().all()
@@ -87,7 +79,7 @@ def test_what_is_no_number_stays_none(device: torch.device, generator: torch.Gen
         assert torch.equal(getattr(kv, name), getattr(wanted, name)), name
 
 
-def test_blocks_are_copied_with_their_tails(device: torch.device, generator: torch.Generator) -> None:
+def test_blocks_are_copied_with_their_open_blocks(device: torch.device, generator: torch.Generator) -> None:
     kv = filled(16, torch.bfloat16, device, generator)
     quantize_blocks(kv, torch.tensor([2, 3], dtype=torch.int32, device=device))
     before = twin(kv)
@@ -102,8 +94,8 @@ def test_blocks_are_copied_with_their_tails(device: torch.device, generator: tor
         assert torch.equal(found[5], old[2]), name
         assert torch.equal(found[1], old[3]), name
         assert torch.equal(found[[0, 2, 3, 4]], old[[0, 2, 3, 4]]), name
-    assert torch.equal(kv.tail_k[1], before.tail_k[0]), "block 5's tail is a copy of block 2's"
-    assert torch.equal(kv.tail_v[[0, 2, 3, 4]], before.tail_v[[0, 2, 3, 4]])
+    assert torch.equal(kv.open_k[1], before.open_k[0]), "block 5's open block is a copy of block 2's"
+    assert torch.equal(kv.open_v[[0, 2, 3, 4]], before.open_v[[0, 2, 3, 4]])
 
     plain = FloatKV.empty(4, 2, 16, torch.bfloat16, device)
     plain.k.copy_(torch.randn(plain.k.shape, generator=generator))
@@ -112,17 +104,17 @@ def test_blocks_are_copied_with_their_tails(device: torch.device, generator: tor
     assert not torch.equal(plain.k[2], plain.k[1])
 
 
-def test_gather_reads_int8_then_tails(device: torch.device, generator: torch.Generator) -> None:
+def test_gather_reads_int8_then_open_blocks(device: torch.device, generator: torch.Generator) -> None:
     kv = filled(16, torch.float32, device, generator)
     quantize_blocks(kv, torch.tensor([2, 3], dtype=torch.int32, device=device))
     table = torch.tensor([3, 2, 0], dtype=torch.int32, device=device)
-    k, _ = gather_keys_values(kv, table, 70, tail_from=32)
+    k, _ = gather_keys_values(kv, table, 70, open_from=32)
     exact, _ = dequantize_blocks_ref(kv, torch.tensor([3]))
     assert torch.equal(k[:32], exact[0].transpose(0, 1))
-    assert torch.equal(k[32:64], kv.tail_k[0].transpose(0, 1))
-    assert torch.equal(k[64:], kv.tail_k[4].transpose(0, 1)[:6])
-    with pytest.raises(ValueError, match="block 1 is read from its tail and has none"):
-        gather_keys_values(kv, torch.tensor([1]), 5, tail_from=0)
+    assert torch.equal(k[32:64], kv.open_k[0].transpose(0, 1))
+    assert torch.equal(k[64:], kv.open_k[4].transpose(0, 1)[:6])
+    with pytest.raises(ValueError, match="block 1 is read from its open block and has none"):
+        gather_keys_values(kv, torch.tensor([1]), 5, open_from=0)
 
 
 def test_memory_and_faults(device: torch.device) -> None:

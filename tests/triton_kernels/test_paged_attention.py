@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pytest
 import torch
 from closeness import assert_close
-from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV, quantize_blocks_ref
+from octavo.triton_kernels.block_ops import quantize_blocks_ref
+from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV
 from octavo.triton_kernels.paged_attention import paged_attention, paged_attention_ref
 
 # The package's attribute of this name is the function.
@@ -52,14 +53,14 @@ def batch(
         if context % 32:
             k[tables[s, counts[s] - 1], :, context % 32 :] = v[tables[s, counts[s] - 1], :, context % 32 :] = torch.nan
     if int8:
-        # Every block has a tail and, where it is full, its int8 form: each query must choose by its position.
-        tail_of = torch.randperm(blocks, generator=generator).to(torch.int32)
-        kv: PagedKV = Int8KV.empty(blocks, blocks, kv_heads, head_dim, dtype, device, tail_of.to(device))
-        kv.tail_k[tail_of.long()] = k.to(device, dtype)
-        kv.tail_v[tail_of.long()] = v.to(device, dtype)
+        # Every block has an open block and, where it is full, its int8 form: each query must choose by its position.
+        open_block_of = torch.randperm(blocks, generator=generator).to(torch.int32)
+        kv: PagedKV = Int8KV.empty(blocks, blocks, kv_heads, head_dim, dtype, device, open_block_of.to(device))
+        kv.open_k[open_block_of.long()] = k.to(device, dtype)
+        kv.open_v[open_block_of.long()] = v.to(device, dtype)
         quantize_blocks_ref(kv, torch.arange(blocks))
-        # What is read as int8 and from the tail must not be the same, or a wrong choice would go unseen.
-        kv.tail_v.mul_(1.5)
+        # What is read as int8 and from the open block must not be the same, or a wrong choice would go unseen.
+        kv.open_v.mul_(1.5)
     else:
         kv = FloatKV(k.to(device, dtype), v.to(device, dtype))
     starts = torch.tensor([0] + [n for n, _ in lengths]).cumsum(0).to(device, torch.int32)

@@ -14,8 +14,8 @@ SLOTS = [5, 64, -1, 33, 127]
 def cache(kind: str, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> PagedKV:
     if kind == "float":
         return FloatKV.empty(4, kv_heads, head_dim, dtype, device)
-    tail_of = torch.tensor([2, 0, -1, 1], dtype=torch.int32, device=device)
-    return Int8KV.empty(4, 3, kv_heads, head_dim, dtype, device, tail_of)
+    open_block_of = torch.tensor([2, 0, -1, 1], dtype=torch.int32, device=device)
+    return Int8KV.empty(4, 3, kv_heads, head_dim, dtype, device, open_block_of)
 
 
 def inputs(
@@ -62,7 +62,7 @@ def test_rope_and_cache(
     rope_and_cache(found, cos, sin, slots, kv, **options)
     rope_and_cache_ref(wanted, cos, sin, slots, kv_ref, **options)
     assert_close("qkv", found, wanted)
-    for name in ("k", "v") if kind == "float" else ("tail_k", "tail_v"):
+    for name in ("k", "v") if kind == "float" else ("open_k", "open_v"):
         assert_close(name, getattr(kv, name), getattr(kv_ref, name))
         assert getattr(kv, name).any()
 

@@ -20,11 +20,11 @@ from octavo.gpu.plan import Records
 from octavo.gpu.spec import Heads, Spec
 from octavo.triton_kernels.dynamic_attention import (
     FIELDS,
-    Choice,
+    SelectionParams,
     Workspace,
+    assign_workspace,
     dynamic_attention,
     dynamic_attention_ref,
-    share_out,
 )
 from octavo.triton_kernels.kv_cache import Int8KV, PagedKV
 
@@ -42,7 +42,7 @@ class Dynamic:
         self, spec: Spec, attention: DynamicAttention, num_blocks: int, rows: int, device: torch.device
     ) -> None:
         """`rows`: maximum number of decodes of a step, padding included."""
-        self.choice = Choice(attention.error_bound, attention.sink_blocks, attention.local_blocks)
+        self.selection = SelectionParams(attention.error_bound, attention.sink_blocks, attention.local_blocks)
         self.min_context = attention.min_context
         self.heads = max_query_heads(spec)
         self.workspace = Workspace.empty(num_blocks, self.heads, device)
@@ -55,7 +55,7 @@ class Dynamic:
         n = batch.num_decodes
         if n == 0:
             return Dense().begin(ops, batch, deterministic)
-        lens, starts = share_out(batch.context_lens[:n], self.min_context, self.workspace.blocks(self.heads))
+        lens, starts = assign_workspace(batch.context_lens[:n], self.min_context, self.workspace.blocks(self.heads))
         dense_lens = batch.context_lens.clone()
         dense_lens[:n] = torch.where(lens > 0, 0, batch.context_lens[:n])
         report = self._report[:n].zero_()
@@ -74,7 +74,7 @@ class Dynamic:
                 starts,
                 out[:n],
                 scale=a.scale,
-                choice=self.choice,
+                selection=self.selection,
                 workspace=self.workspace,
                 report=report,
                 softcap=a.softcap,

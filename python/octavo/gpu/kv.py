@@ -40,14 +40,16 @@ Cache: TypeAlias = "FloatKV | Int8KV | LatentKV"
 
 
 class KvPool:
-    """The caches of all layers. Blocks are numbered alike in each, and so are the tails of an int8 pool."""
+    """The caches of all layers. Block numbers and open block numbers mean the same in every layer."""
 
-    def __init__(self, spec: Spec, num_blocks: int, format: KvFormat, device: torch.device, num_tails: int = 0) -> None:
+    def __init__(
+        self, spec: Spec, num_blocks: int, format: KvFormat, device: torch.device, num_open_blocks: int = 0
+    ) -> None:
         self.num_blocks = num_blocks
         self.format = format
-        self.tails = Tails(num_blocks, num_tails) if format.int8 else None
+        self.tails = Tails(num_blocks, num_open_blocks) if format.int8 else None
         self.policy: AttentionPolicy = Dense()
-        self.tail_of = torch.full((num_blocks if format.int8 else 0,), -1, dtype=torch.int32, device=device)
+        self.open_block_of = torch.full((num_blocks if format.int8 else 0,), -1, dtype=torch.int32, device=device)
 
         def cache(a: Heads | Latent) -> Cache:
             if isinstance(a, Latent):
@@ -56,14 +58,14 @@ class KvPool:
                 return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=format.dtype, device=device))
             shape = (a.kv_heads, a.head_dim, format.dtype, device)
             if format.int8:
-                return Int8KV.empty(num_blocks, num_tails, *shape, tail_of=self.tail_of)
+                return Int8KV.empty(num_blocks, num_open_blocks, *shape, open_block_of=self.open_block_of)
             return FloatKV.empty(num_blocks, *shape)
 
         self.layers: list[Cache] = [cache(layer.attention) for layer in spec.layers]
 
     def set_tails(self, changes: torch.Tensor) -> None:
-        """Takes over what the host assigned: `changes` int32 `[n, 2]` of (block, tail)."""
-        self.tail_of[changes[:, 0].long()] = changes[:, 1]
+        """Takes over what the host assigned: `changes` int32 `[n, 2]` of (block, open block)."""
+        self.open_block_of[changes[:, 0].long()] = changes[:, 1]
 
     def copy(self, ops: Ops, copies: torch.Tensor) -> None:
         """Copies blocks: `copies` int32 `[C, 2]` of (source, target)."""
@@ -88,7 +90,7 @@ def check_format(spec: Spec, format: KvFormat) -> None:
 
 
 def block_bytes(spec: Spec, format: KvFormat) -> int:
-    """Memory of one block, all layers together."""
+    """Bytes of one block, all layers together."""
 
     def bytes_of(a: Heads | Latent) -> int:
         if isinstance(a, Latent):
@@ -100,7 +102,7 @@ def block_bytes(spec: Spec, format: KvFormat) -> int:
     return sum(bytes_of(layer.attention) for layer in spec.layers)
 
 
-def tail_bytes(spec: Spec, format: KvFormat) -> int:
-    """Memory of one tail, all layers together; 0 where there are none."""
+def open_block_bytes(spec: Spec, format: KvFormat) -> int:
+    """Bytes of one open block, all layers together; 0 for a float cache."""
     heads = [layer.attention for layer in spec.layers if isinstance(layer.attention, Heads)]
-    return sum(Int8KV.tail_bytes(a.kv_heads, a.head_dim, format.dtype) for a in heads) if format.int8 else 0
+    return sum(Int8KV.open_block_bytes(a.kv_heads, a.head_dim, format.dtype) for a in heads) if format.int8 else 0

@@ -21,7 +21,7 @@ from octavo.gpu.checkpoint import Checkpoint
 from octavo.gpu.dynamic import Dynamic, max_query_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
-from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, tail_bytes
+from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, open_block_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
@@ -181,7 +181,7 @@ def _plan_memory(
     """Runs the largest step to see what it takes, and sizes the KV pool."""
     wishes = options.wishes
     scores = Workspace.block_bytes(max_query_heads(model.spec)) if options.attention is not None else 0
-    block, tail = block_bytes(model.spec, kv_format), tail_bytes(model.spec, kv_format)
+    block, tail = block_bytes(model.spec, kv_format), open_block_bytes(model.spec, kv_format)
     step = 0
     if backend.device.type == "cuda":
         step = _measure_step(model, kv_format, wishes, backend.device)
@@ -218,7 +218,7 @@ def _measure_step(model: Model, kv_format: KvFormat, wishes: sizes.Wishes, devic
     """Bytes that the largest step takes at its peak, beside weights and KV."""
     seqs, tokens = sizes.most_tokens(wishes)
     blocks = -(-tokens // BLOCK_SIZE)
-    kv = KvPool(model.spec, blocks, kv_format, device, num_tails=blocks)
+    kv = KvPool(model.spec, blocks, kv_format, device, num_open_blocks=blocks)
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
@@ -231,7 +231,7 @@ def _measure_step(model: Model, kv_format: KvFormat, wishes: sizes.Wishes, devic
     tables = torch.arange(blocks, dtype=torch.int32, device=device)[None]
     filled = ints(*range(tokens // BLOCK_SIZE)) if kv_format.int8 else ints()
     if kv_format.int8:
-        kv.tail_of.copy_(tables[0])
+        kv.open_block_of.copy_(tables[0])
     batch = Batch(rows * 0, rows, rows, ints(0, tokens), ints(tokens), tables, filled, 0, tokens, tokens)
     hidden = model.forward(batch, kv)
     logits = model.logits(hidden[:seqs])

@@ -32,8 +32,8 @@ class Ops:
 def kernel_ops() -> Ops:
     """The Triton kernels: for CUDA tensors, or for CPU tensors in the interpreter."""
     from octavo.triton_kernels.activation import act_and_mul
+    from octavo.triton_kernels.block_ops import copy_blocks, quantize_blocks
     from octavo.triton_kernels.int8_matmul import int8_matmul
-    from octavo.triton_kernels.kv_cache import copy_blocks, quantize_blocks
     from octavo.triton_kernels.paged_attention import paged_attention
     from octavo.triton_kernels.quantize import quantize_rows
     from octavo.triton_kernels.rms_norm import rms_norm
@@ -56,7 +56,7 @@ def torch_ops() -> Ops:
     """Plain torch, for any device: slow, and what the kernels are compared with."""
     from octavo.gpu import reference
     from octavo.triton_kernels.activation import act_and_mul_ref
-    from octavo.triton_kernels.kv_cache import copy_blocks_ref, quantize_blocks_ref
+    from octavo.triton_kernels.block_ops import copy_blocks_ref, quantize_blocks_ref
     from octavo.triton_kernels.quantize import quantize_rows_ref
     from octavo.triton_kernels.rope_cache import rope_and_cache_ref
 
