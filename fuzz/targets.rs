@@ -39,7 +39,9 @@ pub fn config(text: &[u8]) {
             AttentionSpec::Gqa(a) => {
                 assert!(a.kv_heads > 0 && a.heads.is_multiple_of(a.kv_heads) && a.head_dim > 0);
             }
-            AttentionSpec::Mla(a) => assert!(a.heads > 0 && a.kv_lora_rank > 0 && a.qk_rope_head_dim.is_multiple_of(2)),
+            AttentionSpec::Mla(a) => {
+                assert!(a.heads > 0 && a.kv_lora_rank > 0 && a.qk_rope_head_dim.is_multiple_of(2))
+            }
         }
         if let FeedForwardSpec::Experts(m) = &layer.mlp {
             assert!((1..=m.experts).contains(&m.num_experts_per_tok) && m.intermediate > 0);

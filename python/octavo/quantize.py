@@ -34,14 +34,14 @@ class QuantizedFolder:
     Attributes:
         folder: where it is.
         weight_bytes: size of the weight file.
-        spared: a sentence for each tensor that stays in bfloat16.
+        kept_in_bf16: a sentence for each tensor that stays in bfloat16.
         warnings: what is odd about the weights, such as values that are not numbers.
         files: the files that were copied from the model.
     """
 
     folder: Path
     weight_bytes: int
-    spared: list[str]
+    kept_in_bf16: list[str]
     warnings: list[str]
     files: list[str]
 
@@ -114,7 +114,7 @@ def _fill(
     for file in copied:
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / file, folder / file)
-    return report["bytes"], report["spared"], report["warnings"], copied
+    return report["bytes"], report["kept_in_bf16"], report["warnings"], copied
 
 
 def _name_of(model: str | os.PathLike[str], source: Path) -> str:

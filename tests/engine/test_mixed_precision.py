@@ -45,15 +45,15 @@ def logprobs(folder: Path | None, **options: str | None) -> np.ndarray:
 
 def test_only_what_int8_would_break_is_spared(shifted: Path) -> None:
     with LLM(max_model_len=128) as llm:
-        assert llm.info()["model"]["spared"] == [], "a sound tensor is spared"
+        assert llm.info()["model"]["kept_in_bf16"] == [], "a sound tensor is spared"
     with LLM(shifted, max_model_len=128) as llm:
         info = llm.info()
-    names = [text.split()[0] for text in info["model"]["spared"]]
+    names = [text.split()[0] for text in info["model"]["kept_in_bf16"]]
     assert names == [f"model.layers.2.mlp.{name}.weight" for name in ("gate_proj", "up_proj")]
-    assert all("at most" in text for text in info["model"]["spared"])
+    assert all("at most" in text for text in info["model"]["kept_in_bf16"])
     assert "2 tensors of them as Bf16" in info["memory"][0]["reason"]
     with LLM(shifted, max_model_len=128, quantization="int8") as llm:
-        assert llm.info()["model"]["spared"] == []
+        assert llm.info()["model"]["kept_in_bf16"] == []
 
 
 def test_what_is_spared_is_worth_it(shifted: Path) -> None:

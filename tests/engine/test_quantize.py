@@ -31,7 +31,7 @@ GATE_UP = "model.layers.1.mlp.{gate_proj,up_proj}.weight"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, quantised."""
     made = quantize_folder(embedded_model(), tmp_path_factory.mktemp("made") / "quantized")
-    assert (made.spared, made.warnings) == ([], [])
+    assert (made.kept_in_bf16, made.warnings) == ([], [])
     return made.folder
 
 
@@ -123,13 +123,13 @@ def test_what_was_spared_is_remembered(tmp_path: Path) -> None:
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     made = quantize_folder(model, tmp_path / "auto")
     with LLM(model, max_model_len=64) as plain, LLM(made.folder, max_model_len=64) as quantized:
-        assert len(made.spared) == 2
-        assert quantized.info()["model"]["spared"] == plain.info()["model"]["spared"] == made.spared
+        assert len(made.kept_in_bf16) == 2
+        assert quantized.info()["model"]["kept_in_bf16"] == plain.info()["model"]["kept_in_bf16"] == made.kept_in_bf16
         assert results(quantized) == results(plain)
     with pytest.raises(InvalidRequestError, match="2 tensors of this quantised model are held in bfloat16"):
         LLM(made.folder, quantization="int8")
     forced = quantize_folder(model, tmp_path / "int8", quantization="int8")
-    assert forced.spared == []
+    assert forced.kept_in_bf16 == []
     options = {"max_model_len": 64, "quantization": "int8"}
     with LLM(model, **options) as plain, LLM(forced.folder, **options) as quantized:  # type: ignore[arg-type]
         assert results(quantized) == results(plain)

@@ -71,7 +71,7 @@ def _text(name: str, value: Any) -> str:
         # Stored in single precision: 0.7, not 0.699999988.
         return f"{value:.6g}"
     if isinstance(value, list):
-        return ("\n" if name == "spared" else ", ").join(map(str, value)) or "none"
+        return ("\n" if name == "kept_in_bf16" else ", ").join(map(str, value)) or "none"
     return "none" if value is None else str(value)
 
 

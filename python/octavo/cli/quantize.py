@@ -28,5 +28,5 @@ def quantize(
         print(json.dumps(made.as_dict(), ensure_ascii=False, indent=2))
         return
     print(f"{made.folder}: {size(made.weight_bytes)} of weights, {', '.join(made.files) or 'no other files'}")
-    for text in made.spared:
+    for text in made.kept_in_bf16:
         print(text)

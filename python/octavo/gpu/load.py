@@ -289,7 +289,7 @@ def _info(
             "checkpoint_dtype": spec.checkpoint_dtype,
             "dtype": dtype,
             "quantization": "int8" if int8 else "none",
-            "spared": [],
+            "kept_in_bf16": [],
             "kv_cache_dtype": runner.kv.format.name,
         },
         "warnings": warnings,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, WeightDtype};
-use octavo_model::{KvPool, Model, Spared, read_family};
+use octavo_model::{KeptInBf16, KvPool, Model, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
@@ -67,7 +67,7 @@ impl Engine {
                 "checkpoint_dtype": model.stored_dtype().name(),
                 "dtype": float.name(),
                 "quantization": if weight_dtype == WeightDtype::Int8 { "int8" } else { "none" },
-                "spared": spared_tensors(model.spared(), budget),
+                "kept_in_bf16": kept_in_bf16_sentences(model.kept_in_bf16(), budget),
                 "quantized_file": model.origin(),
                 "kv_cache_dtype": kv_format.name(),
                 "chat_template": template.as_ref().is_some_and(Result::is_ok),
@@ -162,10 +162,10 @@ impl Text {
 }
 
 /// A sentence for each tensor that int8 would change too much, for `info`.
-pub(crate) fn spared_tensors(spared: &[Spared], budget: Option<f64>) -> Vec<String> {
+pub(crate) fn kept_in_bf16_sentences(kept_in_bf16: &[KeptInBf16], budget: Option<f64>) -> Vec<String> {
     let share = |x: f64| format!("{:.2} %", 100.0 * x);
     let limit = share(budget.unwrap_or(f64::INFINITY));
-    let sentence = |t: &Spared| match Some(t.error) > budget {
+    let sentence = |t: &KeptInBf16| match Some(t.error) > budget {
         true => format!(
             "{} (bfloat16: int8 would be {} off, at most {limit} is allowed)",
             t.tensor,
@@ -173,5 +173,5 @@ pub(crate) fn spared_tensors(spared: &[Spared], budget: Option<f64>) -> Vec<Stri
         ),
         false => format!("{} (bfloat16: packed together with one that is)", t.tensor),
     };
-    spared.iter().map(sentence).collect()
+    kept_in_bf16.iter().map(sentence).collect()
 }

@@ -155,13 +155,13 @@ pub fn plan(
     let mut parts = vec![
         part("weights", model.weight_bytes(), {
             let held = format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype());
-            let spared = match model.spared().len() {
+            let kept_in_bf16 = match model.kept_in_bf16().len() {
                 0 => String::new(),
                 n => format!(", {n} tensors of them as Bf16"),
             };
             let mapped =
                 if model.origin().is_some() { "; the mapped file, shared with other processes" } else { "" };
-            held + &spared + mapped
+            held + &kept_in_bf16 + mapped
         }),
         part(
             "kv_cache",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::EngineError;
 use crate::config::EngineConfig;
-use crate::load::spared_tensors;
+use crate::load::kept_in_bf16_sentences;
 
 /// Writes the weights of `folder` to the new file `output`, as `options` hold them. `source` is the model's name for the file.
 ///
@@ -27,10 +27,10 @@ pub fn quantize_weights(
         .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
     let made_by = concat!("octavo ", env!("CARGO_PKG_VERSION"));
     let made = quantize(&kernels, folder, &family, format, output, source, made_by)?;
-    let Quantized { bytes, spared, warnings, origin } = made;
+    let Quantized { bytes, kept_in_bf16, warnings, origin } = made;
     Ok(json!({
         "bytes": bytes,
-        "spared": spared_tensors(&spared, format.error_budget),
+        "kept_in_bf16": kept_in_bf16_sentences(&kept_in_bf16, format.error_budget),
         "warnings": warnings,
         "origin": origin,
         "quantization_config": quantization_config(),

@@ -15,8 +15,8 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::ModelError;
-use crate::buffer::{give_back, map_file};
 use crate::config::read_json;
+use crate::mmap::{give_back, map_file};
 use crate::spec::Dtype;
 
 /// Bytes after which pages that were read are given back.
@@ -28,12 +28,12 @@ pub struct Checkpoint {
     /// What the headers say beside the tensors.
     metadata: HashMap<String, String>,
     /// By name: the number of the file, and what its header says.
-    tensors: BTreeMap<String, (usize, Entry)>,
+    tensors: BTreeMap<String, (usize, TensorEntry)>,
 }
 
 /// What a header says of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct TensorEntry {
     /// Element type as stored; where weights cannot have it, its name (some checkpoints carry integer buffers).
     pub dtype: Result<Dtype, String>,
     /// Sizes, outermost first.
@@ -190,7 +190,7 @@ impl Checkpoint {
     }
 
     /// Its name, file, header entry and bytes.
-    fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Path, &Entry, &[u8]), ModelError> {
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Path, &TensorEntry, &[u8]), ModelError> {
         let Some((name, (file, entry))) = self.tensors.get_key_value(name) else {
             return Err(ModelError::corrupt(self.files(), format!("tensor {name} is missing")));
         };
@@ -221,12 +221,12 @@ impl Tensor<'_> {
 ///
 /// # Errors
 /// What is wrong with the file: cut off, oversize header, overlaps, holes, bytes left over, a name twice.
-pub fn read_entries(file: &[u8]) -> Result<Vec<(String, Entry)>, String> {
+pub fn read_entries(file: &[u8]) -> Result<Vec<(String, TensorEntry)>, String> {
     read_header(file).map(|(entries, _)| entries)
 }
 
 /// Tensors by name, and the `__metadata__`.
-type Header = (Vec<(String, Entry)>, HashMap<String, String>);
+type Header = (Vec<(String, TensorEntry)>, HashMap<String, String>);
 
 /// As `read_entries`, with all that the header says.
 fn read_header(file: &[u8]) -> Result<Header, String> {
@@ -238,7 +238,7 @@ fn read_header(file: &[u8]) -> Result<Header, String> {
     for (name, info) in metadata.tensors() {
         let dtype = dtype_of(info.dtype).ok_or_else(|| format!("{:?}", info.dtype));
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
-        entries.push((name, Entry { dtype, shape: info.shape.clone(), range }));
+        entries.push((name, TensorEntry { dtype, shape: info.shape.clone(), range }));
     }
     Ok((entries, metadata.metadata().clone().unwrap_or_default()))
 }

@@ -159,14 +159,14 @@ impl RopeSpec {
 
 /// Cosines and sines `[positions, rotary_dim / 2]` for the positions of one step.
 #[derive(Default)]
-pub struct RopeTable {
+pub struct RopeAngles {
     /// Cosines, row-major.
     pub cos: Vec<f32>,
     /// Sines, row-major.
     pub sin: Vec<f32>,
 }
 
-impl RopeTable {
+impl RopeAngles {
     /// Fills the table for `positions`, reusing its memory. Cosines and sines are multiplied by `amplitude`.
     pub fn fill(&mut self, inverse_frequencies: &[f32], amplitude: f32, positions: &[u32]) {
         self.cos.clear();

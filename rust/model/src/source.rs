@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::spec::MlaSpec;
 
 /// Gives weights by the names that the checkpoint has for them.
-pub(crate) trait Source {
+pub(crate) trait WeightSource {
     /// A tensor of `len` values in f32.
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError>;
 

@@ -39,7 +39,7 @@ impl Dtype {
 /// The function between gate and up projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Activation {
+pub enum ActivationKind {
     /// x * sigmoid(x).
     Silu,
     /// The tanh approximation of GELU.
@@ -159,8 +159,8 @@ pub enum AttentionSpec {
 pub struct MlpSpec {
     /// Width between the projections.
     pub intermediate: usize,
-    /// Activation of the gate.
-    pub activation: Activation,
+    /// ActivationKind of the gate.
+    pub activation: ActivationKind,
     /// Bias on all three projections.
     pub bias: bool,
 }
@@ -204,15 +204,15 @@ pub struct MoeSpec {
     pub num_experts_per_tok: usize,
     /// Width between an expert's projections.
     pub intermediate: usize,
-    /// Activation of the gates.
-    pub activation: Activation,
+    /// ActivationKind of the gates.
+    pub activation: ActivationKind,
     /// Logits to scores.
     pub scoring: Scoring,
     /// A bias per expert is added to scores for the choice, not for the weights.
     pub e_score_correction_bias: bool,
     /// Restriction to some groups.
     pub groups: Option<ExpertGroups>,
-    /// Weights of a token's experts are divided by their sum.
+    /// ModelWeights of a token's experts are divided by their sum.
     pub normalize: bool,
     /// Factor on the weights.
     pub scale: f32,

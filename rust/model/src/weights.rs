@@ -1,12 +1,10 @@
 //! The weights of a model in memory: packed for the kernels, nothing of the checkpoint kept.
 
-use std::path::Path;
-
 use octavo_kernels::Linear;
 
-use crate::ModelError;
-use crate::config::{Config, read_json};
-use crate::families::{self, Family};
+use crate::octavo_file::format::Origin;
+use crate::spec::Dtype;
+use crate::weight_format::KeptInBf16;
 
 /// A projection with its optional bias.
 pub(crate) struct Projection {
@@ -14,7 +12,7 @@ pub(crate) struct Projection {
     pub bias: Option<Vec<f32>>,
 }
 
-/// Weights of one decoder layer. Which norms there are follows from their placement.
+/// ModelWeights of one decoder layer. Which norms there are follows from their placement.
 pub(crate) struct LayerWeights {
     pub attention_norm: Option<Vec<f32>>,
     pub attention: AttentionWeights,
@@ -24,22 +22,22 @@ pub(crate) struct LayerWeights {
     pub mlp_post_norm: Option<Vec<f32>>,
 }
 
-/// Weights of an attention block.
+/// ModelWeights of an attention block.
 pub(crate) enum AttentionWeights {
     Gqa(Box<GqaWeights>),
     Mla(Box<MlaWeights>),
 }
 
-/// Weights of multi-head attention.
+/// ModelWeights of multi-head attention.
 pub(crate) struct GqaWeights {
     /// q, k and v below each other: `[(heads + 2 kv_heads) * head_dim, hidden]`.
     pub qkv: Projection,
-    /// Weights of the norms of queries and keys.
+    /// ModelWeights of the norms of queries and keys.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub o: Projection,
 }
 
-/// Weights of latent attention in its absorbed form: queries are turned into the space of the latents, and what attention
+/// ModelWeights of latent attention in its absorbed form: queries are turned into the space of the latents, and what attention
 /// gives is turned into values afterwards.
 pub(crate) struct MlaWeights {
     /// The projection to the latent of queries and its norm, where queries have one.
@@ -56,20 +54,20 @@ pub(crate) struct MlaWeights {
     pub o: Projection,
 }
 
-/// Weights of a feed-forward block.
+/// ModelWeights of a feed-forward block.
 pub(crate) enum FeedForwardWeights {
     Dense(MlpWeights),
     Experts(Box<MoeWeights>),
 }
 
-/// Weights of a gated feed-forward block.
+/// ModelWeights of a gated feed-forward block.
 pub(crate) struct MlpWeights {
     /// gate and up below each other: `[2 * intermediate, hidden]`.
     pub gate_up: Projection,
     pub down: Projection,
 }
 
-/// Weights of a mixture of experts.
+/// ModelWeights of a mixture of experts.
 pub(crate) struct MoeWeights {
     /// `[experts, hidden]`, in f32: a rounded router sends tokens elsewhere.
     pub router: Linear,
@@ -81,7 +79,7 @@ pub(crate) struct MoeWeights {
 }
 
 /// All weights of a model.
-pub(crate) struct Weights {
+pub(crate) struct ModelWeights {
     /// `[vocab, hidden]`; None: the head serves.
     pub embed: Option<Linear>,
     pub layers: Vec<LayerWeights>,
@@ -92,18 +90,15 @@ pub(crate) struct Weights {
     pub bytes: usize,
 }
 
-/// Reads config.json of a model folder.
-///
-/// # Errors
-/// `NotFound` without the folder or config.json; else as `families::read`.
-pub fn read_family(folder: &Path) -> Result<Family, ModelError> {
-    let missing = |what: &str| ModelError::NotFound { path: folder.to_path_buf(), what: what.into() };
-    if !folder.is_dir() {
-        return Err(missing("there is no such folder"));
-    }
-    let config = folder.join("config.json");
-    if !config.is_file() {
-        return Err(missing("there is no config.json in it"));
-    }
-    families::read(&Config::new(&read_json(&config)?))
+/// The result of loading.
+pub(crate) struct Loaded {
+    pub weights: ModelWeights,
+    /// Element type of the checkpoint's embedding.
+    pub stored: Dtype,
+    /// Oddities of the files that do not prevent loading.
+    pub warnings: Vec<String>,
+    /// The tensors that stayed in bfloat16.
+    pub kept_in_bf16: Vec<KeptInBf16>,
+    /// Origin of the file of `octavo quantize` that holds the weights, if one does.
+    pub origin: Option<Origin>,
 }

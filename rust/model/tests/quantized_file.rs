@@ -146,14 +146,14 @@ fn what_is_spared_stays_spared() {
         _ => {}
     });
     let made = quantized(plain.path(), packed.path(), AUTO);
-    assert_eq!(made.spared.len(), 2, "{:?}", made.spared);
+    assert_eq!(made.kept_in_bf16.len(), 2, "{:?}", made.kept_in_bf16);
     let (want, got) = (load(plain.path(), AUTO).expect("plain"), load(packed.path(), AUTO).expect("packed"));
     assert_eq!(logits(&got), logits(&want));
     // JSON may move an error by its last bit.
-    for (got, want) in got.spared().iter().zip(want.spared()) {
+    for (got, want) in got.kept_in_bf16().iter().zip(want.kept_in_bf16()) {
         assert!(got.tensor == want.tensor && (got.error - want.error).abs() < 1e-12, "{got:?}, {want:?}");
     }
-    assert_eq!(got.spared().len(), want.spared().len());
+    assert_eq!(got.kept_in_bf16().len(), want.kept_in_bf16().len());
     let as_int8 = load(packed.path(), WeightDtype::Int8.into()).err().expect("refused");
     assert!(matches!(&as_int8, ModelError::BadOption(what) if what.contains("2 tensors")), "{as_int8}");
     let as_floats = load(packed.path(), WeightDtype::Bf16.into()).err().expect("refused");

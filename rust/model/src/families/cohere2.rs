@@ -1,8 +1,8 @@
 //! Cohere 2 (Command R7B): attention and feed-forward side by side after one LayerNorm, interleaved rope on sliding layers
 //! and none on the others, a factor on logits.
 
-use super::Family;
 use super::common::{Traits, heads_mut, llama_layout, refuse_flag};
+use super::family::Family;
 use super::layer_types::{sliding_pattern, window, windows};
 use crate::ModelError;
 use crate::config::Config;

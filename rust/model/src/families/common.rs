@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::Family;
+use super::family::Family;
 use super::layer_types::layer_count;
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::rope::RopeSpec;
 use crate::rope_config::{RopeTraits, rope_spec};
 use crate::spec::{
-    Activation, AttentionSpec, Dtype, FeedForwardSpec, GqaSpec, LayerSpec, MlpSpec, ModelSpec, NormKind,
+    ActivationKind, AttentionSpec, Dtype, FeedForwardSpec, GqaSpec, LayerSpec, MlpSpec, ModelSpec, NormKind,
     NormPlacement, NormSpec, QkNorm,
 };
 
@@ -43,8 +43,8 @@ pub struct Traits {
     pub interleaved: bool,
     /// Rotary embeddings where the family has read them itself; the first one serves all layers.
     pub ropes: Option<Vec<RopeSpec>>,
-    /// Activation where the family has read it itself; None: as `hidden_act` says.
-    pub activation: Option<Activation>,
+    /// ActivationKind where the family has read it itself; None: as `hidden_act` says.
+    pub activation: Option<ActivationKind>,
     /// Default of `tie_word_embeddings`.
     pub tied: bool,
     /// Names of tensors.
@@ -117,10 +117,10 @@ pub fn intermediate(config: &Config<'_>, key: &str) -> Result<usize, ModelError>
 }
 
 /// The activation that `hidden_act` names.
-pub fn activation(config: &Config<'_>) -> Result<Activation, ModelError> {
+pub fn activation(config: &Config<'_>) -> Result<ActivationKind, ModelError> {
     match config.text("hidden_act")?.unwrap_or("silu") {
-        "silu" | "swish" => Ok(Activation::Silu),
-        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+        "silu" | "swish" => Ok(ActivationKind::Silu),
+        "gelu_pytorch_tanh" | "gelu_new" => Ok(ActivationKind::GeluTanh),
         other => Err(ModelError::Unsupported(format!(
             "hidden_act {other:?}: known are \"silu\" and \"gelu_pytorch_tanh\""
         ))),

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Family;
 use super::common::{Traits, activation, intermediate, llama_layout, refuse_flag};
+use super::family::Family;
 use crate::ModelError;
 use crate::config::Config;
 use crate::rope_config::{RopeTraits, rope_spec, yarn_mscale};

@@ -1,14 +1,14 @@
 //! Gemma 1, 2 and 3 (text): scaled embeddings and norms by (1 + w). Gemma 2 adds norms after the blocks, soft caps and
 //! sliding layers; Gemma 3 norms of heads and a rope of their own for sliding layers.
 
-use super::Family;
 use super::common::{Traits, head_sizes, heads_mut, llama_layout, refuse_flag};
+use super::family::Family;
 use super::layer_types::{sliding_pattern, window, windows};
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
 use crate::config::Config;
 use crate::rope_config::{RopeTraits, rope_specs_by_layer_type};
-use crate::spec::{Activation, NormPlacement, QkNorm};
+use crate::spec::{ActivationKind, NormPlacement, QkNorm};
 
 const SANDWICH: TensorNames = TensorNames {
     mlp_norm: "model.layers.{i}.pre_feedforward_layernorm.weight",
@@ -68,7 +68,7 @@ fn build(config: &Config<'_>, traits: Traits) -> Result<Family, ModelError> {
         qkv_bias: bias,
         out_bias: bias,
         head_dim: Some(256),
-        activation: Some(Activation::GeluTanh),
+        activation: Some(ActivationKind::GeluTanh),
         tied: true,
         ..traits
     };

@@ -1,7 +1,7 @@
 //! GLM-4 (0414): norms around the blocks, interleaved rope over half of each head, a fused gate and up projection.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
 use crate::config::Config;

@@ -1,7 +1,7 @@
 //! Granite: Llama with factors on embeddings, residuals, attention and logits.
 
-use super::Family;
 use super::common::{Traits, heads_mut, llama_layout};
+use super::family::Family;
 use crate::ModelError;
 use crate::config::Config;
 

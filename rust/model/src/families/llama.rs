@@ -1,7 +1,7 @@
 //! Llama 2 and 3.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use crate::ModelError;
 use crate::config::Config;
 

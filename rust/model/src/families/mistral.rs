@@ -1,7 +1,7 @@
 //! Mistral: Llama with one sliding window on every layer.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use super::layer_types::{layer_count, window};
 use crate::ModelError;
 use crate::config::Config;

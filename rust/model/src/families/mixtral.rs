@@ -1,7 +1,7 @@
 //! Mixtral: Mistral with a mixture of experts in every layer.
 
-use super::Family;
 use super::common::{Traits, activation, intermediate, llama_layout};
+use super::family::Family;
 use super::layer_types::{layer_count, window};
 use super::names::{ExpertNames, LLAMA_NAMES, TensorNames};
 use crate::ModelError;

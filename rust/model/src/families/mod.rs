@@ -6,6 +6,7 @@
 mod cohere2;
 mod common;
 mod deepseek;
+mod family;
 mod gemma;
 mod glm4;
 mod granite;
@@ -21,20 +22,12 @@ mod qwen3;
 mod qwen_moe;
 mod smollm3;
 
+pub use family::Family;
 pub use names::{ExpertNames, MlaNames, TensorNames};
 
 use crate::config::Config;
-use crate::{ModelError, ModelSpec, quantized};
-
-/// A spec with the names under which the checkpoint stores its tensors.
-pub struct Family {
-    /// The decoder.
-    pub spec: ModelSpec,
-    /// Where its weights are.
-    pub names: TensorNames,
-    /// config.json says that the weights lie in a file of `octavo quantize`.
-    pub packed: bool,
-}
+use crate::octavo_file::format as octavo_file;
+use crate::{ModelError, compressed_tensors};
 
 type FamilyFn = fn(&Config<'_>) -> Result<Family, ModelError>;
 
@@ -84,6 +77,10 @@ pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
             known().join(", ")
         )));
     };
-    let packed = quantized::check(config)? == quantized::Form::Packed;
+    let packed = match config.object("quantization_config")? {
+        None => false,
+        Some(q) if octavo_file::is_octavo(&q)? => true,
+        Some(q) => compressed_tensors::check(&q).map(|()| false)?,
+    };
     Ok(Family { packed, ..family(config)? })
 }

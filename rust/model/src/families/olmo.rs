@@ -1,8 +1,8 @@
 //! OLMo 2 and 3: norms after the blocks, and a norm over all heads of queries and of keys. OLMo 3 slides on three of four
 //! layers and scales the rope of the others only.
 
-use super::Family;
 use super::common::{Traits, head_sizes, heads_mut, llama_layout};
+use super::family::Family;
 use super::layer_types::{sliding_pattern, window, windows};
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;

@@ -1,7 +1,7 @@
 //! Phi-3 and Phi-4-mini: fused projections, rope over a share of each head, LongRoPE.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use super::layer_types::{layer_count, window};
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;

@@ -1,7 +1,7 @@
 //! Qwen2 and Qwen2.5: bias on q, k and v; the upper layers may have a sliding window.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use super::layer_types::qwen_windows;
 use crate::ModelError;
 use crate::config::Config;

@@ -1,7 +1,7 @@
 //! Qwen3 (dense): RMS norm on every query and key head.
 
-use super::Family;
 use super::common::{Traits, llama_layout};
+use super::family::Family;
 use super::layer_types::qwen_windows;
 use crate::ModelError;
 use crate::config::Config;

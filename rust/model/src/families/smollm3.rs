@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::Family;
 use super::common::{Traits, heads_mut, llama_layout};
+use super::family::Family;
 use super::layer_types::{layer_count, sliding_layers, window, windows};
 use crate::ModelError;
 use crate::config::Config;

@@ -3,8 +3,9 @@
 use octavo_kernels as k;
 use octavo_kernels::{Kernels, QuantizedRows, WeightDtype};
 
-use super::{Model, Scratch, project, take};
-use crate::spec::{Activation, MlpSpec};
+use super::model::{Model, project};
+use super::scratch::{Scratch, take};
+use crate::spec::{ActivationKind, MlpSpec};
 use crate::weights::{LayerWeights, MlpWeights};
 
 impl Model {
@@ -21,31 +22,31 @@ impl Model {
         let hidden = self.spec.hidden;
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
-        let branch = take(&mut s.branch, rows * hidden);
+        let block_out = take(&mut s.block_out, rows * hidden);
         let input = self.mlp_input(kernels, layer.mlp_norm.as_deref(), x, normed);
         let buffers = Between {
-            wide: &mut s.wide,
-            inner: &mut s.inner,
+            gate_up: &mut s.qkv_gate_up,
+            intermediate: &mut s.intermediate,
             rows: &mut s.quantized,
             next: &mut s.activated,
         };
-        gated(kernels, (mlp.intermediate, mlp.activation), weights, input, rows, branch, buffers);
-        self.add_branch(kernels, layer.mlp_post_norm.as_deref(), branch, x);
+        gated(kernels, (mlp.intermediate, mlp.activation), weights, input, rows, block_out, buffers);
+        self.add_block_out(kernels, layer.mlp_post_norm.as_deref(), block_out, x);
     }
 }
 
 /// What a gated block computes in.
 pub(super) struct Between<'a> {
-    pub(super) wide: &'a mut Vec<f32>,
-    pub(super) inner: &'a mut Vec<f32>,
+    pub(super) gate_up: &'a mut Vec<f32>,
+    pub(super) intermediate: &'a mut Vec<f32>,
     pub(super) rows: &'a mut QuantizedRows,
     pub(super) next: &'a mut QuantizedRows,
 }
 
-/// out = down(act(gate(x)) * up(x)) for `rows` rows of width `inner` between the projections.
+/// out = down(act(gate(x)) * up(x)) for `rows` rows of `width` channels between the projections.
 pub(super) fn gated(
     kernels: &Kernels,
-    (inner, activation): (usize, Activation),
+    (width, activation): (usize, ActivationKind),
     weights: &MlpWeights,
     x: &[f32],
     rows: usize,
@@ -53,8 +54,8 @@ pub(super) fn gated(
     b: Between<'_>,
 ) {
     let activation = match activation {
-        Activation::Silu => k::Activation::Silu,
-        Activation::GeluTanh => k::Activation::GeluTanh,
+        ActivationKind::Silu => k::Activation::Silu,
+        ActivationKind::GeluTanh => k::Activation::GeluTanh,
     };
     let (up, down) = (&weights.gate_up, &weights.down);
     let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::Int8;
@@ -62,9 +63,9 @@ pub(super) fn gated(
         let stride = down.weight.out_features();
         return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), out, stride);
     }
-    let gate_up = take(b.wide, rows * 2 * inner);
-    let activated = take(b.inner, rows * inner);
+    let gate_up = take(b.gate_up, rows * 2 * width);
+    let activated = take(b.intermediate, rows * width);
     project(kernels, up, x, rows, gate_up, b.rows);
-    k::activate_and_mul(kernels, activation, gate_up, inner, activated);
+    k::activate_and_mul(kernels, activation, gate_up, width, activated);
     project(kernels, down, activated, rows, out, b.rows);
 }

@@ -18,11 +18,11 @@ const MAX_NAMED: usize = 8;
 
 /// Tensors found with values that are not finite.
 #[derive(Default)]
-pub(crate) struct Damage {
+pub(crate) struct NonFinite {
     found: Vec<(String, usize)>,
 }
 
-impl Damage {
+impl NonFinite {
     /// Looks at all values of the tensor `name`; `taken` is told of bytes that have been read.
     pub fn look(
         &mut self,

@@ -1,4 +1,4 @@
-//! Weights from a checkpoint of floats (or int8 with a scale per row): looked at, packed, and given back to the system.
+//! ModelWeights from a checkpoint of floats (or int8 with a scale per row): looked at, packed, and given back to the system.
 
 use std::cell::RefCell;
 
@@ -6,18 +6,18 @@ use octavo_kernels::{Kernels, Linear, WeightDtype, WeightRows};
 
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::damage::Damage;
-use crate::load::{Spared, WeightFormat};
-use crate::source::{Absorbed, Source};
+use crate::nonfinite::NonFinite;
+use crate::source::{Absorbed, WeightSource};
 use crate::spec::{Dtype, MlaSpec};
+use crate::weight_format::{KeptInBf16, WeightFormat};
 
 /// Packs the tensors of a checkpoint in a format. Pages of its files that have been packed do not stay in memory.
-pub(crate) struct Floats<'a> {
+pub(crate) struct CheckpointSource<'a> {
     kernels: &'a Kernels,
     checkpoint: &'a Checkpoint,
     format: WeightFormat,
-    damage: RefCell<Damage>,
-    spared: RefCell<Vec<Spared>>,
+    nonfinite: RefCell<NonFinite>,
+    kept_in_bf16: RefCell<Vec<KeptInBf16>>,
 }
 
 /// Where the rows of a matrix come from.
@@ -58,21 +58,21 @@ impl Stored<'_> {
     }
 }
 
-impl<'a> Floats<'a> {
+impl<'a> CheckpointSource<'a> {
     pub fn new(kernels: &'a Kernels, checkpoint: &'a Checkpoint, format: WeightFormat) -> Self {
-        Self { kernels, checkpoint, format, damage: RefCell::default(), spared: RefCell::default() }
+        Self { kernels, checkpoint, format, nonfinite: RefCell::default(), kept_in_bf16: RefCell::default() }
     }
 
     /// What was odd about the files, and what stayed in bfloat16.
-    pub fn findings(self) -> (Vec<String>, Vec<Spared>) {
-        (self.damage.into_inner().warnings(), self.spared.into_inner())
+    pub fn findings(self) -> (Vec<String>, Vec<KeptInBf16>) {
+        (self.nonfinite.into_inner().warnings(), self.kept_in_bf16.into_inner())
     }
 
     /// The tensor, with its values looked at.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
         let tensor = self.checkpoint.tensor(name, shape)?;
         let taken = |bytes: &[u8]| self.checkpoint.give_back(bytes);
-        self.damage.borrow_mut().look(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
+        self.nonfinite.borrow_mut().look(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
         Ok(tensor)
     }
 
@@ -101,7 +101,7 @@ impl<'a> Floats<'a> {
     }
 }
 
-impl Source for Floats<'_> {
+impl WeightSource for CheckpointSource<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         Ok(self.tensor(name, &[len])?.to_f32())
     }
@@ -129,8 +129,8 @@ impl Source for Floats<'_> {
                 } else {
                     drop(packed);
                     let named = parts.iter().zip(errors);
-                    let found = named.map(|((name, _), error)| Spared { tensor: name.clone(), error });
-                    self.spared.borrow_mut().extend(found);
+                    let found = named.map(|((name, _), error)| KeptInBf16 { tensor: name.clone(), error });
+                    self.kept_in_bf16.borrow_mut().extend(found);
                     self.pack(&stored, columns, WeightDtype::Bf16)
                 }
             }

@@ -1,4 +1,4 @@
-//! Weights from a file of `octavo quantize`: read where they are mapped, nothing is copied but norms and biases.
+//! ModelWeights from a file of `octavo quantize`: read where they are mapped, nothing is copied but norms and biases.
 //!
 //! Every name, type, shape and size is held against the spec before use, and all bytes are looked at once, which also
 //! brings their pages into memory before the first step wants them.
@@ -11,29 +11,28 @@ use octavo_kernels::{ArrayDtype, Kernels, Linear, Region, WeightDtype};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
-use crate::damage::Damage;
 use crate::families::Family;
-use crate::load::{Loaded, WeightFormat};
-pub use crate::packed_form::Origin;
-use crate::packed_form::{Facts, METHOD, MatrixEntry, check_layout, key_of, read_metadata};
-use crate::source::{Absorbed, Source};
+use crate::nonfinite::NonFinite;
+use crate::octavo_file::format::{METHOD, MatrixEntry, Metadata, check_layout, key_of, read_metadata};
+use crate::source::{Absorbed, WeightSource};
 use crate::spec::{Dtype, MlaSpec};
-use crate::weights::Weights;
+use crate::weight_format::WeightFormat;
+use crate::weights::{Loaded, ModelWeights};
 
 /// Bytes that one task looks at.
 const PART_BYTES: usize = 1 << 20;
 
 /// A mapped file of packed weights.
-pub(crate) struct PackedFile<'a> {
+pub(crate) struct OctavoFileReader<'a> {
     kernels: &'a Kernels,
     checkpoint: &'a Checkpoint,
-    facts: Facts,
-    damage: RefCell<Damage>,
+    metadata: Metadata,
+    nonfinite: RefCell<NonFinite>,
     /// Tensors that the model has asked for.
     used: RefCell<HashSet<String>>,
 }
 
-impl<'a> PackedFile<'a> {
+impl<'a> OctavoFileReader<'a> {
     /// The checkpoint as a packed file; None if it is an ordinary one.
     ///
     /// # Errors
@@ -66,14 +65,14 @@ impl<'a> PackedFile<'a> {
             let what = "files of `octavo quantize` are read on little-endian machines only";
             return Err(ModelError::Unsupported(what.into()));
         }
-        let facts = read_metadata(metadata).map_err(|what| corrupt(&what))?;
-        check_format(format, &facts)?;
-        let (damage, used) = (RefCell::default(), RefCell::default());
-        Ok(Some(Self { kernels, checkpoint, facts, damage, used }))
+        let metadata = read_metadata(metadata).map_err(|what| corrupt(&what))?;
+        check_format(format, &metadata)?;
+        let (nonfinite, used) = (RefCell::default(), RefCell::default());
+        Ok(Some(Self { kernels, checkpoint, metadata, nonfinite, used }))
     }
 
     /// What was loaded; all of the file must have been asked for.
-    pub fn finish(self, weights: Weights) -> Result<Loaded, ModelError> {
+    pub fn finish(self, weights: ModelWeights) -> Result<Loaded, ModelError> {
         let used = self.used.into_inner();
         if let Some(name) = self.checkpoint.names().find(|name| !used.contains(*name)) {
             let what = format!("tensor {name} is not one of the model that config.json describes");
@@ -81,12 +80,18 @@ impl<'a> PackedFile<'a> {
         }
         let stored = [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16];
         let stored =
-            stored.into_iter().find(|d| d.name() == self.facts.origin.stored_dtype).ok_or_else(|| {
-                let what = format!("stored_dtype in its metadata: {:?}", self.facts.origin.stored_dtype);
+            stored.into_iter().find(|d| d.name() == self.metadata.origin.stored_dtype).ok_or_else(|| {
+                let what = format!("stored_dtype in its metadata: {:?}", self.metadata.origin.stored_dtype);
                 ModelError::corrupt(self.checkpoint.files(), what)
             })?;
-        let warnings = self.damage.into_inner().warnings();
-        Ok(Loaded { weights, stored, warnings, spared: self.facts.spared, origin: Some(self.facts.origin) })
+        let warnings = self.nonfinite.into_inner().warnings();
+        Ok(Loaded {
+            weights,
+            stored,
+            warnings,
+            kept_in_bf16: self.metadata.kept_in_bf16,
+            origin: Some(self.metadata.origin),
+        })
     }
 
     /// The matrices under `key`, held against the spec.
@@ -99,7 +104,7 @@ impl<'a> PackedFile<'a> {
         allowed: &[WeightDtype],
     ) -> Result<Vec<Linear>, ModelError> {
         let corrupt = |what: String| ModelError::corrupt(self.checkpoint.files(), what);
-        let Some(entry) = self.facts.matrices.get(key) else {
+        let Some(entry) = self.metadata.matrices.get(key) else {
             return Err(corrupt(format!("tensor {key} is missing")));
         };
         let dtype = entry.weight_dtype().filter(|dtype| allowed.contains(dtype));
@@ -166,31 +171,31 @@ impl<'a> PackedFile<'a> {
                 };
             }
         };
-        self.damage.borrow_mut().look(pool, name, dtype, region, &|_| ());
+        self.nonfinite.borrow_mut().look(pool, name, dtype, region, &|_| ());
         Ok(())
     }
 }
 
 /// Refuses a format that is not the file's.
-fn check_format(format: WeightFormat, facts: &Facts) -> Result<(), ModelError> {
-    let source = &facts.origin.source;
+fn check_format(format: WeightFormat, metadata: &Metadata) -> Result<(), ModelError> {
+    let source = &metadata.origin.source;
     if format.dtype != WeightDtype::Int8 {
         return Err(ModelError::BadOption(format!(
             "quantization is None, and this model is already quantised to int8: leave quantization at \"auto\", or load the model that it was \
              made from ({source})"
         )));
     }
-    if format.error_budget.is_none() && !facts.spared.is_empty() {
+    if format.error_budget.is_none() && !metadata.kept_in_bf16.is_empty() {
         return Err(ModelError::BadOption(format!(
             "quantization is \"int8\", and {} tensors of this quantised model are held in bfloat16: leave quantization at \"auto\", or \
              make an int8 copy of {source} with `octavo quantize --quantization int8`",
-            facts.spared.len()
+            metadata.kept_in_bf16.len()
         )));
     }
     Ok(())
 }
 
-impl Source for PackedFile<'_> {
+impl WeightSource for OctavoFileReader<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let region = self.checkpoint.region(name, ArrayDtype::F32, &[len])?;
         self.look(name, ArrayDtype::F32, &region)?;

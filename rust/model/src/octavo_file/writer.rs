@@ -14,12 +14,13 @@ use serde_json::{Map, Value, json};
 
 use crate::ModelError;
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint_source::CheckpointSource;
 use crate::families::Family;
-use crate::floats::Floats;
-use crate::load::{Spared, WeightFormat, walk};
-use crate::packed_form::{ALIGNMENT, MatrixEntry, Origin, key_of, metadata, name_of};
-use crate::source::{Absorbed, Source, stand_in};
+use crate::octavo_file::format::{ALIGNMENT, MatrixEntry, Origin, key_of, metadata, name_of};
+use crate::source::{Absorbed, WeightSource, stand_in};
 use crate::spec::MlaSpec;
+use crate::walk::walk;
+use crate::weight_format::{KeptInBf16, WeightFormat};
 
 /// Bytes of one write, at multiples of itself: the page cache then takes the file in large pages, where it has them.
 const WRITE_BYTES: usize = 2 << 20;
@@ -34,7 +35,7 @@ pub struct Quantized {
     /// Bytes of the file.
     pub bytes: u64,
     /// The tensors that stayed in bfloat16.
-    pub spared: Vec<Spared>,
+    pub kept_in_bf16: Vec<KeptInBf16>,
     /// What is odd about the model's files.
     pub warnings: Vec<String>,
     /// What the file says of its origin.
@@ -74,13 +75,13 @@ pub fn quantize(
         error_budget: format.error_budget,
     };
     // First without weights: the header stands in front, so its size must be known.
-    let plan = Plan { kernels, layout: RefCell::default() };
+    let plan = HeaderPlan { kernels, layout: RefCell::default() };
     walk(&plan, family)?;
     let room = plan.layout.into_inner().room(&origin);
     let io = |e| ModelError::write(output, e);
     let file = File::create_new(output).map_err(io)?;
-    let writer = Writer {
-        floats: Floats::new(kernels, &checkpoint, format),
+    let writer = OctavoFileWriter {
+        floats: CheckpointSource::new(kernels, &checkpoint, format),
         kernels,
         path: output,
         layout: RefCell::default(),
@@ -89,21 +90,21 @@ pub fn quantize(
     };
     writer.file.borrow_mut().write(&vec![b' '; room]).map_err(io)?;
     walk(&writer, family)?;
-    let Writer { floats, layout, file, late, .. } = writer;
-    let (warnings, spared) = floats.findings();
+    let OctavoFileWriter { floats, layout, file, late, .. } = writer;
+    let (warnings, kept_in_bf16) = floats.findings();
     let mut file = file.into_inner();
     file.write(&late.into_inner()).map_err(io)?;
-    let header = layout.into_inner().header(&origin, &spared);
+    let header = layout.into_inner().header(&origin, &kept_in_bf16);
     if header.len() > room - 8 {
         let what = format!("a header of {} bytes, {} were foreseen", header.len(), room - 8);
         return Err(ModelError::write(output, std::io::Error::other(what)));
     }
     let bytes = file.finish(&((room - 8) as u64).to_le_bytes(), header.as_bytes()).map_err(io)?;
-    Ok(Quantized { bytes, spared, warnings, origin })
+    Ok(Quantized { bytes, kept_in_bf16, warnings, origin })
 }
 
 /// One tensor of the file.
-struct TensorEntry {
+struct PlannedTensor {
     name: String,
     dtype: String,
     shape: Vec<usize>,
@@ -114,9 +115,9 @@ struct TensorEntry {
 #[derive(Default)]
 struct Layout {
     /// Arrays that are multiples of `ALIGNMENT`.
-    first: Vec<TensorEntry>,
+    first: Vec<PlannedTensor>,
     /// The others, behind them.
-    late: Vec<TensorEntry>,
+    late: Vec<PlannedTensor>,
     matrices: BTreeMap<String, MatrixEntry>,
 }
 
@@ -125,20 +126,21 @@ impl Layout {
         for (name, array) in entry.arrays(key, dtype) {
             let bytes = array.bytes();
             let aligned = is_first(array.name, bytes);
-            let entry = TensorEntry { name, dtype: array.dtype.to_string(), shape: array.shape, bytes };
+            let entry = PlannedTensor { name, dtype: array.dtype.to_string(), shape: array.shape, bytes };
             if aligned { self.first.push(entry) } else { self.late.push(entry) }
         }
         self.matrices.insert(key.to_string(), entry);
     }
 
     fn vector(&mut self, name: &str, len: usize) {
-        let entry = TensorEntry { name: name.into(), dtype: "F32".into(), shape: vec![len], bytes: 4 * len };
+        let entry =
+            PlannedTensor { name: name.into(), dtype: "F32".into(), shape: vec![len], bytes: 4 * len };
         self.late.push(entry);
     }
 
-    fn header(&self, origin: &Origin, spared: &[Spared]) -> String {
+    fn header(&self, origin: &Origin, kept_in_bf16: &[KeptInBf16]) -> String {
         let mut header = Map::new();
-        header.insert("__metadata__".into(), metadata(origin, spared, &self.matrices));
+        header.insert("__metadata__".into(), metadata(origin, kept_in_bf16, &self.matrices));
         let mut at = 0;
         for t in self.first.iter().chain(&self.late) {
             let offsets = [at, at + t.bytes];
@@ -149,15 +151,17 @@ impl Layout {
         Value::Object(header).to_string()
     }
 
-    /// Bytes before the data that suffice whatever is spared.
+    /// Bytes before the data that suffice whatever is kept_in_bf16.
     fn room(&self, origin: &Origin) -> usize {
-        let names =
-            self.matrices.keys().map(|key| Spared { tensor: key.clone(), error: 0.012_345_678_901_234_5 });
-        let spared = names.collect::<Vec<_>>();
+        let names = self
+            .matrices
+            .keys()
+            .map(|key| KeptInBf16 { tensor: key.clone(), error: 0.012_345_678_901_234_5 });
+        let kept_in_bf16 = names.collect::<Vec<_>>();
         let parts: usize = self.matrices.values().map(|entry| entry.rows.len()).sum();
         let tensors = self.first.len() + self.late.len() + parts;
         let longest = self.matrices.keys().map(String::len).max().unwrap_or(0);
-        let foreseen = self.header(origin, &spared).len() + (SLACK_BYTES + longest) * tensors;
+        let foreseen = self.header(origin, &kept_in_bf16).len() + (SLACK_BYTES + longest) * tensors;
         (8 + foreseen).next_multiple_of(PAGE_BYTES)
     }
 }
@@ -168,19 +172,19 @@ fn is_first(array: &str, bytes: usize) -> bool {
 }
 
 /// Learns what there will be.
-struct Plan<'a> {
+struct HeaderPlan<'a> {
     kernels: &'a Kernels,
     layout: RefCell<Layout>,
 }
 
-impl Plan<'_> {
+impl HeaderPlan<'_> {
     fn add(&self, key: &str, rows: Vec<usize>, columns: usize, dtype: WeightDtype, count: Option<usize>) {
         let entry = MatrixEntry { rows, columns, dtype: name_of(dtype).into(), count };
         self.layout.borrow_mut().matrix(key, entry, dtype);
     }
 }
 
-impl Source for Plan<'_> {
+impl WeightSource for HeaderPlan<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         self.layout.borrow_mut().vector(name, len);
         Ok(vec![0.0; len])
@@ -211,8 +215,8 @@ impl Source for Plan<'_> {
 }
 
 /// Writes what `floats` packs.
-struct Writer<'a> {
-    floats: Floats<'a>,
+struct OctavoFileWriter<'a> {
+    floats: CheckpointSource<'a>,
     kernels: &'a Kernels,
     path: &'a Path,
     layout: RefCell<Layout>,
@@ -221,7 +225,7 @@ struct Writer<'a> {
     late: RefCell<Vec<u8>>,
 }
 
-impl Writer<'_> {
+impl OctavoFileWriter<'_> {
     fn write(
         &self,
         key: &str,
@@ -247,7 +251,7 @@ impl Writer<'_> {
     }
 }
 
-impl Source for Writer<'_> {
+impl WeightSource for OctavoFileWriter<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let values = self.floats.vector(name, len)?;
         self.late.borrow_mut().extend(values.iter().flat_map(|value| value.to_le_bytes()));

@@ -7,31 +7,16 @@
 use octavo_kernels as k;
 use octavo_kernels::{Kernels, MlaCache, MlaParams, RmsNorm};
 
-use super::{Batch, Model, Scratch, project, take};
+use super::batch::Batch;
+use super::model::{Model, project};
+use super::scratch::{Scratch, take};
 use crate::spec::MlaSpec;
 use crate::weights::{LayerWeights, MlaWeights};
-
-/// Memory of the block.
-#[derive(Default)]
-pub(super) struct Buffers {
-    /// Latents of queries `[T, q_lora_rank]`.
-    q_latent: Vec<f32>,
-    /// New rows of the cache `[T, kv_lora_rank + qk_rope_head_dim]`.
-    new: Vec<f32>,
-    /// Parts of queries with rope `[T, heads, qk_rope_head_dim]`.
-    turned: Vec<f32>,
-    /// Queries in the space of the cache `[T, heads, kv_lora_rank + qk_rope_head_dim]`.
-    q: Vec<f32>,
-    /// What attention gives `[T, heads, kv_lora_rank]`.
-    out: Vec<f32>,
-    /// One head of all rows.
-    head: Vec<f32>,
-}
 
 impl Model {
     /// x += o(attention(norm(x))) over latents; norms stand where the spec places them.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn latent_attention(
+    pub(super) fn mla(
         &self,
         kernels: &Kernels,
         a: &MlaSpec,
@@ -46,7 +31,7 @@ impl Model {
             (a.qk_nope_head_dim + a.qk_rope_head_dim, a.kv_lora_rank + a.qk_rope_head_dim);
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
-        let branch = take(&mut s.branch, rows * hidden);
+        let block_out = take(&mut s.block_out, rows * hidden);
         let input: &[f32] = match &layer.attention_norm {
             Some(weight) => {
                 self.normalize(kernels, weight, x, normed);
@@ -54,9 +39,9 @@ impl Model {
             }
             None => x,
         };
-        let b = &mut s.latent;
+        let b = &mut s.mla;
         let latent_norm = |weight| RmsNorm { weight, eps: a.norm_eps, offset: 0.0 };
-        let heads = take(&mut s.wide, rows * a.heads * head_dim);
+        let heads = take(&mut s.qkv_gate_up, rows * a.heads * head_dim);
         match &weights.q_a {
             Some((down, norm)) => {
                 let q_latent = take(&mut b.q_latent, rows * norm.len());
@@ -97,15 +82,15 @@ impl Model {
         let params = MlaParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
         let out = take(&mut b.out, rows * a.heads * a.kv_lora_rank);
         k::mla_attention(kernels, cache, q, batch.seqs, params, out);
-        let values = take(&mut s.inner, rows * a.heads * a.v_head_dim);
+        let values = take(&mut s.intermediate, rows * a.heads * a.v_head_dim);
         for (h, to_value) in weights.to_value.iter().enumerate() {
             let head = take(&mut b.head, rows * a.kv_lora_rank);
             gather(out, a.heads * a.kv_lora_rank, h * a.kv_lora_rank, a.kv_lora_rank, head);
             let to = &mut values[h * a.v_head_dim..];
             to_value.forward_strided(kernels, head, rows, None, to, a.heads * a.v_head_dim, &mut s.quantized);
         }
-        project(kernels, &weights.o, values, rows, branch, &mut s.quantized);
-        self.add_branch(kernels, layer.attention_post_norm.as_deref(), branch, x);
+        project(kernels, &weights.o, values, rows, block_out, &mut s.quantized);
+        self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);
     }
 }
 

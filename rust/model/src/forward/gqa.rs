@@ -3,14 +3,16 @@
 use octavo_kernels as k;
 use octavo_kernels::{AttentionParams, Kernels};
 
-use super::{Batch, Model, Scratch, project, take};
+use super::batch::Batch;
+use super::model::{Model, project};
+use super::scratch::{Scratch, take};
 use crate::spec::GqaSpec;
 use crate::weights::{GqaWeights, LayerWeights};
 
 impl Model {
     /// x += o(attention(qkv(norm(x)))); norms stand where the spec places them.
     #[allow(clippy::too_many_arguments)]
-    pub(super) fn attention(
+    pub(super) fn gqa(
         &self,
         kernels: &Kernels,
         a: &GqaSpec,
@@ -25,8 +27,8 @@ impl Model {
         let width = q_width + 2 * kv_width;
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
-        let branch = take(&mut s.branch, rows * hidden);
-        let qkv = take(&mut s.wide, rows * width);
+        let block_out = take(&mut s.block_out, rows * hidden);
+        let qkv = take(&mut s.qkv_gate_up, rows * width);
         let input: &[f32] = match &layer.attention_norm {
             Some(weight) => {
                 self.normalize(kernels, weight, x, normed);
@@ -48,8 +50,8 @@ impl Model {
         }
         let (new_k, new_v) = (&qkv[q_width..], &qkv[q_width + kv_width..]);
         k::write_kv(kernels, cache, new_k, width, new_v, width, batch.slots);
-        if !batch.filled.is_empty() {
-            k::seal_blocks(kernels, cache, batch.filled);
+        if !batch.sealed.is_empty() {
+            k::seal_blocks(kernels, cache, batch.sealed);
         }
         let params = AttentionParams {
             heads: a.heads,
@@ -59,11 +61,11 @@ impl Model {
             window: a.window,
             softcap: a.softcap,
         };
-        let out = take(&mut s.inner, rows * q_width);
+        let out = take(&mut s.intermediate, rows * q_width);
         let selection = (!batch.choices.is_empty())
             .then_some(k::Selection { choices: batch.choices, reports: &mut s.reports });
         k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, selection, out);
-        project(kernels, &weights.o, out, rows, branch, &mut s.quantized);
-        self.add_branch(kernels, layer.attention_post_norm.as_deref(), branch, x);
+        project(kernels, &weights.o, out, rows, block_out, &mut s.quantized);
+        self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);
     }
 }

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 
 use crate::ModelError;
 
-/// Maps a file for reading. Weights that are packed are copied out of the map; those of a quantised file stay in it.
+/// Maps a file for reading. ModelWeights that are packed are copied out of the map; those of a quantised file stay in it.
 pub fn map_file(path: &Path) -> Result<Arc<Mmap>, ModelError> {
     let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
     // SAFETY: the map is read-only. Nothing here can keep another process from writing to the file or cutting it meanwhile:

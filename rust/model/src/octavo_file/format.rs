@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
-use crate::load::Spared;
+use crate::config::Config;
+use crate::weight_format::KeptInBf16;
 
 /// `quant_method` in config.json and `format` in the file's metadata.
 pub const METHOD: &str = "octavo";
@@ -99,6 +100,19 @@ pub fn quantization_config() -> Value {
     json!({"quant_method": METHOD, "version": 1, "layout": Linear::LAYOUT, "bits": 8, "group_size": GROUP})
 }
 
+/// Whether a `quantization_config` is that of `octavo quantize`.
+///
+/// # Errors
+/// `Unsupported` for another version or layout.
+pub fn is_octavo(q: &Config<'_>) -> Result<bool, ModelError> {
+    if q.text("quant_method")? != Some(METHOD) {
+        return Ok(false);
+    }
+    let version = q.int("version", 0..=u64::from(u32::MAX))?.map(|version| version.to_string());
+    check_layout(version.as_deref(), q.text("layout")?, "config.json")?;
+    Ok(true)
+}
+
 /// Refuses a version or layout that this program does not read.
 ///
 /// # Errors
@@ -118,8 +132,13 @@ pub fn check_layout(version: Option<&str>, layout: Option<&str>, file: &str) -> 
 }
 
 /// The header's `__metadata__`.
-pub fn metadata(origin: &Origin, spared: &[Spared], matrices: &BTreeMap<String, MatrixEntry>) -> Value {
-    let spared = spared.iter().map(|s| json!({"tensor": s.tensor, "error": s.error})).collect::<Value>();
+pub fn metadata(
+    origin: &Origin,
+    kept_in_bf16: &[KeptInBf16],
+    matrices: &BTreeMap<String, MatrixEntry>,
+) -> Value {
+    let kept_in_bf16 =
+        kept_in_bf16.iter().map(|s| json!({"tensor": s.tensor, "error": s.error})).collect::<Value>();
     let mut map = json!({
         "format": METHOD,
         "version": VERSION,
@@ -128,7 +147,7 @@ pub fn metadata(origin: &Origin, spared: &[Spared], matrices: &BTreeMap<String, 
         "made_by": origin.made_by,
         "source": origin.source,
         "stored_dtype": origin.stored_dtype,
-        "spared": spared.to_string(),
+        "spared": kept_in_bf16.to_string(),
         "matrices": json!(matrices).to_string(),
     });
     if let Some(budget) = origin.error_budget {
@@ -138,11 +157,11 @@ pub fn metadata(origin: &Origin, spared: &[Spared], matrices: &BTreeMap<String, 
 }
 
 /// What a reader takes from the metadata.
-pub struct Facts {
+pub struct Metadata {
     /// Where the file comes from.
     pub origin: Origin,
     /// What is held in bfloat16.
-    pub spared: Vec<Spared>,
+    pub kept_in_bf16: Vec<KeptInBf16>,
     /// By name.
     pub matrices: BTreeMap<String, MatrixEntry>,
 }
@@ -151,7 +170,7 @@ pub struct Facts {
 ///
 /// # Errors
 /// The key that is missing or wrong.
-pub fn read_metadata(map: &HashMap<String, String>) -> Result<Facts, String> {
+pub fn read_metadata(map: &HashMap<String, String>) -> Result<Metadata, String> {
     #[derive(Deserialize)]
     struct Entry {
         tensor: String,
@@ -166,21 +185,24 @@ pub fn read_metadata(map: &HashMap<String, String>) -> Result<Facts, String> {
         None => None,
         Some(budget) => Some(budget.parse::<f64>().map_err(|e| bad("error_budget", &e))?),
     };
-    let spared: Vec<Entry> = serde_json::from_str(text("spared")?).map_err(|e| bad("spared", &e))?;
+    let kept_in_bf16: Vec<Entry> = serde_json::from_str(text("spared")?).map_err(|e| bad("spared", &e))?;
     let named: Map<String, Value> =
         serde_json::from_str(text("matrices")?).map_err(|e| bad("matrices", &e))?;
     let matrices = named.into_iter().map(|(key, value)| {
         let entry = serde_json::from_value(value).map_err(|e| bad("matrices", &format!("{key}: {e}")))?;
         Ok((key, entry))
     });
-    Ok(Facts {
+    Ok(Metadata {
         origin: Origin {
             source: text("source")?.clone(),
             made_by: text("made_by")?.clone(),
             stored_dtype: text("stored_dtype")?.clone(),
             error_budget,
         },
-        spared: spared.into_iter().map(|s| Spared { tensor: s.tensor, error: s.error }).collect(),
+        kept_in_bf16: kept_in_bf16
+            .into_iter()
+            .map(|s| KeptInBf16 { tensor: s.tensor, error: s.error })
+            .collect(),
         matrices: matrices.collect::<Result<_, String>>()?,
     })
 }

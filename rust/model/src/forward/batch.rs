@@ -1,0 +1,26 @@
+//! The input of one step.
+
+use octavo_kernels::{DynamicParams, SealedBlock, SeqView};
+
+/// The tokens of one step.
+pub struct Batch<'a> {
+    /// Token ids `[T]`.
+    pub tokens: &'a [u32],
+    /// Their positions `[T]`.
+    pub positions: &'a [u32],
+    /// Cache slots of their keys and values `[T]`.
+    pub slots: &'a [u32],
+    /// The sequences, in order of their rows.
+    pub seqs: &'a [SeqView<'a>],
+    /// What the queries of each sequence may leave out; empty: nothing. Needs an int8 pool.
+    pub choices: &'a [DynamicParams],
+    /// Blocks of an int8 pool that this step fills and seals.
+    pub(super) sealed: &'a [SealedBlock],
+}
+
+impl<'a> Batch<'a> {
+    /// A step's tokens; `slots` and blocks are those of the scheduler.
+    pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
+        Self { tokens, positions, slots, seqs, choices: &[], sealed: &[] }
+    }
+}
