@@ -39,8 +39,8 @@ def say(text: str) -> None:
 
 
 def build_limits(places: Places) -> None:
-    """Compiles rust/kernels/benches/limits.rs."""
-    command = ["cargo", "build", "--quiet", "--release", "-p", "octavo-kernels", "--bench", "limits"]
+    """Compiles benches/rust/benches/limits.rs."""
+    command = ["cargo", "build", "--quiet", "--release", "-p", "octavo-bench", "--bench", "limits"]
     say("the probe of the machine's limits")
     lines = subprocess.run(
         [*command, "--message-format=json"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True

@@ -7,16 +7,16 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 /// Rows of a tile, and columns of an accumulator.
-pub(crate) const ROWS: usize = 16;
+pub const ROWS: usize = 16;
 /// Bytes of a tile's row.
-pub(crate) const ROW: usize = 64;
+pub const ROW: usize = 64;
 /// Bytes of a tile.
-pub(crate) const TILE: usize = ROWS * ROW;
+pub const TILE: usize = ROWS * ROW;
 
 /// Whether the machine has tiles with products of int8 and bfloat16, and the system lets this process use them.
 ///
 /// Asks the system once: Linux grants the state of tiles to processes that ask for it (arch_prctl(2)).
-pub(crate) fn available() -> bool {
+pub fn available() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     *FOUND.get_or_init(|| cfg!(target_os = "linux") && in_hardware() && permitted())
 }
@@ -70,7 +70,7 @@ struct Config {
 }
 
 /// This thread's tiles, configured. Their content is undefined at first; dropping gives the state back.
-pub(crate) struct Tiles(());
+pub struct Tiles(());
 
 impl Tiles {
     /// Tiles of `rows[t]` rows (1..=16) of 64 bytes.
@@ -78,7 +78,7 @@ impl Tiles {
     /// # Safety
     /// [`available`], and this thread holds no other `Tiles`.
     #[inline(always)]
-    pub(crate) unsafe fn new(rows: [u8; 8]) -> Tiles {
+    pub unsafe fn new(rows: [u8; 8]) -> Tiles {
         let tiles = Tiles(());
         tiles.configure(rows);
         tiles
@@ -86,7 +86,7 @@ impl Tiles {
 
     /// Changes the shapes; contents are undefined afterwards.
     #[inline(always)]
-    pub(crate) fn configure(&self, rows: [u8; 8]) {
+    pub fn configure(&self, rows: [u8; 8]) {
         debug_assert!(rows.iter().all(|&rows| (1..=ROWS as u8).contains(&rows)), "rows of tiles: {rows:?}");
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
@@ -100,7 +100,7 @@ impl Tiles {
 
     /// Zeros tile T.
     #[inline(always)]
-    pub(crate) fn zero<const T: u8>(&self) {
+    pub fn zero<const T: u8>(&self) {
         // SAFETY: the tiles are configured.
         unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) }
     }
@@ -110,7 +110,7 @@ impl Tiles {
     /// # Safety
     /// 64 bytes can be read at each of the tile's rows.
     #[inline(always)]
-    pub(crate) unsafe fn load<const T: u8>(&self, from: *const u8, stride: usize) {
+    pub unsafe fn load<const T: u8>(&self, from: *const u8, stride: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
@@ -128,7 +128,7 @@ impl Tiles {
     /// # Safety
     /// 64 bytes can be written at each of the tile's rows.
     #[inline(always)]
-    pub(crate) unsafe fn store<const T: u8>(&self, to: *mut u8, stride: usize) {
+    pub unsafe fn store<const T: u8>(&self, to: *mut u8, stride: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
@@ -143,7 +143,7 @@ impl Tiles {
 
     /// C += A B in i32, exact but for wrapping: A `[rows][64]` i8, B `[64 / 4][16][4]` u8, C `[rows][16]`.
     #[inline(always)]
-    pub(crate) fn dot_i8_u8<const C: u8, const A: u8, const B: u8>(&self) {
+    pub fn dot_i8_u8<const C: u8, const A: u8, const B: u8>(&self) {
         // SAFETY: the tiles are configured, with shapes that agree: all rows are 64 bytes, and B has 16 of them.
         unsafe {
             asm!(
@@ -161,7 +161,7 @@ impl Tiles {
     ///
     /// The order is not in the manual; it was found by experiment, and a test holds it true.
     #[inline(always)]
-    pub(crate) fn dot_bf16<const C: u8, const A: u8, const B: u8>(&self) {
+    pub fn dot_bf16<const C: u8, const A: u8, const B: u8>(&self) {
         // SAFETY: as for `dot_i8_u8`.
         unsafe {
             asm!(

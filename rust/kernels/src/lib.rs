@@ -13,7 +13,7 @@
 
 mod activation;
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16_dot;
@@ -23,7 +23,6 @@ mod latent;
 mod layer_norm;
 mod logits;
 mod matmul;
-pub mod measure;
 mod norm;
 mod packed;
 #[cfg(target_arch = "x86_64")]

@@ -1,9 +1,9 @@
-//! `bench_kernels` and `bench_attention`: the measurements of octavo-kernels as dicts.
+//! `bench_kernels` and `bench_attention`: the readings of octavo-bench as dicts.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use octavo_kernels::measure::{AttentionPlan, AttentionReading, Peak, Plan, Reading, read, read_attention};
+use octavo_bench::{AttentionBenchPlan, AttentionReading, KernelBenchPlan, KernelReading, PeakRate};
 use octavo_kernels::{Isa, Kernels};
 use pyo3::prelude::*;
 use serde_json::{Value, json};
@@ -27,11 +27,14 @@ pub fn bench_kernels<'py>(
     let mut outcome = Ok(());
     let each = on_row.clone().unbind();
     let limits = py.detach(|| {
-        read(&kernels, &Plan { words, time }, &mut |reading| hand_on(&each, &row(&reading), &mut outcome))
+        octavo_bench::bench_kernels(&kernels, &KernelBenchPlan { words, time }, &mut |reading| {
+            hand_on(&each, &row(&reading), &mut outcome)
+        })
     })?;
     outcome?;
     let Some(limits) = limits else { return Ok(py.None().into_bound(py)) };
-    let peak = |peak: Option<Peak>| peak.map(|p| json!({"rate": p.rate.best, "instruction": p.instruction}));
+    let peak =
+        |peak: Option<PeakRate>| peak.map(|p| json!({"rate": p.rate.best, "instruction": p.instruction}));
     to_python(
         py,
         &json!({
@@ -89,7 +92,7 @@ pub fn bench_attention(
     let mut outcome = Ok(());
     let each = on_row.clone().unbind();
     py.detach(|| {
-        read_attention(&kernels, &AttentionPlan { contexts, time }, &mut |reading| {
+        octavo_bench::bench_attention(&kernels, &AttentionBenchPlan { contexts, time }, &mut |reading| {
             hand_on(&each, &attention_row(&reading), &mut outcome)
         });
     });
@@ -115,7 +118,7 @@ fn attention_row(r: &AttentionReading) -> Value {
     })
 }
 
-fn row(r: &Reading) -> Value {
+fn row(r: &KernelReading) -> Value {
     json!({
         "kernel": r.kernel,
         "dtype": r.dtype,

@@ -1,6 +1,6 @@
 //! What the core costs: a step of running decodes, a prefix look-up with its hashing, an admission of many prompts.
 //!
-//! `cargo bench -p octavo-scheduler` prints p20 / p50 / p80 / p99 in microseconds, of the quietest of some rounds, and
+//! `cargo bench -p octavo-bench --bench step` prints p20 / p50 / p80 / p99 in microseconds, of the quietest of some rounds, and
 //! the median of the slowest round beside them. `OCTAVO_BENCH_RESULT=<file>` (from this crate's folder) writes them as
 //! JSON with the date and the machine's name.
 //!

@@ -3,21 +3,20 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, KvDtype, KvLayer, Mode, OpenDtype,
+use octavo_kernels::{
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, KvDtype, KvLayer, Mode, OpenDtype,
     SealedBlock, Selection, SeqView, paged_attention, seal_blocks, write_kv,
 };
-use crate::context::Kernels;
 
 /// Runs of a way at least, the first of which only warms up.
-const LEAST_RUNS: usize = 4;
-const MOST_RUNS: usize = 60;
+const MIN_RUNS: usize = 4;
+const MAX_RUNS: usize = 60;
 /// Tokens whose keys are written at once.
 const CHUNK: usize = 4096;
 
 /// What is measured.
 #[derive(Debug, Clone)]
-pub struct AttentionPlan {
+pub struct AttentionBenchPlan {
     /// Tokens that the query sees.
     pub contexts: Vec<usize>,
     /// How long each context and kind of head is measured.
@@ -70,15 +69,15 @@ fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
 }
 
 /// Measures every way, in turn, and hands each reading to `each`, which may end it.
-pub fn read_attention(
+pub fn bench_attention(
     kernels: &Kernels,
-    plan: &AttentionPlan,
+    plan: &AttentionBenchPlan,
     each: &mut dyn FnMut(AttentionReading) -> ControlFlow<()>,
 ) {
     for shape in SHAPES {
         for &context in &plan.contexts {
             for heads in HEADS {
-                for reading in Case::new(kernels, shape, context, heads).read(kernels, plan.time) {
+                for reading in AttentionCase::new(kernels, shape, context, heads).read(kernels, plan.time) {
                     if each(reading).is_break() {
                         return;
                     }
@@ -102,7 +101,7 @@ impl Normal {
 }
 
 /// A cache in both forms, and a query.
-struct Case {
+struct AttentionCase {
     shape: [usize; 3],
     context: usize,
     heads: &'static str,
@@ -112,8 +111,8 @@ struct Case {
     int8: KvLayer,
 }
 
-impl Case {
-    fn new(kernels: &Kernels, shape: [usize; 3], context: usize, heads: &'static str) -> Case {
+impl AttentionCase {
+    fn new(kernels: &Kernels, shape: [usize; 3], context: usize, heads: &'static str) -> AttentionCase {
         let [query_heads, kv_heads, head_dim] = shape;
         let mut random = Normal(context as u64);
         // What the heads of a group look for differs by half of its size.
@@ -148,7 +147,7 @@ impl Case {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let params =
             AttentionParams { heads: query_heads, kv_heads, head_dim, scale, window: None, softcap: None };
-        Case { shape, context, heads, params, q, float, int8 }
+        AttentionCase { shape, context, heads, params, q, float, int8 }
     }
 
     fn read(&self, kernels: &Kernels, time: Duration) -> Vec<AttentionReading> {
@@ -156,7 +155,7 @@ impl Case {
         let mut times = vec![Vec::new(); ways.len()];
         let mut found = vec![None; ways.len()];
         let start = Instant::now();
-        while times[0].len() < LEAST_RUNS || (start.elapsed() < time && times[0].len() < MOST_RUNS) {
+        while times[0].len() < MIN_RUNS || (start.elapsed() < time && times[0].len() < MAX_RUNS) {
             for (way, (name, choice)) in ways.iter().enumerate() {
                 let timed = |context| {
                     let begin = Instant::now();

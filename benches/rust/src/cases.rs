@@ -1,45 +1,44 @@
-//! The cases: a kernel on the shapes of a model, with its data and what it costs at least.
+//! The measured cases: each kernel on the shapes of two models, with its data, bytes and operations.
 
 use std::hint::black_box;
 
-use super::shapes::{SHAPES, Shape};
-use crate::activation::{Activation, activate_and_mul, add_assign};
-use crate::attention::{AttentionParams, BLOCK_SIZE, KvDtype, KvLayer, SeqView, paged_attention, write_kv};
-use crate::context::Kernels;
-use crate::logits::{Weighting, block_peaks, peak, weight_sums};
-use crate::matmul::{Linear, WeightDtype, WeightRows};
-use crate::norm::{RmsNorm, rms_norm};
-use crate::quantize::QuantizedRows;
+use octavo_kernels::{
+    Activation, AttentionParams, BLOCK_SIZE, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, RmsNorm,
+    SeqView, WeightDtype, WeightRows, Weighting, activate_and_mul, add_assign, block_peaks, paged_attention,
+    peak, rms_norm, weight_sums, write_kv,
+};
 
-/// More than caches hold, so that data comes from memory.
-const BYTES: usize = 160 << 20;
+use super::model_shapes::{MODEL_SHAPES, ModelShape};
+
+/// Bytes of data of one run: more than caches hold. Hence data comes from memory.
+const MIN_BYTES: usize = 160 << 20;
 /// Rows of a matrix product.
-const ROWS: [usize; 5] = [1, 8, 32, 256, 512];
-/// Rows beyond which no step asks for logits.
-const MOST_LOGITS: usize = 32;
+const BATCH_ROWS: [usize; 5] = [1, 8, 32, 256, 512];
+/// Maximum number of rows of logits of one step.
+const MAX_LOGIT_ROWS: usize = 32;
 /// Rows of the ops that work value by value.
 const VALUE_ROWS: usize = 256;
 
-/// The limit on computing that a case is held against.
+/// The limit on computing that a case is held limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Against {
+pub(super) enum ComputeLimit {
     Int8,
     F32,
-    /// None: memory alone.
+    /// Memory only.
     Memory,
 }
 
 /// A case before its data is there.
-pub(super) struct Case {
+pub(super) struct KernelCase {
     pub kernel: &'static str,
     pub dtype: &'static str,
     pub shape: &'static str,
     pub sizes: String,
-    pub against: Against,
+    pub limit: ComputeLimit,
     pub prepare: Box<dyn FnOnce(&Kernels) -> Work>,
 }
 
-/// What a run does, and the bytes and operations that it takes.
+/// One run of a case, with its bytes and operations.
 pub(super) struct Work {
     pub bytes: f64,
     pub operations: f64,
@@ -47,8 +46,8 @@ pub(super) struct Work {
 }
 
 /// All cases, in the order in which they are measured.
-pub(super) fn all() -> impl Iterator<Item = Case> {
-    SHAPES.iter().flat_map(|shape| matmuls(shape).chain(attentions(shape)).chain(values(shape)))
+pub(super) fn all() -> impl Iterator<Item = KernelCase> {
+    MODEL_SHAPES.iter().flat_map(|shape| matmuls(shape).chain(attentions(shape)).chain(values(shape)))
 }
 
 /// Numbers that are neither equal nor all positive.
@@ -56,12 +55,12 @@ fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
 
-fn matmuls(shape: &'static Shape) -> impl Iterator<Item = Case> {
+fn matmuls(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
     let dtypes = [WeightDtype::Int8, WeightDtype::Bf16, WeightDtype::F32];
     let matrices = dtypes.into_iter().flat_map(|dtype| shape.matrices().map(|matrix| (dtype, matrix)));
     matrices.flat_map(move |(dtype, (name, n, k))| {
-        let rows = ROWS.into_iter().filter(move |m| name != "head" || *m <= MOST_LOGITS);
-        rows.map(move |m| Case {
+        let rows = BATCH_ROWS.into_iter().filter(move |m| name != "head" || *m <= MAX_LOGIT_ROWS);
+        rows.map(move |m| KernelCase {
             kernel: "matmul",
             dtype: match dtype {
                 WeightDtype::Int8 => "int8",
@@ -71,7 +70,7 @@ fn matmuls(shape: &'static Shape) -> impl Iterator<Item = Case> {
             shape: shape.name,
             sizes: format!("{name} m={m} k={k} n={n}"),
             // bfloat16 weights are widened to float32.
-            against: if dtype == WeightDtype::Int8 { Against::Int8 } else { Against::F32 },
+            limit: if dtype == WeightDtype::Int8 { ComputeLimit::Int8 } else { ComputeLimit::F32 },
             prepare: Box::new(move |kernels| matmul(kernels, dtype, m, n, k)),
         })
     })
@@ -80,7 +79,7 @@ fn matmuls(shape: &'static Shape) -> impl Iterator<Item = Case> {
 fn matmul(kernels: &Kernels, dtype: WeightDtype, m: usize, n: usize, k: usize) -> Work {
     let one = Linear::pack(kernels, &[WeightRows::F32(&numbers(n * k))], k, dtype);
     // With many rows computing is the limit, and one matrix shows it.
-    let copies = if m <= MOST_LOGITS { BYTES.div_ceil(one.bytes()) } else { 1 };
+    let copies = if m <= MAX_LOGIT_ROWS { MIN_BYTES.div_ceil(one.bytes()) } else { 1 };
     let layers = vec![one; copies];
     let (x, mut y, mut scratch) = (numbers(m * k), vec![0.0; m * n], QuantizedRows::new());
     Work {
@@ -94,24 +93,24 @@ fn matmul(kernels: &Kernels, dtype: WeightDtype, m: usize, n: usize, k: usize) -
     }
 }
 
-fn attentions(shape: &'static Shape) -> impl Iterator<Item = Case> {
+fn attentions(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
     let sizes = [(1, 128), (1, 2048), (512, 512), (512, 2048)];
-    sizes.into_iter().map(move |(query_len, context_len)| Case {
+    sizes.into_iter().map(move |(query_len, context_len)| KernelCase {
         kernel: "attention",
         dtype: "bf16",
         shape: shape.name,
         sizes: format!("queries={query_len} context={context_len} heads={}/{}", shape.heads, shape.kv_heads),
-        against: Against::F32,
+        limit: ComputeLimit::F32,
         prepare: Box::new(move |kernels| attention(kernels, shape, query_len, context_len)),
     })
 }
 
-fn attention(kernels: &Kernels, shape: &Shape, query_len: usize, context_len: usize) -> Work {
-    let Shape { heads, kv_heads, head_dim, .. } = *shape;
+fn attention(kernels: &Kernels, shape: &ModelShape, query_len: usize, context_len: usize) -> Work {
+    let ModelShape { heads, kv_heads, head_dim, .. } = *shape;
     let (blocks, width) = (context_len / BLOCK_SIZE, kv_heads * head_dim);
     let (rows, slots) = (numbers(context_len * width), (0..context_len as u32).collect::<Vec<_>>());
     let one_bytes = blocks * KvLayer::bytes_per_block(kv_heads, head_dim, KvDtype::Bf16);
-    let copies = if query_len == 1 { BYTES / one_bytes } else { 1 };
+    let copies = if query_len == 1 { MIN_BYTES / one_bytes } else { 1 };
     let bytes = (copies * one_bytes) as f64;
     let layers: Vec<KvLayer> = (0..copies)
         .map(|_| {
@@ -144,10 +143,10 @@ fn attention(kernels: &Kernels, shape: &Shape, query_len: usize, context_len: us
 }
 
 /// An op that works value by value on a block of rows.
-type PerValue = fn(&Kernels, &mut Block);
+type PerValue = fn(&Kernels, &mut ValueBuffers);
 
-/// Memory of such an op.
-struct Block {
+/// Buffers of such an op.
+struct ValueBuffers {
     width: usize,
     x: Vec<f32>,
     out: Vec<f32>,
@@ -155,8 +154,8 @@ struct Block {
     rows: QuantizedRows,
 }
 
-fn values(shape: &'static Shape) -> impl Iterator<Item = Case> {
-    let Shape { hidden, intermediate, vocab, .. } = *shape;
+fn values(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
+    let ModelShape { hidden, intermediate, vocab, .. } = *shape;
     // Kernel, values of a row, rows of a block, bytes of memory for each value of x.
     let ops: [(&'static str, usize, usize, f64, PerValue); 7] = [
         ("rms_norm", hidden, VALUE_ROWS, 8.0, |kernels, b| {
@@ -192,22 +191,23 @@ fn values(shape: &'static Shape) -> impl Iterator<Item = Case> {
             });
         }),
     ];
-    ops.into_iter().map(move |(kernel, width, rows, bytes, op)| Case {
+    ops.into_iter().map(move |(kernel, width, rows, bytes, op)| KernelCase {
         kernel,
         dtype: "f32",
         shape: shape.name,
         sizes: format!("rows={rows} width={width}"),
-        against: Against::Memory,
+        limit: ComputeLimit::Memory,
         prepare: Box::new(move |_| {
             let len = rows * width;
-            let block = || Block {
+            let block = || ValueBuffers {
                 width,
                 x: numbers(len),
                 out: vec![0.0; len],
                 weight: numbers(width),
                 rows: QuantizedRows::new(),
             };
-            let mut blocks: Vec<Block> = (0..(BYTES / (4 * len)).max(1)).map(|_| block()).collect();
+            let mut blocks: Vec<ValueBuffers> =
+                (0..(MIN_BYTES / (4 * len)).max(1)).map(|_| block()).collect();
             Work {
                 bytes: bytes * (blocks.len() * len) as f64,
                 operations: 0.0,

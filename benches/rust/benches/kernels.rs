@@ -1,6 +1,6 @@
 //! Speed of the kernels: one row per op, instruction set and thread count.
 //!
-//! `cargo bench -p octavo-kernels` prints p20/p50/p80 of each rate; `-- gemm avx512 t2` only the rows whose label holds one
+//! `cargo bench -p octavo-bench` prints p20/p50/p80 of each rate; `-- gemm avx512 t2` only the rows whose label holds one
 //! of the words, on that level and number of threads. Weights cover many layers, so that they come from memory as in a model, and a plain read of as many bytes
 //! stands beside the products with one row as the limit.
 

@@ -1,10 +1,10 @@
 //! What this machine allows, whatever the software: memory reads, int8 products, bfloat16 products.
 //!
-//! `cargo bench -p octavo-kernels --bench limits` prints one JSON object: bytes or operations a second with one thread
+//! `cargo bench -p octavo-bench --bench limits` prints one JSON object: bytes or operations a second with one thread
 //! and with all (`-- --threads N` for another number). A rate is the median of several readings in the best
 //! way found, and the best reading stands beside it. benches/compare divides by these.
 
-use octavo_kernels::measure::{Limits, Peak, Rate};
+use octavo_bench::{MachineLimits, PeakRate, Rate};
 
 const READINGS: usize = 9;
 
@@ -21,10 +21,10 @@ fn main() {
     let given = arguments.iter().position(|flag| flag == "--threads").and_then(|i| arguments.get(i + 1));
     let all =
         given.map_or_else(octavo_kernels::default_threads, |n| n.parse().expect("--threads takes a number"));
-    let measure = |threads| Limits::measure(threads, READINGS).expect("memory for the buffer");
+    let measure = |threads| MachineLimits::measure(threads, READINGS).expect("memory for the buffer");
     let (many, one) = (measure(all), measure(1));
-    let rate = |peak: Option<Peak>| json(peak.map(|p| p.rate));
-    let name = |peak: Option<Peak>| peak.map_or("none", |p| p.instruction);
+    let rate = |peak: Option<PeakRate>| json(peak.map(|p| p.rate));
+    let name = |peak: Option<PeakRate>| peak.map_or("none", |p| p.instruction);
     println!(
         "{{\"threads\": {all}, \"read\": {}, \"read_one_thread\": {}, \"int8\": {}, \"int8_one_thread\": {}, \
          \"int8_instruction\": \"{}\", \"bf16\": {}, \"bf16_one_thread\": {}, \"bf16_instruction\": \"{}\"}}",

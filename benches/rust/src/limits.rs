@@ -7,16 +7,14 @@ use std::time::Instant;
 #[cfg(target_os = "linux")]
 use memmap2::Advice;
 use memmap2::MmapMut;
+#[cfg(target_arch = "x86_64")]
+use octavo_kernels::amx;
 
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
 /// Far more than any cache holds.
 const BYTES: usize = 512 << 20;
-/// Bytes of a cache line, and of an AVX-512 register.
-pub(super) const LINE: usize = 64;
-/// Turns of the inner loops that only compute: some milliseconds.
-pub(super) const TURNS: usize = 1 << 20;
 
 /// Median and best of some readings, in units a second.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +27,7 @@ pub struct Rate {
 
 /// A product's limit.
 #[derive(Debug, Clone, Copy)]
-pub struct Peak {
+pub struct PeakRate {
     /// Operations a second; a multiply and an add are two.
     pub rate: Rate,
     /// The instruction that reaches it.
@@ -38,37 +36,37 @@ pub struct Peak {
 
 /// The limits of this machine with some number of threads.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct MachineLimits {
     /// The threads.
     pub threads: usize,
     /// Bytes a second read from memory.
     pub read: Rate,
     /// None where the machine has no instruction that is known here.
-    pub int8: Option<Peak>,
+    pub int8: Option<PeakRate>,
     /// That of float32 where the machine has no products of bfloat16, since these are then widened.
-    pub bf16: Option<Peak>,
+    pub bf16: Option<PeakRate>,
     /// As `int8`.
-    pub f32: Option<Peak>,
+    pub f32: Option<PeakRate>,
 }
 
-impl Limits {
+impl MachineLimits {
     /// Measures with `readings` readings of each rate.
     ///
     /// # Errors
     /// When there is no memory for the buffer that is read.
-    pub fn measure(threads: usize, readings: usize) -> std::io::Result<Limits> {
+    pub fn measure(threads: usize, readings: usize) -> std::io::Result<MachineLimits> {
         let mut data = MmapMut::map_anon(BYTES)?;
         // Where the kernel refuses, small pages serve.
         #[cfg(target_os = "linux")]
         let _ = data.advise(Advice::HugePage);
         data.fill(1);
         let compute = |found: Option<Loop>| {
-            found.map(|(instruction, per_turn, run)| {
-                let units = per_turn * (TURNS * threads) as f64;
-                Peak { rate: rate(threads, readings, units, |_| run()), instruction }
+            found.map(|(instruction, operations, run)| {
+                let units = operations * threads as f64;
+                PeakRate { rate: rate(threads, readings, units, |_| run()), instruction }
             })
         };
-        Ok(Limits {
+        Ok(MachineLimits {
             threads,
             read: read(threads, readings, &data),
             int8: compute(int8_peak()),
@@ -139,23 +137,31 @@ fn read_streams<const STREAMS: usize>(part: &[u8], ahead: usize) -> u64 {
     words.iter().fold(0, |sum: u64, word| sum.wrapping_add(u64::from_ne_bytes(*word)))
 }
 
-/// Name of the instructions, operations of one turn, and the loop of [`TURNS`] turns.
+/// Name of the instruction, operations of one run, and the loop.
 type Loop = (&'static str, f64, fn());
 
 /// The fastest int8 product of this machine.
 fn int8_peak() -> Option<Loop> {
     #[cfg(target_arch = "x86_64")]
     {
-        if crate::amx::available() {
-            return Some(("amx tdpbsud", (x86::TILE_CHAINS * x86::TILE_OPERATIONS) as f64, x86::int8_amx));
+        if amx::available() {
+            return Some((
+                "amx tdpbsud",
+                (x86::TURNS * x86::TILE_CHAINS * x86::TILE_OPERATIONS) as f64,
+                x86::int8_amx,
+            ));
         }
         if is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the machine has the instruction set.
-            return Some(("avx512 vpdpbusd", x86::CHAINS as f64 * 128.0, || unsafe { x86::int8_avx512() }));
+            return Some(("avx512 vpdpbusd", (x86::TURNS * x86::CHAINS * 128) as f64, || unsafe {
+                x86::int8_avx512()
+            }));
         }
         if is_x86_feature_detected!("avx2") {
             // SAFETY: as above.
-            return Some(("avx2 vpmaddubsw", x86::CHAINS as f64 * 64.0, || unsafe { x86::int8_avx2() }));
+            return Some(("avx2 vpmaddubsw", (x86::TURNS * x86::CHAINS * 64) as f64, || unsafe {
+                x86::int8_avx2()
+            }));
         }
     }
     None
@@ -164,13 +170,19 @@ fn int8_peak() -> Option<Loop> {
 /// The fastest bfloat16 product of this machine; float32 where it has none, since bfloat16 is then widened.
 fn bf16_peak() -> Option<Loop> {
     #[cfg(target_arch = "x86_64")]
-    if crate::amx::available() {
-        return Some(("amx tdpbf16ps", (x86::TILE_CHAINS * x86::TILE_OPERATIONS / 2) as f64, x86::bf16_amx));
+    if amx::available() {
+        return Some((
+            "amx tdpbf16ps",
+            (x86::TURNS * x86::TILE_CHAINS * x86::TILE_OPERATIONS / 2) as f64,
+            x86::bf16_amx,
+        ));
     }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512bf16") {
         // SAFETY: the machine has the instruction set.
-        return Some(("avx512 vdpbf16ps", x86::CHAINS as f64 * 64.0, || unsafe { x86::bf16_avx512() }));
+        return Some(("avx512 vdpbf16ps", (x86::TURNS * x86::CHAINS * 64) as f64, || unsafe {
+            x86::bf16_avx512()
+        }));
     }
     f32_peak()
 }
@@ -181,11 +193,15 @@ fn f32_peak() -> Option<Loop> {
     {
         if is_x86_feature_detected!("avx512f") {
             // SAFETY: the machine has the instruction set.
-            return Some(("avx512 vfmadd (f32)", x86::CHAINS as f64 * 32.0, || unsafe { x86::f32_avx512() }));
+            return Some(("avx512 vfmadd (f32)", (x86::TURNS * x86::CHAINS * 32) as f64, || unsafe {
+                x86::f32_avx512()
+            }));
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             // SAFETY: as above.
-            return Some(("avx2 vfmadd (f32)", x86::CHAINS as f64 * 16.0, || unsafe { x86::f32_avx2() }));
+            return Some(("avx2 vfmadd (f32)", (x86::TURNS * x86::CHAINS * 16) as f64, || unsafe {
+                x86::f32_avx2()
+            }));
         }
     }
     None

@@ -1,6 +1,6 @@
 //! What a row of logits costs on one thread: this sampler, and the plain way beside it, in turn.
 //!
-//! `cargo bench -p octavo-engine --bench sampling` prints, for each way to sample, the microseconds of both in their fastest
+//! `cargo bench -p octavo-bench --bench sampling` prints, for each way to sample, the microseconds of both in their fastest
 //! rounds and the ratio. Rounds alternate and are short, so that what else the machine does spoils few of them and both alike. The
 //! plain way reads the row once for each thing it needs to know; its draw is the definition that the sampler falls back to.
 

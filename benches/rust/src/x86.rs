@@ -4,9 +4,12 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::mem::transmute;
 
-use super::limits::{LINE, TURNS};
-use crate::amx::{ROW, ROWS, Tiles};
+use octavo_kernels::amx::{ROW, ROWS, Tiles};
 
+/// Bytes of a cache line, and of an AVX-512 register.
+pub(super) const LINE: usize = 64;
+/// Turns of the inner loops that only compute: some milliseconds.
+pub(super) const TURNS: usize = 1 << 20;
 /// Independent sums: more than latency times issue width, fewer than registers.
 pub(super) const CHAINS: usize = 12;
 

@@ -1,7 +1,7 @@
 //! The models whose shapes are measured.
 
 /// Sizes of a decoder with grouped-query attention and a gated MLP.
-pub(super) struct Shape {
+pub(super) struct ModelShape {
     pub name: &'static str,
     pub hidden: usize,
     pub heads: usize,
@@ -11,8 +11,8 @@ pub(super) struct Shape {
     pub vocab: usize,
 }
 
-pub(super) const SHAPES: [Shape; 2] = [
-    Shape {
+pub(super) const MODEL_SHAPES: [ModelShape; 2] = [
+    ModelShape {
         name: "qwen2.5-0.5b",
         hidden: 896,
         heads: 14,
@@ -21,7 +21,7 @@ pub(super) const SHAPES: [Shape; 2] = [
         intermediate: 4864,
         vocab: 151_936,
     },
-    Shape {
+    ModelShape {
         name: "llama-3.2-1b",
         hidden: 2048,
         heads: 32,
@@ -32,7 +32,7 @@ pub(super) const SHAPES: [Shape; 2] = [
     },
 ];
 
-impl Shape {
+impl ModelShape {
     /// Name, outputs and inputs of each matrix, as they are packed.
     pub fn matrices(&self) -> [(&'static str, usize, usize); 5] {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
