@@ -85,7 +85,7 @@ class Cases:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(out, report, lengths of the sequences that chose)."""
         workspace = Workspace.empty(int(((self.contexts + 31) // 32).sum()), self.q.shape[1], self.q.device)
-        workspace.qk.fill_(torch.nan)
+        workspace.scores.fill_(torch.nan)
         workspace.mass.fill_(torch.nan)
         lens, starts = assign_workspace(self.contexts, min_context, workspace.blocks(self.q.shape[1]))
         out = torch.full_like(self.q, 7.0)
@@ -113,10 +113,10 @@ class Cases:
         for s, context in enumerate(self.contexts.tolist()):
             k, v = gather_keys_values(self.kv, self.tables[s], context, (context - 1) // 32 * 32)
             rows = self.q[s].double().view(self.kv.kv_heads, group, -1)
-            qk = torch.einsum("hgd,nhd->hgn", rows, k.double()) * self.scale
+            scores = torch.einsum("hgd,nhd->hgn", rows, k.double()) * self.scale
             if softcap is not None:
-                qk = softcap * torch.tanh(qk / softcap)
-            out[s] = torch.einsum("hgn,nhd->hgd", qk.softmax(-1), v.double()).reshape(self.q.shape[1:])
+                scores = softcap * torch.tanh(scores / softcap)
+            out[s] = torch.einsum("hgn,nhd->hgd", scores.softmax(-1), v.double()).reshape(self.q.shape[1:])
         return out
 
 
