@@ -25,6 +25,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     prefill_chunk: None,
     hash_seed: 1,
     hash_bits: 128,
+    open_blocks: false,
 };
 
 /// Measurements a round.
@@ -118,7 +119,14 @@ fn decodes(batch: u64, context: u32, spread: u32) -> Row {
 /// The look-up of `len` cached tokens, hashing them all.
 fn look_up(len: u32) -> Row {
     let SchedulerConfig { num_blocks, block_size, hash_seed, hash_bits, .. } = CONFIG;
-    let config = CacheConfig { num_blocks, block_size, prefix_caching: true, hash_seed, hash_bits };
+    let config = CacheConfig {
+        num_blocks,
+        block_size,
+        prefix_caching: true,
+        hash_seed,
+        hash_bits,
+        open_blocks: false,
+    };
     let mut cache = Cache::new(config).expect("sound limits");
     let namespace = cache.intern_namespace(None, 0, 0);
     let tokens = request(0, len, 1).prompt;

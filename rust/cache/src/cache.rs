@@ -1,10 +1,13 @@
 //! The cache: pool, prefix index and namespaces behind one door.
 
+use std::ops::Range;
+
 use crate::block::{BlockId, NONE};
 use crate::error::{CacheConfigError, OutOfBlocks};
 use crate::faults::{Fault, allocation_fails, planted};
 use crate::hash::ChainHash;
 use crate::namespace::{Namespace, Namespaces};
+use crate::open_blocks::{OpenBlocks, OpenWrites};
 use crate::pool::Pool;
 use crate::prefix::{EvictedBlock, PrefixIndex};
 use crate::stats::CacheStats;
@@ -23,6 +26,8 @@ pub struct CacheConfig {
     pub hash_seed: u64,
     /// Bits of the prefix hash in use, `0..=128`. Fewer only make look-ups slower, never wrong.
     pub hash_bits: u32,
+    /// Whether blocks that are not full have an open block beside them, as int8 caches need.
+    pub open_blocks: bool,
 }
 
 /// The cached blocks that a prompt can start from. Reused between look-ups; valid until the cache next changes.
@@ -58,6 +63,7 @@ pub struct Cache {
     pub(crate) pool: Pool,
     pub(crate) index: PrefixIndex,
     pub(crate) namespaces: Namespaces,
+    pub(crate) open_blocks: Option<OpenBlocks>,
     block_size: u32,
     prefix_caching: bool,
     query_tokens: u64,
@@ -69,7 +75,8 @@ pub struct Cache {
 impl Cache {
     /// A cache with all blocks free.
     pub fn new(config: CacheConfig) -> Result<Self, CacheConfigError> {
-        let CacheConfig { num_blocks, block_size, prefix_caching, hash_seed, hash_bits } = config;
+        let CacheConfig { num_blocks, block_size, prefix_caching, hash_seed, hash_bits, open_blocks } =
+            config;
         if num_blocks == 0 {
             return Err(CacheConfigError::NoBlocks);
         }
@@ -88,6 +95,7 @@ impl Cache {
             pool: Pool::new(num_blocks),
             index: PrefixIndex::new(num_blocks, tokens_kept, ChainHash::new(hash_seed, hash_bits)),
             namespaces: Namespaces::default(),
+            open_blocks: open_blocks.then(|| OpenBlocks::new(num_blocks)),
             block_size,
             prefix_caching,
             query_tokens: 0,
@@ -156,7 +164,7 @@ impl Cache {
         let computed = found.num_blocks() * self.block_size;
         self.query_tokens += u64::from(found.queried);
         self.hit_tokens += u64::from(computed);
-        BlockTable { blocks: found.blocks.clone(), computed, namespace }
+        BlockTable { blocks: found.blocks.clone(), computed, reserved: computed, namespace }
     }
 
     /// New tokens that the table can take with `spare` more blocks.
@@ -192,9 +200,9 @@ impl Cache {
             let destination = self.take_unread(copies).ok_or(OutOfBlocks { needed, available })?;
             let last = (table.computed / self.block_size) as usize;
             let source = std::mem::replace(&mut table.blocks[last], destination);
-            self.pool.release(source, false);
+            self.release_block(source, false);
             if planted(Fault::DoubleFree) {
-                self.pool.release(source, false);
+                self.release_block(source, false);
             }
             copies.push([source, destination]);
         }
@@ -202,7 +210,39 @@ impl Cache {
             let block = self.take().ok_or(OutOfBlocks { needed, available })?;
             table.blocks.push(block);
         }
+        table.reserved = table.reserved.max(len);
         Ok(())
+    }
+
+    /// Plans where the tokens at `positions`, reserved before, are written in open blocks. `copies` are the copies on
+    /// write of that reservation. Does nothing in a cache without open blocks.
+    pub fn write_open_blocks(
+        &mut self,
+        table: &BlockTable,
+        positions: Range<u32>,
+        copies: &[[BlockId; 2]],
+        mut out: OpenWrites<'_>,
+    ) {
+        let Some(open_blocks) = &mut self.open_blocks else { return };
+        for &[source, destination] in copies {
+            debug_assert!(open_blocks.get(source).is_some(), "block {source} is partly filled and not open");
+            if let Some(source) = open_blocks.get(source).filter(|_| !planted(Fault::OpenCopyForgotten)) {
+                out.copies.push([source, open_blocks.open(destination)]);
+            }
+        }
+        open_blocks.write(&table.blocks, self.block_size, positions, &mut out);
+    }
+
+    /// Makes the open blocks that were given back available. Called when a plan begins.
+    pub fn recycle_open_blocks(&mut self) {
+        if let Some(open_blocks) = &mut self.open_blocks {
+            open_blocks.recycle();
+        }
+    }
+
+    /// Open blocks that exist: the largest number in use so far. Their ids are `0..num_open_blocks`.
+    pub fn num_open_blocks(&self) -> u32 {
+        self.open_blocks.as_ref().map_or(0, OpenBlocks::count)
     }
 
     /// Records that the first `computed` of a sequence's `tokens` are in the cache now, and puts the blocks that
@@ -234,7 +274,7 @@ impl Cache {
                 self.pool.retain(block);
             }
         }
-        BlockTable { blocks, computed: table.computed, namespace: table.namespace }
+        BlockTable { blocks, computed: table.computed, reserved: table.computed, namespace: table.namespace }
     }
 
     /// Gives all blocks of a table back and leaves it empty. Blocks in the prefix index stay findable.
@@ -247,10 +287,10 @@ impl Cache {
         }
         // From the end, so that in LRU order children come before their parents and are evicted first.
         for &block in table.blocks.iter().rev() {
-            self.pool.release(block, self.index.contains(block));
+            self.release_block(block, self.index.contains(block));
         }
         table.blocks.clear();
-        table.computed = 0;
+        (table.computed, table.reserved) = (0, 0);
     }
 
     /// Whether releasing this table would make at least one block available.
@@ -306,7 +346,7 @@ impl Cache {
                 debug_assert_eq!(self.pool.refs(block), 1, "block {block} was written while shared");
                 self.pool.retain(equal);
                 table.blocks[i] = equal;
-                self.pool.release(block, false);
+                self.release_block(block, false);
             }
             None => {
                 self.index.insert(block, parent, namespace, hash, tokens);
@@ -350,8 +390,18 @@ impl Cache {
             }
         };
         for block in aside {
-            self.pool.release(block, false);
+            self.release_block(block, false);
         }
         taken
+    }
+
+    /// Drops one reference; with the last one also the open block.
+    fn release_block(&mut self, block: BlockId, keep: bool) {
+        if self.pool.release(block, keep)
+            && let Some(open_blocks) = &mut self.open_blocks
+            && !planted(Fault::OpenBlockKeptAtRelease)
+        {
+            open_blocks.close(block);
+        }
     }
 }

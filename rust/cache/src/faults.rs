@@ -51,6 +51,16 @@ faults! {
     NamespaceLeakedByEviction,
     /// A rejected request keeps its namespace.
     NamespaceLeakedByRejection,
+    /// A full block is not sealed.
+    SealForgotten,
+    /// Copy on write leaves the open block of the source out.
+    OpenCopyForgotten,
+    /// A plan hands out an open block that it gave back itself.
+    OpenBlockReusedInItsStep,
+    /// A released block keeps its open block.
+    OpenBlockKeptAtRelease,
+    /// An open block that is given back is lost.
+    OpenBlockLeaked,
     /// The rows of a failed step enter the prefix index.
     FailedStepCommitted,
     /// A prompt that is cached whole leaves no row to compute.

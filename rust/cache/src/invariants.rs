@@ -15,12 +15,17 @@ impl Cache {
     pub fn check_invariants<'a>(&self, tables: impl IntoIterator<Item = &'a BlockTable>) {
         let n = self.pool.len() as usize;
         let mut held = vec![0u32; n];
+        let mut partial = vec![false; n];
         for table in tables {
             self.check_table(table);
             for &block in &table.blocks {
                 held[block as usize] += 1;
             }
+            if !table.reserved.is_multiple_of(self.block_size()) {
+                partial[table.blocks[(table.reserved / self.block_size()) as usize] as usize] = true;
+            }
         }
+        self.check_open_blocks(&partial);
         let mut place = vec![None; n];
         for (i, block) in self.pool.lru().enumerate() {
             assert!(place[block as usize].replace(i).is_none(), "block {block} is twice in the LRU list");
@@ -58,8 +63,29 @@ impl Cache {
         assert_eq!(known, expected, "uses of each namespace, counted (left) and found (right)");
     }
 
+    /// `partial`: whether a block is held and partly filled.
+    fn check_open_blocks(&self, partial: &[bool]) {
+        let Some(open_blocks) = &self.open_blocks else { return };
+        let mut seen = vec![false; open_blocks.count() as usize];
+        for (block, &partial) in partial.iter().enumerate() {
+            let open = open_blocks.get(block as BlockId);
+            assert_eq!(open.is_some(), partial, "block {block}: open (left), partly filled (right)");
+            if let Some(open) = open {
+                assert!(
+                    !std::mem::replace(&mut seen[open as usize], true),
+                    "open block {open} is used twice"
+                );
+            }
+        }
+        for open in open_blocks.unused() {
+            assert!(!std::mem::replace(&mut seen[open as usize], true), "open block {open} is used and free");
+        }
+        assert!(seen.iter().all(|&seen| seen), "open blocks are conserved");
+    }
+
     fn check_table(&self, table: &BlockTable) {
         let size = self.block_size();
+        assert!(table.reserved >= table.computed, "a table has tokens without a slot");
         assert!(table.blocks.len() as u32 >= table.computed.div_ceil(size), "a table lacks committed blocks");
         for (i, &block) in table.blocks.iter().enumerate() {
             let full = (i as u32 + 1) * size <= table.computed;

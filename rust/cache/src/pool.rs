@@ -82,19 +82,20 @@ impl Pool {
         self.entries[block as usize].refs += 1;
     }
 
-    /// One reference less. With the last one the block is cached if `keep`, else free.
-    pub(crate) fn release(&mut self, block: BlockId, keep: bool) {
+    /// Drops one reference. With the last one the block is cached if `keep`, else free. Returns whether it was the last.
+    pub(crate) fn release(&mut self, block: BlockId, keep: bool) -> bool {
         let entry = &mut self.entries[block as usize];
         debug_assert!(entry.refs > 0, "block {block} is released more often than held");
         entry.refs -= 1;
         if entry.refs > 0 {
-            return;
+            return false;
         }
         if keep {
             self.link_newest(block);
         } else {
             self.free.push(block);
         }
+        true
     }
 
     /// The cached blocks, the one to be evicted first in front.

@@ -11,6 +11,8 @@ use crate::namespace::Namespace;
 pub struct BlockTable {
     pub(crate) blocks: Vec<BlockId>,
     pub(crate) computed: u32,
+    /// Tokens from position 0 on that have a slot: computed, or written by a step that is planned or in flight.
+    pub(crate) reserved: u32,
     pub(crate) namespace: Namespace,
 }
 

@@ -66,7 +66,14 @@ struct Model {
 
 impl Model {
     fn new(num_blocks: u32, block_size: u32, hash_bits: u32) -> Self {
-        let config = CacheConfig { num_blocks, block_size, prefix_caching: true, hash_seed: 5, hash_bits };
+        let config = CacheConfig {
+            num_blocks,
+            block_size,
+            prefix_caching: true,
+            hash_seed: 5,
+            hash_bits,
+            open_blocks: false,
+        };
         let mut cache = Cache::new(config).expect("the limits are sound");
         let names = [cache.intern_namespace(None, 0, 0), cache.intern_namespace(Some("s"), 0, 0)];
         Self {

@@ -2,8 +2,14 @@
 
 use octavo_cache::{BlockTable, Cache, CacheConfig, CacheConfigError, Namespace, OutOfBlocks, PrefixMatch};
 
-const CONFIG: CacheConfig =
-    CacheConfig { num_blocks: 4, block_size: 2, prefix_caching: true, hash_seed: 1, hash_bits: 128 };
+const CONFIG: CacheConfig = CacheConfig {
+    num_blocks: 4,
+    block_size: 2,
+    prefix_caching: true,
+    hash_seed: 1,
+    hash_bits: 128,
+    open_blocks: false,
+};
 
 fn cache(num_blocks: u32) -> (Cache, Namespace) {
     let mut cache = Cache::new(CacheConfig { num_blocks, ..CONFIG }).expect("sound limits");

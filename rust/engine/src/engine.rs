@@ -104,6 +104,7 @@ impl Engine {
             prefill_chunk: parts.prefill_chunk,
             hash_seed: parts.seed ^ 0x6f63_7461_766f,
             hash_bits: 128,
+            open_blocks: false,
         };
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;

@@ -26,6 +26,8 @@ pub struct SchedulerConfig {
     pub hash_seed: u64,
     /// Bits of the prefix hash in use, `0..=128`; 128 outside tests.
     pub hash_bits: u32,
+    /// Whether blocks that are not full are held in open blocks: for int8 caches.
+    pub open_blocks: bool,
 }
 
 impl SchedulerConfig {
@@ -53,8 +55,18 @@ impl SchedulerConfig {
             prefix_caching: self.enable_prefix_caching,
             hash_seed: self.hash_seed,
             hash_bits: self.hash_bits,
+            open_blocks: self.open_blocks,
         }
     }
+}
+
+/// Upper bound of [`crate::StepPlan::num_open_blocks`], for executors that allocate once.
+///
+/// Before a plan, each sequence with blocks has at most one that is partly filled. These are `max_num_seqs` running
+/// sequences, and as many that ended while a step in flight uses them. The plan opens one block more for each of its
+/// sequences and for every `block_size` of its tokens.
+pub fn max_open_blocks(max_num_seqs: u32, max_num_batched_tokens: u32, block_size: u32) -> u32 {
+    max_num_batched_tokens.div_ceil(block_size).saturating_add(max_num_seqs.saturating_mul(3))
 }
 
 /// Limits that no scheduler can work under.

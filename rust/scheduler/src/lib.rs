@@ -32,7 +32,7 @@ mod scheduler;
 mod slab;
 mod stats;
 
-pub use config::{ConfigError, SchedulerConfig};
+pub use config::{ConfigError, SchedulerConfig, max_open_blocks};
 pub use event::{
     Actions, Event, FinishReason, Finished, NewRequest, NextToken, NextTokens, SeqResult, Started,
 };

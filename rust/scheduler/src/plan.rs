@@ -40,14 +40,20 @@ pub struct StepPlan {
     /// Block copies `[source, destination]` to make before anything is written. No block is both a source and a
     /// destination and no destination occurs twice: any order is correct.
     pub copies: Vec<[u32; 2]>,
-    /// Open blocks, concatenated. A sequence has one for each of its blocks that receives a new token.
+    /// Open blocks, concatenated; empty unless [`crate::SchedulerConfig::open_blocks`], as are the lists below. A sequence
+    /// has one for each block that receives a new token:
+    /// `ceil(context_len / block_size) - (context_len - query_len) / block_size` of them.
     pub open_blocks: Vec<u32>,
     /// Slots of the tokens in the open blocks, `[T]`: `open_block * block_size + offset`.
     pub open_slots: Vec<u32>,
-    /// `[block, open block]`: blocks that this step fills.
+    /// `[block, open block]`: blocks that this step fills. The executor quantises them when a layer's keys and values are
+    /// written. Queries read these blocks, and open ones, from `open_blocks`.
     pub sealed: Vec<[u32; 2]>,
-    /// Copies of open blocks `[source, destination]`, made together with `copies`.
+    /// Copies of open blocks `[source, destination]`, made before anything is written, in any order. They replace `copies`:
+    /// a copied block is never full.
     pub open_copies: Vec<[u32; 2]>,
+    /// Open blocks in use so far: all ids are below. An executor that grows its memory needs this many.
+    pub num_open_blocks: u32,
 }
 
 impl StepPlan {
@@ -65,6 +71,7 @@ impl StepPlan {
         self.open_slots.clear();
         self.sealed.clear();
         self.open_copies.clear();
+        self.num_open_blocks = 0;
     }
 
     /// Whether the plan has no sequences.

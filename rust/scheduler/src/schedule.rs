@@ -9,6 +9,7 @@
 //! has been planned for nothing, which is found out with the results. Nobody is preempted for such a plan: if blocks
 //! are lacking, the next one waits until nothing is in flight, so the first in the order waits for one step at most.
 
+use octavo_cache::OpenWrites;
 use octavo_cache::faults::{Fault, allocation_failed, planted};
 
 use crate::event::Actions;
@@ -19,6 +20,7 @@ use crate::scheduler::Scheduler;
 impl Scheduler {
     /// Fills `actions.plan`; leaves it empty if nothing can run.
     pub(crate) fn plan_step(&mut self, actions: &mut Actions) {
+        self.cache.recycle_open_blocks();
         let mut budget = self.config.max_num_batched_tokens;
         budget -= self.schedule_first_prefill(budget, actions);
         let mut stalled = self.running.first().is_some_and(|&first| self.is_prefill(first));
@@ -58,6 +60,7 @@ impl Scheduler {
         }
         self.counters.steps += 1;
         actions.plan.step = self.counters.steps;
+        actions.plan.num_open_blocks = self.cache.num_open_blocks();
         let flights = std::mem::replace(&mut self.planned, self.spare.pop().unwrap_or_default());
         self.in_flight.push_back(StepInFlight { step: actions.plan.step, ahead: false, flights });
         let (seqs, tokens) = (actions.plan.seqs.len() as u32, actions.plan.tokens.len() as u32);
@@ -142,9 +145,18 @@ impl Scheduler {
         let sequence = &mut self.sequences[index];
         let start = sequence.scheduled();
         let end = start + chunk;
+        let copies = plan.copies.len();
         if self.cache.reserve(&mut sequence.table, end, &mut plan.copies).is_err() {
             return false;
         }
+        let open_block_start = plan.open_blocks.len() as u32;
+        let writes = OpenWrites {
+            blocks: &mut plan.open_blocks,
+            slots: &mut plan.open_slots,
+            sealed: &mut plan.sealed,
+            copies: &mut plan.open_copies,
+        };
+        self.cache.write_open_blocks(&sequence.table, start..end, &plan.copies[copies..], writes);
         let mut completes = end == sequence.len();
         if planted(Fault::SampledBeforeRecomputed)
             && let Some(request) = sequence.request
@@ -172,7 +184,7 @@ impl Scheduler {
             query_len: chunk,
             context_len: end,
             block_table_start: plan.block_tables.len() as u32,
-            open_block_start: plan.open_blocks.len() as u32,
+            open_block_start,
             adapter: request.map_or(NO_ADAPTER, |request| request.adapter),
             attention: request.map_or(AttentionPolicy::DENSE, |request| request.attention),
             output,

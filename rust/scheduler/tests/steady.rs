@@ -19,6 +19,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     prefill_chunk: None,
     hash_seed: 1,
     hash_bits: 128,
+    open_blocks: false,
 };
 
 fn submit(id: u64) -> Event {
@@ -44,8 +45,8 @@ fn done(plan: &StepPlan) -> Event {
 
 /// Decodes while others wait that cannot start: new blocks, full blocks into the prefix index, and no allocation. Only
 /// a token list that outgrows its memory takes twice as much; between 81 and 160 tokens none does.
-fn decode_steadily(ahead: bool) {
-    let mut scheduler = Scheduler::new(CONFIG).expect("sound limits");
+fn decode_steadily(ahead: bool, open_blocks: bool) {
+    let mut scheduler = Scheduler::new(SchedulerConfig { open_blocks, ..CONFIG }).expect("sound limits");
     let (mut events, mut actions) = (Vec::new(), Actions::default());
     let (mut running, mut before) = (StepPlan::default(), StepPlan::default());
     events.extend((0..BATCH + 10).map(submit));
@@ -53,6 +54,7 @@ fn decode_steadily(ahead: bool) {
     // The plans' lists get the size that they need at the end.
     for plan in [&mut actions.plan, &mut running, &mut before] {
         plan.block_tables.reserve(8192);
+        plan.sealed.reserve(BATCH as usize);
     }
     let free = scheduler.stats().cache.free_blocks;
     for step in 0..73 {
@@ -73,10 +75,12 @@ fn decode_steadily(ahead: bool) {
 
 #[test]
 fn a_step_of_decodes_allocates_nothing() {
-    decode_steadily(false);
+    decode_steadily(false, false);
+    decode_steadily(false, true);
 }
 
 #[test]
 fn nor_does_one_that_is_planned_ahead() {
-    decode_steadily(true);
+    decode_steadily(true, false);
+    decode_steadily(true, true);
 }

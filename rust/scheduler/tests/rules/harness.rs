@@ -16,6 +16,7 @@ pub const CONFIG: SchedulerConfig = SchedulerConfig {
     prefill_chunk: None,
     hash_seed: 0,
     hash_bits: 128,
+    open_blocks: false,
 };
 
 pub struct Harness {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use octavo_scheduler::{Actions, FinishReason, NewRequest, Output, PlanSeq, Rejection, StepPlan};
+use octavo_scheduler::{
+    Actions, FinishReason, NewRequest, Output, PlanSeq, Rejection, StepPlan, max_open_blocks,
+};
 
 use super::oracle;
 use super::simulation::Simulation;
@@ -36,6 +38,11 @@ impl Simulation {
             self.count_bypass(started.request);
         }
         self.copies += plan.copies.len() as u64;
+        self.open_copies += plan.open_copies.len() as u64;
+        self.sealed += plan.sealed.len() as u64;
+        let c = &self.config;
+        let max = max_open_blocks(c.max_num_seqs, c.max_num_batched_tokens, c.block_size);
+        assert!(plan.num_open_blocks <= max, "{} open blocks, {max} at most", plan.num_open_blocks);
         for seq in &plan.seqs {
             let name = (seq.request, seq.sample);
             assert!(!self.finished.contains_key(&name), "{name:?} runs after its end");

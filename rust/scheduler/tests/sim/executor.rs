@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use octavo_scheduler::{NewRequest, NextTokens, Output, PlanSeq, SeqResult, StepPlan};
+use octavo_scheduler::{
+    NewRequest, NextTokens, Output, PlanSeq, SchedulerConfig, SeqResult, StepPlan, max_open_blocks,
+};
 
 use super::oracle::next_token;
 use super::random::{Random, mix};
@@ -57,10 +59,24 @@ fn reports(seq: &PlanSeq, request: &NewRequest) -> bool {
     request.prompt_logits && !seq.sample_rows().is_empty() && (first as usize) < request.prompt.len()
 }
 
+/// Makes block copies, last one first: their order is free.
+fn copy_blocks(slots: &mut [Option<Cell>], size: usize, copies: &[[u32; 2]]) {
+    let sources: BTreeSet<u32> = copies.iter().map(|c| c[0]).collect();
+    let destinations: BTreeSet<u32> = copies.iter().map(|c| c[1]).collect();
+    assert_eq!(destinations.len(), copies.len(), "a block is copied to twice");
+    assert!(sources.is_disjoint(&destinations), "a block is copied from and to");
+    for copy in copies.iter().rev() {
+        let [source, destination] = copy.map(|block| block as usize * size);
+        slots.copy_within(source..source + size, destination);
+    }
+}
+
 pub struct Executor {
     block_size: usize,
     stop_one_in: u64,
     slots: Vec<Option<Cell>>,
+    /// Slots of open blocks; none unless the cache is like an int8 one. `slots` then holds sealed blocks only.
+    open_slots: Option<Vec<Option<Cell>>>,
     /// The token that each sequence of the last step drew, if it was one.
     drawn: Vec<Option<u32>>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
@@ -70,12 +86,14 @@ pub struct Executor {
 }
 
 impl Executor {
-    pub fn new(num_blocks: u32, block_size: u32, stop_one_in: u64) -> Self {
-        let slots = vec![None; (num_blocks * block_size) as usize];
+    pub fn new(config: &SchedulerConfig, stop_one_in: u64) -> Self {
+        let c = config;
+        let open = max_open_blocks(c.max_num_seqs, c.max_num_batched_tokens, c.block_size);
         Self {
-            block_size: block_size as usize,
+            block_size: c.block_size as usize,
             stop_one_in,
-            slots,
+            slots: vec![None; (c.num_blocks * c.block_size) as usize],
+            open_slots: c.open_blocks.then(|| vec![None; (open * c.block_size) as usize]),
             drawn: Vec::new(),
             reported: BTreeMap::new(),
             last_rows: BTreeMap::new(),
@@ -121,20 +139,11 @@ impl Executor {
         random: &mut Random,
         fail: Fail,
     ) -> Vec<SeqResult> {
-        let size = self.block_size;
-        let sources: BTreeSet<u32> = plan.copies.iter().map(|c| c[0]).collect();
-        let destinations: BTreeSet<u32> = plan.copies.iter().map(|c| c[1]).collect();
-        assert_eq!(destinations.len(), plan.copies.len(), "a block is copied to twice");
-        assert!(sources.is_disjoint(&destinations), "a block is copied from and to");
-        for &[source, destination] in plan.copies.iter().rev() {
-            for offset in 0..size {
-                self.slots[destination as usize * size + offset] =
-                    self.slots[source as usize * size + offset];
-            }
+        copy_blocks(&mut self.slots, self.block_size, &plan.copies);
+        if let Some(open_slots) = &mut self.open_slots {
+            copy_blocks(open_slots, self.block_size, &plan.open_copies);
         }
-        let mut slots = plan.slots.clone();
-        slots.sort_unstable();
-        assert!(slots.windows(2).all(|pair| pair[0] != pair[1]), "a slot is written twice");
+        self.check_lists(plan);
         let mut rows = 0;
         let mut failing = Vec::with_capacity(plan.seqs.len());
         for (place, seq) in plan.seqs.iter().enumerate() {
@@ -146,7 +155,18 @@ impl Executor {
             let owner = owner(request);
             for row in seq.query_start as usize..rows as usize {
                 let cell = Cell { token: plan.tokens[row], position: plan.positions[row], owner };
-                self.slots[plan.slots[row] as usize] = (!fails || random.one_in(2)).then_some(cell);
+                let slot = match &mut self.open_slots {
+                    Some(open_slots) => &mut open_slots[plan.open_slots[row] as usize],
+                    None => &mut self.slots[plan.slots[row] as usize],
+                };
+                *slot = (!fails || random.one_in(2)).then_some(cell);
+            }
+        }
+        if let Some(open_slots) = &self.open_slots {
+            for &[block, open] in &plan.sealed {
+                let [block, open] = [block, open].map(|b| b as usize * self.block_size);
+                self.slots[block..block + self.block_size]
+                    .copy_from_slice(&open_slots[open..open + self.block_size]);
             }
         }
         assert_eq!([plan.tokens.len(), plan.positions.len(), plan.slots.len()], [rows as usize; 3]);
@@ -181,14 +201,53 @@ impl Executor {
         results
     }
 
+    /// What a query of `seq` reads at `position`: blocks with new tokens are open, earlier ones are sealed.
+    fn read(&self, plan: &StepPlan, seq: &PlanSeq, position: usize) -> Option<Cell> {
+        let (size, block) = (self.block_size, position / self.block_size);
+        let first_open = (seq.context_len - seq.query_len) as usize / size;
+        match &self.open_slots {
+            Some(open_slots) if block >= first_open => {
+                let open = plan.open_blocks[seq.open_block_start as usize + block - first_open];
+                open_slots[open as usize * size + position % size]
+            }
+            _ => {
+                let block = plan.block_tables[seq.block_table_start as usize + block];
+                self.slots[block as usize * size + position % size]
+            }
+        }
+    }
+
+    /// Checks that no slot is written twice, and that the lists of open blocks have their lengths.
+    fn check_lists(&self, plan: &StepPlan) {
+        for (slots, name) in [(&plan.slots, "slot"), (&plan.open_slots, "slot of an open block")] {
+            let mut slots = slots.clone();
+            slots.sort_unstable();
+            assert!(slots.windows(2).all(|pair| pair[0] != pair[1]), "a {name} is written twice");
+        }
+        if self.open_slots.is_none() {
+            let lens =
+                [plan.open_blocks.len(), plan.open_slots.len(), plan.sealed.len(), plan.open_copies.len()];
+            assert_eq!(lens, [0; 4], "a cache without open blocks");
+            return;
+        }
+        assert_eq!(plan.open_slots.len(), plan.tokens.len(), "each token has a slot in an open block");
+        assert_eq!(plan.open_copies.len(), plan.copies.len(), "a copied block is open");
+        assert!(plan.open_blocks.iter().all(|&open| open < plan.num_open_blocks), "open blocks are counted");
+        let (mut blocks, mut full) = (0, 0);
+        for seq in &plan.seqs {
+            assert_eq!(seq.open_block_start as usize, blocks, "open blocks lie one behind the other");
+            let (size, first) = (self.block_size as u32, seq.context_len - seq.query_len);
+            blocks += (seq.context_len.div_ceil(size) - first / size) as usize;
+            full += (seq.context_len / size - first / size) as usize;
+        }
+        assert_eq!([plan.open_blocks.len(), plan.sealed.len()], [blocks, full], "open and sealed blocks");
+    }
+
     fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest) -> SeqResult {
-        let size = self.block_size;
-        let table = &plan.block_tables[seq.block_table_start as usize..];
         let owner = owner(request);
         let context: Vec<u32> = (0..seq.context_len as usize)
             .map(|position| {
-                let slot = table[position / size] as usize * size + position % size;
-                let cell = self.slots[slot].as_ref().expect("reads a slot that was written");
+                let cell = self.read(plan, seq, position).expect("reads a slot that was written");
                 let read = (cell.position, cell.owner);
                 assert_eq!(read, (position as u32, owner), "request {} reads another's slot", seq.request);
                 cell.token

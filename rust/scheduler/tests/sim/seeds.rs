@@ -28,6 +28,8 @@ pub struct Sum {
     pub tokens: u64,
     pub preemptions: u64,
     pub copies: u64,
+    pub open_copies: u64,
+    pub sealed: u64,
     pub hit_tokens: u64,
     pub evictions: u64,
     pub overtaken: u64,
@@ -45,6 +47,8 @@ impl Sum {
         self.tokens += stats.decoded_tokens;
         self.preemptions += stats.preemptions;
         self.copies += simulation.copies;
+        self.open_copies += simulation.open_copies;
+        self.sealed += simulation.sealed;
         self.hit_tokens += stats.cache.hit_tokens;
         self.evictions += stats.cache.evictions;
         self.overtaken += simulation.overtaken();
@@ -62,6 +66,8 @@ impl Sum {
         self.tokens += other.tokens;
         self.preemptions += other.preemptions;
         self.copies += other.copies;
+        self.open_copies += other.open_copies;
+        self.sealed += other.sealed;
         self.hit_tokens += other.hit_tokens;
         self.evictions += other.evictions;
         self.overtaken += other.overtaken;

@@ -47,6 +47,9 @@ pub struct Simulation {
     pub log: Vec<Actions>,
     /// Copies on write planned.
     pub copies: u64,
+    /// Copies of open blocks, and seals, planned.
+    pub open_copies: u64,
+    pub sealed: u64,
     /// Turns taken.
     pub turns: u32,
     /// Tokens received in all.
@@ -63,12 +66,13 @@ impl Simulation {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let mut timing = Random::new(mix(seed, 2));
-        let features = Features { ahead: timing.one_in(2), ..Features::draw(&mut random) };
+        let (ahead, open_blocks) = (timing.one_in(2), mix(seed, 3).is_multiple_of(2));
+        let features = Features { ahead, open_blocks, ..Features::draw(&mut random) };
         let config = workload::config(features, &mut random);
         Self {
             features,
             scheduler: Scheduler::new(config.clone()).expect("the limits are sound"),
-            executor: Executor::new(config.num_blocks, config.block_size, features.stop_one_in),
+            executor: Executor::new(&config, features.stop_one_in),
             config,
             random,
             timing,
@@ -88,6 +92,8 @@ impl Simulation {
             record: false,
             log: Vec::new(),
             copies: 0,
+            open_copies: 0,
+            sealed: 0,
             turns: 0,
             tokens: 0,
             ahead: 0,

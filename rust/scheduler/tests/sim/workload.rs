@@ -28,6 +28,8 @@ pub struct Features {
     pub hidden: bool,
     /// Steps are planned before the one in flight is done. Not drawn with the others: see `Simulation::timing`.
     pub ahead: bool,
+    /// Blocks that are not full are open blocks. Drawn like `ahead`.
+    pub open_blocks: bool,
 }
 
 impl Features {
@@ -50,6 +52,7 @@ impl Features {
             drain: on(6),
             hidden: on(3),
             ahead: false,
+            open_blocks: false,
         }
     }
 }
@@ -79,6 +82,7 @@ pub fn config(features: Features, random: &mut Random) -> SchedulerConfig {
         prefill_chunk: if features.chunking { Some(random.range(1, 6)) } else { None },
         hash_seed: random.next(),
         hash_bits: random.pick(&[0, 1, 4, 8, 128]),
+        open_blocks: features.open_blocks,
     }
 }
 

@@ -49,6 +49,8 @@ fn random_workloads_keep_every_promise() {
         };
         reached("preemptions", sum.preemptions, 250);
         reached("copies on write", sum.copies, 250);
+        reached("copies of open blocks", sum.open_copies, 125);
+        reached("sealed blocks", sum.sealed, 5_000);
         reached("prefix hits", sum.hit_tokens, 5_000);
         reached("evictions", sum.evictions, 5_000);
         reached("overtaken requests", sum.overtaken, 50);
@@ -84,6 +86,8 @@ fn write_result(path: &str, first: u64, seconds: f64, threads: usize, sum: &Sum)
         ("tokens", sum.tokens),
         ("preemptions", sum.preemptions),
         ("copies_on_write", sum.copies),
+        ("open_copies", sum.open_copies),
+        ("sealed_blocks", sum.sealed),
         ("prefix_hit_tokens", sum.hit_tokens),
         ("evictions", sum.evictions),
         ("overtaken", sum.overtaken),
