@@ -23,12 +23,17 @@ def markdown_sentences(text: str) -> Iterator[str]:
     text = _FENCE.sub("\n\n", text)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"`[^`]*`", "code", text)
+    text = _plain(text)
     for block in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+]|\d+\.)\s)|\n(?=\s*[|#])", text):
         block = block.strip()
         cells = block.split("|") if block.startswith("|") else [re.sub(r"^(?:[-*+]|\d+\.|#+|>)\s+", "", block)]
         for cell in cells:
             yield from sentences(cell)
+
+
+def _plain(text: str) -> str:
+    """Text with each piece of code, and each list of pieces, as one word."""
+    return re.sub(r"`[^`]*`(?:(?:,|,? and|,? or|;|:)?\s+`[^`]*`)*", "CODE", text)
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -50,7 +55,7 @@ def rust_comments(file: Path) -> Iterator[str]:
         if comment and (comment.group(1) or "").strip():
             block.append(comment.group(1))
         elif block:
-            yield re.sub(r"`[^`]*`", "code", " ".join(block))
+            yield _plain(" ".join(block))
             block = []
 
 
@@ -62,12 +67,12 @@ def python_comments(file: Path) -> Iterator[str]:
             doc := ast.get_docstring(node)
         ):
             for paragraph in re.split(r"\n\s*\n|\n(?=\s+\w+: )", doc):
-                yield re.sub(r"`[^`]*`", "code", paragraph)
+                yield _plain(paragraph)
     block: list[str] = []
     for line in [*text.splitlines(), ""]:
         comment = re.match(r"\s*# (.*)", line)
         if comment:
             block.append(comment.group(1))
         elif block:
-            yield re.sub(r"`[^`]*`", "code", " ".join(block))
+            yield _plain(" ".join(block))
             block = []
