@@ -6,15 +6,15 @@ from typing import Any
 
 _TEXT = """# Fidelity
 
-What each approximation costs, measured on the embedded model by `python benches/fidelity.py`, which wrote this page and
+The cost of each approximation, measured on the embedded model. `python benches/fidelity.py` writes this page and
 [benches/results/fidelity.json](../benches/results/fidelity.json). The reference is the same engine in float32, which
-`tests/parity` compares with transformers. Intervals are of 95 %.
+`tests/parity` compares with transformers. Intervals are 95 % confidence intervals.
 
 ## Formats
 
-{tokens:,} tokens of {cases} held-out cases: answers after their prompts, and stories. KL is that of the next token's
-whole distribution, KL(float32 || format), in nats. The change of perplexity is paired: of the same tokens. The
-checkpoint is in bfloat16, so bfloat16 weights round nothing; int8 weights come with int8 activations.
+{tokens:,} tokens of {cases} held-out cases: answers after their prompts, and stories. KL is KL(float32 || format)
+of the next token's whole distribution, in nats. The change of perplexity is paired over the same tokens. The checkpoint
+is in bfloat16, and bfloat16 weights are exact. int8 weights come with int8 activations.
 
 {formats}
 
@@ -26,18 +26,18 @@ Share of right answers, decoded greedily, of every fifth case of `octavo eval`.
 
 ## Which error makes which KL
 
-Weights in float32, moved by random noise. The size of the noise is its root mean square as a share of the tensor's own:
-so is, for independent inputs, the error of the tensor's outputs.
+Weights in float32 with random noise. The size of the noise is its root mean square, relative to the tensor's own. For
+independent inputs, the tensor's outputs have the same relative error.
 
 {noise}
 
-KL grows with the square of the error. `quantization="auto"` foretells the error of every projection when it quantises:
-that of rounding its weights and its inputs to int8, expected over independent inputs whose channels have the magnitudes
-that the norm before them gives. A projection whose error would be above 0.05 stays in bfloat16, and `octavo info` names
-it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, where int8 is allowed 0.005; sound tensors
-are near 0.01. Rounding weights alone cannot reach the budget, since a group of 128 columns has a scale of its own. What
-can is a channel that a norm turns down and the weights turn up, or the reverse: it leaves the others of its group no
-resolution. `tests/engine/test_mixed_precision.py` makes such a model.
+KL grows with the square of the error. `quantization="auto"` estimates the error of every projection when it quantises.
+The estimate is the expected error of rounding weights and inputs to int8. It assumes independent inputs, with the channel
+magnitudes of the norm before them. A projection with an estimate above 0.05 stays in bfloat16, and `octavo info` names
+it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, and the budget of int8 is 0.005. Tensors without
+outliers are near 0.01. Rounding weights alone cannot exceed the budget: each group of 128 columns has its own scale. A
+channel can exceed it that a norm scales down and the weights scale up, or the reverse. Then the other channels of its
+group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
 """
 
 

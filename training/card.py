@@ -11,9 +11,9 @@ from octavo import LLM, SamplingParams
 
 _INTRODUCTION = """# The embedded model
 
-A decoder of {millions:.2f} million parameters, architecture `Qwen3ForCausalLM`, that ships in the wheel
-so that `LLM()` answers at once, offline, and so that tests and benches have a real model to measure. It is a
-toy: it knows an invented country and nothing of the world.
+A decoder of {millions:.2f} million parameters, architecture `Qwen3ForCausalLM`, that ships in the wheel. With it
+`LLM()` works at once and offline, and tests and benches have a real model to measure. It is a toy: its training data
+describes an invented country and nothing of the world.
 
 ## What it can do
 
@@ -36,9 +36,9 @@ matters.
 
 _MEASURED = """## Measured
 
-By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that training did not see (the
-facts are all {facts} that there are). Intervals are of 95 %. Perplexity is of the right answers after their prompts, or
-of the whole text where a text is told.
+By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that are not in the training data
+(the facts are all {facts} that there are). Intervals are 95 % confidence intervals. Perplexity is measured on the right answers
+after their prompts, or on the whole text of a story.
 """
 
 STORY_REQUESTS = ("Tell me a story about a fox.", "Tell me a story about a lantern.", "Tell me a short story.")
@@ -53,7 +53,7 @@ def _made(run: dict[str, Any]) -> str:
 From random weights, on text that the generators in `training/` wrote; no external text, no data sets, no other model.
 {train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million) on two CPU cores; Muon for the
 matrices, AdamW for the rest. `python -m training.train --out runs/embedded` makes one like it; `training/README.md`
-tells how, and how this run went.
+describes the method and this run.
 
 | | |
 | --- | --- |
