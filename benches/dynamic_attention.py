@@ -128,8 +128,8 @@ def quality(quick: bool) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The part of the document that holds numbers."""
     lines = [
-        f"On the embedded model (6 layers of 6 query heads of 32 values on 2 KV heads), prompts of {PROMPT_TOKENS:,}",
-        "tokens of held-out text, every call compared with one that reads everything:",
+        f"The embedded model (6 layers of 6 query heads of 32 values on 2 KV heads), prompts of {PROMPT_TOKENS:,}",
+        "tokens of held-out text. Every call is compared with a dense call:",
         "",
         "| mode | bound | dense calls | bytes read | left out: estimate, mean | bound, mean | bound, largest "
         "| in truth, largest | output error: bound | in truth |",

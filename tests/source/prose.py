@@ -19,8 +19,8 @@ _END = re.compile(r"(?<=[.!?:;])[\"')\]*]*\s+(?=[\"'(\[*`]*[A-Z0-9`\[(\"'*-])")
 
 
 def markdown_sentences(text: str) -> Iterator[str]:
-    """The sentences of a document: paragraphs and list items without code; table cells are sentences of their own."""
-    text = _FENCE.sub("\n\n", text)
+    """The sentences of a document, without code and quotations. List items and table cells are texts of their own."""
+    text = re.sub(r"^ *>.*$", "", _FENCE.sub("\n\n", text), flags=re.MULTILINE)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
     text = _plain(text)
