@@ -41,6 +41,19 @@ def _key_codes(k, live):
 
 
 @triton.jit
+def _value_codes(v_0, v_1):
+    """Codes of both halves of the values of a block, f32 scale of each token, and tokens with NaN or an infinity."""
+    largest = tl.maximum(tl.max(tl.abs(v_0), 1), tl.max(tl.abs(v_1), 1))
+    odd = tl.where((tl.abs(v_0) <= 3.4028234663852886e38) & (tl.abs(v_1) <= 3.4028234663852886e38), 0, 1)
+    broken = tl.max(odd, 1) > 0
+    largest = tl.where(broken, 0.0, largest)
+    wide = to_bfloat_above(divide(largest, tl.zeros_like(largest) + 127.0)).to(tl.float32)
+    codes_0 = _codes(tl.where(broken[:, None], 0.0, v_0), 0.0, wide[:, None], -127.0, 127.0)
+    codes_1 = _codes(tl.where(broken[:, None], 0.0, v_1), 0.0, wide[:, None], -127.0, 127.0)
+    return codes_0, codes_1, wide, broken
+
+
+@triton.jit
 def quantize_blocks_kernel(
     blocks_ptr,
     open_block_of_ptr,
@@ -59,7 +72,7 @@ def quantize_blocks_kernel(
     HALF_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """A program takes one KV head of one block; channels as two halves of HALF."""
+    """One program per block and KV head; channels as two halves of HALF."""
     block = tl.load(blocks_ptr + tl.program_id(0)).to(tl.int64)
     if block >= 0:
         open_block = tl.load(open_block_of_ptr + block).to(tl.int64)
@@ -84,25 +97,19 @@ def quantize_blocks_kernel(
             tl.store(k_lo_ptr + here * 2 * HALF + HALF + channel, lo_1, mask=live)
             tl.store(k_step_ptr + here * 2 * HALF + channel, step_0, mask=live)
             tl.store(k_step_ptr + here * 2 * HALF + HALF + channel, step_1, mask=live)
-            # Of sums, roots and products: off by less than the bound is widened.
+            # The factor covers the rounding of sums, roots and products.
             tl.store(k_reach_ptr + here, tl.sqrt(reach_0 + reach_1) * (1.0 + 1e-5))
 
             v_0 = tl.load(open_v_ptr + at, mask=live[None, :], other=0.0).to(tl.float32)
             v_1 = tl.load(open_v_ptr + at + HALF, mask=live[None, :], other=0.0).to(tl.float32)
-            largest = tl.maximum(tl.max(tl.abs(v_0), 1), tl.max(tl.abs(v_1), 1))
-            odd = tl.where((tl.abs(v_0) <= 3.4028234663852886e38) & (tl.abs(v_1) <= 3.4028234663852886e38), 0, 1)
-            broken = tl.max(odd, 1) > 0
-            largest = tl.where(broken, 0.0, largest)
-            wide = to_bfloat_above(divide(largest, tl.zeros_like(largest) + 127.0)).to(tl.float32)
-            codes_0 = _codes(tl.where(broken[:, None], 0.0, v_0), 0.0, wide[:, None], -127.0, 127.0)
-            codes_1 = _codes(tl.where(broken[:, None], 0.0, v_1), 0.0, wide[:, None], -127.0, 127.0)
+            codes_0, codes_1, wide, broken = _value_codes(v_0, v_1)
             to = here * BLOCK_SIZE * 2 * HALF + token[:, None] * 2 * HALF + channel[None, :]
             tl.store(v_ptr + to, codes_0.to(tl.int8), mask=live[None, :])
             tl.store(v_ptr + to + HALF, codes_1.to(tl.int8), mask=live[None, :])
             stored = tl.where(broken, float("nan"), wide)
             tl.store(v_scale_ptr + here * BLOCK_SIZE + token, stored.to(tl.bfloat16))
             norm = tl.sqrt((tl.sum(codes_0 * codes_0, 1) + tl.sum(codes_1 * codes_1, 1)).to(tl.float32)) * wide
-            # Sum, root and product are off by less than 2^-20 of the norm: the bound stays one.
+            # Sum, root and product are off by less than 2^-20 of the norm.
             broken_norm = tl.max(tl.where(broken, 1, 0), 0) > 0
             bound = tl.max(tl.where(broken, 0.0, norm), 0) * (1.0 + 2.0**-20)
             tl.store(v_norm_ptr + here, tl.where(broken_norm, float("inf"), bound))

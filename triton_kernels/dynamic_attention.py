@@ -21,6 +21,7 @@ each key is read once.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -116,17 +117,14 @@ def dynamic_attention(
     """
     check_device(q=q, v=kv.v, block_tables=block_tables, lens=lens, starts=starts, out=out, report=report)
     _check(q, kv, block_tables, lens, starts, out, workspace, report)
-    sequences, heads, head_dim = q.shape
-    group = heads // kv.kv_heads
     longest = block_tables.shape[1] if max_context_len is None else ceil_div(max_context_len, BLOCK_SIZE)
     splits = num_splits or _splits(q, kv, longest)
     check(1 <= splits <= MAX_SPLITS, f"num_splits is {num_splits}, wanted 1 to {MAX_SPLITS}")
-    cells = (sequences, kv.kv_heads)
     log2e = math.log2(math.e)
-    everything: dict[str, object] = {
+    arguments: dict[str, object] = {
         **kv.arguments(),
         **_intermediates(q, kv, block_tables.shape[1], splits),
-        **_errors(q.dtype, head_dim, scale, softcap),
+        **_errors(q.dtype, kv.head_dim, scale, softcap),
         **asdict(selection),
         **{"q_ptr": q, "out_ptr": out, "report_ptr": report, "k_reach_ptr": kv.k_reach, "v_norm_ptr": kv.v_norm},
         **{"block_tables_ptr": block_tables, "lens_ptr": lens, "starts_ptr": starts},
@@ -136,6 +134,16 @@ def dynamic_attention(
         **{"q_token_stride": q.stride(0), "q_head_stride": q.stride(1)},
         **{"out_token_stride": out.stride(0), "out_head_stride": out.stride(1), "report_stride": report.stride(0)},
     }
+    _launch(q, kv, arguments, splits, longest, softcap is not None)
+    return out
+
+
+def _launch(
+    q: torch.Tensor, kv: Int8KV, arguments: Mapping[str, object], splits: int, longest: int, capped: bool
+) -> None:
+    """Launches the four kernels. `longest`: maximum number of blocks of a sequence, known on the host."""
+    sequences, heads, head_dim = q.shape
+    cells, group = (sequences, kv.kv_heads), heads // kv.kv_heads
     exact = q.dtype == torch.float32
     common = {"GROUP": group, "KV_HEADS": kv.kv_heads, "HEAD_DIM": head_dim, "BLOCK_SIZE": BLOCK_SIZE}
     width, rows = max(16, power_of_two(head_dim)), max(16, power_of_two(group))
@@ -143,8 +151,8 @@ def dynamic_attention(
 
     def run(kernel: object, grid: tuple[int, ...], constants: dict[str, object], options: Options) -> None:
         names = set(kernel.arg_names)  # type: ignore[attr-defined]
-        arguments = {name: value for name, value in everything.items() if name in names}
-        launch(kernel, grid, arguments, common | constants, options)
+        mine = {name: value for name, value in arguments.items() if name in names}
+        launch(kernel, grid, mine, common | constants, options)
 
     run(
         qk_kernel,
@@ -152,7 +160,7 @@ def dynamic_attention(
         {
             "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
             "BLOCK_M": rows,
-            "CAPPED": softcap is not None,
+            "CAPPED": capped,
             "EXACT": exact,
             "PRECISION": precision,
         },
@@ -166,7 +174,6 @@ def dynamic_attention(
     run(pv_kernel, (*cells, splits), constants, Options(4, 3 if head_dim <= 64 else 2))
     value_bytes = Int8KV.value_bytes(1, head_dim)
     run(combine_kernel, cells, {"GROUP_PADDED": padded, "WIDTH": width, "VALUE_BYTES": value_bytes}, Options(4, 1))
-    return out
 
 
 def _intermediates(q: torch.Tensor, kv: Int8KV, capacity: int, splits: int) -> dict[str, torch.Tensor]:
