@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
+import sys
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -360,20 +362,52 @@ PARSERS = [
 ]
 
 
-@pytest.mark.parametrize("make", PARSERS)
-@pytest.mark.parametrize("unit", HOSTILE)
-def test_linear_in_time(make: Callable[[], Parser], unit: str) -> None:
-    """Sixteen times the text takes about sixteen times as long, not 256 times; nothing raises."""
+def work_of(parser: Parser, text: str, portion: int) -> int:
+    """Work of parsing `text`: one per call of a function, and the length of the string per call of a string method.
+    Unlike a time it does not depend on the machine."""
+    work = 0
 
-    def seconds(count: int) -> float:
-        text, parser = unit * count, make()
-        begin = time.process_time()
+    def count(_frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal work
+        owner = getattr(arg, "__self__", None) if event == "c_call" else None
+        work += len(owner) if isinstance(owner, str) else event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
         for start in range(0, len(text), portion):
             parser.feed(text[start : start + portion])
         parser.finish()
-        return time.process_time() - begin
+    finally:
+        sys.setprofile(None)
+    return work
 
-    # In small portions, as a stream comes, and all at once.
-    for portion in (7, 1 << 30):
-        small = min(seconds(250) for _ in range(3))
-        assert seconds(4_000) < 100 * small + 0.05, portion
+
+# In small portions, as a stream comes, and all at once.
+PORTIONS = (7, 1 << 30)
+
+
+@pytest.mark.parametrize("make", PARSERS)
+@pytest.mark.parametrize("unit", HOSTILE)
+def test_linear_in_time(make: Callable[[], Parser], unit: str) -> None:
+    """Sixteen times the text takes about sixteen times the work, not 256 times; nothing raises."""
+    for portion in PORTIONS:
+        small = work_of(make(), unit * 100, portion)
+        assert work_of(make(), unit * 1_600, portion) < 24 * small + 1000, portion
+
+
+class Rescans(Parser):
+    """Searches all of the text again at each portion: its work grows with the square of the text."""
+
+    text = ""
+
+    def feed(self, text: str) -> list[Piece]:
+        self.text += text
+        return [] if self.text.find("<") < 0 else [Content(text)]
+
+    def finish(self) -> list[Piece]:
+        return []
+
+
+def test_the_count_shows_quadratic_work() -> None:
+    small = work_of(Rescans(), "x" * 100, 7)
+    assert work_of(Rescans(), "x" * 1_600, 7) > 50 * small

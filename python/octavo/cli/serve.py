@@ -112,7 +112,7 @@ def serve(
             enable_prefix_caching=enable_prefix_caching,
             seed=seed,
         ) as llm,
-        _listen(host, port) as listener,
+        listen(host, port) as listener,
     ):
         app = create_app(llm, settings)
         shown = f"[{host}]" if ":" in host else host
@@ -167,7 +167,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
         # With the protocol named asyncio turns Nagle's algorithm off; else a small answer waits 40 ms for an ACK.

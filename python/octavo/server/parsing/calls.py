@@ -268,14 +268,17 @@ class Bare(Parser):
 
     def __init__(self, mark: str = "<|python_tag|>") -> None:
         self._mark = mark
+        # White space before the text, in parts: it is read once.
+        self._space: list[str] = []
         self._start = ""
         self._inner: Parser | None = None
 
     def feed(self, text: str) -> list[Piece]:
         if self._inner is not None:
             return self._inner.feed(text)
-        self._start += text
-        start = self._start.lstrip()
+        data = self._start + text
+        start = self._start = data.lstrip()
+        self._space.append(data[: len(data) - len(start)])
         if not start or (len(start) < len(self._mark) and self._mark.startswith(start)):
             return []
         if start.startswith(self._mark) or start.startswith("{"):
@@ -283,9 +286,11 @@ class Bare(Parser):
             self._inner = Marked(self._mark, "", begun=True)
             return self._inner.feed(start.removeprefix(self._mark))
         self._inner = Plain()
-        return [Content(self._start)]
+        return self._content()
 
     def finish(self) -> list[Piece]:
-        if self._inner is not None:
-            return self._inner.finish()
-        return [Content(self._start)] if self._start else []
+        return self._content() if self._inner is None else self._inner.finish()
+
+    def _content(self) -> list[Piece]:
+        text = "".join(self._space) + self._start
+        return [Content(text)] if text else []

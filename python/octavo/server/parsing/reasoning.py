@@ -23,6 +23,8 @@ class Thinking(Parser):
         self._state = "before"
         self._without = "inside" if inside else "after"
         self._held = ""
+        # White space before the text, in parts: it is read once.
+        self._space: list[str] = []
 
     def feed(self, text: str) -> list[Piece]:
         out: list[Piece] = []
@@ -30,14 +32,17 @@ class Thinking(Parser):
         self._held = ""
         if self._state == "before":
             start = data.lstrip()
+            self._space.append(data[: len(data) - len(start)])
             if len(start) < len(self._begin) and self._begin.startswith(start):
-                self._held = data
+                self._held = start
                 return out
             if start.startswith(self._begin):
                 self._state = "inside"
                 data = start.removeprefix(self._begin)
             else:
                 self._state = self._without
+                data = "".join(self._space) + start
+            self._space = []
         if self._state == "inside":
             found = data.find(self._end)
             if found < 0:
@@ -59,7 +64,7 @@ class Thinking(Parser):
         return out + self._rest.feed(data)
 
     def finish(self) -> list[Piece]:
-        held, self._held = self._held, ""
+        held, self._held, self._space = "".join(self._space) + self._held, "", []
         if not held:
             return self._rest.finish()
         if self._state == "inside" or (self._state == "before" and self._without == "inside"):
