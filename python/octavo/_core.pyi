@@ -116,8 +116,8 @@ class Checkpoint:
 @final
 class Plan:
     """One step, for an executor in Python: all new tokens of all its sequences. The views are of the engine's own
-    memory, read-only, and valid as long as they are held: arrays of u32, but for `seqs` and `draws`, whose records are
-    those of `octavo.gpu.plan`."""
+    memory, read-only, and valid as long as they are held: arrays of u32, and of the records of `octavo.gpu.plan` in
+    `seqs` and `samples`."""
 
     @property
     def step(self) -> int:
@@ -127,7 +127,7 @@ class Plan:
         """`[T]`, the sequences one after the other; 0 in the rows that `placeholders` names."""
     @property
     def placeholders(self) -> memoryview:
-        """`[A, 2]`: (row, sequence): rows of `tokens` that are what this sequence of the step before draws."""
+        """`[A, 2]`: (row of `tokens`, sequence of the step before that samples its token)."""
     @property
     def positions(self) -> memoryview:
         """`[T]`."""
@@ -156,22 +156,24 @@ class Plan:
     def open_copies(self) -> memoryview:
         """`[C, 2]`: (source, destination) of the copies of open blocks to make together with `copies`."""
     @property
-    def draws(self) -> memoryview:
-        """`[D]` records: sequences whose token the executor draws."""
+    def samples(self) -> memoryview:
+        """`[D]` records: sequences whose token the executor samples."""
 
 class _Executor(Protocol):
     """What `Engine.over` calls from its thread. An exception fails the step's requests; one with a true attribute
     `fatal` ends the engine."""
 
-    def begin(self, plan: Plan, /) -> None:
-        """Begins a step. With a true attribute `overlaps` it may come once more before `finish`: the tokens in the rows
-        `placeholders` of the second plan are those that the first step draws."""
-    def finish(self) -> tuple[Any, Sequence[Any] | None]:
-        """Waits for the oldest step that has begun. For its draws in order: tokens (array of u32 `[D]`, 2^32 - 1: the
-        logits were not numbers) and, if one of them asks, (ids u32, log-probabilities f32, ranks u32) `[D, columns]`,
-        the token's own first."""
-    def logits(self, first: int, count: int, /) -> Any:
-        """Of the step's other rows that the plan asks for, in its order: f32 `[count, vocab]`."""
+    max_in_flight: int
+    """Steps that may be submitted before the oldest one is waited for: 1 or 2."""
+
+    def submit(self, plan: Plan, /) -> None:
+        """Starts a step. The step before samples the tokens of its `placeholders`."""
+    def wait(self) -> tuple[Any, Sequence[Any] | None, Mapping[str, Any] | None]:
+        """Waits for the oldest step. For its samples in order: tokens (array of u32 `[D]`, 2^32 - 1: the logits were
+        not numbers), None or (ids u32, log-probabilities f32, ranks u32), each `[D, columns]`, the token's own entry
+        first. Then None or named numbers, f64 `[S]` each: `max_*` merge by maximum, the others by addition."""
+    def read_rows(self, first: int, count: int, /) -> Any:
+        """Logits f32 `[count, vocab]` of rows of the step last waited for: in plan order, without the sampled rows."""
 
 @final
 class Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,6 +110,33 @@ class AttentionMetrics:
     max_estimated_mass: float = 0.0
     mean_estimated_mass: float = 0.0
     mode: str = "certified"
+
+    @classmethod
+    def from_report(cls, report: Mapping[str, float]) -> AttentionMetrics:
+        """Metrics from the named numbers that an executor reports."""
+
+        def get(name: str) -> float:
+            return report.get(name, 0.0)
+
+        def share(part: str, total: str, default: float = 0.0) -> float:
+            return get(part) / get(total) if get(total) else default
+
+        audited = int(get("audited_calls"))
+        return cls(
+            calls=int(get("calls")),
+            dense_head_fraction=share("dense_calls", "calls"),
+            kv_bytes_read_fraction=share("bytes_read", "bytes_dense", 1.0),
+            max_omitted_mass=get("max_omitted_mass"),
+            mean_omitted_mass=share("sum_omitted_mass", "calls"),
+            max_output_error=get("max_output_error"),
+            audited_calls=audited,
+            violations=int(get("violations")),
+            max_audited_mass=get("max_audited_mass") if audited else None,
+            max_audited_error=get("max_audited_error") if audited else None,
+            max_estimated_mass=get("max_estimated_mass"),
+            mean_estimated_mass=share("sum_estimated_mass", "calls"),
+            mode=_MODES[int(get("max_mode"))],
+        )
 
 
 def resolve(attention: object) -> DynamicAttention | None:

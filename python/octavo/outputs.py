@@ -198,9 +198,9 @@ def _end(delta: _core.Delta) -> tuple[RequestMetrics | None, OctavoError | None]
 
 
 def _metrics(values: dict[str, Any]) -> RequestMetrics:
-    """The engine gives them under the names of the fields."""
-    attention = values.get("attention")
-    return RequestMetrics(**{**values, "attention": AttentionMetrics(**attention) if attention else None})
+    """From the engine's dict, whose keys are the names of the fields."""
+    report = values.get("attention")
+    return RequestMetrics(**{**values, "attention": AttentionMetrics.from_report(report) if report else None})
 
 
 def _candidates(row: list[_core.Logprob]) -> dict[int, Logprob]:

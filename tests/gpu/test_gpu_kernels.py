@@ -13,7 +13,7 @@ from backends import torch_llm
 from octavo import SamplingParams
 from octavo.gpu import load, sampler
 from octavo.gpu.ops import kernel_ops
-from octavo.gpu.plan import DRAW
+from octavo.gpu.plan import SAMPLE_SPEC
 from octavo.triton_kernels.interpreter import make_bfloat16_right
 from octavo.triton_kernels.launch import INTERPRETED
 from octavo.triton_kernels.sampling import uniform_ref
@@ -72,7 +72,7 @@ def test_kernels_compute_what_torch_does(case: Case, tmp_path: Path) -> None:
 
 
 def test_draws_by_kernel_are_those_by_torch() -> None:
-    draws = np.zeros(6, DRAW)
+    draws = np.zeros(6, SAMPLE_SPEC)
     for name, column in {
         "temperature": [1.0, 0.7, 1.5, 0.0, 1.0, 2.0],
         "top_p": [1.0, 0.8, 1.0, 1.0, 0.5, 1.0],

@@ -11,7 +11,7 @@ import torch
 from backends import torch_llm
 from octavo import LLM, Regex, SamplingParams
 from octavo.gpu import load, runner, sampler
-from octavo.gpu.plan import DRAW
+from octavo.gpu.plan import SAMPLE_SPEC
 from octavo.hub import embedded_model
 
 NUMBERS = random.Random(1)
@@ -70,13 +70,13 @@ def test_structured_output(backend: load.Backend) -> None:
 def test_what_is_drawn_where(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of logits cross to the host only where the rules ask for more than a draw."""
     fetched: list[int] = []
-    logits = runner.Runner.logits
+    read_rows = runner.Runner.read_rows
 
     def counting(self: runner.Runner, first: int, count: int) -> np.ndarray:
         fetched.append(count)
-        return logits(self, first, count)
+        return read_rows(self, first, count)
 
-    monkeypatch.setattr(runner.Runner, "logits", counting)
+    monkeypatch.setattr(runner.Runner, "read_rows", counting)
     with torch_llm(tiny) as llm:
         for options in DRAWN:
             llm.generate(PROMPTS[0], SamplingParams(max_tokens=3, ignore_eos=True, **options))  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_what_is_drawn_where(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def rules(rows: int, **columns: object) -> sampler.Rules:
-    draws = np.zeros(rows, DRAW)
+    draws = np.zeros(rows, SAMPLE_SPEC)
     draws["temperature"], draws["top_p"] = 1.0, 1.0
     for name, value in columns.items():
         draws[name] = value

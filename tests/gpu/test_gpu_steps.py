@@ -15,7 +15,7 @@ from octavo import LLM, SamplingParams, _core
 from octavo.errors import EngineDeadError, ExecutionError
 from octavo.gpu import errors, load, runner
 from octavo.gpu.batch import build_batch
-from octavo.gpu.plan import DRAW, SEQUENCE, Plan
+from octavo.gpu.plan import SAMPLE_SPEC, SEQUENCE, Plan
 from octavo.gpu.runner import Runner, output_rows, placeholder_rows
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -31,16 +31,16 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[_core.Plan, Plan, list[
     seen: list[tuple[_core.Plan, Plan, list[bytes]]] = []
 
     class Recording(Runner):
-        def begin(self, plan: _core.Plan) -> None:
+        def submit(self, plan: _core.Plan) -> None:
             views = Plan.of(plan)
             seen.append((plan, views, [getattr(views, name).tobytes() for name in ARRAYS]))
-            super().begin(plan)
+            super().submit(plan)
 
     monkeypatch.setattr(load, "Runner", Recording)
     return seen
 
 
-ARRAYS = ("tokens", "placeholders", "positions", "slots", "seqs", "block_tables", "copies", "draws")
+ARRAYS = ("tokens", "placeholders", "positions", "slots", "seqs", "block_tables", "copies", "samples")
 
 
 def test_views_are_of_the_plans_own_memory(plans: list[tuple[_core.Plan, Plan, list[bytes]]], tiny: Path) -> None:
@@ -76,7 +76,7 @@ def test_records_say_what_the_scheduler_meant(plans: list[tuple[_core.Plan, Plan
     assert (first["query_len"], first["context_len"], first["num_samples"]) == (3, 3, 1)
     assert first["sample_rows"].tolist() == [2, 3]
     assert (then["query_len"], then["context_len"], then["request"]) == (1, 4, first["request"])
-    draw = decode.draws[0]
+    draw = decode.samples[0]
     assert (draw["seed"], draw["position"], draw["sample"], draw["top_k"]) == (2**63 + 5, 1, 0, 3)
     assert (draw["temperature"], draw["top_p"], draw["min_p"], draw["logprobs"]) == (0.5, 0.25, 0.125, 2)
     assert 0.0 <= draw["uniform"] < 1.0
@@ -93,7 +93,7 @@ def test_sequences_are_ordered_decodes_first() -> None:
         seqs[i]["sample_rows"] = ([0, 3], [0, 1], [0, 0], [0, 1])[i]
     seqs["block_table_start"] = [0, 2, 3, 4]
     rows = np.arange(7, dtype=np.int32)
-    draws = np.zeros(1, DRAW)
+    draws = np.zeros(1, SAMPLE_SPEC)
     draws["seq"] = 3
     pairs = np.zeros((0, 2), np.int32)
     plan = Plan(1, rows, pairs, rows + 100, rows + 200, seqs, tables, pairs, draws)
@@ -120,7 +120,7 @@ def test_placeholder_rows_follow_their_sequences() -> None:
     rows = np.arange(7, dtype=np.int32)
     placeholders = np.array([[3, 5], [6, 2]], np.int32)
     tables = np.zeros(4, np.int32)
-    plan = Plan(2, rows, placeholders, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, DRAW))
+    plan = Plan(2, rows, placeholders, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, SAMPLE_SPEC))
     moved, places = placeholder_rows(plan, build_batch(plan), np.array([1, 2, 5]))
     assert moved.tolist() == [0, 1], "decodes are first"
     assert places.tolist() == [2, 1]
@@ -142,14 +142,14 @@ def test_overlapped_steps_give_the_same_tokens(
     placeholders: list[int] = []
 
     class Counting(Runner):
-        def _begin(self, plan: Plan) -> Any:
+        def _run(self, plan: Plan) -> Any:
             placeholders.append(len(plan.placeholders))
-            return super()._begin(plan)
+            return super()._run(plan)
 
     class Waiting(Counting):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            self.overlaps = False
+            self.max_in_flight = 1
 
     prompts, params = [prompt for prompt, _ in REQUESTS], [p for _, p in REQUESTS]
     # A token that is drawn on the way, as a stop: the request ends while its next token is being drawn.
@@ -173,9 +173,9 @@ def test_overlapped_steps_give_the_same_tokens(
     assert found[Counting] == found[Waiting]
 
 
-@pytest.fixture(params=["begin", "finish"])
+@pytest.fixture(params=["submit", "wait"])
 def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """Arms a fault: the steps that hold token 99 raise it, while they begin or when they are done."""
+    """Arms a fault: the steps that hold token 99 raise it, in `submit` or in `wait`."""
     armed: list[Exception] = []
     half = request.param
 
@@ -188,15 +188,15 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             return super().wait()
 
     class Failing(Runner):
-        def _begin(self, plan: Plan) -> Any:
+        def _run(self, plan: Plan) -> Any:
             Arriving.fault = armed[0] if armed and 99 in plan.tokens else None
-            if Arriving.fault is not None and half == "begin":
+            if Arriving.fault is not None and half == "submit":
                 raise Arriving.fault
-            return super()._begin(plan)
+            return super()._run(plan)
 
-        def begin(self, plan: _core.Plan) -> None:
-            super().begin(plan)
-            self._begun[-1].fault = Arriving.fault  # type: ignore[attr-defined]
+        def submit(self, plan: _core.Plan) -> None:
+            super().submit(plan)
+            self._submitted[-1].fault = Arriving.fault  # type: ignore[attr-defined]
             Arriving.fault = None
 
     monkeypatch.setattr(runner, "DeviceToHost", Arriving)
@@ -242,15 +242,16 @@ def test_an_ordinary_runtime_error_does_not(failing: Callable[[Exception], None]
 @pytest.mark.parametrize(
     "answer",
     [
-        (np.zeros(3, np.uint32), None),
-        (np.zeros(1, np.float64), None),
-        (np.zeros(1, np.uint32), [np.zeros((1, 2), np.uint32)] * 2),
+        (np.zeros(3, np.uint32), None, None),
+        (np.zeros(1, np.float64), None, None),
+        (np.zeros(1, np.uint32), [np.zeros((1, 2), np.uint32)] * 2, None),
+        (np.zeros(1, np.uint32), None, {"calls": np.zeros(2)}),
         None,
     ],
-    ids=["length", "type", "parts", "none"],
+    ids=["length", "type", "parts", "report", "none"],
 )
 def test_an_answer_of_the_wrong_shape_is_an_error(answer: Any, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
-    monkeypatch.setattr(Runner, "finish", lambda self: answer)
+    monkeypatch.setattr(Runner, "wait", lambda self: answer)
     with torch_llm(tiny) as llm, pytest.raises(ExecutionError):
         llm.generate([1, 2], GREEDY)
 

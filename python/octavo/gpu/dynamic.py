@@ -113,6 +113,9 @@ class Dynamic:
             "bytes_dense": bytes_dense,
             "max_omitted_mass": of_decodes(rows[:, :, 3].max(1)),
             "sum_omitted_mass": of_decodes(rows[:, :, 4].sum(1)),
+            # All scores are computed: the bound is the estimate, rounding aside.
+            "max_estimated_mass": of_decodes(rows[:, :, 3].max(1)),
+            "sum_estimated_mass": of_decodes(rows[:, :, 4].sum(1)),
             "max_output_error": of_decodes(rows[:, :, 5].max(1)),
         }
 

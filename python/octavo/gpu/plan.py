@@ -27,7 +27,7 @@ SEQUENCE = np.dtype(
 )
 """One sequence of a step: `PlanSeq` of `rust/scheduler/src/plan.rs`, byte for byte."""
 
-DRAW = np.dtype(
+SAMPLE_SPEC = np.dtype(
     [
         ("seq", "<u4"),
         ("sample", "<u4"),
@@ -41,7 +41,7 @@ DRAW = np.dtype(
         ("logprobs", "<i4"),
     ]
 )
-"""How a token is drawn: `Draw` of `rust/engine/src/executor.rs`, byte for byte."""
+"""Sampling rules of one token: `SampleSpec` of `rust/engine/src/sampling/spec.rs`, byte for byte."""
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -51,7 +51,7 @@ Records = np.ndarray[Any, np.dtype[np.void]]
 class Plan:
     """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`.
 
-    `placeholders` int32 `[A, 2]`: rows of `tokens` that are what this sequence of the step before draws.
+    `placeholders` int32 `[A, 2]`: (row of `tokens`, sequence of the step before that samples its token).
     """
 
     step: int
@@ -62,7 +62,7 @@ class Plan:
     seqs: Records
     block_tables: Ints
     copies: Ints
-    draws: Records
+    samples: Records
 
     @classmethod
     def of(cls, plan: _core.Plan) -> Plan:
@@ -76,7 +76,7 @@ class Plan:
             _view(plan.seqs, SEQUENCE),
             _view(plan.block_tables, np.int32),
             _view(plan.copies, np.int32).reshape(-1, 2),
-            _view(plan.draws, DRAW),
+            _view(plan.samples, SAMPLE_SPEC),
         )
 
 

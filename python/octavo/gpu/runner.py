@@ -1,7 +1,7 @@
-"""What the engine calls twice a step: the plan in, tokens out. Everything between stays on the device.
+"""The executor on the device: the engine submits a step plan and waits for its tokens.
 
-A step may begin while the one before it is on the device. Tokens that are not known yet are then taken from what that
-one draws, on the device too, so that the engine makes its plan while the device computes.
+A step may be submitted while the one before it is on the device. The device then fills its placeholders with the tokens
+that the step before samples, and the engine plans while the device computes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from octavo import _core
 from octavo.gpu import sampler
+from octavo.gpu.attention import Report
 from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch, to_device
 from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
@@ -41,43 +42,39 @@ class Runner:
         self._rest = self._no_rows
         self.keeps_blocks = kv.tails is not None
         """Whether the engine must say which blocks nobody holds any more."""
-        self.overlaps = kv.policy.max_in_flight > 1
-        """Whether a step may begin before the last one is finished."""
-        self.reports_attention = not self.overlaps
+        self.max_in_flight = kv.policy.max_in_flight
+        """Steps that may be submitted before the oldest one is waited for: 1 or 2."""
         self._last: tuple[Records, HostBatch] | None = None
         self._sampled = _Sampled(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
-        self._begun: deque[DeviceToHost] = deque()
+        self._submitted: deque[DeviceToHost] = deque()
 
-    def begin(self, plan: _core.Plan) -> None:
-        """Sends a step to the device. Its rows `placeholders` are what the step begun before draws."""
+    def submit(self, plan: _core.Plan) -> None:
+        """Sends a step to the device. The step submitted before samples the tokens of its `placeholders`."""
         # The engine's thread has a current device of its own.
         with faults("a step"), self._on_device(), torch.inference_mode():
-            self._begun.append(DeviceToHost(self._begin(Plan.of(plan))))
+            self._submitted.append(DeviceToHost(self._run(Plan.of(plan))))
 
-    def finish(self) -> tuple[Array, Logprobs | None]:
-        """Waits for the oldest step that has begun. For its plan's draws, in order: tokens uint32 `[D]` (2^32 - 1: the
-        logits were not numbers), and log-probabilities as `sampler.logprobs` gives them, if one asks for some."""
-        begun = self._begun.popleft()
-        with faults("a step"), self._on_device():
-            tokens, *table = begun.wait()
+    def wait(self) -> tuple[Array, Logprobs | None, Report | None]:
+        """Waits for the oldest step. Results for the `samples` of its plan, in order, and a report of named numbers.
+
+        Returns:
+            Tokens uint32 `[D]` (2^32 - 1: the logits were not numbers); ids, log-probabilities and ranks as
+            `sampler.logprobs` gives them, if a sample asks for some; and a report, f64 `[S]` for each name, or None.
+        """
+        submitted = self._submitted.popleft()
+        with faults("a step"), self._on_device(), torch.inference_mode():
+            tokens, *table = submitted.wait()
+            report = None if self._last is None else self.kv.policy.report(*self._last)
         if not table:
-            return tokens.view(np.uint32), None
+            return tokens.view(np.uint32), None, report
         ids, values, ranks = table
-        return tokens.view(np.uint32), [ids.view(np.uint32), values, ranks.view(np.uint32)]
+        return tokens.view(np.uint32), [ids.view(np.uint32), values, ranks.view(np.uint32)], report
 
-    def logits(self, first: int, count: int) -> Array:
-        """Logits f32 `[count, vocab]` of the other rows that the plan of the step begun last asks for, in its order."""
+    def read_rows(self, first: int, count: int) -> Array:
+        """Logits f32 `[count, vocab]` of rows of the last step: in plan order, without the rows sampled here."""
         with faults("the logits of a step"), self._on_device(), torch.inference_mode():
             logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
             return logits
-
-    def attention_reports(self) -> Array:
-        """Columns of `AttentionPolicy.report` of the last step, f64 `[S, 9]`; `[0, 9]` if there are none."""
-        if self._last is None:
-            return np.empty((0, 9))
-        with faults("a report of attention"), self._on_device(), torch.inference_mode():
-            report = self.kv.policy.report(*self._last)
-            return np.empty((0, 9)) if report is None else np.stack(list(report.values()), 1)
 
     def kept_blocks(self) -> Array:
         """Blocks beside which floats are kept, uint32 `[n]`."""
@@ -91,10 +88,10 @@ class Runner:
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
-    def _begin(self, plan: Plan) -> list[torch.Tensor]:
+    def _run(self, plan: Plan) -> list[torch.Tensor]:
         host_batch = build_batch(plan)
         sampled, rest = output_rows(plan, host_batch)
-        words = plan.draws.view(np.int32).reshape(-1, sampler.WORDS)
+        words = plan.samples.view(np.int32).reshape(-1, sampler.WORDS)
         placeholders, sample_of = placeholder_rows(plan, host_batch, self._sampled.seqs)
         tails = self.kv.tails
         step = NO_TAILS if tails is None else tails.begin(host_batch, plan.copies)
@@ -118,8 +115,8 @@ class Runner:
             tails.end(step)
         self._last = (plan.seqs, host_batch)
         self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-        tokens, *table = self._sample(graph, hidden, sample_rows, plan.draws, rule_words)
-        self._sampled = _Sampled(tokens, plan.draws["seq"].astype(np.int64))
+        tokens, *table = self._sample(graph, hidden, sample_rows, plan.samples, rule_words)
+        self._sampled = _Sampled(tokens, plan.samples["seq"].astype(np.int64))
         return [tokens, *table]
 
     def _sample(
@@ -127,24 +124,24 @@ class Runner:
         graph: DecodeGraph | None,
         hidden: torch.Tensor,
         rows: torch.Tensor,
-        draws: Records,
+        samples: Records,
         words: torch.Tensor,
     ) -> list[torch.Tensor]:
         """Tokens int32 `[D]`, and the three tables of log-probabilities if some are asked for."""
-        if not len(draws):
+        if not len(samples):
             return [rows]
-        most = int(draws["logprobs"].max())
-        if graph is not None and sampler.is_greedy(draws) and most < 0:
+        top = int(samples["logprobs"].max())
+        if graph is not None and sampler.is_greedy(samples) and top < 0:
             return [graph.best[rows]]
         logits = self.model.logits(hidden[rows]) if graph is None else graph.logits[rows]
         kernels = self.model.ops.kernels
-        tokens = sampler.sample(logits, sampler.Rules.of(draws, words), kernels)
-        return [tokens, *(sampler.logprobs(logits, tokens, most, kernels) if most >= 0 else ())]
+        tokens = sampler.sample(logits, sampler.Rules.of(samples, words), kernels)
+        return [tokens, *(sampler.logprobs(logits, tokens, top, kernels) if top >= 0 else ())]
 
 
 @dataclass(frozen=True)
 class _Sampled:
-    """What the step begun last draws: tokens int32 `[D]` on the device, and of which of its sequences, in order."""
+    """Tokens that the step submitted last samples: int32 `[D]` on the device, and the index of each one's sequence."""
 
     tokens: torch.Tensor
     seqs: np.ndarray[Any, np.dtype[np.int64]]
@@ -162,7 +159,7 @@ def output_rows(plan: Plan, host_batch: HostBatch) -> tuple[Ints, Ints]:
     """Rows of the batch whose tokens are sampled here, and the others whose logits the plan asks for, in its order."""
     seqs = plan.seqs
     last = host_batch.first_rows + seqs["query_len"].astype(np.int32) - 1
-    here = plan.draws["seq"].astype(np.int64)
+    here = plan.samples["seq"].astype(np.int64)
     first, end = host_batch.first_rows + seqs["sample_rows"].astype(np.int32).T
     elsewhere = first < end
     elsewhere[here] = False

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.gpu.plan import DRAW, Records
+from octavo.gpu.plan import SAMPLE_SPEC, Records
 
-WORDS = DRAW.itemsize // 4
-_COLUMN = {name: DRAW.fields[name][1] // 4 for name in DRAW.names}  # type: ignore[index, union-attr]
+WORDS = SAMPLE_SPEC.itemsize // 4
+_COLUMN = {name: SAMPLE_SPEC.fields[name][1] // 4 for name in SAMPLE_SPEC.names}  # type: ignore[index, union-attr]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Rules:
     any_min_p: bool
 
     @classmethod
-    def of(cls, draws: Records, words: torch.Tensor) -> Rules:
+    def of(cls, samples: Records, words: torch.Tensor) -> Rules:
         """`words` int32 `[D, WORDS]` are the same records on the device."""
 
         def float32(name: str) -> torch.Tensor:
@@ -54,15 +54,15 @@ class Rules:
             seed=of_64_bits("seed", torch.int64).contiguous(),
             sample=words[:, _COLUMN["sample"]].contiguous(),
             position=words[:, _COLUMN["position"]].contiguous(),
-            all_greedy=is_greedy(draws),
-            any_ordered=bool(((draws["top_k"] > 0) | (draws["top_p"] < 1.0)).any()),
-            any_min_p=bool((draws["min_p"] > 0.0).any()),
+            all_greedy=is_greedy(samples),
+            any_ordered=bool(((samples["top_k"] > 0) | (samples["top_p"] < 1.0)).any()),
+            any_min_p=bool((samples["min_p"] > 0.0).any()),
         )
 
 
-def is_greedy(draws: Records) -> bool:
+def is_greedy(samples: Records) -> bool:
     """Whether every row takes its best token."""
-    return bool((draws["temperature"] == 0.0).all())
+    return bool((samples["temperature"] == 0.0).all())
 
 
 def best(logits: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,14 @@
 //! The CPU executor: octavo-model over the octavo-kernels.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use octavo_kernels::{AttentionReport, BLOCK_SIZE, DynamicParams, Kernels, Mode, SeqView};
+use octavo_kernels::{BLOCK_SIZE, DynamicParams, Kernels, Mode, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
-use octavo_scheduler::{Output, StepPlan};
+use octavo_scheduler::{AttentionPolicy, Output, PlanSeq, StepPlan};
 
-use crate::executor::{AttentionBound, Executor, RowSink, StepError};
-
-/// Rows of logits, or of hidden states, that are held at once.
-pub(crate) const LOGIT_ROWS: usize = 32;
+use crate::executor::{Executor, ExecutorInfo, StepError, StepInput, StepOutput, Ticket};
+use crate::report::Report;
 
 /// Runs steps on the cores of this machine.
 pub struct CpuExecutor {
@@ -17,112 +16,100 @@ pub struct CpuExecutor {
     model: Model,
     kv: KvPool,
     scratch: Scratch,
-    /// Rows on their way out.
-    out: Vec<f32>,
-    /// (sequence, row of its chunk, row of the batch) of the rows of one kind that the plan asks for.
-    wanted: Vec<(usize, u32, u32)>,
-    /// What queries may leave out; None: dense attention.
+    /// Requested rows of the last step: what is wanted of them, and their rows of the batch.
+    rows: Vec<(Output, u32)>,
+    /// Limits of dynamic attention; None: dense attention.
     attention: Option<DynamicParams>,
+    /// `attention` for each sequence of the step.
     choices: Vec<DynamicParams>,
 }
 
 impl CpuExecutor {
-    /// An executor for `model` with the pool `kv`. Queries may leave out what `attention` allows, if the pool is int8.
+    /// An executor for `model` with the pool `kv`. `attention`: limits of dynamic attention, which needs an int8 pool.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool, attention: Option<DynamicParams>) -> Self {
         Self {
             kernels: Arc::new(kernels),
             model,
             kv,
             scratch: Scratch::default(),
-            out: Vec::new(),
-            wanted: Vec::new(),
+            rows: Vec::new(),
             attention,
             choices: Vec::new(),
         }
     }
+}
 
-    /// Hands the rows of all sequences with this output to `sink`.
-    fn rows_out(&mut self, plan: &StepPlan, output: Output, sink: &mut RowSink<'_>) {
-        self.wanted.clear();
-        for (i, seq) in plan.seqs.iter().enumerate().filter(|(_, seq)| seq.output == output) {
-            self.wanted.extend(seq.sample_rows().map(|row| (i, row, seq.query_start + row)));
+/// Views of the plan's sequences, as kernels take them.
+fn seq_views(plan: &StepPlan) -> Vec<SeqView<'_>> {
+    let view = |s: &PlanSeq| {
+        let start = s.block_table_start as usize;
+        let blocks = (s.context_len as usize).div_ceil(BLOCK_SIZE);
+        SeqView {
+            query_start: s.query_start as usize,
+            query_len: s.query_len as usize,
+            context_len: s.context_len as usize,
+            block_table: &plan.block_tables[start..start + blocks],
+            open_blocks: &[],
         }
-        let spec = self.model.spec();
-        let width = if output == Output::Hidden { spec.hidden } else { spec.vocab };
-        for part in self.wanted.chunks(LOGIT_ROWS) {
-            let rows: Vec<u32> = part.iter().map(|w| w.2).collect();
-            if self.out.len() < part.len() * width {
-                self.out.resize(part.len() * width, 0.0);
-            }
-            let out = &mut self.out[..part.len() * width];
-            match output {
-                Output::Tokens => self.model.logits(&self.kernels, &rows, &mut self.scratch, out),
-                Output::Hidden => self.model.hidden(&self.kernels, &rows, &mut self.scratch, out),
-            }
-            let rows: Vec<(usize, u32)> = part.iter().map(|w| (w.0, w.1)).collect();
-            sink(&rows, out);
-        }
-    }
+    };
+    plan.seqs.iter().map(view).collect()
 }
 
 impl Executor for CpuExecutor {
-    fn hidden_size(&self) -> Option<usize> {
-        Some(self.model.spec().hidden)
+    fn info(&self) -> ExecutorInfo {
+        let spec = self.model.spec();
+        ExecutorInfo {
+            vocab_size: spec.vocab,
+            hidden_size: Some(spec.hidden),
+            samples_on_device: false,
+            max_in_flight: 1,
+            attention: self
+                .attention
+                .map_or(AttentionPolicy::DENSE, |a| AttentionPolicy { error_bound: a.error_bound }),
+            bounds_attention: self.attention.is_none_or(|a| a.mode != Mode::Budget),
+            kernels: Arc::clone(&self.kernels),
+        }
     }
 
-    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
+    fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
+        let plan = &step.plan;
         for &[from, to] in &plan.copies {
             self.kv.copy_block(from, to);
         }
-        let seqs: Vec<SeqView<'_>> = plan
-            .seqs
-            .iter()
-            .map(|s| {
-                let start = s.block_table_start as usize;
-                let blocks = (s.context_len as usize).div_ceil(BLOCK_SIZE);
-                SeqView {
-                    query_start: s.query_start as usize,
-                    query_len: s.query_len as usize,
-                    context_len: s.context_len as usize,
-                    block_table: &plan.block_tables[start..start + blocks],
-                    open_blocks: &[],
-                }
-            })
-            .collect();
+        let seqs = seq_views(plan);
         let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
         if let Some(attention) = self.attention {
-            // In budget mode the number of blocks is limited, not the error: requests have no bound of their own.
-            let bounded = attention.mode != Mode::Budget;
+            let bounds = plan.seqs.iter().map(|seq| seq.attention.error_bound);
             self.choices.clear();
-            self.choices.extend(plan.seqs.iter().map(|seq| match bounded {
-                true => DynamicParams { error_bound: seq.attention.error_bound, ..attention },
-                false => attention,
-            }));
+            self.choices.extend(bounds.map(|error_bound| DynamicParams { error_bound, ..attention }));
             batch.choices = &self.choices;
         }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
-        self.rows_out(plan, Output::Tokens, sink);
-        self.rows_out(plan, Output::Hidden, sink);
-        Ok(())
+        self.rows.clear();
+        self.rows.extend(step.rows().map(|(i, row)| (plan.seqs[i].output, plan.seqs[i].query_start + row)));
+        Ok(Ticket(plan.step))
     }
 
-    fn attention_bound(&self) -> AttentionBound {
-        match self.attention {
-            None => AttentionBound::Exact,
-            Some(attention) if attention.mode == Mode::Budget => AttentionBound::Told,
-            Some(attention) => AttentionBound::Within(attention.error_bound),
+    fn wait(&mut self, _: Ticket) -> Result<StepOutput, StepError> {
+        let reports = self.scratch.attention_reports().iter();
+        let reports = reports.map(|report| Report::from_iter(report.numbers())).collect();
+        Ok(StepOutput { sampled: Vec::new(), reports })
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {
+        let Some(&(output, _)) = self.rows.get(rows.start) else { return Ok(out.clear()) };
+        let spec = self.model.spec();
+        let width = if output == Output::Hidden { spec.hidden } else { spec.vocab };
+        let rows: Vec<u32> = self.rows[rows].iter().map(|(_, row)| *row).collect();
+        out.resize(rows.len() * width, 0.0);
+        match output {
+            Output::Tokens => self.model.logits(&self.kernels, &rows, &mut self.scratch, out),
+            Output::Hidden => self.model.hidden(&self.kernels, &rows, &mut self.scratch, out),
         }
-    }
-
-    fn attention_reports(&self) -> &[AttentionReport] {
-        self.scratch.attention_reports()
+        Ok(())
     }
 
     fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
         self.kv.release_blocks(held);
-    }
-
-    fn kernels(&self) -> Arc<Kernels> {
-        Arc::clone(&self.kernels)
     }
 }

@@ -7,22 +7,25 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use octavo_model::ModelSpec;
-use octavo_scheduler::{Rejection, Scheduler, SchedulerConfig};
+use octavo_scheduler::{AttentionPolicy, Rejection, Scheduler, SchedulerConfig};
 use serde_json::{Map, Value, json};
 
 use crate::EngineError;
+use crate::command::Command;
 use crate::detokenizer::Detokenizer;
-use crate::engine_loop::{Command, EngineLoop, Shared};
-use crate::executor::{AttentionBound, Executor};
+use crate::engine_loop::EngineLoop;
+use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
 use crate::memory::Limits;
 use crate::metrics::HistogramSnapshot;
 use crate::params::SamplingParams;
 use crate::pooling::{Pooler, PoolingParams};
-use crate::request::Prepared;
+use crate::report::Report;
+use crate::request::EngineRequest;
 use crate::sampling::SamplingRules;
 use crate::stats::EngineStats;
+use crate::status::EngineStatus;
 use crate::stop::{StopFilter, StopStrings};
 use crate::stream::{self, ReadyQueue, RequestStream};
 use crate::structured::Compiler;
@@ -52,7 +55,7 @@ pub struct EngineParts {
     pub vocab: usize,
     /// What the model is, where there is one.
     pub spec: Option<ModelSpec>,
-    /// The model's habits.
+    /// The model's own defaults.
     pub generation: GenerationDefaults,
     /// Limits of the scheduler.
     pub limits: Limits,
@@ -75,14 +78,16 @@ pub struct Engine {
     vocab: usize,
     /// Size of the executor's hidden states, if it gives them.
     hidden: Option<usize>,
-    attention: AttentionBound,
+    attention: AttentionPolicy,
+    /// Whether attention keeps to that policy.
+    bounds_attention: bool,
     seed: u64,
     info: Value,
     spec: Option<ModelSpec>,
     compiler: Compiler,
     commands: Sender<Command>,
     ready: ReadyQueue,
-    shared: Arc<Shared>,
+    status: Arc<EngineStatus>,
     next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The process that has the engine thread: a fork of it has not.
@@ -109,12 +114,11 @@ impl Engine {
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
-        let hidden = parts.executor.hidden_size();
-        let attention = parts.executor.attention_bound();
+        let executor = parts.executor.info();
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let shared = Arc::new(Shared::default());
+        let status = Arc::new(EngineStatus::default());
         let body =
-            EngineLoop::new(scheduler, parts.executor, Arc::clone(&tokenizer), inbox, Arc::clone(&shared));
+            EngineLoop::new(scheduler, parts.executor, Arc::clone(&tokenizer), inbox, Arc::clone(&status));
         let thread = std::thread::Builder::new().name("octavo-engine".into()).spawn(move || body.run());
         let thread =
             thread.map_err(|e| EngineError::EngineDead(format!("the engine thread did not start: {e}")))?;
@@ -130,14 +134,15 @@ impl Engine {
             generation: parts.generation,
             limits,
             vocab: parts.vocab,
-            hidden,
-            attention,
+            hidden: executor.hidden_size,
+            attention: executor.attention,
+            bounds_attention: executor.bounds_attention,
             seed: parts.seed,
             info,
             spec: parts.spec,
             commands,
             ready: crossbeam_channel::unbounded(),
-            shared,
+            status,
             next_id: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
             process: std::process::id(),
@@ -150,7 +155,7 @@ impl Engine {
     /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`.
     pub fn submit(&self, prompt: Prompt, params: &SamplingParams) -> Result<RequestStream, EngineError> {
         self.check_process()?;
-        self.shared.check_open()?;
+        self.status.check_open()?;
         let prompt = self.prompt_tokens(prompt)?;
         let max_tokens = self.check(&prompt, params)?;
         self.enqueue(|| self.prepare(prompt, params, max_tokens))
@@ -162,33 +167,33 @@ impl Engine {
     /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`, and `UnsupportedModel` if the executor has none.
     pub fn embed(&self, prompt: Prompt, params: &PoolingParams) -> Result<RequestStream, EngineError> {
         self.check_process()?;
-        self.shared.check_open()?;
+        self.status.check_open()?;
         let prompt = self.prompt_tokens(prompt)?;
         self.check_embed(&prompt, params)?;
         self.enqueue(|| {
             let pooler = Pooler::new(params.clone(), prompt.len());
             let (prepared, stream) = self.prepare(prompt, &unsampled(params), 1)?;
-            Ok((Prepared { pooler: Some(pooler), ..prepared }, stream))
+            Ok((EngineRequest { pooler: Some(pooler), ..prepared }, stream))
         })
     }
 
     /// Takes a place in the queue, and sends what `prepare` makes to the engine thread.
     fn enqueue(
         &self,
-        prepare: impl FnOnce() -> Result<(Prepared, RequestStream), EngineError>,
+        prepare: impl FnOnce() -> Result<(EngineRequest, RequestStream), EngineError>,
     ) -> Result<RequestStream, EngineError> {
         self.reserve_place()?;
         match prepare() {
             Ok((prepared, stream)) => {
                 if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
-                    self.shared.queued.fetch_sub(1, Ordering::SeqCst);
-                    self.shared.check_alive()?;
+                    self.status.queued.fetch_sub(1, Ordering::SeqCst);
+                    self.status.check_alive()?;
                     return Err(EngineError::closed());
                 }
                 Ok(stream)
             }
             Err(e) => {
-                self.shared.queued.fetch_sub(1, Ordering::SeqCst);
+                self.status.queued.fetch_sub(1, Ordering::SeqCst);
                 Err(e)
             }
         }
@@ -216,7 +221,7 @@ impl Engine {
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
         params.check()?;
         params.check_vocabulary(self.vocab)?;
-        params.check_attention(self.attention)?;
+        params.check_attention(self.attention, self.bounds_attention)?;
         if let Some(structure) = &params.structured {
             self.compiler.check(structure)?;
         }
@@ -262,14 +267,14 @@ impl Engine {
     /// Takes a place in the bounded queue.
     fn reserve_place(&self) -> Result<(), EngineError> {
         let max = self.limits.max_queue as usize;
-        let mut seen = self.shared.queued.load(Ordering::SeqCst);
+        let mut seen = self.status.queued.load(Ordering::SeqCst);
         loop {
             if seen >= max {
                 return Err(EngineError::QueueFull(format!(
                     "{seen} requests are waiting and max_queue is {max}: retry later, or raise max_queue"
                 )));
             }
-            match self.shared.queued.compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::SeqCst) {
+            match self.status.queued.compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(_) => return Ok(()),
                 Err(now) => seen = now,
             }
@@ -281,7 +286,7 @@ impl Engine {
         prompt: Vec<u32>,
         params: &SamplingParams,
         max_tokens: u32,
-    ) -> Result<(Prepared, RequestStream), EngineError> {
+    ) -> Result<(EngineRequest, RequestStream), EngineError> {
         let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output)?;
         let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens)?;
         let bad_words = self.bad_words(&params.bad_words)?;
@@ -295,7 +300,7 @@ impl Engine {
         let submitted = Instant::now();
         let tokens = |n: Option<u32>| n.map(|n| n as usize);
         let (outbox, stream) = stream::channel(id, prompt.clone(), self.commands.clone(), &self.ready.0);
-        let prepared = Prepared {
+        let prepared = EngineRequest {
             id,
             prompt: prompt.into(),
             n: params.n,
@@ -303,7 +308,7 @@ impl Engine {
             min_tokens: params.min_tokens,
             priority: params.priority,
             salt: params.cache_salt.as_deref().map(Into::into),
-            error_bound: params.own_bound(self.attention),
+            attention: params.attention_policy(self.attention),
             submitted,
             deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
             rules: SamplingRules::new(params, &self.generation.sampling, seed, stop_ids, bad_words),
@@ -365,7 +370,7 @@ impl Engine {
         self.tokenizer.decode(ids, skip_special_tokens)
     }
 
-    /// Waits for news of subscribed requests; their ids.
+    /// Waits for deltas of subscribed requests; their ids.
     pub fn wait_ready(&self, timeout: Duration) -> Vec<u64> {
         let mut ids: Vec<u64> = self.ready.1.recv_timeout(timeout).into_iter().collect();
         ids.extend(self.ready.1.try_iter());
@@ -374,26 +379,31 @@ impl Engine {
 
     /// Counters since the start.
     pub fn stats(&self) -> EngineStats {
-        self.shared.counters.snapshot()
+        self.status.counters.snapshot()
+    }
+
+    /// Reports of the executor since the start, merged.
+    pub fn report(&self) -> Report {
+        self.status.report.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
     /// Distributions of times and sizes since the start.
     pub fn histograms(&self) -> Vec<HistogramSnapshot> {
-        self.shared.histograms.snapshot()
+        self.status.histograms.snapshot()
     }
 
     /// Requests that wait for their start, those on their way to the engine thread included.
     pub fn queued(&self) -> usize {
         // Nothing waits in an engine that has ended; a request that met the end on its way in has had its error.
-        if self.shared.check_alive().is_err() { 0 } else { self.shared.queued.load(Ordering::SeqCst) }
+        if self.status.check_alive().is_err() { 0 } else { self.status.queued.load(Ordering::SeqCst) }
     }
 
     /// Whether the engine makes progress. A step that takes longer than `limit` counts as stalled: choose several times
     /// what the largest step takes.
     pub fn health(&self, limit: Duration) -> Health {
-        match self.shared.check_alive() {
+        match self.status.check_alive() {
             Err(cause) => Health::Dead(cause),
-            Ok(()) => match self.shared.pulse.busy_for().filter(|age| *age > limit) {
+            Ok(()) => match self.status.heartbeat.busy_for().filter(|age| *age > limit) {
                 Some(age) => Health::Stalled { seconds: age.as_secs_f64() },
                 None => Health::Ready,
             },
@@ -413,15 +423,15 @@ impl Engine {
     /// Takes no more requests, waits until those that were taken have ended, at most for `limit`, and closes. False: the
     /// limit passed, and what still ran was aborted.
     pub fn drain(&self, limit: Duration) -> bool {
-        self.shared.draining.store(true, Ordering::SeqCst);
+        self.status.draining.store(true, Ordering::SeqCst);
         let begin = Instant::now();
         // A closed engine has no one to tell, and nothing that runs.
         if self.check_process().is_ok() && self.commands.send(Command::Drain).is_ok() {
-            while self.shared.check_alive().is_ok() && begin.elapsed() < limit {
+            while self.status.check_alive().is_ok() && begin.elapsed() < limit {
                 std::thread::sleep(Duration::from_millis(1).min(limit));
             }
         }
-        let ended = self.shared.check_alive().is_err();
+        let ended = self.status.check_alive().is_err();
         self.close();
         ended
     }
@@ -439,7 +449,7 @@ impl Engine {
             }
             None => {}
         }
-        self.shared.die(EngineError::closed());
+        self.status.die(EngineError::closed());
     }
 }
 

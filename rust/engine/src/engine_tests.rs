@@ -1,13 +1,11 @@
 //! The engine over a scripted executor: outputs, faults, cancellation, deadlines, the queue, the end.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use octavo_kernels::AttentionReport;
-use octavo_scheduler::StepPlan;
-
-use crate::test_engine::{VOCAB, engine_over};
+use crate::test_engine::{VOCAB, engine_over, executor_info};
 use crate::*;
 
 /// What the executor does wrong, and at which step (counted from 1).
@@ -27,12 +25,18 @@ struct Alphabet {
     step: u64,
     pause: Duration,
     steps_seen: Arc<AtomicU64>,
-    /// A call for each sequence of the last step that succeeded; a fault leaves them as they are.
-    reports: Vec<AttentionReport>,
+    /// Logits of the rows of the last step that succeeded.
+    rows: Vec<Vec<f32>>,
+    /// A call for each sequence of that step; a fault leaves them as they are.
+    reports: Vec<Report>,
 }
 
 impl Executor for Alphabet {
-    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
+    fn info(&self) -> ExecutorInfo {
+        executor_info()
+    }
+
+    fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
         self.step += 1;
         self.steps_seen.store(self.step, Ordering::SeqCst);
         std::thread::sleep(self.pause);
@@ -42,24 +46,28 @@ impl Executor for Alphabet {
             Fault::Panic(at) if at == self.step => panic!("planted panic"),
             _ => {}
         }
-        let mut row_of_logits = vec![0.0f32; VOCAB];
-        for (i, seq) in plan.seqs.iter().enumerate() {
-            for row in seq.sample_rows() {
-                let token = plan.tokens[(seq.query_start + row) as usize];
-                row_of_logits.fill(0.0);
-                row_of_logits[(token as usize + 1) % 256] = 20.0;
-                if matches!(self.fault, Fault::NanAfter(t) if t == token) {
-                    row_of_logits[3] = f32::NAN;
-                }
-                sink(&[(i, row)], &row_of_logits);
+        let plan = &step.plan;
+        let logits = |(i, row): (usize, u32)| {
+            let token = plan.tokens[(plan.seqs[i].query_start + row) as usize];
+            let mut logits = vec![0.0f32; VOCAB];
+            logits[(token as usize + 1) % 256] = 20.0;
+            if matches!(self.fault, Fault::NanAfter(t) if t == token) {
+                logits[3] = f32::NAN;
             }
-        }
-        self.reports = vec![AttentionReport { calls: 1, ..AttentionReport::default() }; plan.seqs.len()];
-        Ok(())
+            logits
+        };
+        self.rows = step.rows().map(logits).collect();
+        self.reports = vec![Report::from_iter([("calls", 1.0)]); plan.seqs.len()];
+        Ok(Ticket(plan.step))
     }
 
-    fn attention_reports(&self) -> &[AttentionReport] {
-        &self.reports
+    fn wait(&mut self, _: Ticket) -> Result<StepOutput, StepError> {
+        Ok(StepOutput { sampled: Vec::new(), reports: self.reports.clone() })
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {
+        *out = self.rows[rows].concat();
+        Ok(())
     }
 }
 
@@ -70,6 +78,7 @@ fn engine_with(fault: Fault, pause_ms: u64, change: impl FnOnce(&mut Limits)) ->
         step: 0,
         pause: Duration::from_millis(pause_ms),
         steps_seen: Arc::clone(&steps_seen),
+        rows: Vec::new(),
         reports: Vec::new(),
     };
     (engine_over(executor, change), steps_seen)
@@ -207,17 +216,18 @@ fn a_failed_step_ends_its_requests_and_the_engine_goes_on() {
 }
 
 #[test]
-fn attention_is_reported_for_steps_that_ran_and_not_for_failed_ones() {
+fn reports_come_from_steps_that_ran_and_not_from_failed_ones() {
     for fault in [Fault::Error(3), Fault::Panic(3)] {
         let engine = engine(fault);
         let out = gather(&submit(&engine, "a", &greedy(9)));
         assert_eq!(out.tokens.len(), 2);
-        let of_request = |out: &Gathered| out.last.metrics.as_ref()?.attention.map(|a| a.calls);
-        assert_eq!(of_request(&out), Some(2), "the third step has no report of its own");
-        assert_eq!(engine.stats().attention_calls, 2);
-        assert_eq!(of_request(&gather(&submit(&engine, "x", &greedy(4)))), Some(4));
+        let of_request = |out: &Gathered| out.last.metrics.as_ref()?.report.as_ref()?.get("calls");
+        assert_eq!(of_request(&out), Some(2.0), "the third step has no report of its own");
+        assert_eq!(engine.report().get("calls"), Some(2.0));
+        assert_eq!(of_request(&gather(&submit(&engine, "x", &greedy(4)))), Some(4.0));
         let stats = settled(&engine);
-        assert_eq!((stats.attention_calls, stats.steps, stats.failed_steps), (6, 7, 1));
+        assert_eq!(engine.report().get("calls"), Some(6.0));
+        assert_eq!((stats.steps, stats.failed_steps), (7, 1));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Whether the engine makes progress, as anyone may ask while a step runs.
+//! Progress of the engine, which any thread may read while a step runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,19 +20,19 @@ pub enum Health {
 }
 
 /// When the engine thread last began a round of work.
-pub(crate) struct Pulse {
+pub(crate) struct Heartbeat {
     epoch: Instant,
     /// Microseconds since `epoch`, plus 1; 0 while the thread waits for commands.
     began: AtomicU64,
 }
 
-impl Default for Pulse {
+impl Default for Heartbeat {
     fn default() -> Self {
         Self { epoch: Instant::now(), began: AtomicU64::new(0) }
     }
 }
 
-impl Pulse {
+impl Heartbeat {
     /// A round of work begins. Relaxed, as for all that is read for display: nothing is ordered by it.
     pub fn beat(&self) {
         self.began.store(self.epoch.elapsed().as_micros() as u64 + 1, Ordering::Relaxed);

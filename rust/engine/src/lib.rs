@@ -4,11 +4,12 @@
 //! Between them stand one queue in and one queue per request out, and no lock.
 #![forbid(unsafe_code)]
 
+mod command;
 mod config;
 mod cpu;
 mod detokenizer;
 #[cfg(test)]
-mod drawing_tests;
+mod device_sampling_tests;
 mod engine;
 mod engine_loop;
 #[cfg(test)]
@@ -17,17 +18,22 @@ mod error;
 mod executor;
 mod generation;
 mod health;
+mod inbox;
 mod load;
+mod mailbox;
 mod memory;
 mod metrics;
 mod output;
 mod params;
 mod pooling;
 mod quantize;
+mod report;
 mod request;
-mod rows;
+mod requests;
+mod sample_step;
 mod sampling;
 mod stats;
+mod status;
 mod stop;
 mod stream;
 mod strict_json;
@@ -41,19 +47,20 @@ pub use config::EngineConfig;
 pub use cpu::CpuExecutor;
 pub use engine::{Engine, EngineParts, Prompt};
 pub use error::EngineError;
-pub use executor::{AttentionBound, Draw, Executor, OutcomeSink, RowOutcome, RowSink, StepError};
+pub use executor::{Executor, ExecutorInfo, StepError, StepInput, StepOutput, Ticket};
 pub use generation::GenerationDefaults;
 pub use health::Health;
 pub use memory::{Limits, MemoryPart, machine_memory};
 pub use metrics::HistogramSnapshot;
-pub use octavo_kernels::{AttentionReport, DynamicParams, Mode as AttentionMode};
+pub use octavo_kernels::{DynamicParams, Mode as AttentionMode};
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
 pub use params::{SamplingDefaults, SamplingParams};
 pub use pooling::{Pooling, PoolingParams};
 pub use quantize::quantize_weights;
-pub use sampling::Logprob;
+pub use report::Report;
+pub use sampling::{Logprob, SampleSpec, SampledToken};
 pub use stats::EngineStats;
 pub use stream::RequestStream;
 pub use strict_json::{JsonLimits, parse_strict};
@@ -66,7 +73,7 @@ pub use tokenizer::Tokenizer;
 pub mod internals {
     pub use crate::sampling::{Cuts, Exact, History, Sampler, SamplingRules};
 
-    /// Rules of `params` for a model without habits.
+    /// Rules of `params` for a model without defaults of its own.
     pub fn rules(params: &crate::SamplingParams) -> SamplingRules {
         SamplingRules::new(params, &crate::SamplingDefaults::default(), 1, Vec::new(), Vec::new())
     }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::EngineError;
 use crate::config::EngineConfig;
-use crate::cpu::LOGIT_ROWS;
+use crate::executor::ROWS_PER_READ;
 
 /// Share of the available memory that the KV cache may take when the caller sets no limit.
 const DEFAULT_SHARE: f64 = 0.5;
@@ -177,8 +177,8 @@ pub fn plan(
         ),
         part(
             "logits",
-            LOGIT_ROWS.min(max_num_seqs) * spec.vocab * 4,
-            format!("f32 rows of {} entries, at most {LOGIT_ROWS} at a time", spec.vocab),
+            ROWS_PER_READ.min(max_num_seqs) * spec.vocab * 4,
+            format!("f32 rows of {} entries, at most {ROWS_PER_READ} at a time", spec.vocab),
         ),
     ];
     let tails = tail_bytes(spec, kv_format, max_num_seqs, max_num_batched_tokens)?;

@@ -1,8 +1,7 @@
-//! What a request gives back, piece by piece.
-
-use octavo_kernels::AttentionReport;
+//! Output of a request, delta by delta.
 
 use crate::EngineError;
+use crate::report::Report;
 
 /// Why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +50,12 @@ pub struct TokenLogprob {
     pub token: String,
 }
 
-/// News of one sample.
+/// New output of one sample.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SampleDelta {
     /// Which of the `n` samples.
     pub index: u32,
-    /// Text that became certain.
+    /// New text.
     pub text: String,
     /// New tokens.
     pub token_ids: Vec<u32>,
@@ -71,7 +70,7 @@ pub struct SampleDelta {
 }
 
 impl SampleDelta {
-    /// Appends what came after `self`.
+    /// Appends a later delta.
     fn merge(&mut self, later: SampleDelta) {
         self.text.push_str(&later.text);
         self.token_ids.extend(later.token_ids);
@@ -103,17 +102,17 @@ pub struct RequestMetrics {
     pub cached_prompt_tokens: u64,
     /// Tokens generated, all samples together.
     pub generated_tokens: u64,
-    /// What dynamic attention read and left out; None if attention is dense.
-    pub attention: Option<AttentionReport>,
+    /// Merged reports of the executor; None if it made none.
+    pub report: Option<Report>,
 }
 
 /// Candidates per prompt token; None for the first one, which nothing predicts.
 pub type PromptLogprobs = Vec<Option<Vec<TokenLogprob>>>;
 
-/// What came since the last delta.
+/// Output since the last delta.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Delta {
-    /// Samples with news.
+    /// Samples with new output.
     pub outputs: Vec<SampleDelta>,
     /// The last delta of the request.
     pub finished: bool,
@@ -128,14 +127,14 @@ pub struct Delta {
 }
 
 impl Delta {
-    /// True if there is nothing to tell.
+    /// True if there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.outputs.is_empty() && !self.finished && self.prompt_logprobs.is_none()
     }
 
-    /// Appends what came after `self`.
+    /// Appends a later delta.
     pub fn merge(&mut self, later: Delta) {
-        later.outputs.into_iter().for_each(|news| self.add(news));
+        later.outputs.into_iter().for_each(|delta| self.add(delta));
         self.finished |= later.finished;
         self.prompt_logprobs = later.prompt_logprobs.or(self.prompt_logprobs.take());
         self.embedding = later.embedding.or(self.embedding.take());
@@ -143,11 +142,11 @@ impl Delta {
         self.error = later.error.or(self.error.take());
     }
 
-    /// Adds news of a sample.
-    pub fn add(&mut self, news: SampleDelta) {
-        match self.outputs.iter_mut().find(|o| o.index == news.index) {
-            Some(mine) => mine.merge(news),
-            None => self.outputs.push(news),
+    /// Adds output of a sample.
+    pub fn add(&mut self, delta: SampleDelta) {
+        match self.outputs.iter_mut().find(|o| o.index == delta.index) {
+            Some(mine) => mine.merge(delta),
+            None => self.outputs.push(delta),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Sampling parameters: what a caller asks for, checked, and completed with the model's defaults.
 
+use octavo_scheduler::AttentionPolicy;
+
 use crate::EngineError;
-use crate::executor::AttentionBound;
 use crate::structured::Structure;
 
 /// Largest number of samples of one prompt.
@@ -197,32 +198,31 @@ impl SamplingParams {
         Ok(())
     }
 
-    /// Checks the bound on attention against what the engine keeps to.
-    pub(crate) fn check_attention(&self, own: AttentionBound) -> Result<(), EngineError> {
+    /// Checks the request's bound on attention against the engine's policy. `bounded`: attention keeps to that policy.
+    pub(crate) fn check_attention(&self, engine: AttentionPolicy, bounded: bool) -> Result<(), EngineError> {
         let Some(bound) = self.attention_error_bound else { return Ok(()) };
         let name = "attention_error_bound";
-        match own {
-            // What leaves nothing out is within every bound.
-            AttentionBound::Exact => Ok(()),
-            AttentionBound::Within(own) if bound <= own => Ok(()),
-            AttentionBound::Within(own) => {
-                let expected = format!(
-                    "at most the engine's own error_bound ({own}) is expected: a request may be \
-                     stricter, not looser"
-                );
-                refuse(name, bound, &expected)
-            }
-            AttentionBound::Told => refuse(
-                name,
-                bound,
-                "this engine's attention keeps to no bound (its mode is \"budget\"): leave it out",
-            ),
+        let max = engine.error_bound;
+        if !bounded {
+            let expected = "this engine's attention keeps to no bound (its mode is \"budget\"): leave it out";
+            return refuse(name, bound, expected);
         }
+        // Dense attention keeps to every bound.
+        if engine != AttentionPolicy::DENSE && bound > max {
+            let expected = format!(
+                "at most the engine's own error_bound ({max}) is expected: a request may be stricter, not looser"
+            );
+            return refuse(name, bound, &expected);
+        }
+        Ok(())
     }
 
-    /// The request's bound where it is not the engine's.
-    pub(crate) fn own_bound(&self, own: AttentionBound) -> Option<f32> {
-        self.attention_error_bound.filter(|bound| matches!(own, AttentionBound::Within(own) if own != *bound))
+    /// The request's attention policy, in an engine with the policy `engine`.
+    pub(crate) fn attention_policy(&self, engine: AttentionPolicy) -> AttentionPolicy {
+        match self.attention_error_bound {
+            Some(error_bound) if engine != AttentionPolicy::DENSE => AttentionPolicy { error_bound },
+            _ => engine,
+        }
     }
 
     /// Checks token ids against the vocabulary.

@@ -1,32 +1,32 @@
-//! A request inside the engine: its samples, their text, and what is still to be told.
+//! A request inside the engine: its samples, their text, and the deltas that have not been sent.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use octavo_kernels::{AttentionReport, Kernels, Peak};
+use octavo_kernels::{Kernels, Peak};
+use octavo_scheduler::AttentionPolicy;
 
 use crate::EngineError;
 use crate::detokenizer::Detokenizer;
-use crate::engine_loop::Shared;
-use crate::executor::Draw;
+use crate::mailbox::Outbox;
 use crate::output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
 use crate::pooling::Pooler;
-use crate::rows::Drawn;
-use crate::sampling::{History, Logprob, Sampler, SamplingRules};
+use crate::report::Report;
+use crate::sampling::{History, Logprob, SampleSpec, SampledToken, Sampler, SamplingRules};
 use crate::stats::add;
+use crate::status::EngineStatus;
 use crate::stop::StopFilter;
-use crate::stream::Outbox;
 use crate::structured::{Constraint, Progress};
 use crate::tokenizer::Tokenizer;
 
-/// Most candidates that an executor is asked to report with a token that it draws; more come from the row of logits.
-const MAX_DRAWN_LOGPROBS: usize = 20;
+/// Largest number of candidates that an executor reports with a token that it samples; more need the row of logits.
+const MAX_DEVICE_LOGPROBS: usize = 20;
 
-/// What the caller's thread has prepared for the engine.
-pub(crate) struct Prepared {
+/// A checked and tokenised request, as the caller's thread hands it to the engine thread.
+pub(crate) struct EngineRequest {
     pub id: u64,
     pub prompt: Arc<[u32]>,
     pub n: u32,
@@ -34,8 +34,8 @@ pub(crate) struct Prepared {
     pub min_tokens: u32,
     pub priority: i32,
     pub salt: Option<Box<str>>,
-    /// Most softmax mass that attention may leave out, if that is not the engine's own bound.
-    pub error_bound: Option<f32>,
+    /// Its own attention policy, or the engine's.
+    pub attention: AttentionPolicy,
     pub submitted: Instant,
     pub deadline: Option<Instant>,
     pub rules: SamplingRules,
@@ -59,16 +59,16 @@ pub(crate) struct Prepared {
 }
 
 /// A request that has not ended.
-pub(crate) struct Active {
-    pub request: Prepared,
+pub(crate) struct RequestState {
+    pub request: EngineRequest,
     samples: Vec<Sample>,
     prompt_logprobs: PromptLogprobs,
     pub started: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     cached_tokens: u32,
-    /// Of all steps so far.
-    pub attention: Option<AttentionReport>,
+    /// Merged reports of all steps so far.
+    pub report: Option<Report>,
     /// Set when the request fails.
     pub error: Option<EngineError>,
     ended: u32,
@@ -87,8 +87,8 @@ struct Sample {
     ended: bool,
 }
 
-impl Active {
-    pub fn new(request: Prepared) -> Self {
+impl RequestState {
+    pub fn new(request: EngineRequest) -> Self {
         let history =
             if request.rules.needs_history() { History::new(&request.prompt) } else { History::default() };
         let sample = |constraint| Sample {
@@ -114,7 +114,7 @@ impl Active {
             first_token: None,
             last_token: None,
             cached_tokens: 0,
-            attention: None,
+            report: None,
             error: None,
             ended: 0,
         }
@@ -145,7 +145,7 @@ impl Active {
         Some(now.saturating_duration_since(last))
     }
 
-    /// Makes ready what `draw` reads of samples `samples`.
+    /// Waits for the constraint masks that `sample` reads.
     pub fn prepare(&mut self, samples: std::ops::Range<u32>) {
         for index in samples {
             if let Some(constraint) = self.samples.get_mut(index as usize).and_then(|s| s.constraint.as_mut())
@@ -155,35 +155,38 @@ impl Active {
         }
     }
 
-    /// Draws the next token of a sample from `logits`, whose peak is `raw`, and changes nothing.
+    /// Samples the next token of sample `index` from `logits`, whose peak is `raw`; changes nothing.
     ///
     /// # Errors
     /// Those of the sample's constraint.
-    pub fn draw(
+    pub fn sample(
         &self,
         kernels: &Kernels,
         sampler: &mut Sampler,
         index: u32,
         logits: &[f32],
         raw: Peak,
-    ) -> Result<Drawn, EngineError> {
+    ) -> Result<SampledToken, EngineError> {
         let r = &self.request;
         let s = self.samples.get(index as usize).ok_or_else(|| no_sample(index))?;
         let allowed = s.constraint.as_ref().map(Constraint::mask).transpose()?;
         let token = sampler.sample(kernels, &r.rules, logits, raw, &s.history, &s.tokens, index, allowed);
-        let logprobs = r.logprobs.map(|top| sampler.logprobs(kernels, logits, raw, token, top));
-        Ok(Drawn { token, logprobs })
+        let logprobs = match r.logprobs {
+            Some(top) => sampler.logprobs(kernels, logits, raw, token, top),
+            None => Vec::new(),
+        };
+        Ok(SampledToken { token, logprobs })
     }
 
-    /// How the next token of a sample is drawn, behind `awaited` tokens that are being drawn; None: its logits must be
+    /// Spec of the next token of a sample, behind `pending` tokens that are being sampled; None: its logits must be
     /// processed, or more of them are wanted.
-    pub fn plain_draw(&self, index: u32, awaited: u32) -> Option<Draw> {
+    pub fn sample_spec(&self, index: u32, pending: u32) -> Option<SampleSpec> {
         let (r, s) = (&self.request, self.samples.get(index as usize)?);
-        let few = r.logprobs.is_none_or(|top| top <= MAX_DRAWN_LOGPROBS);
+        let few = r.logprobs.is_none_or(|top| top <= MAX_DEVICE_LOGPROBS);
         let free = s.constraint.is_none() && r.prompt_logprobs.is_none() && few;
         let logprobs = r.logprobs.map_or(-1, |top| top as i32);
-        let draw = if free { r.rules.plain_draw(index, s.tokens.len() as u32 + awaited) } else { None };
-        draw.map(|draw| Draw { logprobs, ..draw })
+        let spec = if free { r.rules.sample_spec(index, s.tokens.len() as u32 + pending) } else { None };
+        spec.map(|spec| SampleSpec { logprobs, ..spec })
     }
 
     /// Takes the next token of a sample: (token, whether it stops the sample).
@@ -191,7 +194,7 @@ impl Active {
         &mut self,
         tokenizer: &Tokenizer,
         index: u32,
-        Drawn { token, logprobs }: Drawn,
+        SampledToken { token, logprobs }: SampledToken,
         now: Instant,
     ) -> Result<(u32, bool), EngineError> {
         self.first_token.get_or_insert(now);
@@ -207,11 +210,11 @@ impl Active {
         if r.rules.needs_history() {
             s.history.push(token);
         }
-        let mut news = SampleDelta { index, token_ids: vec![token], ..SampleDelta::default() };
-        if let Some(row) = logprobs {
-            s.cumulative += f64::from(row[0].logprob);
-            news.cumulative_logprob = Some(s.cumulative);
-            news.logprobs = Some(vec![with_text(tokenizer, row)]);
+        let mut delta = SampleDelta { index, token_ids: vec![token], ..SampleDelta::default() };
+        if let Some(own) = logprobs.first() {
+            s.cumulative += f64::from(own.logprob);
+            delta.cumulative_logprob = Some(s.cumulative);
+            delta.logprobs = Some(vec![with_text(tokenizer, logprobs)]);
         }
         let armed = s.tokens.len() >= r.min_tokens as usize;
         let eos = armed && r.eos.contains(&token);
@@ -224,7 +227,7 @@ impl Active {
         s.stopped = eos || stop_token || complete;
         if !(eos || stop_token || (complete && ends)) || r.include_stop {
             let text = s.detokenizer.push(tokenizer, token)?;
-            if let Some(found) = s.filter.push(&text, armed, &mut news.text) {
+            if let Some(found) = s.filter.push(&text, armed, &mut delta.text) {
                 if !s.stopped || complete {
                     s.stop_reason = Some(StopReason::Text(found));
                 }
@@ -232,7 +235,7 @@ impl Active {
             }
         }
         let stopped = s.stopped;
-        self.request.outbox.pending.add(news);
+        self.request.outbox.pending.add(delta);
         Ok((token, stopped))
     }
 
@@ -248,18 +251,18 @@ impl Active {
         if std::mem::replace(&mut s.ended, true) {
             return false;
         }
-        let mut news = SampleDelta { index, finish_reason: Some(reason), ..SampleDelta::default() };
+        let mut delta = SampleDelta { index, finish_reason: Some(reason), ..SampleDelta::default() };
         if !matches!(s.stop_reason, Some(StopReason::Text(_))) {
             // Text that waited for the rest of a character or of a stop string. A decoder that fails here has failed
             // before: there is nothing more to show.
             let rest = s.detokenizer.finish(tokenizer).unwrap_or_default();
-            s.filter.push(&rest, false, &mut news.text);
-            s.filter.finish(&mut news.text);
+            s.filter.push(&rest, false, &mut delta.text);
+            s.filter.finish(&mut delta.text);
         }
         if reason == FinishReason::Stop {
-            news.stop_reason = s.stop_reason.clone();
+            delta.stop_reason = s.stop_reason.clone();
         }
-        self.request.outbox.pending.add(news);
+        self.request.outbox.pending.add(delta);
         self.ended += 1;
         let last = self.ended == self.request.n;
         if last {
@@ -297,14 +300,14 @@ impl Active {
             prompt_tokens: self.request.prompt.len() as u64,
             cached_prompt_tokens: u64::from(self.cached_tokens),
             generated_tokens: generated,
-            attention: self.attention,
+            report: self.report.take(),
         });
         delta.embedding = self.request.pooler.as_ref().and_then(Pooler::embedding);
         delta.error = self.error.take();
         delta.finished = true;
     }
 
-    /// Sends what is new. Prompt log-probabilities go out when they are complete.
+    /// Sends the pending delta. Prompt log-probabilities go out when they are complete.
     pub fn flush(&mut self) {
         let complete = self.prompt_logprobs.len() == self.request.prompt.len();
         if self.request.prompt_logprobs.is_some() && complete {
@@ -319,14 +322,14 @@ impl Active {
     }
 
     /// `flush`, with the end of a request counted.
-    pub fn flush_counted(&mut self, shared: &Shared) {
+    pub fn flush_counted(&mut self, status: &EngineStatus) {
         if self.is_over() {
-            add(&shared.counters.requests_finished, 1);
+            add(&status.counters.requests_finished, 1);
             if let Some(metrics) = &self.request.outbox.pending.metrics {
-                shared.histograms.request(metrics);
+                status.histograms.request(metrics);
             }
             if self.started.is_none() {
-                shared.queued.fetch_sub(1, Ordering::SeqCst);
+                status.queued.fetch_sub(1, Ordering::SeqCst);
             }
         }
         self.flush();

@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use octavo_kernels::AttentionReport;
-
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// Written by the engine thread alone, after each step.
@@ -28,7 +26,7 @@ counters! {
     requests_running,
     /// Requests that have not started, and preempted sequences.
     requests_waiting,
-    /// Requests that have ended, for whatever reason.
+    /// Requests that have ended, for any reason.
     requests_finished,
     /// Samples that met a stop condition.
     finished_stop,
@@ -50,9 +48,9 @@ counters! {
     steps,
     /// Steps with prefill and decode together.
     mixed_steps,
-    /// Most sequences in one step.
+    /// Largest number of sequences in one step.
     max_batch,
-    /// Most tokens in one step.
+    /// Largest number of tokens in one step.
     max_batch_tokens,
     /// Prompt tokens of all started requests.
     prompt_tokens,
@@ -68,30 +66,6 @@ counters! {
     failed_steps,
     /// Time spent in steps, in microseconds.
     step_us,
-    /// Queries of query heads, layer by layer, under dynamic attention.
-    attention_calls,
-    /// Those of them that read everything.
-    attention_dense_calls,
-    /// Bytes of the int8 KV cache that dynamic attention read.
-    attention_bytes_read,
-    /// Bytes that dense attention would have read.
-    attention_bytes_dense,
-    /// Calls that were compared with reading everything.
-    attention_audited_calls,
-    /// Those of them that were further off than they said.
-    attention_violations,
-}
-
-impl Counters {
-    /// Counts what dynamic attention read and left out.
-    pub fn attention(&self, report: &AttentionReport) {
-        add(&self.attention_calls, report.calls);
-        add(&self.attention_dense_calls, report.dense_calls);
-        add(&self.attention_bytes_read, report.bytes_read);
-        add(&self.attention_bytes_dense, report.bytes_dense);
-        add(&self.attention_audited_calls, report.audited_calls);
-        add(&self.attention_violations, report.violations);
-    }
 }
 
 /// Sets a counter. Relaxed: counters are read for display, and nothing is ordered by them.

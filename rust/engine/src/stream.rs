@@ -1,59 +1,18 @@
-//! The way out: one place per request for news, from the engine thread to whoever reads.
-//!
-//! The engine never waits for a reader: what has not been read is merged with what comes, so a slow reader loses nothing and
-//! delays nobody.
+//! The reader's end of a request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use crossbeam_utils::atomic::AtomicCell;
 
 use crate::EngineError;
-use crate::engine_loop::Command;
+use crate::command::Command;
+use crate::mailbox::{Mailbox, Outbox};
 use crate::output::Delta;
 
-/// Ids of subscribed requests with news.
+/// Ids of subscribed requests with unread deltas.
 pub(crate) type ReadyQueue = (Sender<u64>, Receiver<u64>);
-
-/// What both ends share.
-#[derive(Default)]
-struct Mailbox {
-    /// News that has not been read. One end takes it out whole, and the other puts it back longer: nobody waits.
-    unread: AtomicCell<Option<Box<Delta>>>,
-    /// The reader wants to be named in the ready queue.
-    wanted: AtomicBool,
-    /// The reader wants the whole answer at once: nothing is sent before the last delta.
-    only_end: AtomicBool,
-    /// The id is in the ready queue and not yet read.
-    announced: AtomicBool,
-}
-
-impl Mailbox {
-    fn announce(&self, id: u64, ready: &Sender<u64>, last: bool) {
-        if !self.wanted.load(Ordering::SeqCst) {
-            return;
-        }
-        let known = self.announced.swap(true, Ordering::SeqCst);
-        // The end is told in any case: a reader that takes its time need not sit it out.
-        if !known || last {
-            // The other end lives as long as the engine; without it nobody waits.
-            let _ = ready.send(id);
-        }
-    }
-}
-
-/// The engine's end.
-pub(crate) struct Outbox {
-    id: u64,
-    mailbox: Arc<Mailbox>,
-    /// Rings for a reader that waits; its end closes with this one.
-    bell: Sender<()>,
-    ready: Sender<u64>,
-    /// News that has not been sent.
-    pub pending: Delta,
-}
 
 /// The reader's end. Dropping it cancels the request.
 pub struct RequestStream {
@@ -70,22 +29,14 @@ pub struct RequestStream {
     process: u32,
 }
 
-/// Both ends of a request's news.
+/// Both ends of a request.
 pub(crate) fn channel(
     id: u64,
     prompt: Vec<u32>,
     commands: Sender<Command>,
     ready: &Sender<u64>,
 ) -> (Outbox, RequestStream) {
-    let mailbox = Arc::new(Mailbox::default());
-    let (ring, bell) = crossbeam_channel::bounded(1);
-    let outbox = Outbox {
-        id,
-        mailbox: Arc::clone(&mailbox),
-        bell: ring,
-        ready: ready.clone(),
-        pending: Delta::default(),
-    };
+    let (outbox, mailbox, bell) = Outbox::new(id, ready);
     let stream = RequestStream {
         id,
         prompt,
@@ -98,29 +49,6 @@ pub(crate) fn channel(
         process: std::process::id(),
     };
     (outbox, stream)
-}
-
-impl Outbox {
-    /// Sends the pending news, unless the reader waits for the end.
-    pub fn flush(&mut self) {
-        let waits = self.mailbox.only_end.load(Ordering::Relaxed);
-        if self.pending.is_empty() || (waits && !self.pending.finished) {
-            return;
-        }
-        let last = self.pending.finished;
-        let news = std::mem::take(&mut self.pending);
-        let unread = match self.mailbox.unread.take() {
-            Some(mut unread) => {
-                unread.merge(news);
-                unread
-            }
-            None => Box::new(news),
-        };
-        self.mailbox.unread.store(Some(unread));
-        // It rings already where there is no place.
-        let _ = self.bell.try_send(());
-        self.mailbox.announce(self.id, &self.ready, last);
-    }
 }
 
 impl RequestStream {
@@ -221,6 +149,8 @@ impl Drop for RequestStream {
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_utils::atomic::AtomicCell;
+
     use super::*;
     use crate::output::SampleDelta;
 

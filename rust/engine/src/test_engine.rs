@@ -1,10 +1,28 @@
 //! An engine over an executor of a test: a tokenizer of bytes, small limits.
 
+use std::sync::Arc;
+
+use octavo_kernels::Kernels;
+use octavo_scheduler::AttentionPolicy;
+
 use crate::tokenizer::tests::byte_level;
 use crate::*;
 
 /// Bytes, and the end of a text.
 pub const VOCAB: usize = 257;
+
+/// An executor that returns logits only, one step at a time.
+pub fn executor_info() -> ExecutorInfo {
+    ExecutorInfo {
+        vocab_size: VOCAB,
+        hidden_size: None,
+        samples_on_device: false,
+        max_in_flight: 1,
+        attention: AttentionPolicy::DENSE,
+        bounds_attention: true,
+        kernels: Arc::new(Kernels::single()),
+    }
+}
 
 /// The engine over `executor`; `change` alters its limits.
 pub fn engine_over(executor: impl Executor + 'static, change: impl FnOnce(&mut Limits)) -> Engine {

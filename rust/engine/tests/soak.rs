@@ -5,16 +5,16 @@
 //! Alone in its file, so that the process's memory is its own. `OCTAVO_SOAK_RESULT=<file>` (from this crate's folder) writes
 //! what was reached as JSON, with the date that `OCTAVO_SOAK_DATE` gives.
 
-#[path = "promises/folder.rs"]
+#[path = "invariants/folder.rs"]
 #[allow(dead_code)]
 mod folder;
-#[path = "promises/gather.rs"]
+#[path = "invariants/gather.rs"]
 #[allow(dead_code)]
 mod gather;
-#[path = "promises/oracle.rs"]
+#[path = "invariants/oracle.rs"]
 #[allow(dead_code)]
 mod oracle;
-#[path = "promises/random.rs"]
+#[path = "invariants/random.rs"]
 #[allow(dead_code)]
 mod random;
 

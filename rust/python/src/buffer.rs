@@ -5,7 +5,7 @@ use std::any::Any;
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use octavo_engine::Draw;
+use octavo_engine::SampleSpec;
 use octavo_scheduler::PlanSeq;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
@@ -27,8 +27,8 @@ unsafe impl Plain for [u32; 2] {}
 // SAFETY: C layout without gaps: u64, eight u32, f32, an enum of 32 bits, two u32.
 unsafe impl Plain for PlanSeq {}
 // SAFETY: C's layout: four u32, u64, f64, three f32, i32.
-unsafe impl Plain for Draw {}
-const _: () = assert!(size_of::<PlanSeq>() == 8 + 12 * 4 && size_of::<Draw>() == 4 * 4 + 8 + 8 + 4 * 4);
+unsafe impl Plain for SampleSpec {}
+const _: () = assert!(size_of::<PlanSeq>() == 8 + 12 * 4 && size_of::<SampleSpec>() == 4 * 4 + 8 + 8 + 4 * 4);
 
 /// Bytes of a value that Rust owns, read-only. Whoever reads them keeps the value alive. Python sees it as a memoryview.
 #[pyclass(frozen, module = "octavo._core")]

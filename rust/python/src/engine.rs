@@ -267,9 +267,7 @@ impl Engine {
             "preemptions": s.preemptions,
             "evictions": s.evictions,
             "step_seconds": s.step_us as f64 / 1e6,
-            "attention": {"calls": s.attention_calls, "dense_calls": s.attention_dense_calls,
-                          "bytes_read": s.attention_bytes_read, "bytes_dense": s.attention_bytes_dense,
-                          "audited_calls": s.attention_audited_calls, "violations": s.attention_violations},
+            "attention": self.0.report().iter().map(|(name, x)| (name.to_string(), x.into())).collect::<Map<_, _>>(),
         });
         json::to_python(py, &value)
     }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use octavo_engine::{AttentionReport, StopReason, TokenLogprob};
+use octavo_engine::{StopReason, TokenLogprob};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict};
 
 /// A candidate token of a position.
 #[pyclass(frozen, module = "octavo._core")]
@@ -35,7 +35,7 @@ fn wrap(row: &[TokenLogprob]) -> Vec<Logprob> {
     row.iter().cloned().map(Logprob).collect()
 }
 
-/// News of one of the samples of a request: a place in its delta.
+/// New output of one sample: a delta and the sample's index in it.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct SampleDelta(Arc<octavo_engine::Delta>, usize);
 
@@ -85,29 +85,7 @@ impl SampleDelta {
     }
 }
 
-/// What dynamic attention read and left out, under the names of `AttentionMetrics`.
-fn attention<'py>(py: Python<'py>, a: &AttentionReport) -> PyResult<Bound<'py, PyDict>> {
-    let share = |part: f64, all: u64| if all == 0 { 0.0 } else { part / all as f64 };
-    let dict = PyDict::new(py);
-    dict.set_item("calls", a.calls)?;
-    dict.set_item("dense_head_fraction", share(a.dense_calls as f64, a.calls))?;
-    let read = if a.bytes_dense == 0 { 1.0 } else { share(a.bytes_read as f64, a.bytes_dense) };
-    dict.set_item("kv_bytes_read_fraction", read)?;
-    dict.set_item("max_omitted_mass", a.max_omitted_mass)?;
-    dict.set_item("mean_omitted_mass", share(a.sum_omitted_mass, a.calls))?;
-    dict.set_item("max_output_error", a.max_output_error)?;
-    dict.set_item("max_estimated_mass", a.max_estimated_mass)?;
-    dict.set_item("mean_estimated_mass", share(a.sum_estimated_mass, a.calls))?;
-    dict.set_item("mode", a.mode.name())?;
-    dict.set_item("audited_calls", a.audited_calls)?;
-    dict.set_item("violations", a.violations)?;
-    let audited = |x: f32| if a.audited_calls == 0 { None } else { Some(x) };
-    dict.set_item("max_audited_mass", audited(a.max_audited_mass))?;
-    dict.set_item("max_audited_error", audited(a.max_audited_error))?;
-    Ok(dict)
-}
-
-/// What came since the last piece.
+/// Output since the last delta.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Delta(Arc<octavo_engine::Delta>);
 
@@ -153,7 +131,8 @@ impl Delta {
         dict.set_item("prompt_tokens", m.prompt_tokens)?;
         dict.set_item("cached_prompt_tokens", m.cached_prompt_tokens)?;
         dict.set_item("generated_tokens", m.generated_tokens)?;
-        dict.set_item("attention", m.attention.map(|a| attention(py, &a)).transpose()?)?;
+        let report = m.report.as_ref().map(|report| report.iter().into_py_dict(py));
+        dict.set_item("attention", report.transpose()?)?;
         Ok(Some(dict))
     }
     #[getter]

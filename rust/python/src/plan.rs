@@ -2,84 +2,44 @@
 
 use std::sync::Arc;
 
-use octavo_engine::Draw;
-use octavo_scheduler::StepPlan;
+use octavo_engine::StepInput;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
 use crate::buffer::Buffer;
 
-/// One step, for an executor in Python. Arrays of it stay valid as long as they are held.
+/// One step, for an executor in Python. Its arrays stay valid as long as they are held.
 #[pyclass(frozen, module = "octavo._core")]
-pub struct Plan {
-    pub plan: Arc<StepPlan>,
-    pub draws: Arc<Vec<Draw>>,
+pub struct Plan(pub Arc<StepInput>);
+
+/// Getters of arrays of the step.
+macro_rules! arrays {
+    ($($name:ident: $($field:ident).+),* $(,)?) => {
+        #[pymethods]
+        impl Plan {
+            #[getter]
+            fn step(&self) -> u64 {
+                self.0.plan.step
+            }
+            $(#[getter]
+            fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
+                Buffer::view(py, &self.0, |step| step.$($field).+.as_slice())
+            })*
+        }
+    };
 }
 
-#[pymethods]
-impl Plan {
-    #[getter]
-    fn step(&self) -> u64 {
-        self.plan.step
-    }
-
-    #[getter]
-    fn tokens<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.tokens.as_slice())
-    }
-
-    #[getter]
-    fn placeholders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.placeholders.as_slice())
-    }
-
-    #[getter]
-    fn positions<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.positions.as_slice())
-    }
-
-    #[getter]
-    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.slots.as_slice())
-    }
-
-    #[getter]
-    fn seqs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.seqs.as_slice())
-    }
-
-    #[getter]
-    fn block_tables<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.block_tables.as_slice())
-    }
-
-    #[getter]
-    fn copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.copies.as_slice())
-    }
-
-    #[getter]
-    fn open_blocks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.open_blocks.as_slice())
-    }
-
-    #[getter]
-    fn open_slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.open_slots.as_slice())
-    }
-
-    #[getter]
-    fn sealed<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.sealed.as_slice())
-    }
-
-    #[getter]
-    fn open_copies<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.plan, |p| p.open_copies.as_slice())
-    }
-
-    #[getter]
-    fn draws<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
-        Buffer::view(py, &self.draws, |d| d.as_slice())
-    }
+arrays! {
+    tokens: plan.tokens,
+    placeholders: plan.placeholders,
+    positions: plan.positions,
+    slots: plan.slots,
+    seqs: plan.seqs,
+    block_tables: plan.block_tables,
+    copies: plan.copies,
+    open_blocks: plan.open_blocks,
+    open_slots: plan.open_slots,
+    sealed: plan.sealed,
+    open_copies: plan.open_copies,
+    samples: samples,
 }

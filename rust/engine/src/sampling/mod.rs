@@ -7,15 +7,16 @@ mod exact;
 mod logprobs;
 mod penalties;
 mod rng;
+mod spec;
 
 use best::Best;
 pub use exact::{Cuts, Exact};
 pub use logprobs::Logprob;
 pub use penalties::History;
+pub use spec::{SampleSpec, SampledToken};
 
 use octavo_kernels::{Kernels, Peak, peak};
 
-use crate::executor::Draw;
 use crate::params::{SamplingDefaults, SamplingParams};
 use candidates::Candidates;
 use logprobs::row_logprobs;
@@ -75,9 +76,9 @@ impl SamplingRules {
         self.cuts.temperature == 0.0
     }
 
-    /// How a sample's token is drawn after `generated` others, if the logits are used as they come.
-    pub fn plain_draw(&self, sample: u32, generated: u32) -> Option<Draw> {
-        self.plain(generated).then(|| Draw {
+    /// Spec of a sample's token after `generated` others; None: the logits must be processed first.
+    pub fn sample_spec(&self, sample: u32, generated: u32) -> Option<SampleSpec> {
+        self.plain(generated).then(|| SampleSpec {
             seq: 0,
             sample,
             position: generated,

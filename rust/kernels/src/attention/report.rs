@@ -120,7 +120,7 @@ pub struct AttentionReport {
 
 impl AttentionReport {
     /// The report as named numbers. Names that begin with `max_` merge by maximum, all others by addition.
-    pub fn numbers(&self) -> [(&'static str, f64); 15] {
+    pub fn numbers(&self) -> [(&'static str, f64); 16] {
         [
             ("calls", self.calls as f64),
             ("dense_calls", self.dense_calls as f64),
@@ -133,6 +133,7 @@ impl AttentionReport {
             ("max_estimated_mass", f64::from(self.max_estimated_mass)),
             ("sum_estimated_mass", self.sum_estimated_mass),
             ("max_output_error", f64::from(self.max_output_error)),
+            ("max_mode", f64::from(self.mode as u8)),
             ("audited_calls", self.audited_calls as f64),
             ("violations", self.violations as f64),
             ("max_audited_mass", f64::from(self.max_audited_mass)),

@@ -1,4 +1,4 @@
-//! What the engine promises, shown on the real engine: results that do not depend on company or machine, faults that stay
+//! Invariants of the engine, shown on the real engine: results that do not depend on company or machine, faults that stay
 //! with their request, bad input that is refused by name.
 
 mod bad_folders;

@@ -2,13 +2,15 @@
 //! missed copy or a block freed early changes an output. It does wrong what its script says, and keeps a log of that.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex};
 
 use octavo_engine::{
-    Draw, Engine, EngineParts, Executor, GenerationDefaults, Limits, Logprob, OutcomeSink, RowOutcome,
-    RowSink, StepError, Tokenizer,
+    Engine, EngineParts, Executor, ExecutorInfo, GenerationDefaults, Limits, Logprob, SampledToken,
+    StepError, StepInput, StepOutput, Ticket, Tokenizer,
 };
-use octavo_scheduler::{PlanSeq, StepPlan};
+use octavo_kernels::Kernels;
+use octavo_scheduler::{AttentionPolicy, PlanSeq, StepPlan};
 
 use crate::folder::{VOCAB, tokenizer_json};
 
@@ -75,26 +77,28 @@ impl Script {
     }
 }
 
-/// Tokens are written into `slots`, and the next token is a hash of all that are read back.
+/// Tokens are written into `slots`, and the next token is a hash of all that are read back. A device computes steps in
+/// `submit`, one behind the other, and samples tokens itself.
 struct Oracle {
     slots: Vec<u32>,
     block_size: usize,
     steps: u64,
     script: Arc<Script>,
+    is_device: bool,
+    /// The token that each sequence of the step submitted last samples on the device.
+    sampled: Vec<Option<u32>>,
+    running: VecDeque<Computed>,
+    /// The step last waited for.
+    done: Computed,
 }
 
-/// An oracle that computes steps as they begin, one behind the other, and draws tokens itself, as a device would.
-struct Device {
-    oracle: Oracle,
-    /// What each sequence of the step that began last draws.
-    drawn: Vec<Option<u32>>,
-    begun: VecDeque<Begun>,
-}
-
-/// A step that has begun: its rows, and how it ends.
-struct Begun {
-    rows: Vec<((usize, u32), Vec<f32>)>,
-    outcome: Result<(), StepError>,
+/// A computed step: its rows by (sequence, row of the chunk), and how it ends.
+#[derive(Default)]
+struct Computed {
+    rows: HashMap<(usize, u32), Vec<f32>>,
+    step: Arc<StepInput>,
+    /// What happens behind the last of `rows`.
+    late: Option<Fault>,
 }
 
 /// The token after `context`: a lower-case letter.
@@ -123,8 +127,8 @@ impl Oracle {
     }
 }
 
-/// The token drawn from a row, if it holds numbers only.
-fn drawn(logits: &[f32]) -> Option<u32> {
+/// The token sampled from a row, if it holds numbers only.
+fn sampled(logits: &[f32]) -> Option<u32> {
     let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
     best.filter(|_| logits.iter().all(|l| l.is_finite())).map(|best| best as u32)
 }
@@ -143,83 +147,37 @@ fn logprobs(logits: &[f32], token: u32, top: usize) -> Vec<Logprob> {
     own.chain(order.iter().enumerate().take(top).map(entry)).collect()
 }
 
-impl Executor for Device {
-    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
-        self.oracle.execute(plan, sink)
-    }
-
-    fn draws(&self) -> bool {
-        true
-    }
-
-    fn overlaps(&self) -> bool {
-        true
-    }
-
-    fn begin(&mut self, plan: &Arc<StepPlan>, _: &Arc<Vec<Draw>>) -> Result<(), StepError> {
-        assert!(self.begun.len() < 2, "two steps at most are under way");
-        let mut plan = StepPlan::clone(plan);
-        for &[row, seq] in &plan.placeholders {
-            assert_eq!(self.begun.len(), 1, "a token is awaited of a step that is done");
-            plan.tokens[row as usize] = self.drawn[seq as usize].unwrap_or(0);
-        }
-        self.drawn = vec![None; plan.seqs.len()];
-        let mut rows = Vec::new();
-        let outcome = self.execute(&plan, &mut |of, logits| rows.push((of[0], logits.to_vec())));
-        for ((seq, row), logits) in &rows {
-            if *row + 1 == plan.seqs[*seq].query_len {
-                self.drawn[*seq] = drawn(logits);
-            }
-        }
-        self.begun.push_back(Begun { rows, outcome });
-        Ok(())
-    }
-
-    fn finish(
-        &mut self,
-        _: &Arc<StepPlan>,
-        draws: &Arc<Vec<Draw>>,
-        sink: &mut OutcomeSink<'_>,
-    ) -> Result<(), StepError> {
-        let Begun { rows, outcome } = self.begun.pop_front().expect("a step that has begun");
-        for ((seq, row), logits) in &rows {
-            let Some(draw) = draws.iter().find(|draw| draw.seq as usize == *seq) else {
-                sink(RowOutcome::Rows(&[(*seq, *row)], logits));
-                continue;
-            };
-            let token = drawn(logits);
-            let top = usize::try_from(draw.logprobs).ok();
-            let logprobs = top.zip(token).map_or_else(Vec::new, |(top, token)| logprobs(logits, token, top));
-            sink(RowOutcome::Drawn { seq: *seq, token, logprobs });
-        }
-        outcome
-    }
-}
-
-impl Executor for Oracle {
-    fn execute(&mut self, plan: &StepPlan, sink: &mut RowSink<'_>) -> Result<(), StepError> {
+impl Oracle {
+    /// The fault of this step, noted in the script with the requests that it hits; and the sequence whose logits it spoils.
+    fn fault(&mut self, seqs: &[PlanSeq], asking: &[usize]) -> (Option<Fault>, Option<usize>) {
         self.steps += 1;
         let fault = self.script.fault_of(self.steps);
         // Of one sequence: the one in the middle that wants a row. Without one nothing happens.
-        let asking: Vec<usize> =
-            (0..plan.seqs.len()).filter(|i| !plan.seqs[*i].sample_rows().is_empty()).collect();
         let victim = asking.get(asking.len() / 2).copied();
         match fault {
             Some(Fault::Error | Fault::LateError | Fault::Panic | Fault::LatePanic | Fault::Dead) => {
-                self.script.hits(fault.expect("fault"), &plan.seqs);
+                self.script.hits(fault.expect("fault"), seqs);
             }
             Some(Fault::Nan | Fault::Infinite) => {
                 if let Some(i) = victim {
-                    self.script.hits(fault.expect("fault"), &plan.seqs[i..=i]);
+                    self.script.hits(fault.expect("fault"), &seqs[i..=i]);
                 }
             }
             Some(Fault::Silent) => {
-                let silent: Vec<PlanSeq> = asking[asking.len() / 2..].iter().map(|i| plan.seqs[*i]).collect();
+                let silent: Vec<PlanSeq> = asking[asking.len() / 2..].iter().map(|i| seqs[*i]).collect();
                 self.script.hits(Fault::Silent, &silent);
             }
             Some(Fault::Stall) => self.script.hits(Fault::Stall, &[]),
             None => {}
         }
+        (fault, victim)
+    }
+
+    /// Writes the tokens of a plan and computes the rows that it asks for.
+    fn compute(&mut self, plan: &StepPlan, step: &Arc<StepInput>) -> Result<Computed, StepError> {
+        let asking: Vec<usize> =
+            (0..plan.seqs.len()).filter(|i| !plan.seqs[*i].sample_rows().is_empty()).collect();
+        let (fault, victim) = self.fault(&plan.seqs, &asking);
         match fault {
             Some(Fault::Error) => return Err(StepError::Step("planted error".into())),
             Some(Fault::Dead) => return Err(StepError::Dead("planted death".into())),
@@ -237,46 +195,116 @@ impl Executor for Oracle {
         for (slot, token) in plan.slots.iter().zip(&plan.tokens) {
             self.slots[*slot as usize] = *token;
         }
-        let mut logits = vec![0.0f32; VOCAB];
-        for (place, &i) in asking.iter().enumerate() {
+        let late = fault.filter(|f| matches!(f, Fault::LateError | Fault::LatePanic | Fault::Silent));
+        let computed = if late.is_some() { &asking[..asking.len() / 2] } else { &asking };
+        let mut rows = HashMap::new();
+        for &i in computed {
             let seq = &plan.seqs[i];
-            let half = place >= asking.len() / 2;
-            match fault {
-                Some(Fault::LateError) if half => return Err(StepError::Step("planted late error".into())),
-                Some(Fault::LatePanic) if half => panic!("planted late panic"),
-                Some(Fault::Silent) if half => return Ok(()),
-                _ => {}
-            }
             for row in seq.sample_rows() {
-                logits.fill(0.0);
+                let mut logits = vec![0.0f32; VOCAB];
                 logits[next_token(self.context(plan, seq, row)) as usize] = 20.0;
                 match fault {
                     Some(Fault::Nan) if victim == Some(i) => logits[5] = f32::NAN,
                     Some(Fault::Infinite) if victim == Some(i) => logits[5] = f32::INFINITY,
                     _ => {}
                 }
-                sink(&[(i, row)], &logits);
+                rows.insert((i, row), logits);
+            }
+        }
+        Ok(Computed { rows, step: Arc::clone(step), late })
+    }
+}
+
+impl Computed {
+    /// What a late fault does where a row is missing.
+    fn missing(&self) -> Result<(), StepError> {
+        match self.late {
+            Some(Fault::LateError) => Err(StepError::Step("planted late error".into())),
+            Some(Fault::LatePanic) => panic!("planted late panic"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Executor for Oracle {
+    fn info(&self) -> ExecutorInfo {
+        ExecutorInfo {
+            vocab_size: VOCAB,
+            hidden_size: None,
+            samples_on_device: self.is_device,
+            max_in_flight: if self.is_device { 2 } else { 1 },
+            attention: AttentionPolicy::DENSE,
+            bounds_attention: true,
+            kernels: Arc::new(Kernels::single()),
+        }
+    }
+
+    fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
+        assert!(self.running.len() < self.info().max_in_flight, "two steps at most are under way");
+        let mut plan = step.plan.clone();
+        for &[row, seq] in &plan.placeholders {
+            assert_eq!(self.running.len(), 1, "a token is awaited of a step that is done");
+            plan.tokens[row as usize] = self.sampled[seq as usize].unwrap_or(0);
+        }
+        self.sampled = vec![None; plan.seqs.len()];
+        let computed = self.compute(&plan, step)?;
+        for ((seq, row), logits) in &computed.rows {
+            if *row + 1 == plan.seqs[*seq].query_len {
+                self.sampled[*seq] = sampled(logits);
+            }
+        }
+        self.running.push_back(computed);
+        Ok(Ticket(plan.step))
+    }
+
+    fn wait(&mut self, ticket: Ticket) -> Result<StepOutput, StepError> {
+        self.done = self.running.pop_front().expect("a submitted step");
+        let step = Arc::clone(&self.done.step);
+        assert_eq!(ticket, Ticket(step.plan.step));
+        let mut output = StepOutput::default();
+        for spec in &step.samples {
+            let seq = spec.seq as usize;
+            let Some(logits) = self.done.rows.get(&(seq, step.plan.seqs[seq].query_len - 1)) else {
+                self.done.missing()?;
+                break;
+            };
+            let token = sampled(logits).map(|token| {
+                let top = usize::try_from(spec.logprobs).ok();
+                let logprobs = top.map_or_else(Vec::new, |top| logprobs(logits, token, top));
+                SampledToken { token, logprobs }
+            });
+            output.sampled.push(token);
+        }
+        Ok(output)
+    }
+
+    fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {
+        out.clear();
+        for row in self.done.step.rows().skip(rows.start).take(rows.len()) {
+            match self.done.rows.get(&row) {
+                Some(logits) => out.extend(logits),
+                None => return self.done.missing(),
             }
         }
         Ok(())
     }
 }
 
-/// An engine over the oracle. `overlaps`: it begins a step before the one before has ended.
+/// An engine over the oracle. `overlaps`: it takes a step before the one before has ended.
 pub fn engine(script: Arc<Script>, limits: Limits, prefix_caching: bool, overlaps: bool) -> Engine {
     let oracle = Oracle {
         slots: vec![0; (limits.num_blocks * limits.block_size) as usize],
         block_size: limits.block_size as usize,
         steps: 0,
         script,
-    };
-    let executor: Box<dyn Executor> = match overlaps {
-        true => Box::new(Device { oracle, drawn: Vec::new(), begun: VecDeque::new() }),
-        false => Box::new(oracle),
+        is_device: overlaps,
+        sampled: Vec::new(),
+        running: VecDeque::new(),
+        done: Computed::default(),
     };
     let tokenizer = Tokenizer::parse(tokenizer_json().to_string().as_bytes(), serde_json::Map::new());
     Engine::start(EngineParts {
-        executor,
+        executor: Box::new(oracle),
         tokenizer: tokenizer.expect("tokenizer"),
         template: None,
         vocab: VOCAB,
