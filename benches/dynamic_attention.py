@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 from fidelity import chosen, compare, distributions
 from octavo import LLM, DynamicAttention, SamplingParams, build_info
 from octavo.evaluation import evaluate, held_out_cases
+from result_file import load, save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "dynamic_attention.json"
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--audited", type=int, default=AUDITED_CALLS, help="calls to audit")
     parser.add_argument("--speed", action="store_true", help="write the table of speed and measure nothing")
     args = parser.parse_args()
-    speed = speed_table(json.loads(SPEED.read_text(encoding="utf-8")))
+    speed = speed_table(load(SPEED))
     text = DOCUMENT.read_text(encoding="utf-8")
     if args.speed:
         DOCUMENT.write_text(put(text, BEGIN_SPEED, speed, END_SPEED), encoding="utf-8")
@@ -232,7 +232,7 @@ def main() -> None:
         "audit": audit(100_000 if args.quick else args.audited),
         "quality": quality(args.quick),
     }
-    args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(args.output, report)
     if args.output == RESULT:
         text = put(put(text, BEGIN, table(report), END), BEGIN_SPEED, speed, END_SPEED)
         DOCUMENT.write_text(text, encoding="utf-8")

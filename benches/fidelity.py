@@ -28,6 +28,7 @@ from octavo import LLM, SamplingParams, build_info
 from octavo.evaluation import Case, evaluate, held_out_cases
 from octavo.evaluation.intervals import Estimate, ratio
 from octavo.hub import embedded_model
+from result_file import save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "fidelity.json"
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a look")
     args = parser.parse_args()
     report = measure(args.quick)
-    args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(args.output, report)
     if args.output == RESULT:
         DOCUMENT.write_text(document(report), encoding="utf-8")
     print(f"wrote {args.output}")

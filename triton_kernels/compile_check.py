@@ -143,13 +143,21 @@ def rows_of(chosen: Iterable[Case], architectures: Iterable[int]) -> Iterator[di
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """Merges the rows into those of the same Triton version, one row a line. Called after each row."""
     note = "Compiled ahead of time; nothing here was run or measured on a GPU."
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = old["rows"] if old.get("triton") == triton.__version__ else []
+    same = path.exists() and json.loads(path.read_text(encoding="utf-8"))["triton"] == triton.__version__
+    kept = read(path) if same else []
     key = ("capability", "op", "case", "kernel")
     merged = {tuple(row[name] for name in key): row for row in [*kept, *rows]}
-    lines = ",\n".join(f"  {json.dumps(merged[k])}" for k in sorted(merged))
+    columns = list(rows[0])
+    lines = ",\n".join(f"  {json.dumps([merged[k][name] for name in columns])}" for k in sorted(merged))
     head = f' "note": {json.dumps(note)},\n "triton": {json.dumps(triton.__version__)},\n'
+    head += f' "columns": {json.dumps(columns)},\n'
     path.write_text(f'{{\n{head} "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of `write`."""
+    written = json.loads(path.read_text(encoding="utf-8"))
+    return [dict(zip(written["columns"], row, strict=True)) for row in written["rows"]]
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -188,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--document", type=Path, help="with --table: replace the table at the end of this file")
     options = parser.parse_args(arguments)
     if options.table:
-        text = table(json.loads(options.table.read_text(encoding="utf-8"))["rows"])
+        text = table(read(options.table))
         write_table(options.document, text) if options.document else print(text)
         return 0
     if INTERPRETED:

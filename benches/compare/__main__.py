@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("run", parents=[common], help="measure in interleaved rounds")
     measure.add_argument("--measures", type=names(figures), default=figures, help="some of: " + ",".join(figures))
     measure.add_argument("--rounds", type=int, default=3)
-    measure.add_argument("--keep", action="store_true", help="add to the rounds that the result file holds")
+    measure.add_argument("--keep", action="store_true", help="add to the rounds of the last run (in the cache folder)")
     load = commands.add_parser("poisson", parents=[common], help="octavo: continuous against static batching")
     load.add_argument("--rounds", type=int, default=3)
     load.add_argument("--requests", type=int, default=96)

@@ -8,12 +8,12 @@ a prefill of 512 tokens takes, and all requests wait from the start. The request
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from itertools import pairwise
 from pathlib import Path
 
+from ..result_file import load
 from .engines.protocol import random_lengths
 from .measures import SEQUENCES
 
@@ -61,7 +61,7 @@ def expected(rates: dict[int, float], prefill: float) -> tuple[float, float]:
 def main() -> None:
     """Prints both, and their ratio."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "benches/results/compare.json")
-    best = json.loads(path.read_text(encoding="utf-8"))["summary"][_SHAPE]["engines"]["octavo"]["best"]
+    best = load(path)["summary"][_SHAPE]["engines"]["octavo"]["best"]
     rates = {n: best[name]["median"] for n, name in ((1, "decode_128"), (8, "batch_8"), (32, "batch_32"))}
     continuous, static = expected(rates, best["prefill_512"]["median"])
     print(f"continuous {continuous:.0f}, static {static:.0f} tokens/s: {continuous / static:.2f}x")

@@ -1,8 +1,9 @@
-"""Plots of a result file, each as SVG and PNG, named after it: python -m benches.compare.plots RESULT FOLDER."""
+"""Plots of a result file, as SVG, named after it: python -m benches.compare.plots RESULT FOLDER."""
 
 from __future__ import annotations
 
-import json
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from ..result_file import load
 from .measures import FIGURES
 from .places import all_engines
 from .shapes import SHAPES
+
+# Text stays text, and equal data give equal files.
+mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "octavo"}
 
 _COLOURS = {
     "octavo": "#d1495b",
@@ -29,10 +34,12 @@ _RATES = [name for name, (_, unit, _) in FIGURES.items() if unit == "tok/s"]
 
 
 def save(figure: plt.Figure, folder: Path, name: str) -> None:
-    """Both forms; no date inside, so that equal data give equal files."""
+    """An SVG without its date, with coordinates to a hundredth of a point."""
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    figure.savefig(folder / f"{name}.png", dpi=144, metadata={"Software": None}, bbox_inches="tight")
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = re.sub(r"\n *", "\n", re.sub(r"(\.\d\d)\d+", r"\1", drawn.getvalue()))
+    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
     plt.close(figure)
 
 
@@ -82,7 +89,7 @@ def batching(poisson: dict[str, Any], folder: Path, prefix: str) -> None:
 
 def main() -> None:
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
-    result = json.loads(path.read_text())
+    result = load(path)
     mpl.rcParams["svg.hashsalt"] = "octavo"
     for shape, summary in result["summary"].items():
         speed(shape, summary, folder, path.stem)

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 from typing import Any
 
+from ..result_file import load
 from .environments import say
 from .measures import SEQUENCES
 from .places import HERE, ROOT, Places
@@ -27,7 +28,7 @@ _WAYS = ("continuous", "static")
 def poisson(places: Places, arguments: argparse.Namespace) -> None:
     """Measures and adds the outcome to the result file."""
     rounds = [one_round(places, arguments, number) for number in range(arguments.rounds)]
-    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {"records": []}
+    result = load(arguments.output) if arguments.output.exists() else {}
     result["poisson"] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "shape": _SHAPE,

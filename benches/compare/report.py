@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from ..result_file import load
 from .measures import FIGURES
 from .places import PLOTS, ROOT, TOOLS, Places, all_engines
 from .shapes import SHAPES
@@ -18,7 +18,7 @@ _OTHERS = [name for name in FIGURES if name not in _RATES]
 
 def report(places: Places, path: Path) -> None:
     """Prints the tables; plots are drawn by the tools' environment, which has matplotlib."""
-    result = json.loads(path.read_text())
+    result = load(path)
     print("\n".join(tables(result)))
     sys.stdout.flush()
     folder = PLOTS if path.parent == PLOTS.parent else path.parent / "plots"

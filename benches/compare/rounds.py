@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..result_file import load, save
 from .environments import say
 from .footprint import environment_facts
 from .places import ROOT, Places, all_engines
@@ -40,9 +41,13 @@ class Plan:
 
 
 def run(places: Places, plan: Plan, output: Path, *, keep: bool, command: str) -> None:
-    """Measures and writes the result file; with `keep` the rounds that are in it stay."""
-    result = json.loads(output.read_text()) if output.exists() else {}
-    old = result.get("records", []) if keep else []
+    """Measures and writes the result file; with `keep` the measured rounds stay.
+
+    The result file has the summary. The raw records stay in the cache folder.
+    """
+    result = load(output) if output.exists() else {}
+    raw = places.cache / f"{output.stem}.records.json"
+    records = json.loads(raw.read_text()) if keep else []
     result.pop("note", None)
     result |= {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
@@ -50,25 +55,24 @@ def run(places: Places, plan: Plan, output: Path, *, keep: bool, command: str) -
         "machine": machine(plan.threads),
         "environments": (result.get("environments", {}) if keep else {})
         | {engine: environment_facts(places, engine) for engine, _ in plan.blocks},
-        "records": old,
     }
-    first = max((record["round"] for record in old), default=-1) + 1
+    first = max((record["round"] for record in records), default=-1) + 1
     for number in range(first, first + plan.rounds):
         for shape in plan.shapes:
             measured = limits(places, plan)
-            result["records"].append({"round": number, "shape": shape, "limits": measured})
+            records.append({"round": number, "shape": shape, "limits": measured})
             for engine, setting in plan.blocks:
                 record = {"round": number, "shape": shape, "engine": engine, "setting": setting}
-                result["records"].append(record | block(places, plan, engine, setting, shape, number))
-                write(output, result)
+                records.append(record | block(places, plan, engine, setting, shape, number))
+                raw.write_text(json.dumps(records))
+                write(output, result | {"summary": summarise(records)})
 
 
 def write(output: Path, result: dict[str, Any]) -> None:
-    """Writes the result with its summary, or leaves the old file whole."""
-    result["summary"] = summarise(result["records"])
+    """Writes the result, or leaves the old file whole."""
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_suffix(".part")
-    draft.write_text(json.dumps(result, indent=1) + "\n")
+    save(draft, result)
     draft.replace(output)
 
 

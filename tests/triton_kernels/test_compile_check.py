@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from octavo.triton_kernels.compile_cases import cases
-from octavo.triton_kernels.compile_check import SHARED_MEMORY_BYTES, faults, table
+from octavo.triton_kernels.compile_check import SHARED_MEMORY_BYTES, faults, read, table
 from octavo.triton_kernels.int8_matmul import int8_matmul
 from octavo.triton_kernels.launch import record
 
@@ -50,7 +49,7 @@ def test_faults() -> None:
 
 def test_the_committed_rows_have_no_faults_and_stand_in_the_document() -> None:
     root = Path(__file__).parents[2]
-    rows = json.loads((root / "benches" / "results" / "gpu_compile.json").read_text(encoding="utf-8"))["rows"]
+    rows = read(root / "benches" / "results" / "gpu_compile.json")
     for row in rows:
         assert row["faults"] == faults(row, row["capability"]) == [], row
         assert row["shared_bytes"] <= SHARED_MEMORY_BYTES[row["capability"]]
@@ -75,7 +74,7 @@ def test_the_command_compiles_and_writes_rows(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    rows = json.loads(out.read_text())["rows"]
+    rows = read(out)
     assert [row["kernel"] for row in rows] == ["quantize_groups_kernel"]
     assert 0 < rows[0]["registers"] < 256
     refused = subprocess.run(

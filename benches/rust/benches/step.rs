@@ -214,7 +214,7 @@ fn json(rows: &[Row]) -> String {
     };
     let rows: Vec<_> = rows.iter().map(row).collect();
     format!(
-        "{{\n  \"date\": \"{date}\",\n  \"command\": \"OCTAVO_BENCH_RESULT=../../benches/results/core.json cargo bench -p octavo-scheduler\",\n  \"machine\": {{{}}},\n  \
+        "{{\n  \"date\": \"{date}\",\n  \"command\": \"OCTAVO_BENCH_RESULT=../results/core.json cargo bench -p octavo-bench --bench step\",\n  \"machine\": {{{}}},\n  \
          \"unit\": \"microseconds\",\n  \"rounds\": {ROUNDS},\n  \"kept\": \"round with the smallest p99\",\n  \"rows\": [\n{}\n  ]\n}}\n",
         machine(),
         rows.join(",\n")

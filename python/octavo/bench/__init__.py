@@ -1,6 +1,6 @@
 """Load for any OpenAI-compatible server, and what it measures: times to tokens, throughput, goodput.
 
-The commands are `octavo bench serve`, `latency` and `throughput` (octavo.cli.bench).
+The commands are `octavo bench serve`, `latency` and `throughput` (octavo.bench.commands).
 """
 
 from octavo.bench.client import Target

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import typer
 
-from octavo.cli.bench.attention import attention
-from octavo.cli.bench.kernels import kernels
-from octavo.cli.bench.latency import latency
-from octavo.cli.bench.serve import serve
-from octavo.cli.bench.throughput import throughput
+from octavo.bench.commands.attention import attention
+from octavo.bench.commands.kernels import kernels
+from octavo.bench.commands.latency import latency
+from octavo.bench.commands.serve import serve
+from octavo.bench.commands.throughput import throughput
 from octavo.cli.command import command
 
 __all__ = ["bench"]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from octavo import _core
-from octavo.cli.bench.options import command_line, write
+from octavo.bench.commands.options import command_line, write
 from octavo.errors import InvalidRequestError, MissingDependencyError
 
 _COLUMNS = (

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from octavo._core import build_info
 from octavo.bench import Lengths, Spread, random_jobs
-from octavo.cli.bench.options import command_line, show, tokenizer, write
+from octavo.bench.commands.options import command_line, show, tokenizer, write
 from octavo.cli.options import EngineOptions, with_model
 from octavo.params import SamplingParams
 

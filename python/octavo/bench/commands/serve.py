@@ -15,10 +15,10 @@ from typer import Argument, Option
 from octavo._core import build_info
 from octavo.bench import Job, Lengths, Load, Outcome, Report, Target, random_jobs, read_jobs, run_load, summarise
 from octavo.bench.client import Kind
+from octavo.bench.commands.options import as_headers, as_object, command_line, show, write
 from octavo.bench.own_server import own_server
 from octavo.bench.plot import plot as draw
 from octavo.bench.report import METRICS, parse_goodput
-from octavo.cli.bench.options import as_headers, as_object, command_line, show, write
 from octavo.errors import InvalidRequestError
 
 

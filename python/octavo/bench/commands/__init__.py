@@ -1,0 +1,1 @@
+"""The commands of `octavo bench`, one a file. octavo.cli.bench registers them."""
