@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::block::{BlockId, NONE};
 use crate::error::{CacheConfigError, OutOfBlocks};
-use crate::faults::{Fault, allocation_fails, planted};
 use crate::hash::ChainHash;
 use crate::namespace::{Namespace, Namespaces};
 use crate::open_blocks::{OpenBlocks, OpenWrites};
@@ -123,9 +122,6 @@ impl Cache {
     /// Namespace of a (salt, adapter slot, bits of the attention policy) triple, held until
     /// [`Cache::release_namespace`].
     pub fn intern_namespace(&mut self, salt: Option<&str>, adapter: u32, attention: u32) -> Namespace {
-        let salt = salt.filter(|_| !planted(Fault::SaltLeftOut));
-        let adapter = if planted(Fault::AdapterLeftOut) { 0 } else { adapter };
-        let attention = if planted(Fault::AttentionLeftOut) { 0 } else { attention };
         self.namespaces.intern((salt.map(Box::from), adapter, attention))
     }
 
@@ -193,7 +189,7 @@ impl Cache {
         let total = len.div_ceil(self.block_size) as usize;
         let needed = total.saturating_sub(table.blocks.len()) as u32 + u32::from(copy);
         let available = self.pool.available();
-        if needed > available || (needed > 0 && allocation_fails()) {
+        if needed > available {
             return Err(OutOfBlocks { needed, available });
         }
         if copy {
@@ -201,9 +197,6 @@ impl Cache {
             let last = (table.computed / self.block_size) as usize;
             let source = std::mem::replace(&mut table.blocks[last], destination);
             self.release_block(source, false);
-            if planted(Fault::DoubleFree) {
-                self.release_block(source, false);
-            }
             copies.push([source, destination]);
         }
         while table.blocks.len() < total {
@@ -226,7 +219,7 @@ impl Cache {
         let Some(open_blocks) = &mut self.open_blocks else { return };
         for &[source, destination] in copies {
             debug_assert!(open_blocks.get(source).is_some(), "block {source} is partly filled and not open");
-            if let Some(source) = open_blocks.get(source).filter(|_| !planted(Fault::OpenCopyForgotten)) {
+            if let Some(source) = open_blocks.get(source) {
                 out.copies.push([source, open_blocks.open(destination)]);
             }
         }
@@ -270,21 +263,13 @@ impl Cache {
         let used = table.computed.div_ceil(self.block_size) as usize;
         let blocks = table.blocks[..used].to_vec();
         for &block in &blocks {
-            if !planted(Fault::ForkWithoutReference) {
-                self.pool.retain(block);
-            }
+            self.pool.retain(block);
         }
         BlockTable { blocks, computed: table.computed, reserved: table.computed, namespace: table.namespace }
     }
 
     /// Gives all blocks of a table back and leaves it empty. Blocks in the prefix index stay findable.
     pub fn release(&mut self, table: &mut BlockTable) {
-        if planted(Fault::PrefixEvictedFromFront) {
-            table.blocks.reverse();
-        }
-        if planted(Fault::LeakedLastBlock) {
-            table.blocks.pop();
-        }
         // From the end, so that in LRU order children come before their parents and are evicted first.
         for &block in table.blocks.iter().rev() {
             self.release_block(block, self.index.contains(block));
@@ -330,7 +315,7 @@ impl Cache {
 
     fn write_needs_copy(&self, table: &BlockTable) -> bool {
         let (block, offset) = (table.computed / self.block_size, table.computed % self.block_size);
-        offset != 0 && self.pool.refs(table.blocks[block as usize]) > 1 && !planted(Fault::MissedCopyOnWrite)
+        offset != 0 && self.pool.refs(table.blocks[block as usize]) > 1
     }
 
     fn index_block(&mut self, table: &mut BlockTable, i: usize, tokens: &[u32]) {
@@ -341,7 +326,6 @@ impl Cache {
         match self.index.find(parent, namespace, hash, tokens) {
             // Only one of two equal blocks can be found, and whoever holds a block must hold its indexed parent
             // (else the parent would look evictable and not be): so move over to the block that is there.
-            Some(_) if planted(Fault::EqualBlocksKept) => {}
             Some(equal) => {
                 debug_assert_eq!(self.pool.refs(block), 1, "block {block} was written while shared");
                 self.pool.retain(equal);
@@ -362,12 +346,8 @@ impl Cache {
         }
         let block = self.pool.take_oldest()?;
         let hash = self.index.node(block).hash;
-        if !planted(Fault::StaleHashAfterEviction) {
-            let namespace = self.index.remove(block);
-            if !planted(Fault::NamespaceLeakedByEviction) {
-                self.namespaces.release(namespace);
-            }
-        }
+        let namespace = self.index.remove(block);
+        self.namespaces.release(namespace);
         self.evictions += 1;
         if let Some(evicted) = &mut self.evicted {
             evicted.push(EvictedBlock { block, hash });
@@ -399,7 +379,6 @@ impl Cache {
     fn release_block(&mut self, block: BlockId, keep: bool) {
         if self.pool.release(block, keep)
             && let Some(open_blocks) = &mut self.open_blocks
-            && !planted(Fault::OpenBlockKeptAtRelease)
         {
             open_blocks.close(block);
         }

@@ -21,8 +21,6 @@
 mod block;
 mod cache;
 mod error;
-#[doc(hidden)]
-pub mod faults;
 mod hash;
 mod invariants;
 mod namespace;

@@ -19,7 +19,6 @@
 use std::ops::Range;
 
 use crate::block::{BlockId, NONE};
-use crate::faults::{Fault, planted};
 
 /// The lists of a plan that [`crate::Cache::write_open_blocks`] appends to.
 pub struct OpenWrites<'a> {
@@ -89,10 +88,8 @@ impl OpenBlocks {
     /// Gives the open block of `block` back, if it has one.
     pub(crate) fn close(&mut self, block: BlockId) {
         let open = std::mem::replace(&mut self.open[block as usize], NONE);
-        if open != NONE && !planted(Fault::OpenBlockLeaked) {
-            let list =
-                if planted(Fault::OpenBlockReusedInItsStep) { &mut self.free } else { &mut self.retired };
-            list.push(open);
+        if open != NONE {
+            self.retired.push(open);
         }
     }
 
@@ -114,9 +111,7 @@ impl OpenBlocks {
             let slot = open * block_size + offset;
             out.slots.extend(slot..slot + len);
             if offset + len == block_size {
-                if !planted(Fault::SealForgotten) {
-                    out.sealed.push([block, open]);
-                }
+                out.sealed.push([block, open]);
                 self.close(block);
             }
             position += len;

@@ -17,17 +17,14 @@
 
 #![forbid(unsafe_code)]
 
-mod admission;
+mod batch;
 mod config;
 mod event;
-mod invariants;
+mod limits;
 mod plan;
-mod preemption;
 mod queue;
 mod rejection;
 mod request;
-mod results;
-mod schedule;
 mod scheduler;
 mod slab;
 mod stats;

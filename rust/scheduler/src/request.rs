@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 use crate::RequestId;
 use crate::plan::{AttentionPolicy, Output};
 
-/// The order in which sequences are served: lower first. Unique.
+/// Order of service: lower first. Unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key {
     pub(crate) priority: i32,
@@ -19,7 +19,7 @@ pub(crate) struct Key {
 pub(crate) struct Request {
     pub(crate) id: RequestId,
     pub(crate) prompt_len: u32,
-    /// Longest a sample may get, prompt included: `max_tokens` and `max_model_len` in one.
+    /// Maximum length of a sample, prompt included: `max_tokens` and `max_model_len` in one.
     pub(crate) max_len: u32,
     pub(crate) deadline_us: Option<u64>,
     pub(crate) namespace: Namespace,
@@ -30,7 +30,7 @@ pub(crate) struct Request {
     /// Prompt rows whose logits were delivered.
     pub(crate) reported: u32,
     pub(crate) started: bool,
-    /// Its sequences that have not ended.
+    /// Sequences that have not ended.
     pub(crate) sequences: SmallVec<[u32; 1]>,
 }
 
@@ -41,64 +41,66 @@ impl Request {
     }
 }
 
+/// Where a sequence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SeqState {
+    /// In the queue, without blocks. After a preemption no sequence may overtake it.
+    Waiting { preempted: bool, bypassed: u32 },
+    /// In the running list, with blocks.
+    Running,
+    /// Its request ended while a step in flight uses its blocks; dropped with that step.
+    Ended,
+}
+
 /// One sample of a request; until the prompt is complete, sample 0 stands for all.
 #[derive(Debug)]
 pub(crate) struct Sequence {
-    /// `None`: the request ended while this was in flight; dropped when the step is done.
-    pub(crate) request: Option<u32>,
+    /// Index of the request; stale once the sequence has ended.
+    request: u32,
+    pub(crate) state: SeqState,
     pub(crate) id: RequestId,
     pub(crate) key: Key,
     /// Prompt and generated tokens.
     pub(crate) tokens: Vec<u32>,
-    /// Samples that this stands for.
+    /// Samples that this sequence stands for.
     pub(crate) num_samples: u32,
     pub(crate) table: BlockTable,
-    /// In the running list, else in the queue.
-    pub(crate) running: bool,
-    /// Steps in flight that it is part of (the plan being made included): at most 2.
-    pub(crate) flights: u32,
-    /// Its rows in these steps.
+    /// Number of steps in flight with this sequence, the plan being made included: 0, 1 or 2.
+    pub(crate) in_flight: u32,
+    /// Rows of the sequence in these steps.
     pub(crate) computing: u32,
     /// Tokens after `tokens` that a step in flight samples: 0 or 1.
     pub(crate) placeholders: u32,
-    /// The last step that it was part of, and its place there.
+    /// Last step with this sequence, and its index there.
     pub(crate) last_step: u64,
     pub(crate) place: u32,
-    /// Lost its blocks once; nobody may overtake it.
-    pub(crate) preempted: bool,
-    /// How often another sequence overtook it in the queue.
-    pub(crate) bypassed: u32,
 }
 
 impl Sequence {
-    /// A sequence with these tokens, in no list yet.
-    pub(crate) fn new(
-        request: u32,
-        id: RequestId,
-        key: Key,
-        tokens: Vec<u32>,
-        num_samples: u32,
-        table: BlockTable,
-    ) -> Self {
+    /// A waiting sequence with these tokens.
+    pub(crate) fn new(request: u32, id: RequestId, key: Key, tokens: Vec<u32>, num_samples: u32) -> Self {
         Self {
-            request: Some(request),
+            request,
+            state: SeqState::Waiting { preempted: false, bypassed: 0 },
             id,
             key,
             tokens,
             num_samples,
-            table,
-            running: false,
-            flights: 0,
+            table: BlockTable::default(),
+            in_flight: 0,
             computing: 0,
             placeholders: 0,
             last_step: 0,
             place: 0,
-            preempted: false,
-            bypassed: 0,
         }
     }
 
-    /// Its tokens, placeholders included.
+    /// Index of the request; `None`: it has ended.
+    pub(crate) fn request(&self) -> Option<u32> {
+        (self.state != SeqState::Ended).then_some(self.request)
+    }
+
+    /// Number of tokens, placeholders included.
     pub(crate) fn len(&self) -> u32 {
         self.tokens.len() as u32 + self.placeholders
     }
@@ -113,7 +115,7 @@ impl Sequence {
         self.len() - self.scheduled()
     }
 
-    /// The samples it stands for.
+    /// The samples that this sequence stands for.
     pub(crate) fn samples(&self) -> std::ops::Range<u32> {
         self.key.sample..self.key.sample + self.num_samples
     }

@@ -31,10 +31,6 @@ impl<T> Slab<T> {
         Some(value)
     }
 
-    pub(crate) fn contains(&self, index: u32) -> bool {
-        self.slots.get(index as usize).is_some_and(Option::is_some)
-    }
-
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.spare.len()
     }

@@ -78,27 +78,3 @@ fn drained_at_each_turn() {
 fn a_consumer_stops_reading_at_each_token() {
     each(WORKLOADS, |quiet, _| (0..quiet.tokens).map(|token| Intervention::StopReading { token }).collect());
 }
-
-/// An allocation that is denied once, though there are blocks, delays somebody and changes no answer.
-#[cfg(feature = "planted-faults")]
-#[test]
-fn each_allocation_fails_once() {
-    use octavo_cache::faults::{allocation_failed, fail_allocation};
-    let mut runs = 0;
-    for workload in WORKLOADS {
-        for k in 0.. {
-            let mut simulation = Simulation::new(workload);
-            fail_allocation(Some(k));
-            simulation.run();
-            let failed = simulation.denied;
-            fail_allocation(None);
-            assert!(!allocation_failed());
-            if !failed {
-                break;
-            }
-            runs += 1;
-        }
-    }
-    println!("{runs} runs");
-    assert!(runs >= 500, "the workloads are too small: {runs} runs");
-}

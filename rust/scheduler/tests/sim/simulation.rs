@@ -58,6 +58,8 @@ pub struct Simulation {
     pub ahead: u64,
     pub in_vain: u64,
     pub intervention: Option<Intervention>,
+    /// Whether an allocation was made to fail since the last call, if a test does that.
+    pub allocation_failed: Option<fn() -> bool>,
     /// An allocation was made to fail.
     pub denied: bool,
 }
@@ -99,6 +101,7 @@ impl Simulation {
             ahead: 0,
             in_vain: 0,
             intervention: None,
+            allocation_failed: None,
             denied: false,
         }
     }
@@ -169,19 +172,10 @@ impl Simulation {
         self.scheduler.stats()
     }
 
-    #[cfg(not(feature = "planted-faults"))]
+    /// Whether no allocation was made to fail in this turn.
     fn undisturbed(&mut self) -> bool {
-        true
-    }
-
-    #[cfg(feature = "planted-faults")]
-    fn undisturbed(&mut self) -> bool {
-        use octavo_cache::faults::{allocation_failed, fail_allocation};
-        let failed = allocation_failed();
-        if failed {
-            fail_allocation(None);
-            self.denied = true;
-        }
+        let failed = self.allocation_failed.is_some_and(|failed| failed());
+        self.denied |= failed;
         !failed
     }
 

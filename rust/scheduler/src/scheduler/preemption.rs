@@ -4,16 +4,15 @@
 //! always gets on: some sequence progresses in every step, and no two can take blocks from each other in turns. The
 //! victim keeps its tokens, its full blocks stay cached as long as nobody needs them, and it waits at its old place.
 
-use octavo_cache::faults::{Fault, allocation_failed, planted};
-
+use super::Scheduler;
 use crate::event::Actions;
-use crate::scheduler::Scheduler;
+use crate::request::SeqState;
 
 impl Scheduler {
     /// Frees blocks for the running sequence at `place` of the order. `false`: none to gain, it has to wait.
     ///
     /// A plan that is made ahead takes nothing from anybody: who could give is in flight.
-    pub(crate) fn make_room(&mut self, place: usize, actions: &mut Actions) -> bool {
+    pub(super) fn make_room(&mut self, place: usize, actions: &mut Actions) -> bool {
         if !self.in_flight.is_empty() {
             return false;
         }
@@ -24,38 +23,28 @@ impl Scheduler {
             // With the last other reader of a shared block gone, no copy of it is needed.
             let ends_sharing =
                 copy_source.is_some_and(|b| self.cache.refs(b) == 2 && table.blocks().contains(&b));
-            ends_sharing || self.cache.release_gains(table) || planted(Fault::ZeroGainPreemption)
+            ends_sharing || self.cache.release_gains(table)
         };
         let later = &self.running[place + 1..];
         // For the first in the order even victims that share all their blocks with each other: together they gain.
         let last = later.last().filter(|_| place == 0);
         let Some(&victim) = later.iter().rev().find(gains).or(last) else { return false };
-        let oldest =
-            self.running.iter().find(|&&s| planted(Fault::OldestPreempted) && self.sequences[s].flights == 0);
-        let victim = oldest.copied().unwrap_or(victim);
         let before = self.cache.available();
         self.preempt(victim, actions);
         debug_assert!(
             place == 0
                 || self.cache.available() > before
-                || copy_source.is_some_and(|block| self.cache.refs(block) == 1)
-                || allocation_failed(),
+                || copy_source.is_some_and(|block| self.cache.refs(block) == 1),
             "a preemption gained nothing"
         );
         true
     }
 
     fn preempt(&mut self, index: u32, actions: &mut Actions) {
-        debug_assert!(self.sequences[index].flights == 0, "a planned sequence is preempted");
         let sequence = &mut self.sequences[index];
+        debug_assert!(sequence.in_flight == 0, "a planned sequence is preempted");
         self.cache.release(&mut sequence.table);
-        sequence.running = false;
-        sequence.preempted = true;
-        if let Some(request) = sequence.request
-            && planted(Fault::PreemptionLosesTokens)
-        {
-            sequence.tokens.truncate(self.requests[request].prompt_len as usize);
-        }
+        sequence.state = SeqState::Waiting { preempted: true, bypassed: 0 };
         self.waiting.insert(sequence.key, index);
         self.stop_running(index);
         self.counters.preemptions += 1;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use octavo_cache::PrefixMatch;
 
-use crate::admission::{MAX_BYPASS, MAX_SKIPPED};
+use super::Scheduler;
+use super::admission::MAX_SKIPPED;
 use crate::event::Actions;
-use crate::scheduler::Scheduler;
+use crate::request::SeqState;
 
 impl Scheduler {
     /// Checks every invariant between two calls of [`Scheduler::step`].
@@ -29,15 +30,15 @@ impl Scheduler {
                 assert_eq!(sequence.id, request.id);
                 let len = sequence.tokens.len() as u32;
                 assert!(len < request.max_len, "request {} should have ended", request.id);
-                let idle = sequence.remaining() == 0 && sequence.flights == 0;
+                let idle = sequence.remaining() == 0 && sequence.in_flight == 0;
                 assert!(!idle, "request {} has nothing to compute", request.id);
             }
         }
         assert_eq!(unstarted, self.unstarted, "requests that never ran are counted");
-        let ended = self.sequences.values().filter(|s| s.request.is_none()).count();
+        let ended = self.sequences.values().filter(|s| s.state == SeqState::Ended).count();
         assert_eq!(owned + ended, self.sequences.len(), "each sequence has a request or is about to go");
         assert!(
-            self.sequences.values().all(|s| s.request.is_some() || s.flights > 0),
+            self.sequences.values().all(|s| s.state != SeqState::Ended || s.in_flight > 0),
             "a sequence outlived its request and its step"
         );
         self.check_lists(owned);
@@ -56,15 +57,14 @@ impl Scheduler {
         }
         let slots: u32 = self.running.iter().map(|&s| self.sequences[s].num_samples).sum();
         assert!(slots <= self.config.max_num_seqs, "{slots} sequences run, {} may", self.config.max_num_seqs);
-        assert!(
-            self.running.iter().all(|&s| self.sequences[s].running && self.sequences[s].request.is_some())
-        );
+        assert!(self.running.iter().all(|&s| self.sequences[s].state == SeqState::Running));
         for (key, index) in self.waiting.iter() {
             let sequence = &self.sequences[index];
-            assert!(key == sequence.key && !sequence.running && sequence.flights == 0);
+            assert!(key == sequence.key && matches!(sequence.state, SeqState::Waiting { .. }));
+            assert_eq!(sequence.in_flight, 0);
             assert!(sequence.table.blocks().is_empty(), "a waiting sequence holds blocks");
         }
-        self.check_flights();
+        self.check_in_flight();
         assert!(
             self.deadlines.len() == self.requests.values().filter(|r| r.deadline_us.is_some()).count(),
             "a deadline outlived its request"
@@ -76,30 +76,30 @@ impl Scheduler {
         );
     }
 
-    fn check_flights(&self) {
-        assert!(self.planned.is_empty() && self.in_flight.len() <= 2);
+    fn check_in_flight(&self) {
+        assert!(self.in_flight.len() <= 2);
         let steps = self.in_flight.iter().map(|s| s.step);
         assert!(steps.is_sorted_by(|a, b| a < b), "steps are in flight in their order");
-        let ahead = self.in_flight.front().is_some_and(|s| s.ahead);
+        let ahead = self.in_flight.front().is_some_and(|s| s.async_next);
         assert!(self.in_flight.len() < 2 || ahead, "a plan came while a step was in flight");
         let mut sums: BTreeMap<u32, (u32, u32, u32)> = BTreeMap::new();
         for step in &self.in_flight {
-            assert!(!step.flights.is_empty(), "a step without sequences is in flight");
-            for flight in &step.flights {
-                let (flights, computing, placeholders) = sums.entry(flight.sequence).or_default();
-                (*flights, *computing) = (*flights + 1, *computing + flight.query_len);
-                *placeholders += if step.ahead { flight.num_samples } else { 0 };
+            assert!(!step.seqs.is_empty(), "a step without sequences is in flight");
+            for seq in &step.seqs {
+                let (steps, computing, placeholders) = sums.entry(seq.sequence).or_default();
+                (*steps, *computing) = (*steps + 1, *computing + seq.query_len);
+                *placeholders += if step.async_next { seq.num_samples } else { 0 };
             }
         }
         let mut flying = 0;
         for (index, sequence) in self.sequences.iter() {
             let sum = sums.get(&index).copied().unwrap_or_default();
-            let own = (sequence.flights, sequence.computing, sequence.placeholders);
+            let own = (sequence.in_flight, sequence.computing, sequence.placeholders);
             assert_eq!(own, sum, "what is in flight of request {}", sequence.id);
-            flying += usize::from(sequence.flights > 0);
+            flying += usize::from(sequence.in_flight > 0);
             let needed = sequence.scheduled().div_ceil(self.config.block_size);
             assert!(
-                sequence.flights == 0 || sequence.table.blocks().len() as u32 >= needed,
+                sequence.in_flight == 0 || sequence.table.blocks().len() as u32 >= needed,
                 "a step in flight writes into blocks that were given back"
             );
         }
@@ -112,21 +112,16 @@ impl Scheduler {
     ///
     /// # Panics
     /// With the broken promise, if there is one.
-    pub(crate) fn check_plan(&self, admitted: bool, actions: &Actions) {
+    pub(super) fn check_plan(&self, admitted: bool, actions: &Actions) {
         let first = self.running.first();
         assert!(
-            self.settling || first.is_none_or(|&s| self.sequences[s].flights > 0),
+            self.draining_pipeline || first.is_none_or(|&s| self.sequences[s].in_flight > 0),
             "the first in the order stands still"
         );
         if !admitted {
             return;
         }
-        let (mut slots, mut owed) = (0, 0);
-        for &index in &self.running {
-            let sequence = &self.sequences[index];
-            slots += sequence.num_samples;
-            owed += self.prefill_blocks(index).saturating_sub(sequence.table.blocks().len() as u32);
-        }
+        let (samples, owed) = self.reserved();
         let available = self.cache.available();
         assert!(
             actions.started.is_empty() || owed <= available,
@@ -138,13 +133,13 @@ impl Scheduler {
         let mut found = PrefixMatch::default();
         for (_, index) in self.waiting.iter().take(MAX_SKIPPED) {
             let sequence = &self.sequences[index];
-            let starts = slots + sequence.num_samples <= self.config.max_num_seqs;
+            let starts = samples + sequence.num_samples <= self.config.max_num_seqs;
             assert!(
                 !(starts && self.fits(index, owed, &mut found)),
                 "request {} fits and waits",
                 sequence.id
             );
-            if sequence.preempted || sequence.bypassed >= MAX_BYPASS {
+            if !self.may_be_overtaken(index) {
                 break;
             }
         }

@@ -1,52 +1,55 @@
 //! The state machine: its state, the order of a step, and the ways out of it.
 
+mod admission;
+mod invariants;
+mod planning;
+mod preemption;
+mod results;
+
 use std::collections::{BTreeSet, VecDeque};
 
-use octavo_cache::faults::{Fault, planted};
-use octavo_cache::{BlockTable, Cache, Namespace, PrefixMatch};
+use octavo_cache::{Cache, Namespace, PrefixMatch};
 use rustc_hash::FxHashMap;
 use smallvec::smallvec;
 
 use crate::RequestId;
+use crate::batch::{Batch, BatchSeq, StepInFlight};
 use crate::config::{ConfigError, SchedulerConfig};
 use crate::event::{Actions, Event, FinishReason, Finished, NewRequest};
 use crate::plan::Output;
 use crate::queue::Queue;
 use crate::rejection::Rejection;
-use crate::request::{Key, Request, Sequence};
-use crate::results::{Flight, StepInFlight};
+use crate::request::{Key, Request, SeqState, Sequence};
 use crate::slab::Slab;
 use crate::stats::SchedulerStats;
 
 /// Turns requests into step plans; see the crate's text.
 #[derive(Debug)]
 pub struct Scheduler {
-    pub(crate) config: SchedulerConfig,
-    pub(crate) cache: Cache,
-    pub(crate) requests: Slab<Request>,
-    pub(crate) ids: FxHashMap<RequestId, u32>,
-    pub(crate) sequences: Slab<Sequence>,
-    pub(crate) waiting: Queue,
+    config: SchedulerConfig,
+    cache: Cache,
+    requests: Slab<Request>,
+    ids: FxHashMap<RequestId, u32>,
+    sequences: Slab<Sequence>,
+    waiting: Queue,
     /// Sequences that hold blocks, sorted by key: the first one is served first and never preempted.
-    pub(crate) running: Vec<u32>,
+    running: Vec<u32>,
     /// `(deadline_us, request)`.
-    pub(crate) deadlines: BTreeSet<(u64, u32)>,
+    deadlines: BTreeSet<(u64, u32)>,
     /// At most two, the oldest first.
-    pub(crate) in_flight: VecDeque<StepInFlight>,
-    /// What the plan being made holds so far.
-    pub(crate) planned: Vec<Flight>,
+    in_flight: VecDeque<StepInFlight>,
     /// Memory for the next steps.
-    pub(crate) spare: Vec<Vec<Flight>>,
-    /// Somebody got no block in a step that was planned ahead: the next plan waits until nothing is in flight, so that it
-    /// may take blocks from others.
-    pub(crate) settling: bool,
+    spare: Vec<Vec<BatchSeq>>,
+    /// A sequence got no block in a step planned while another was in flight. The next plan waits until nothing is in
+    /// flight: only then may it preempt.
+    draining_pipeline: bool,
     /// Requests in the queue that never ran.
-    pub(crate) unstarted: u32,
-    pub(crate) draining: bool,
+    unstarted: u32,
+    draining: bool,
     arrivals: u64,
-    pub(crate) counters: SchedulerStats,
+    counters: SchedulerStats,
     /// Memory for look-ups at admission.
-    pub(crate) found: PrefixMatch,
+    found: PrefixMatch,
 }
 
 impl Scheduler {
@@ -64,9 +67,8 @@ impl Scheduler {
             running: Vec::new(),
             deadlines: BTreeSet::new(),
             in_flight: VecDeque::with_capacity(2),
-            planned: Vec::new(),
             spare: Vec::with_capacity(2),
-            settling: false,
+            draining_pipeline: false,
             unstarted: 0,
             draining: false,
             arrivals: 0,
@@ -85,35 +87,43 @@ impl Scheduler {
         self.config.check(prompt_len, n, max_tokens)
     }
 
-    /// Takes the events since the last call (`events` is drained), applies deadlines, and plans the next step unless
-    /// one is in flight that is not to be planned ahead of, or two are. `actions` is cleared and filled.
+    /// Applies the events since the last call and the deadlines, and plans the next step if [`Event::ScheduleAsync`] or
+    /// an idle executor allows it. Drains `events`; clears and fills `actions`.
     ///
     /// `now_us` is any clock that does not run backwards; only deadlines are compared with it.
     pub fn step(&mut self, now_us: u64, events: &mut Vec<Event>, actions: &mut Actions) {
         actions.clear();
         for event in events.drain(..) {
-            match event {
-                Event::Submit(new) => {
-                    let id = new.id;
-                    if let Err(rejection) = self.submit(new) {
-                        actions.rejected.push((id, rejection));
-                    }
-                }
-                Event::Cancel { .. } if !self.in_flight.is_empty() && planted(Fault::CancelLostInFlight) => {}
-                Event::Cancel { request } => {
-                    if let Some(&request) = self.ids.get(&request) {
-                        self.end_request(request, FinishReason::Abort, actions);
-                    }
-                }
-                Event::StepDone { step, results } => self.apply_results(step, results, actions),
-                Event::ScheduleAsync { step } => self.allow_ahead(step),
-                Event::Tick => {}
-                Event::Drain => self.draining = true,
-            }
+            self.apply(event, actions);
         }
         self.expire(now_us, actions);
         if self.may_plan() {
-            self.plan_step(actions);
+            let mut batch = self.begin_batch(actions);
+            self.plan_first_prefill(&mut batch, actions);
+            self.plan_decodes(&mut batch, actions);
+            self.plan_prefills(&mut batch);
+            self.admit(&mut batch, actions);
+            self.finish_batch(batch, actions);
+        }
+    }
+
+    fn apply(&mut self, event: Event, actions: &mut Actions) {
+        match event {
+            Event::Submit(new) => {
+                let id = new.id;
+                if let Err(rejection) = self.submit(new) {
+                    actions.rejected.push((id, rejection));
+                }
+            }
+            Event::Cancel { request } => {
+                if let Some(&request) = self.ids.get(&request) {
+                    self.end_request(request, FinishReason::Abort, actions);
+                }
+            }
+            Event::StepDone { step, results } => self.apply_results(step, results, actions),
+            Event::ScheduleAsync { step } => self.allow_async(step),
+            Event::Tick => {}
+            Event::Drain => self.draining = true,
         }
     }
 
@@ -138,9 +148,6 @@ impl Scheduler {
     }
 
     fn submit(&mut self, new: NewRequest) -> Result<(), Rejection> {
-        if planted(Fault::NamespaceLeakedByRejection) && self.validate(&new).is_err() {
-            self.intern_namespace(&new);
-        }
         self.validate(&new)?;
         let prompt_len = new.prompt.len() as u32;
         let namespace = self.intern_namespace(&new);
@@ -164,7 +171,7 @@ impl Scheduler {
             started: false,
             sequences: smallvec![],
         });
-        let sequence = Sequence::new(request, new.id, key, new.prompt, new.n, BlockTable::default());
+        let sequence = Sequence::new(request, new.id, key, new.prompt, new.n);
         let sequence = self.sequences.insert(sequence);
         self.requests[request].sequences.push(sequence);
         self.ids.insert(new.id, request);
@@ -187,21 +194,12 @@ impl Scheduler {
         while let Some(&(deadline_us, request)) = self.deadlines.first()
             && deadline_us <= now_us
         {
-            if planted(Fault::DeadlineIgnoredInQueue) && !self.requests[request].started {
-                break;
-            }
-            if planted(Fault::StaleDeadline) {
-                self.deadlines.pop_first();
-                if !self.requests.contains(request) {
-                    continue;
-                }
-            }
             self.end_request(request, FinishReason::Timeout, actions);
         }
     }
 
     /// Ends all samples of a request that have not ended yet.
-    pub(crate) fn end_request(&mut self, request: u32, reason: FinishReason, actions: &mut Actions) {
+    fn end_request(&mut self, request: u32, reason: FinishReason, actions: &mut Actions) {
         let sequences = std::mem::take(&mut self.requests[request].sequences);
         for sequence in sequences {
             for sample in self.sequences[sequence].samples() {
@@ -213,53 +211,46 @@ impl Scheduler {
     }
 
     /// Ends one sample, and its request if it was the last one.
-    pub(crate) fn end_sample(&mut self, sequence: u32, reason: FinishReason, actions: &mut Actions) {
-        let Sequence { id, key, request, .. } = self.sequences[sequence];
+    fn end_sample(&mut self, sequence: u32, reason: FinishReason, actions: &mut Actions) {
+        let Sequence { id, key, .. } = self.sequences[sequence];
+        let Some(request) = self.sequences[sequence].request() else { return };
         actions.finished.push(Finished { request: id, sample: key.sample, reason });
         self.drop_sequence(sequence);
-        let Some(request) = request else { return };
-        if planted(Fault::DoubledTerminalEvent) && self.requests[request].sequences.len() > 1 {
-            actions.finished.push(Finished { request: id, sample: key.sample, reason });
-        }
         self.requests[request].sequences.retain(|&mut s| s != sequence);
         if self.requests[request].sequences.is_empty() {
             self.forget(request);
         }
     }
 
-    /// Takes a sequence out of all lists. If a step in flight uses its blocks, they are freed when that is done.
+    /// Takes a sequence out of its list. Its blocks are freed when no step in flight uses them.
     fn drop_sequence(&mut self, index: u32) {
         let sequence = &mut self.sequences[index];
-        sequence.request = None;
-        if std::mem::take(&mut sequence.running) {
-            self.stop_running(index);
-        } else if !planted(Fault::CancelledGhostInQueue) {
-            self.waiting.remove(sequence.key);
-        }
-        if self.sequences[index].flights > 0 && planted(Fault::FreedWhileInFlight) {
-            self.cache.release(&mut self.sequences[index].table);
+        match std::mem::replace(&mut sequence.state, SeqState::Ended) {
+            SeqState::Running => self.stop_running(index),
+            SeqState::Waiting { .. } => self.waiting.remove(sequence.key),
+            SeqState::Ended => {}
         }
         self.free_unless_in_flight(index);
     }
 
-    /// Frees the blocks of a sequence that is in no list any more, and its record, once no step uses them.
-    pub(crate) fn free_unless_in_flight(&mut self, index: u32) {
-        if self.sequences[index].flights == 0
+    /// Frees the blocks and the record of an ended sequence once no step uses them.
+    fn free_unless_in_flight(&mut self, index: u32) {
+        if self.sequences[index].in_flight == 0
             && let Some(mut sequence) = self.sequences.remove(index)
         {
             self.cache.release(&mut sequence.table);
         }
     }
 
-    /// The next plan need not wait for this step.
-    fn allow_ahead(&mut self, step: u64) {
+    /// Allows the next plan while this step is in flight, unless the step splits a sequence into samples.
+    fn allow_async(&mut self, step: u64) {
         if let [only] = self.in_flight.make_contiguous()
             && only.step == step
+            && only.seqs.iter().all(|seq| seq.num_samples <= 1)
         {
-            let single = |flight: &Flight| flight.num_samples <= 1;
-            only.ahead = only.flights.iter().all(single) || planted(Fault::AheadOfForks);
-            for flight in only.flights.iter().filter(|_| only.ahead) {
-                self.sequences[flight.sequence].placeholders = flight.num_samples;
+            only.async_next = true;
+            for seq in &only.seqs {
+                self.sequences[seq.sequence].placeholders = seq.num_samples;
             }
         }
     }
@@ -267,8 +258,55 @@ impl Scheduler {
     fn may_plan(&self) -> bool {
         match self.in_flight.len() {
             0 => true,
-            1 => self.in_flight[0].ahead && !self.settling,
+            1 => self.in_flight[0].async_next && !self.draining_pipeline,
             _ => false,
+        }
+    }
+
+    /// An empty batch. Open blocks that the last plan gave back are available to it.
+    fn begin_batch(&mut self, actions: &mut Actions) -> Batch {
+        self.cache.recycle_open_blocks();
+        let seqs = self.spare.pop().unwrap_or_default();
+        let plan = std::mem::take(&mut actions.plan);
+        let step = self.counters.steps + 1;
+        Batch::new(plan, seqs, step, self.config.max_num_batched_tokens, self.config.block_size)
+    }
+
+    /// Hands the plan out and puts the step in flight, if the batch has sequences.
+    fn finish_batch(&mut self, batch: Batch, actions: &mut Actions) {
+        let stalled = batch.stalled;
+        self.draining_pipeline = stalled && !self.in_flight.is_empty();
+        let (plan, step) = batch.finish(self.cache.num_open_blocks());
+        actions.plan = plan;
+        if cfg!(debug_assertions) {
+            self.check_plan(!stalled && actions.preempted == 0, actions);
+        }
+        if step.seqs.is_empty() {
+            self.spare.push(step.seqs);
+            return;
+        }
+        let sampling = step.seqs.iter().filter(|seq| seq.num_samples > 0).count() as u64;
+        self.in_flight.push_back(step);
+        let (seqs, tokens) = (actions.plan.seqs.len() as u32, actions.plan.tokens.len() as u32);
+        let counters = &mut self.counters;
+        counters.steps += 1;
+        counters.prefilled_tokens += u64::from(tokens) - sampling;
+        counters.max_batch_seqs = counters.max_batch_seqs.max(seqs);
+        counters.max_batch_tokens = counters.max_batch_tokens.max(tokens);
+    }
+
+    /// Puts a sequence into the running list, at its place in the order.
+    fn run(&mut self, index: u32) {
+        let key = self.sequences[index].key;
+        let place = self.running.partition_point(|&other| self.sequences[other].key < key);
+        self.running.insert(place, index);
+        self.sequences[index].state = SeqState::Running;
+    }
+
+    /// Takes a sequence out of the running list.
+    fn stop_running(&mut self, index: u32) {
+        if let Some(place) = self.running.iter().position(|&other| other == index) {
+            self.running.remove(place);
         }
     }
 
@@ -277,11 +315,9 @@ impl Scheduler {
         let Some(request) = self.requests.remove(index) else { return };
         self.ids.remove(&request.id);
         self.cache.release_namespace(request.namespace);
-        if let Some(deadline_us) = request.deadline_us
-            && !planted(Fault::StaleDeadline)
-        {
+        if let Some(deadline_us) = request.deadline_us {
             self.deadlines.remove(&(deadline_us, index));
         }
-        self.unstarted -= u32::from(!request.started && !planted(Fault::QueueCountDrift));
+        self.unstarted -= u32::from(!request.started);
     }
 }
