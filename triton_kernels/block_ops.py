@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -116,21 +118,15 @@ def quantize_blocks_kernel(
 
 
 @triton.jit
-def copy_blocks_kernel(
-    data_ptr, copies_ptr, open_block_of_ptr, block_words, OPEN_BLOCKS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Copies 4-byte words of a block (OPEN_BLOCKS: of its open block) to another."""
+def copy_blocks_kernel(data_ptr, copies_ptr, block_words, BLOCK: tl.constexpr):
+    """One program per pair and BLOCK of the 4-byte words of a block."""
     source = tl.load(copies_ptr + 2 * tl.program_id(0))
     target = tl.load(copies_ptr + 2 * tl.program_id(0) + 1)
     if (source >= 0) & (target >= 0):
-        if OPEN_BLOCKS:
-            source = tl.load(open_block_of_ptr + source)
-            target = tl.load(open_block_of_ptr + target)
-        if (source >= 0) & (target >= 0):
-            word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-            live = word < block_words
-            data = tl.load(data_ptr + source.to(tl.int64) * block_words + word, mask=live)
-            tl.store(data_ptr + target.to(tl.int64) * block_words + word, data, mask=live)
+        word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        live = word < block_words
+        data = tl.load(data_ptr + source.to(tl.int64) * block_words + word, mask=live)
+        tl.store(data_ptr + target.to(tl.int64) * block_words + word, data, mask=live)
 
 
 def quantize_blocks(kv: Int8KV, blocks: torch.Tensor) -> None:
@@ -181,45 +177,37 @@ def _codes_ref(
     return code.round().clamp(min_code, max_code).to(torch.int32)
 
 
-def copy_blocks(kv: PagedKV, copies: torch.Tensor) -> None:
-    """Copies blocks: `copies` int32 `[C, 2]` of (source, target); a pair with -1 is skipped. No target is a source.
+def copy_blocks(kv: PagedKV, copies: torch.Tensor, open_copies: torch.Tensor | None = None) -> None:
+    """Copies blocks, and open blocks of an int8 cache.
 
-    Of an int8 cache both forms are copied; open blocks if source and target have one.
+    `copies` and `open_copies` are int32 `[C, 2]` of (source, target). A pair with -1 is skipped. No target is a source.
     """
-    check_device(v=kv.v, copies=copies)
-    check_tensor("copies", copies, dtypes=(torch.int32,), shape=(None, 2), contiguous=True)
-    for name in ("k", "v") if isinstance(kv, FloatKV) else _PARTS:
-        _copy(getattr(kv, name), copies, None)
-    if isinstance(kv, Int8KV):
-        _copy(kv.open_k, copies, kv.open_block_of)
-        _copy(kv.open_v, copies, kv.open_block_of)
+    check_device(v=kv.v, copies=copies, open_copies=open_copies)
+    for name, pairs in (("copies", copies), ("open_copies", open_copies)):
+        if pairs is not None:
+            check_tensor(name, pairs, dtypes=(torch.int32,), shape=(None, 2), contiguous=True)
+    for data, pairs in _copied(kv, copies, open_copies):
+        words = data.view(data.shape[0], -1).view(torch.int32)
+        block = min(4096, power_of_two(words.shape[1]))
+        arguments = {"data_ptr": words, "copies_ptr": pairs, "block_words": words.shape[1]}
+        grid = (pairs.shape[0], ceil_div(words.shape[1], block))
+        launch(copy_blocks_kernel, grid, arguments, {"BLOCK": block}, Options(4, 1))
 
 
-def _copy(data: torch.Tensor, copies: torch.Tensor, open_block_of: torch.Tensor | None) -> None:
-    words = data.view(data.shape[0], -1).view(torch.int32)
-    block = min(4096, power_of_two(words.shape[1]))
-    arguments = {
-        "data_ptr": words,
-        "copies_ptr": copies,
-        "open_block_of_ptr": open_block_of,
-        "block_words": words.shape[1],
-    }
-    constants = {"OPEN_BLOCKS": open_block_of is not None, "BLOCK": block}
-    grid = (copies.shape[0], ceil_div(words.shape[1], block))
-    launch(copy_blocks_kernel, grid, arguments, constants, Options(4, 1))
-
-
-def copy_blocks_ref(kv: PagedKV, copies: torch.Tensor) -> None:
+def copy_blocks_ref(kv: PagedKV, copies: torch.Tensor, open_copies: torch.Tensor | None = None) -> None:
     """As `copy_blocks`, in plain torch."""
-    pairs = copies[(copies >= 0).all(1)].long()
-    for name in ("k", "v") if isinstance(kv, FloatKV) else _PARTS:
-        data = getattr(kv, name)
+    for data, pairs in _copied(kv, copies, open_copies):
+        pairs = pairs[(pairs >= 0).all(1)].long()
         data[pairs[:, 1]] = data[pairs[:, 0]]
-    if isinstance(kv, Int8KV):
-        open_blocks = kv.open_block_of[pairs].long()
-        open_blocks = open_blocks[(open_blocks >= 0).all(1)]
-        for data in (kv.open_k, kv.open_v):
-            data[open_blocks[:, 1]] = data[open_blocks[:, 0]]
+
+
+def _copied(
+    kv: PagedKV, copies: torch.Tensor, open_copies: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Arrays of the cache with the pairs to copy in them."""
+    yield from ((getattr(kv, name), copies) for name in (("k", "v") if isinstance(kv, FloatKV) else _PARTS))
+    if isinstance(kv, Int8KV) and open_copies is not None:
+        yield from ((data, open_copies) for data in (kv.open_k, kv.open_v))
 
 
 def _bfloat_below(x: torch.Tensor) -> torch.Tensor:

@@ -92,7 +92,7 @@ def _cache() -> Iterator[Case]:
         cache = Int8KV.empty(64, 8, 8, head_dim, BF16, "meta")
         yield Case("kv_cache", f"quantise {head_dim}", partial(quantize_blocks, cache, slots), quick=head_dim == 128)
     cache = Int8KV.empty(64, 8, 8, 128, BF16, "meta")
-    yield Case("kv_cache", "copy", partial(copy_blocks, cache, _empty(4, 2, dtype=I32)))
+    yield Case("kv_cache", "copy", partial(copy_blocks, cache, *_empty(2, 4, 2, dtype=I32)))
 
 
 def _attention() -> Iterator[Case]:

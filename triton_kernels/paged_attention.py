@@ -180,7 +180,7 @@ def _run(
     batch: _Batch, phase: str, first: int, sequences: int, tokens: int, splits: int, deterministic: bool = False
 ) -> None:
     q, kv, out = batch.q, batch.kv, batch.out
-    heads, head_dim = q.shape[1:]
+    heads = q.shape[1]
     group = heads // kv.kv_heads
     config = _config(kv, phase, deterministic)
     rows = max(config.rows, power_of_two(group)) if phase == "prefill" else max(16, power_of_two(group))
@@ -212,24 +212,7 @@ def _run(
         "table_stride": batch.block_tables.stride(0),
         "capacity": indices.shape[2] if indices is not None else 0,
     }
-    width = max(16, power_of_two(head_dim))
-    constants = {
-        "GROUP": group,
-        "KV_HEADS": kv.kv_heads,
-        "HEAD_DIM": head_dim,
-        "WIDTH": width,
-        "HALF_WIDTH": max(16, power_of_two(head_dim // 2)),
-        "BLOCK_M": rows,
-        "PAGES": config.pages,
-        "BLOCK_SIZE": BLOCK_SIZE,
-        "DECODE": decode,
-        "INT8": isinstance(kv, Int8KV),
-        "SELECTED": batch.selected is not None,
-        "WINDOWED": batch.window is not None,
-        "CAPPED": batch.softcap is not None,
-        "SPLIT": splits > 1,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
-    }
+    constants = _constants(batch) | {"BLOCK_M": rows, "PAGES": config.pages, "DECODE": decode, "SPLIT": splits > 1}
     grid = (tiles, kv.kv_heads, splits)
     launch(paged_attention_kernel, grid, arguments, constants, Options(config.warps, config.stages))
     if splits > 1:
@@ -242,8 +225,26 @@ def _run(
             "out_token_stride": out.stride(0),
             "out_head_stride": out.stride(1),
         }
-        constants = {"HEAD_DIM": head_dim, "WIDTH": width, "SPLITS": power_of_two(splits)}
+        constants = {name: constants[name] for name in ("HEAD_DIM", "WIDTH")} | {"SPLITS": power_of_two(splits)}
         launch(combine_splits_kernel, (tokens, heads), arguments, constants, Options(4, 1))
+
+
+def _constants(batch: _Batch) -> dict[str, object]:
+    """Constants of `paged_attention_kernel` that the configuration does not change."""
+    q, kv = batch.q, batch.kv
+    return {
+        "GROUP": q.shape[1] // kv.kv_heads,
+        "KV_HEADS": kv.kv_heads,
+        "HEAD_DIM": kv.head_dim,
+        "WIDTH": max(16, power_of_two(kv.head_dim)),
+        "HALF_WIDTH": max(16, power_of_two(kv.head_dim // 2)),
+        "BLOCK_SIZE": BLOCK_SIZE,
+        "INT8": isinstance(kv, Int8KV),
+        "SELECTED": batch.selected is not None,
+        "WINDOWED": batch.window is not None,
+        "CAPPED": batch.softcap is not None,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+    }
 
 
 def _partials(q: torch.Tensor, splits: int) -> dict[str, torch.Tensor | None]:

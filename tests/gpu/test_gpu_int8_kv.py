@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from backends import torch_llm
-from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams, _core
 from octavo.errors import InvalidRequestError
 from octavo.gpu import load, runner
-from octavo.gpu.batch import HostBatch
-from octavo.gpu.tails import Tails, most_tails
+from octavo.gpu.batch import open_pairs
+from octavo.gpu.kv import KvFormat, KvPool
+from octavo.gpu.plan import SAMPLE_SPEC, SEQUENCE, Plan
+from octavo.gpu.spec import read_spec
 
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 BLOCK_BYTES = 2 * 2 * (2 * 32 * 16 + 4 * 16 + 2 * 32 + 8)
@@ -35,13 +39,27 @@ def tokens(llm: LLM, asked: list[list[int]], params: SamplingParams = GREEDY) ->
 
 
 @pytest.fixture
-def runners(monkeypatch: pytest.MonkeyPatch) -> list[runner.Runner]:
-    made: list[runner.Runner] = []
-    monkeypatch.setattr(load, "Runner", lambda *a: made.append(runner.Runner(*a)) or made[-1])
-    return made
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The open blocks of every step."""
+    seen: list[list[int]] = []
+
+    class Recording(runner.Runner):
+        def _run(self, plan: Plan) -> Any:
+            seen.append(plan.open_blocks.tolist())
+            return super()._run(plan)
+
+    monkeypatch.setattr(load, "Runner", Recording)
+    return seen
 
 
-def test_ragged_batches_and_prefix_hits(backend: load.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
+def assert_open_blocks_are_distinct_and_reused(opened: list[list[int]], count: int) -> None:
+    """Requests that ended give theirs back: all steps together use fewer than `count`."""
+    assert len(opened) > count
+    assert all(blocks and len(set(blocks)) == len(blocks) for blocks in opened)
+    assert max(map(max, opened)) < count
+
+
+def test_ragged_batches_and_prefix_hits(backend: load.Backend, tiny: Path, opened: list[list[int]]) -> None:
     shared = prompts(70)[0]
     asked = [*prompts(1, 75, 31, 32, 33, 64), *([*shared, *tail] for tail in prompts(4, 30, seed=2))]
     want = expected(tiny, asked)
@@ -56,9 +74,7 @@ def test_ragged_batches_and_prefix_hits(backend: load.Backend, tiny: Path, runne
         memory = {part["name"]: part["bytes"] for part in info["memory"]}
         assert memory["kv_cache"] == info["limits"]["num_blocks"] * BLOCK_BYTES
         assert memory["kv_tails"] == 2 * 2 * 32 * 16 * 2 * 4 * (3 * 8 + 256 // 32)
-    tails = runners[0].kv.tails
-    assert tails is not None
-    assert len(tails.blocks()) <= 1, "blocks of requests that ended keep no tail"
+    assert_open_blocks_are_distinct_and_reused(opened, 3 * 8 + 256 // 32)
 
 
 def test_log_probabilities_are_those_of_the_cpu_and_not_those_of_floats(backend: load.Backend, tiny: Path) -> None:
@@ -83,7 +99,7 @@ def test_chunks_beside_decodes(backend: load.Backend, tiny: Path) -> None:
         assert llm.stats()["mixed_steps"] > 0
 
 
-def test_preemption_and_cancelled_requests(backend: load.Backend, tiny: Path, runners: list[runner.Runner]) -> None:
+def test_preemption_and_cancelled_requests(backend: load.Backend, tiny: Path, opened: list[list[int]]) -> None:
     """Blocks are given up half full, and handed out again."""
     asked = prompts(30, 31, 29, 28)
     with torch_llm(
@@ -103,9 +119,7 @@ def test_preemption_and_cancelled_requests(backend: load.Backend, tiny: Path, ru
             next(stream)
             stream.close()
         assert tokens(llm, asked) == want
-    tails = runners[0].kv.tails
-    assert tails is not None
-    assert len(tails.blocks()) <= 4
+    assert_open_blocks_are_distinct_and_reused(opened, 3 * 8 + 256 // 32)
 
 
 def test_forks_copy_the_floats_of_their_last_block(backend: load.Backend, tiny: Path) -> None:
@@ -130,86 +144,43 @@ def test_padded_steps_are_those_of_eager_ones(backend: load.Backend, tiny: Path)
     assert found[0] == found[1]
 
 
-def test_a_step_that_fails_leaves_the_tails_right(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, runners: list[runner.Runner]
-) -> None:
+def test_a_step_that_fails_leaves_the_open_blocks_right(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.errors import ExecutionError
 
     asked = prompts(40, 20)
     want = expected(tiny, asked)
     with torch_llm(tiny, kv_cache_dtype="int8", enable_prefix_caching=False) as llm:
         with monkeypatch.context() as patch:
-            patch.setattr(runner.KvPool, "set_tails", lambda *a: (_ for _ in ()).throw(ValueError("planted")))
+            patch.setattr(KvPool, "set_open_blocks", lambda *a: (_ for _ in ()).throw(ValueError("planted")))
             with pytest.raises(ExecutionError, match="planted"):
                 llm.generate(asked[0], GREEDY)
         assert tokens(llm, asked) == want
 
 
-def layout(*sequences: tuple[int, int, list[int]]) -> HostBatch:
-    """Of sequences (queries, context, blocks)."""
-    lens, contexts, tables = zip(*sequences, strict=True)
-    width = max(map(len, tables))
-    empty = np.empty(0, np.int32)
-    return HostBatch(
-        empty,
-        empty,
-        empty,
-        np.cumsum([0, *lens]).astype(np.int32),
-        np.array(contexts, np.int32),
-        np.array([[*t, *[0] * (width - len(t))] for t in tables], np.int32),
-        0,
-        empty,
-    )
+def plan(*sequences: tuple[int, int, list[int], list[int]]) -> Plan:
+    """Of sequences (queries, context, blocks, open blocks)."""
+    seqs = np.zeros(len(sequences), SEQUENCE)
+    lens, contexts, tables, opened = zip(*sequences, strict=True)
+    seqs["query_len"], seqs["context_len"] = lens, contexts
+    seqs["block_table_start"] = np.cumsum([0, *map(len, tables)])[:-1]
+    seqs["open_block_start"] = np.cumsum([0, *map(len, opened)])[:-1]
+    none, pairs = np.empty(0, np.int32), np.empty((0, 2), np.int32)
+    flat, flat_open = (np.concatenate(lists).astype(np.int32) for lists in (tables, opened))
+    return Plan(1, none, pairs, none, none, seqs, flat, pairs, flat_open, pairs, pairs, np.zeros(0, SAMPLE_SPEC))
 
 
-NO_COPIES = np.empty((0, 2), np.int32)
+def test_open_blocks_are_those_of_blocks_that_get_a_token() -> None:
+    step = plan((70, 70, [4, 9, 2], [0, 1, 2]), (1, 64, [3, 5], [7]), (1, 65, [3, 5, 6], [8]))
+    assert open_pairs(step).tolist() == [[4, 0], [9, 1], [2, 2], [5, 7], [6, 8]]
 
 
-def test_a_block_has_a_tail_from_its_first_token_to_the_step_that_fills_it() -> None:
-    tails = Tails(10, 3)
-    step = tails.begin(layout((70, 70, [4, 9, 2])), NO_COPIES)
-    assert step.filled.tolist() == [4, 9]
-    assert sorted(step.changes[:, 0].tolist()) == [2, 4, 9]
-    assert len(set(step.changes[:, 1].tolist())) == 3
-    assert tails.begin(layout((70, 70, [4, 9, 2])), NO_COPIES).changes.tolist() == step.changes.tolist(), (
-        "a step that did not end is told again"
-    )
-    tails.end(step)
-    assert tails.blocks().tolist() == [2]
-    step = tails.begin(layout((28, 98, [4, 9, 2, 7])), NO_COPIES)
-    assert step.filled.tolist() == [2]
-    assert {4: -1, 9: -1}.items() <= dict(step.changes.tolist()).items()
-    tails.end(step)
-    tails.release([7, 3])
-    assert tails.blocks().tolist() == []
-
-
-def test_copies_take_tails_along() -> None:
-    tails = Tails(8, 4)
-    tails.end(tails.begin(layout((5, 5, [1])), NO_COPIES))
-    step = tails.begin(layout((1, 6, [3]), (1, 6, [1])), np.array([[1, 3], [6, 7]], np.int32))
-    assert tails.get(3) not in (-1, tails.get(1))
-    assert tails.get(7) == -1
-    assert step.filled.tolist() == []
-
-
-@pytest.mark.parametrize(
-    ("before", "then"),
-    [
-        # Every sequence fills its block and begins another.
-        ([(31, [s]) for s in range(4)], [(2, 33, [s, 10 + s]) for s in range(4)]),
-        # Every sequence has ended, and others begin with just more than one block each.
-        ([(3, [s]) for s in range(4)], [(33, 33, [10 + 2 * s, 11 + 2 * s]) for s in range(4)]),
-    ],
-    ids=["continued", "replaced"],
-)
-def test_tails_suffice_for_the_worst_steps(
-    before: list[tuple[int, list[int]]], then: list[tuple[int, int, list[int]]]
-) -> None:
-    tails = Tails(100, most_tails(100, 4, sum(queries for queries, _, _ in then)))
-    tails.end(tails.begin(layout(*[(context, context, blocks) for context, blocks in before]), NO_COPIES))
-    tails.end(tails.begin(layout(*then), NO_COPIES))
-    assert most_tails(5, 4, 132) == 5
+def test_the_device_gets_what_changed(tiny: Path) -> None:
+    pool = KvPool(read_spec(_core.read_model(str(tiny))), 10, KvFormat(torch.float32, True), torch.device("cpu"), 4)
+    pairs = np.array([[4, 0], [9, 3]], np.int32)
+    assert pool.changed(pairs).tolist() == pairs.tolist()
+    pool.set_open_blocks(pairs, torch.from_numpy(pairs))
+    assert pool.changed(np.array([[4, 0], [9, 1], [2, 3]], np.int32)).tolist() == [[9, 1], [2, 3]]
+    assert pool.open_block_of.tolist() == [-1, -1, -1, -1, 0, -1, -1, -1, -1, 3]
 
 
 def test_what_cannot_be_had_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[tuple[_core.Plan, Plan, list[
     return seen
 
 
-ARRAYS = ("tokens", "placeholders", "positions", "slots", "seqs", "block_tables", "copies", "samples")
+ARRAYS = (
+    *("tokens", "placeholders", "positions", "slots", "seqs", "block_tables", "copies"),
+    *("open_blocks", "sealed", "open_copies", "samples"),
+)
 
 
 def test_views_are_of_the_plans_own_memory(plans: list[tuple[_core.Plan, Plan, list[bytes]]], tiny: Path) -> None:
@@ -96,7 +99,7 @@ def test_sequences_are_ordered_decodes_first() -> None:
     draws = np.zeros(1, SAMPLE_SPEC)
     draws["seq"] = 3
     pairs = np.zeros((0, 2), np.int32)
-    plan = Plan(1, rows, pairs, rows + 100, rows + 200, seqs, tables, pairs, draws)
+    plan = Plan(1, rows, pairs, rows + 100, rows + 200, seqs, tables, pairs, rows, pairs, pairs, draws)
     host_batch = build_batch(plan)
     assert host_batch.tokens.tolist() == [3, 6, 0, 1, 2, 4, 5]
     assert (host_batch.positions - host_batch.tokens == 100).all()
@@ -120,7 +123,8 @@ def test_placeholder_rows_follow_their_sequences() -> None:
     rows = np.arange(7, dtype=np.int32)
     placeholders = np.array([[3, 5], [6, 2]], np.int32)
     tables = np.zeros(4, np.int32)
-    plan = Plan(2, rows, placeholders, rows, rows, seqs, tables, np.zeros((0, 2), np.int32), np.zeros(0, SAMPLE_SPEC))
+    pairs = np.zeros((0, 2), np.int32)
+    plan = Plan(2, rows, placeholders, rows, rows, seqs, tables, pairs, rows, pairs, pairs, np.zeros(0, SAMPLE_SPEC))
     moved, places = placeholder_rows(plan, build_batch(plan), np.array([1, 2, 5]))
     assert moved.tolist() == [0, 1], "decodes are first"
     assert places.tolist() == [2, 1]
@@ -196,7 +200,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
         def submit(self, plan: _core.Plan) -> None:
             super().submit(plan)
-            self._submitted[-1].fault = Arriving.fault  # type: ignore[attr-defined]
+            self._submitted[-1].samples.fault = Arriving.fault  # type: ignore[attr-defined]
             Arriving.fault = None
 
     monkeypatch.setattr(runner, "DeviceToHost", Arriving)

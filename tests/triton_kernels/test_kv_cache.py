@@ -84,9 +84,10 @@ def test_blocks_are_copied_with_their_open_blocks(device: torch.device, generato
     quantize_blocks(kv, torch.tensor([2, 3], dtype=torch.int32, device=device))
     before = twin(kv)
     copies = torch.tensor([[2, 5], [-1, 0], [3, 1], [4, -1]], dtype=torch.int32, device=device)
-    copy_blocks(kv, copies)
+    open_copies = torch.tensor([[0, 1], [-1, 4], [2, -1]], dtype=torch.int32, device=device)
+    copy_blocks(kv, copies, open_copies)
     by_torch = twin(before)
-    copy_blocks_ref(by_torch, copies)
+    copy_blocks_ref(by_torch, copies, open_copies)
     for field in fields(kv):
         assert torch.equal(getattr(kv, field.name), getattr(by_torch, field.name)), field.name
     for name in ("k_high", "k_low", "k_lo", "k_step", "k_reach", "v", "v_scale", "v_norm"):

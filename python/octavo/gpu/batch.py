@@ -28,7 +28,7 @@ class Batch:
         query_start: `[S + 1]`, first row of each sequence.
         context_lens: `[S]`, tokens in the cache after this step.
         block_tables: `[S, max_blocks]`, unused entries 0.
-        filled: `[F]`, blocks of an int8 cache that this step fills; -1: none.
+        sealed: `[F]`, blocks of an int8 cache that this step fills; -1: none.
         num_decodes: sequences at the front that have one query.
         max_query_len, max_context_len: on the host.
     """
@@ -39,7 +39,7 @@ class Batch:
     query_start: torch.Tensor
     context_lens: torch.Tensor
     block_tables: torch.Tensor
-    filled: torch.Tensor
+    sealed: torch.Tensor
     num_decodes: int
     max_query_len: int
     max_context_len: int
@@ -88,8 +88,17 @@ def build_batch(plan: Plan) -> HostBatch:
     return HostBatch(tokens, positions, slots, query_start, context, tables, int(decodes.sum()), first_rows)
 
 
+def open_pairs(plan: Plan) -> Ints:
+    """(block, open block) `[n, 2]` of every block that gets a token in this step."""
+    context = plan.seqs["context_len"].astype(np.int32)
+    first = (context - plan.seqs["query_len"].astype(np.int32)) // BLOCK_SIZE
+    counts = -(-context // BLOCK_SIZE) - first
+    blocks = plan.block_tables[_rows(plan.seqs["block_table_start"].astype(np.int32) + first, counts)]
+    return np.stack([blocks, plan.open_blocks[_rows(plan.seqs["open_block_start"].astype(np.int32), counts)]], 1)
+
+
 def _rows(starts: Ints, lens: Ints) -> Ints:
-    """starts[i], starts[i] + 1, ... lens[i] of them, one after the other."""
+    """Concatenation of the ranges starts[i] .. starts[i] + lens[i] - 1."""
     ends = np.cumsum(lens)
     return (np.repeat(starts - (ends - lens), lens) + np.arange(int(ends[-1]))).astype(np.int32)
 
@@ -145,7 +154,7 @@ class DeviceToHost:
         return [host.numpy() for host in self._host]
 
 
-def to_device(host: HostBatch, filled: Ints, transfer: HostToDevice, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
+def to_device(host: HostBatch, sealed: Ints, transfer: HostToDevice, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
     """The batch, with the blocks that it fills, and `more` int32 arrays that travel with it."""
     parts = transfer.send(
         host.tokens,
@@ -154,7 +163,7 @@ def to_device(host: HostBatch, filled: Ints, transfer: HostToDevice, *more: Any)
         host.query_start,
         host.context_lens,
         host.block_tables,
-        filled,
+        sealed,
         *more,
     )
     tokens, positions, slots, query_start, context_lens, block_tables, new, *rest = parts

@@ -57,9 +57,9 @@ class DecodeGraph:
         if n < self.size:
             b.slots[n:].fill_(-1)
             b.context_lens[n:].zero_()
-        if len(b.filled):
-            b.filled[: len(new.filled)].copy_(new.filled)
-            b.filled[len(new.filled) :].fill_(-1)
+        if len(b.sealed):
+            b.sealed[: len(new.sealed)].copy_(new.sealed)
+            b.sealed[len(new.sealed) :].fill_(-1)
         self.replay()
 
 
@@ -97,7 +97,7 @@ def _capture(
         query_start=torch.arange(size + 1, dtype=torch.int32, device=device),
         context_lens=zeros(size),
         block_tables=zeros(size, -(-max_model_len // BLOCK_SIZE)),
-        filled=torch.full((size if kv.format.int8 else 0,), -1, dtype=torch.int32, device=device),
+        sealed=torch.full((size if kv.format.int8 else 0,), -1, dtype=torch.int32, device=device),
         num_decodes=size,
         max_query_len=1,
         max_context_len=max_model_len,

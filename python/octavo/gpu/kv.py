@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 
 from octavo.errors import InvalidRequestError
 from octavo.gpu.attention import AttentionPolicy, Dense
 from octavo.gpu.batch import BLOCK_SIZE
 from octavo.gpu.ops import Ops
+from octavo.gpu.plan import Ints
 from octavo.gpu.spec import Heads, Latent, Spec
-from octavo.gpu.tails import Tails
 from octavo.triton_kernels.kv_cache import FloatKV, Int8KV
 
 
@@ -47,9 +48,10 @@ class KvPool:
     ) -> None:
         self.num_blocks = num_blocks
         self.format = format
-        self.tails = Tails(num_blocks, num_open_blocks) if format.int8 else None
         self.policy: AttentionPolicy = Dense()
         self.open_block_of = torch.full((num_blocks if format.int8 else 0,), -1, dtype=torch.int32, device=device)
+        self._on_device = np.full(len(self.open_block_of), -1, np.int32)
+        """Content of `open_block_of`."""
 
         def cache(a: Heads | Latent) -> Cache:
             if isinstance(a, Latent):
@@ -63,18 +65,24 @@ class KvPool:
 
         self.layers: list[Cache] = [cache(layer.attention) for layer in spec.layers]
 
-    def set_tails(self, changes: torch.Tensor) -> None:
-        """Takes over what the host assigned: `changes` int32 `[n, 2]` of (block, open block)."""
-        self.open_block_of[changes[:, 0].long()] = changes[:, 1]
+    def changed(self, pairs: Ints) -> Ints:
+        """Those of `pairs` (block, open block) int32 `[n, 2]` that `open_block_of` does not contain."""
+        new: Ints = pairs[self._on_device[pairs[:, 0]] != pairs[:, 1]]
+        return new
 
-    def copy(self, ops: Ops, copies: torch.Tensor) -> None:
-        """Copies blocks: `copies` int32 `[C, 2]` of (source, target)."""
+    def set_open_blocks(self, pairs: Ints, on_device: torch.Tensor) -> None:
+        """Writes `pairs` (block, open block) `[n, 2]` to `open_block_of`. Entries of sealed blocks are never read."""
+        self.open_block_of[on_device[:, 0].long()] = on_device[:, 1]
+        self._on_device[pairs[:, 0]] = pairs[:, 1]
+
+    def copy(self, ops: Ops, copies: torch.Tensor, open_copies: torch.Tensor) -> None:
+        """Copies blocks and open blocks: int32 `[C, 2]` of (source, target) each."""
         for cache in self.layers:
             if isinstance(cache, LatentKV):
                 pairs = copies.long()
                 cache.data[pairs[:, 1]] = cache.data[pairs[:, 0]]
             else:
-                ops.copy_blocks(cache, copies)
+                ops.copy_blocks(cache, copies, open_copies)
 
 
 def check_format(spec: Spec, format: KvFormat) -> None:
@@ -100,6 +108,11 @@ def block_bytes(spec: Spec, format: KvFormat) -> int:
         return FloatKV.block_bytes(a.kv_heads, a.head_dim, format.dtype)
 
     return sum(bytes_of(layer.attention) for layer in spec.layers)
+
+
+def max_open_blocks(max_num_seqs: int, max_num_batched_tokens: int) -> int:
+    """Upper bound of the open blocks in use: `max_open_blocks` of `rust/scheduler/src/config.rs`."""
+    return -(-max_num_batched_tokens // BLOCK_SIZE) + 3 * max_num_seqs
 
 
 def open_block_bytes(spec: Spec, format: KvFormat) -> int:

@@ -21,13 +21,12 @@ from octavo.gpu.checkpoint import Checkpoint
 from octavo.gpu.dynamic import Dynamic, max_query_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
-from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, open_block_bytes
+from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, max_open_blocks, open_block_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
 from octavo.gpu.sizes import Wishes as Wishes
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
-from octavo.gpu.tails import most_tails
 from octavo.gpu.weights import Format, Weights, load_weights
 from octavo.triton_kernels.dynamic_attention import Workspace
 
@@ -145,8 +144,8 @@ def _load(folder: Path, options: Options, backend: Backend) -> tuple[Runner, siz
             spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
             frequencies = _frequencies(spec, backend.device)
             model = Model(spec, weights, dtype, backend.ops, options.deterministic, frequencies)
-        tails = most_tails(limits.num_blocks, limits.max_num_seqs, limits.max_num_batched_tokens)
-        kv = KvPool(spec, limits.num_blocks, kv_format, backend.device, tails)
+        open_blocks = max_open_blocks(limits.max_num_seqs, limits.max_num_batched_tokens)
+        kv = KvPool(spec, limits.num_blocks, kv_format, backend.device, open_blocks)
         if options.attention is not None:
             rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
             kv.policy = Dynamic(spec, options.attention, limits.num_blocks, rows, backend.device)
@@ -181,7 +180,7 @@ def _plan_memory(
     """Runs the largest step to see what it takes, and sizes the KV pool."""
     wishes = options.wishes
     scores = Workspace.block_bytes(max_query_heads(model.spec)) if options.attention is not None else 0
-    block, tail = block_bytes(model.spec, kv_format), open_block_bytes(model.spec, kv_format)
+    block, open_block = block_bytes(model.spec, kv_format), open_block_bytes(model.spec, kv_format)
     step = 0
     if backend.device.type == "cuda":
         step = _measure_step(model, kv_format, wishes, backend.device)
@@ -189,11 +188,10 @@ def _plan_memory(
         free = max(0, free - step)
     else:
         free = total = _core.build_info()["memory_bytes"] // 4
-    # Few blocks need fewer tails; then a little memory stays unused.
     seqs, tokens = sizes.most_tokens(wishes)
-    free = max(0, free - tail * most_tails(free // block, seqs, tokens)) * block // (block + scores)
+    open_bytes = max_open_blocks(seqs, tokens) * open_block
+    free = max(0, free - open_bytes) * block // (block + scores)
     limits, reason = sizes.limits(wishes, wanted, block, free, total)
-    tails = tail * most_tails(limits.num_blocks, seqs, tokens)
     weights = _weight_bytes(model.weights)
 
     def part(name: str, count: int, why: str) -> dict[str, Any]:
@@ -204,10 +202,10 @@ def _plan_memory(
         part("kv_cache", limits.num_blocks * block, reason),
         part("step_buffers", step, f"measured: a step of {limits.max_num_batched_tokens} tokens at its peak"),
     ]
-    if tails:
+    if open_bytes:
         dtype = KvFormat(model.dtype).name
         why = f"{dtype} values of blocks that are not full yet, three a sequence and those of a step at most"
-        parts.append(part("kv_tails", tails, why))
+        parts.append(part("kv_tails", open_bytes, why))
     if scores:
         why = "f32 scores of the keys that decodes see, of one layer at a time"
         parts.append(part("attention_scores", scores * limits.num_blocks, why))

@@ -91,9 +91,9 @@ class Model:
             eps=norm.eps,
             norm_offset=norm.offset,
         )
-        if isinstance(cache, Int8KV) and len(batch.filled):
+        if isinstance(cache, Int8KV) and len(batch.sealed):
             # Before attention: later tokens of this step read these blocks in int8.
-            self.ops.quantize_blocks(cache, batch.filled)
+            self.ops.quantize_blocks(cache, batch.sealed)
         return qkv
 
     def _mlp(self, x: torch.Tensor, m: object, weights: LayerWeights) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A step plan as numpy arrays, in place: what the engine's scheduler wrote is what is read here."""
+"""A step plan as numpy arrays: views of the memory that the engine's scheduler wrote."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ Records = np.ndarray[Any, np.dtype[np.void]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Views of the plan's arrays, read-only. `tokens`, `positions`, `slots` int32 `[T]`; `copies` int32 `[C, 2]`.
+    """Views of the plan's arrays, read-only, int32. `StepPlan` of `rust/scheduler/src/plan.rs` describes the fields.
 
-    `placeholders` int32 `[A, 2]`: (row of `tokens`, sequence of the step before that samples its token).
+    `tokens`, `positions`, `slots` `[T]`. Pairs `[n, 2]`: `placeholders` (row, sequence of the step before), `copies`
+    and `open_copies` (source, destination), `sealed` (block, open block). `open_*` and `sealed`: int8 caches only.
     """
 
     step: int
@@ -62,11 +63,14 @@ class Plan:
     seqs: Records
     block_tables: Ints
     copies: Ints
+    open_blocks: Ints
+    sealed: Ints
+    open_copies: Ints
     samples: Records
 
     @classmethod
     def of(cls, plan: _core.Plan) -> Plan:
-        """Views of what the engine hands over. Ids and slots are below 2^31, so int32 reads them as they are."""
+        """Views of the engine's arrays. Ids and slots are below 2^31: int32 reads their u32."""
         return cls(
             plan.step,
             _view(plan.tokens, np.int32),
@@ -76,6 +80,9 @@ class Plan:
             _view(plan.seqs, SEQUENCE),
             _view(plan.block_tables, np.int32),
             _view(plan.copies, np.int32).reshape(-1, 2),
+            _view(plan.open_blocks, np.int32),
+            _view(plan.sealed, np.int32).reshape(-1, 2),
+            _view(plan.open_copies, np.int32).reshape(-1, 2),
             _view(plan.samples, SAMPLE_SPEC),
         )
 

@@ -7,7 +7,6 @@ that the step before samples, and the engine plans while the device computes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,41 +17,38 @@ import torch
 from octavo import _core
 from octavo.gpu import sampler
 from octavo.gpu.attention import Report
-from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch, to_device
+from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch, open_pairs, to_device
 from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
 from octavo.gpu.model import Model
 from octavo.gpu.plan import Ints, Plan, Records
-from octavo.gpu.tails import NO_TAILS
 
 Array = np.ndarray[Any, Any]
 Logprobs = list[Array]
 
 
 class Runner:
-    """Runs steps of a model over a KV pool. It keeps no state of requests, beside the tails of an int8 cache."""
+    """Runs steps of a model over a KV pool. It keeps no state of requests."""
 
     def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None) -> None:
         self.model, self.kv, self.graphs = model, kv, graphs
         device = model.weights.norm.device
         self._device = device
         self._host_to_device = HostToDevice(device)
-        self._no_rows = torch.empty(0, model.spec.hidden, device=device)
-        self._rest = self._no_rows
-        self.keeps_blocks = kv.tails is not None
-        """Whether the engine must say which blocks nobody holds any more."""
         self.max_in_flight = kv.policy.max_in_flight
         """Steps that may be submitted before the oldest one is waited for: 1 or 2."""
-        self._last: tuple[Records, HostBatch] | None = None
+        self.open_blocks = kv.format.int8
+        """Whether the plan must name open blocks."""
         self._sampled = _Sampled(torch.empty(0, dtype=torch.int32, device=device), np.empty(0, np.int64))
-        self._submitted: deque[DeviceToHost] = deque()
+        self._submitted: deque[_Submitted] = deque()
+        self._rows = torch.empty(0, model.spec.hidden, device=device)
 
     def submit(self, plan: _core.Plan) -> None:
         """Sends a step to the device. The step submitted before samples the tokens of its `placeholders`."""
         # The engine's thread has a current device of its own.
         with faults("a step"), self._on_device(), torch.inference_mode():
-            self._submitted.append(DeviceToHost(self._run(Plan.of(plan))))
+            self._submitted.append(self._run(Plan.of(plan)))
 
     def wait(self) -> tuple[Array, Logprobs | None, Report | None]:
         """Waits for the oldest step. Results for the `samples` of its plan, in order, and a report of named numbers.
@@ -61,63 +57,52 @@ class Runner:
             Tokens uint32 `[D]` (2^32 - 1: the logits were not numbers); ids, log-probabilities and ranks as
             `sampler.logprobs` gives them, if a sample asks for some; and a report, f64 `[S]` for each name, or None.
         """
-        submitted = self._submitted.popleft()
+        step = self._submitted.popleft()
         with faults("a step"), self._on_device(), torch.inference_mode():
-            tokens, *table = submitted.wait()
-            report = None if self._last is None else self.kv.policy.report(*self._last)
+            tokens, *table = step.samples.wait()
+            report = self.kv.policy.report(step.seqs, step.host_batch)
+        self._rows = step.rows
         if not table:
             return tokens.view(np.uint32), None, report
         ids, values, ranks = table
         return tokens.view(np.uint32), [ids.view(np.uint32), values, ranks.view(np.uint32)], report
 
     def read_rows(self, first: int, count: int) -> Array:
-        """Logits f32 `[count, vocab]` of rows of the last step: in plan order, without the rows sampled here."""
+        """Logits f32 `[count, vocab]` of the step last waited for: in plan order, without the rows sampled here."""
         with faults("the logits of a step"), self._on_device(), torch.inference_mode():
-            logits: Array = self.model.logits(self._rest[first : first + count]).cpu().numpy()
+            logits: Array = self.model.logits(self._rows[first : first + count]).cpu().numpy()
             return logits
-
-    def kept_blocks(self) -> Array:
-        """Blocks beside which floats are kept, uint32 `[n]`."""
-        return np.empty(0, np.uint32) if self.kv.tails is None else self.kv.tails.blocks()
-
-    def release_blocks(self, blocks: Sequence[int]) -> None:
-        """Forgets what is kept beside `blocks`: nobody holds them."""
-        if self.kv.tails is not None:
-            self.kv.tails.release(blocks)
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
-    def _run(self, plan: Plan) -> list[torch.Tensor]:
+    def _run(self, plan: Plan) -> _Submitted:
         host_batch = build_batch(plan)
         sampled, rest = output_rows(plan, host_batch)
         words = plan.samples.view(np.int32).reshape(-1, sampler.WORDS)
         placeholders, sample_of = placeholder_rows(plan, host_batch, self._sampled.seqs)
-        tails = self.kv.tails
-        step = NO_TAILS if tails is None else tails.begin(host_batch, plan.copies)
-        more = (step.changes, plan.copies, sampled, rest, words, placeholders, sample_of)
-        batch, sent = to_device(host_batch, step.filled, self._host_to_device, *more)
-        changes, copies, sample_rows, rest_rows, rule_words, placeholder_index, sample_index = sent
+        opened = self.kv.changed(open_pairs(plan)) if self.kv.format.int8 else plan.sealed
+        more = (opened, plan.copies, plan.open_copies, sampled, rest, words, placeholders, sample_of)
+        batch, sent = to_device(host_batch, plan.sealed[:, 0], self._host_to_device, *more)
+        open_changes, block_copies, open_copies, sample_rows, rest_rows, rule_words, *placeholder_index = sent
         if len(placeholders):
-            # Where the logits were not numbers there is no token; the engine ends such a request when it hears of it.
-            batch.tokens[placeholder_index.long()] = self._sampled.tokens[sample_index.long()].clamp(min=0)
-        if len(changes):
-            self.kv.set_tails(changes)
-        if len(copies):
-            self.kv.copy(self.model.ops, copies)
+            # -1: the logits were not finite. The engine ends such a request after the step.
+            rows, sample = (index.long() for index in placeholder_index)
+            batch.tokens[rows] = self._sampled.tokens[sample].clamp(min=0)
+        if len(opened):
+            self.kv.set_open_blocks(opened, open_changes)
+        if len(plan.copies):
+            self.kv.copy(self.model.ops, block_copies, open_copies)
         graph = self.graphs.fitting(host_batch) if self.graphs is not None else None
         if graph is None:
             hidden = self.model.forward(batch, self.kv)
         else:
             graph.run(batch)
             hidden = graph.hidden
-        if tails is not None:
-            tails.end(step)
-        self._last = (plan.seqs, host_batch)
-        self._rest = hidden[rest_rows] if len(rest) else self._no_rows
-        tokens, *table = self._sample(graph, hidden, sample_rows, plan.samples, rule_words)
-        self._sampled = _Sampled(tokens, plan.samples["seq"].astype(np.int64))
-        return [tokens, *table]
+        samples = self._sample(graph, hidden, sample_rows, plan.samples, rule_words)
+        self._sampled = _Sampled(samples[0], plan.samples["seq"].astype(np.int64))
+        # An index copies: the next step may overwrite the hidden states of a graph.
+        return _Submitted(DeviceToHost(samples), hidden[rest_rows] if len(rest) else hidden[:0], plan.seqs, host_batch)
 
     def _sample(
         self,
@@ -137,6 +122,16 @@ class Runner:
         kernels = self.model.ops.kernels
         tokens = sampler.sample(logits, sampler.Rules.of(samples, words), kernels)
         return [tokens, *(sampler.logprobs(logits, tokens, top, kernels) if top >= 0 else ())]
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A step on the device: its samples on their way to the host, hidden states of the other wanted rows, its plan."""
+
+    samples: DeviceToHost
+    rows: torch.Tensor
+    seqs: Records
+    host_batch: HostBatch
 
 
 @dataclass(frozen=True)
