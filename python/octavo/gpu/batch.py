@@ -1,6 +1,11 @@
-"""A plan laid out for the kernels: one packed int32 buffer goes to the device in one copy, its views are the arguments.
+"""A step plan in the order of the kernels, and its transfer to the device in one copy.
 
-Sequences are put in the order of the kernels, decodes (one query each) first; `first_rows` says where each went.
+Decodes (one query each) come first. `first_rows` maps each sequence of the plan to its first row:
+
+    plan          | prefill A: rows 0 1 2 | decode B: row 3 | prefill C: rows 4 5 | decode D: row 6 |
+    batch         | B | D | A A A | C C |        num_decodes 2, first_rows [2, 0, 5, 1]
+    query_start   0   1   2       5     7
+    packed int32  | tokens | positions | slots | query_start | context_lens | block_tables | sealed | ... |
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from octavo.gpu.plan import Ints, Plan
 
 BLOCK_SIZE = 32
 _ALIGNED_WORDS = 4
-"""Parts of the packed buffer begin on 16 bytes: Triton compiles a kernel anew for pointers that do not."""
+"""Parts of the packed buffer are aligned to 16 bytes: Triton compiles another variant for other pointers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class HostBatch:
 
 
 def build_batch(plan: Plan) -> HostBatch:
-    """Orders the sequences and makes their block tables a rectangle."""
+    """Puts decodes first and pads the block tables to a rectangle `[S, max_blocks]`."""
     seqs = plan.seqs
     lens = seqs["query_len"].astype(np.int32)
     decodes = lens == 1
@@ -104,7 +109,7 @@ def _rows(starts: Ints, lens: Ints) -> Ints:
 
 
 class HostToDevice:
-    """Pinned memory on the host, from which a step's integers go to the device."""
+    """Copies the integers of a step to the device from pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -117,7 +122,7 @@ class HostToDevice:
         rooms = [a.size + -a.size % _ALIGNED_WORDS for a in arrays]
         total = sum(rooms)
         if self._sent is not None:
-            # A step that draws nothing does not wait for the device: the last copy may still be on its way.
+            # The engine does not wait for a step without samples: the last copy may be unfinished.
             self._sent.synchronize()
         if self._host.numel() < total:
             pinned = self.device.type == "cuda"
@@ -135,7 +140,7 @@ class HostToDevice:
 
 
 class DeviceToHost:
-    """Tensors on their way to the host, behind what computes them."""
+    """Asynchronous copy of tensors to the host, after the kernels that compute them."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._sent = torch.cuda.Event() if tensors[0].is_cuda else None
@@ -148,14 +153,14 @@ class DeviceToHost:
         self._sent.record()
 
     def wait(self) -> list[np.ndarray[Any, Any]]:
-        """The arrays, when they are there."""
+        """Waits for the copy."""
         if self._sent is not None:
             self._sent.synchronize()
         return [host.numpy() for host in self._host]
 
 
 def to_device(host: HostBatch, sealed: Ints, transfer: HostToDevice, *more: Any) -> tuple[Batch, list[torch.Tensor]]:
-    """The batch, with the blocks that it fills, and `more` int32 arrays that travel with it."""
+    """The batch with its `sealed` blocks, and `more` int32 arrays, on the device after one copy."""
     parts = transfer.send(
         host.tokens,
         host.positions,

@@ -1,10 +1,10 @@
-"""Steps of decodes alone, captured as CUDA graphs: the host then launches one graph instead of hundreds of kernels.
+"""CUDA graphs of steps that contain decodes only: the host launches one graph instead of hundreds of kernels.
 
-There is a graph for each of some batch sizes (`sizes`); a step takes the smallest one that holds it. The rows beyond
-its sequences are padding: slot -1 (nothing is cached), context length 0 (attention reads nothing), any token. They cost
-time but touch no request: each row of every op depends on its own sequence alone.
+Each batch size of `sizes` has a graph; a step uses the smallest graph that holds it. Rows beyond its sequences are
+padding: slot -1 (nothing is cached), context length 0 (attention reads nothing), any token. Padding changes no request:
+each row of every op depends on its own sequence only.
 
-On tensors of the CPU the same padded step runs without capture, so that tests reach all of this but the capture.
+On CPU tensors the same padded step runs without capture: tests cover all but the capture.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from octavo.triton_kernels.kv_cache import FloatKV, Int8KV
 
 @dataclass(frozen=True)
 class KvFormat:
-    """How keys and values are held: as floats, or (`int8`) full blocks in int8 and the others as floats."""
+    """Format of keys and values: floats in `dtype`, or (`int8`) sealed blocks in int8 and open blocks in `dtype`."""
 
     dtype: torch.dtype
     int8: bool = False
@@ -56,7 +56,7 @@ class KvPool:
         def cache(a: Heads | Latent) -> Cache:
             if isinstance(a, Latent):
                 width = a.kv_lora_rank + a.qk_rope_head_dim
-                # Zeros, so that places which are masked but read hold no NaN.
+                # Zeros: kernels read masked entries, which must not be NaN.
                 return LatentKV(torch.zeros(num_blocks, BLOCK_SIZE, width, dtype=format.dtype, device=device))
             shape = (a.kv_heads, a.head_dim, format.dtype, device)
             if format.int8:
