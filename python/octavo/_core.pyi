@@ -165,6 +165,8 @@ class _Executor(Protocol):
 
     max_in_flight: int
     """Steps that may be submitted before the oldest one is waited for: 1 or 2."""
+    open_blocks: bool
+    """Whether plans name open blocks: for an int8 cache."""
 
     def submit(self, plan: Plan, /) -> None:
         """Starts a step. The step before samples the tokens of its `placeholders`."""

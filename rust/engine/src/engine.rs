@@ -98,6 +98,7 @@ impl Engine {
     /// Starts the engine thread over any executor.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let l = parts.limits;
+        let executor = parts.executor.info();
         let limits = SchedulerConfig {
             num_blocks: l.num_blocks,
             block_size: l.block_size,
@@ -109,12 +110,11 @@ impl Engine {
             prefill_chunk: parts.prefill_chunk,
             hash_seed: parts.seed ^ 0x6f63_7461_766f,
             hash_bits: 128,
-            open_blocks: false,
+            open_blocks: executor.open_blocks,
         };
         let refuse = |e: &dyn std::fmt::Display| EngineError::InvalidRequest(e.to_string());
         let scheduler = Scheduler::new(limits.clone()).map_err(|e| refuse(&e))?;
         let tokenizer = Arc::new(parts.tokenizer);
-        let executor = parts.executor.info();
         let (commands, inbox) = crossbeam_channel::unbounded();
         let status = Arc::new(EngineStatus::default());
         let body =

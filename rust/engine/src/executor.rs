@@ -35,6 +35,8 @@ pub struct ExecutorInfo {
     /// Steps that may be submitted before the oldest one is waited for: 1 or 2. With 2, `submit` returns at once and
     /// takes the tokens of `plan.placeholders` from the samples of the step before.
     pub max_in_flight: usize,
+    /// Whether plans name open blocks: for an int8 cache.
+    pub open_blocks: bool,
     /// Attention of requests that ask for no other.
     pub attention: AttentionPolicy,
     /// Whether attention keeps to the policy's bound; else requests may not ask for another one.

@@ -18,6 +18,7 @@ pub fn executor_info() -> ExecutorInfo {
         hidden_size: None,
         samples_on_device: false,
         max_in_flight: 1,
+        open_blocks: false,
         attention: AttentionPolicy::DENSE,
         bounds_attention: true,
         kernels: Arc::new(Kernels::single()),

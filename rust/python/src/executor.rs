@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! object.max_in_flight          1 or 2: steps that may be submitted before the oldest one is waited for
+//! object.open_blocks            whether plans name open blocks: for an int8 cache
 //! object.submit(plan)           starts a step
 //! object.wait()                 waits for the oldest step -> (tokens, logprobs, report)
 //!     tokens                    u32 [D], one for each of `plan.samples`; NOT_NUMBERS: the logits were not numbers
@@ -9,9 +10,6 @@
 //!     report                    None, or a dict of named numbers, f64 [S] each
 //! object.read_rows(first, n)    logits f32 [n, vocab] of the step last waited for, in plan order, without the sampled rows
 //! ```
-//!
-//! An object that keeps something beside its KV blocks has a true attribute `keeps_blocks`, `kept_blocks()` (u32 `[n]`), and
-//! `release_blocks(blocks)`, which takes a list of kept blocks that no sequence holds any more.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -37,11 +35,9 @@ pub struct PyExecutor {
     object: Option<Py<PyAny>>,
     vocab_size: usize,
     max_in_flight: usize,
-    keeps_blocks: bool,
+    open_blocks: bool,
     /// Submitted steps, oldest first.
     submitted: VecDeque<Arc<StepInput>>,
-    /// Error of releasing blocks; the next step fails with it.
-    fault: Option<StepError>,
 }
 
 impl PyExecutor {
@@ -50,11 +46,10 @@ impl PyExecutor {
     pub fn new(object: Bound<'_, PyAny>, vocab_size: usize) -> PyResult<Self> {
         Ok(Self {
             max_in_flight: object.getattr("max_in_flight")?.extract()?,
-            keeps_blocks: object.getattr_opt("keeps_blocks")?.map_or(Ok(false), |flag| flag.is_truthy())?,
+            open_blocks: object.getattr("open_blocks")?.is_truthy()?,
             object: Some(object.unbind()),
             vocab_size,
             submitted: VecDeque::new(),
-            fault: None,
         })
     }
 
@@ -66,19 +61,6 @@ impl PyExecutor {
         let gone = || StepError::Dead("the Python interpreter is shutting down".into());
         let object = self.object.as_ref().ok_or_else(gone)?;
         Python::try_attach(|py| f(py, object.bind(py)).map_err(|e| fault(py, &e))).ok_or_else(gone)?
-    }
-
-    /// Releases the blocks kept by the object that are not `held`.
-    fn release(&self, held: &dyn Fn(u32) -> bool) -> Result<(), StepError> {
-        self.attached(|py, object| {
-            let kept = object.call_method0("kept_blocks")?;
-            let mut blocks: Vec<u32> = read(py, &kept, kept.len()?, "kept_blocks")?;
-            blocks.retain(|&block| !held(block));
-            if !blocks.is_empty() {
-                object.call_method1("release_blocks", (blocks,))?;
-            }
-            Ok(())
-        })
     }
 }
 
@@ -165,6 +147,7 @@ impl Executor for PyExecutor {
             hidden_size: None,
             samples_on_device: true,
             max_in_flight: self.max_in_flight,
+            open_blocks: self.open_blocks,
             attention: AttentionPolicy::DENSE,
             bounds_attention: true,
             kernels: Arc::new(Kernels::single()),
@@ -172,9 +155,6 @@ impl Executor for PyExecutor {
     }
 
     fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
-        if let Some(fault) = self.fault.take() {
-            return Err(fault);
-        }
         let plan = Plan(Arc::clone(step));
         self.attached(|_, object| object.call_method1("submit", (plan,)).map(drop))?;
         self.submitted.push_back(Arc::clone(step));
@@ -200,12 +180,6 @@ impl Executor for PyExecutor {
             let logits = object.call_method1("read_rows", (rows.start, rows.len()))?;
             read_into(py, &logits, out, "read_rows")
         })
-    }
-
-    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
-        if self.keeps_blocks {
-            self.fault = self.release(held).err();
-        }
     }
 }
 

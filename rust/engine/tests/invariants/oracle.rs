@@ -233,6 +233,7 @@ impl Executor for Oracle {
             hidden_size: None,
             samples_on_device: self.is_device,
             max_in_flight: if self.is_device { 2 } else { 1 },
+            open_blocks: false,
             attention: AttentionPolicy::DENSE,
             bounds_attention: true,
             kernels: Arc::new(Kernels::single()),
