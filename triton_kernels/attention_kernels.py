@@ -178,7 +178,7 @@ def paged_attention_kernel(
     start_step = 0
     end_step = (entries + PAGES - 1) // PAGES
     if WINDOWED and not SELECTED:
-        # A multiple of KEYS, so that a key is in the same step for every query.
+        # A multiple of BLOCK_N: a key is in the same step for every query.
         start_step = tl.maximum(first - window + 1, 0) // BLOCK_N
     if SPLIT:
         share = (end_step - start_step + splits - 1) // splits

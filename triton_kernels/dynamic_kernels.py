@@ -60,7 +60,7 @@ def qk_kernel(
     EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A program takes some blocks of a sequence for one KV head; the one with the query's own block also that block."""
+    """One program per KV head and part of the blocks; one of them also scores the current block."""
     HALF: tl.constexpr = HEAD_DIM // 2
     sequence = tl.program_id(0)
     head = tl.program_id(1)

@@ -125,8 +125,7 @@ def select_blocks_kernel(
         within = light <= bound * total
         high = tl.where(within, middle, high)
         low = tl.where(within, low, middle + 1)
-    # Padding of the group asks for nothing. Where something is not a number, everything is needed: whoever reads all of
-    # it says so in the result.
+    # Padding of the group selects nothing. A row with NaN or infinite masses selects all blocks: its output is NaN too.
     cut = tl.where(group_mask, tl.where(sound, tl.minimum(high, BUCKETS), BUCKETS), 0)
 
     count = 0

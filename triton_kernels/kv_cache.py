@@ -17,7 +17,7 @@ the high plane.
 
 k_lo is the largest bfloat16 not above the minimum of the channel. k_step is the smallest bfloat16 with which 255 steps
 reach its maximum: no code is clamped. v_norm is an upper bound of the norms of the stored values, k_reach one of the
-norm of |k_lo| + 255 k_step: error bounds use both. Codes and scales equal those of octavo's CPU kernels, bit for bit.
+norm of |k_lo| + 255 k_step: error bounds use both. Codes and scales are bit-identical to octavo's CPU kernels.
 
     block_tables[s]      | 7 | 2 | 9 |        sealed, sealed, open (block numbers of sequence s)
                                    |
@@ -56,7 +56,7 @@ class FloatKV:
     def empty(
         cls, num_blocks: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> FloatKV:
-        """A cache whose content is zero, so that unused slots hold no NaN."""
+        """A cache of zeros: unused slots hold no NaN."""
         shape = (num_blocks, kv_heads, BLOCK_SIZE, head_dim)
         return cls(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
 

@@ -20,7 +20,7 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """True if kernels run in Triton's interpreter: TRITON_INTERPRET was set when this package was imported."""
 
 INTERPRETER_PROCESSORS = 4
-"""What the interpreter calls its number of multiprocessors: small, so that persistent kernels loop in tests."""
+"""Number of multiprocessors in the interpreter: small, persistent kernels loop in tests."""
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_DTYPES = {
@@ -144,7 +144,7 @@ def check_device(**tensors: torch.Tensor | None) -> torch.device:
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; the interpreter counts as 9.0 so that its tests take the paths of current GPUs."""
+    """Compute capability; 9.0 in the interpreter: its tests take the paths of current GPUs."""
     recorder = _recorder.get()
     if recorder is not None:
         return recorder.capability

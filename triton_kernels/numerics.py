@@ -31,8 +31,8 @@ def tanh(x):
 def quantize_last(x):
     """int8 codes and scale along the last of two dimensions: scale = max |x| / 127, code = round(x / scale).
 
-    Zeros (below 1e-35, where 127 / max would overflow) get the scale 0; a group with NaN or an infinity the scale NaN,
-    so that everything computed from it becomes NaN.
+    Zeros (below 1e-35, where 127 / max would overflow) get the scale 0. A group with NaN or an infinity gets the scale
+    NaN: its results are NaN.
     """
     magnitude = tl.abs(x)
     finite = magnitude <= 3.4028234663852886e38

@@ -114,7 +114,7 @@ def quantize_weight(w: torch.Tensor, group: int | None = GROUP) -> tuple[torch.T
 
 
 def dequantize_ref(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """code * scale in f32; the number of groups tells the group length (one: the row)."""
+    """code * scale in f32; one group: its length is the row."""
     groups = scales.shape[1]
     wide = scales.float() if groups == 1 else scales.float().repeat_interleave(GROUP, 1)[:, : codes.shape[1]]
     return codes.float() * wide

@@ -1,10 +1,10 @@
-"""Measures configurations on the GPU at hand and writes the table that launchers read.
+"""Measures configurations on this GPU and writes the table that launchers read.
 
     python -m octavo.triton_kernels.tune [--op OP ...] [--seconds 600] [--out FILE]
 
 For each key of an op every configuration of its space runs on one shape. The fastest is kept if it beats the default by
-more than `MARGIN` and gives the default's result. A configuration that the device refuses is passed over. What has been
-found is written after each key, so that a run which is cut short loses nothing.
+more than `MARGIN` and gives the default's result. Configurations that the device rejects are skipped. The table is
+written after each key: an interrupted run keeps its results.
 """
 
 from __future__ import annotations

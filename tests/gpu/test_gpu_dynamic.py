@@ -32,8 +32,8 @@ def outcome(llm: LLM, prompt: list[int]) -> tuple[list[int], AttentionMetrics]:
 
 
 def test_decodes_choose_and_report_as_on_the_cpu(backend: load.Backend, tmp_path: Path) -> None:
-    """Prompts are below `min_context` here, so that both executors read all of them. The CPU looks at keys and knows
-    masses within limits, where a GPU computes all scores: it may read a little more, and both keep to the bound."""
+    """Prompts are below `min_context` here: both executors read all of them. The CPU bounds masses, a GPU computes all
+    scores: the CPU may read slightly more. Both keep to the bound."""
     write_model(next(c for c in CASES if c.name == "llama-head-30"), tmp_path)
     prompt = prompts(330)[0]
     attention = DynamicAttention(error_bound=0.3, min_context=331, local_blocks=1)

@@ -41,7 +41,7 @@ def choose(device: str, *, embedded: bool) -> str:
 
 
 def find_problem() -> OctavoError | None:
-    """Why device "cuda" cannot be used; None if it can. What is cheap to know comes first."""
+    """Why device "cuda" cannot be used; None if it can. Cheap checks come first."""
     return _missing() or _no_driver() or _unusable()
 
 

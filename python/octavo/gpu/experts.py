@@ -1,7 +1,7 @@
 """A mixture of experts: each row goes to the experts that its router scores highest.
 
-Rows are grouped by expert, so that a step reads an expert's weights once. Which experts have rows is known on the host:
-a step waits for it in each such layer, and is not captured in a graph.
+Rows are grouped by expert: a step reads the weights of an expert once. The host needs the number of rows of each
+expert. Each such layer waits for it, and no graph captures the step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gate
     counts = torch.bincount(experts.flatten(), minlength=spec.experts).tolist()
     rows, weight = order // spec.num_experts_per_tok, shares.flatten()[order]
     start = 0
-    # In order of their index, so that a row's sum does not depend on what other rows chose.
+    # In order of their index: the sum of a row does not depend on the experts of other rows.
     for expert, count in enumerate(counts):
         if count:
             mine = slice(start, start + count)

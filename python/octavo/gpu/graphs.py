@@ -77,7 +77,7 @@ class DecodeGraphs:
 
 
 def capture(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int) -> DecodeGraphs:
-    """Captures all sizes, the largest first, so that the smaller ones find their memory in its pool."""
+    """Captures all sizes, the largest first: smaller graphs reuse the memory of its pool."""
     device = model.weights.norm.device
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
     graphs = [_capture(model, kv, size, max_model_len, device, pool) for size in reversed(sizes(max_num_seqs))]

@@ -66,7 +66,7 @@ class KvPool:
         self.layers: list[Cache] = [cache(layer.attention) for layer in spec.layers]
 
     def changed(self, pairs: Ints) -> Ints:
-        """Those of `pairs` (block, open block) int32 `[n, 2]` that `open_block_of` does not contain."""
+        """Rows of `pairs` (block, open block) int32 `[n, 2]` that `open_block_of` does not contain."""
         new: Ints = pairs[self._on_device[pairs[:, 0]] != pairs[:, 1]]
         return new
 

@@ -23,8 +23,7 @@ Linear: TypeAlias = "FloatLinear | Int8Linear"
 
 @dataclass(frozen=True)
 class FloatLinear:
-    """`weight` `[N, K]`, `bias` `[N]`. With `fixed_rows` every product has the same shape, so that a row's bits do not
-    depend on how many others there are."""
+    """`weight` `[N, K]`, `bias` `[N]`. With `fixed_rows` every product has the same shape: batch-invariant rows."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""The decoder as data, from `octavo._core.read_model`. Names and meanings are those of `rust/model/src/spec.rs`."""
+"""The decoder as data, from `octavo._core.read_model`. `rust/model/src/spec.rs` defines the fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Facts: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Norm:
-    """All norms but those of latents. `offset` is added to every weight."""
+    """All norms except the norms of latents. `offset` is added to every weight."""
 
     kind: Literal["rms", "layer"]
     eps: float
@@ -137,7 +137,7 @@ class Spec:
 
 
 def read_spec(facts: Facts) -> Spec:
-    """The spec of `_core.read_model`'s answer. A field that this module does not know is an error, not a loss."""
+    """The spec of `_core.read_model`'s answer. An unknown field is an error."""
     spec = dict(facts["spec"])
     ropes = tuple(
         Rope(np.array(values["inverse_frequencies"], np.float32), values["amplitude"], rope["interleaved"])

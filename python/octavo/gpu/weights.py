@@ -209,7 +209,7 @@ class _Loader:
         return self.checkpoint.tensor(name, [length]).float()
 
     def exact(self, name: str, rows: int) -> FloatLinear:
-        """A matrix over the hidden width, in f32 whatever the format."""
+        """A matrix over the hidden width, in f32 for every format."""
         return FloatLinear(self.matrix(name, rows, self.spec.hidden), None, self.format.deterministic)
 
     def matrix(self, name: str, rows: int, columns: int) -> torch.Tensor:
