@@ -19,7 +19,6 @@ mod attention;
 mod bf16_dot;
 mod context;
 mod isa;
-mod latent;
 mod layer_norm;
 mod logits;
 mod matmul;
@@ -38,13 +37,12 @@ mod threads;
 
 pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
 pub use attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, KvDtype, KvLayer, Mode, OpenDtype,
-    SealedBlock, Selection, SeqView, paged_attention, seal_blocks, write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, KvDtype, KvLayer, MlaCache, MlaParams, Mode,
+    OpenDtype, SealedBlock, Selection, SeqView, mla_attention, paged_attention, seal_blocks, write_kv,
 };
 pub use context::Kernels;
 pub use half::{bf16, f16};
 pub use isa::{Isa, IsaError};
-pub use latent::{MlaCache, MlaParams, mla_attention};
 pub use layer_norm::layer_norm;
 pub use logits::{
     PEAK_BLOCK, Peak, SUM_BLOCK, Weighting, argmax, block_peaks, log_sum_exp, peak, weight_sums, weights,

@@ -1,23 +1,42 @@
-//! The products with keys' codes by the instructions of AVX2 and AVX-512.
+//! Rounding and integer products with the instructions of AVX2 and AVX-512.
+//!
+//! Products take a token's four bytes of a plane, which hold eight channels, in the steps that instructions allow. The
+//! integers of a query are stored in the same order.
+//!
+//! ```text
+//!     a token's bytes           0     1     2     3
+//!     low nibbles               c0    c1    c2    c3
+//!     high nibbles              c4    c5    c6    c7
+//!
+//!     AVX2, pairs of words      step 0: c0 c2     1: c4 c6     2: c1 c3     3: c5 c7
+//!     query, 16 bytes           c0 c2 c4 c6 c1 c3 c5 c7
+//!
+//!     AVX-512, four bytes       step 0: c0 c1 c2 c3            1: c4 c5 c6 c7
+//!     query, 128 bytes          64 high bytes, then 64 low bytes; units of 8 channels in the order 0 4 1 5 2 6 3 7
+//! ```
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK_SIZE, CENTRE, LANES, Products, ROWS, Rounding, SHIFT, UNIT, UNIT_BYTES, slots};
-use crate::simd::{Avx512, Simd};
+use super::super::block_ops::GROUP_ROWS;
+use super::super::kv_cache::{UNIT, UNIT_BYTES};
+use super::super::params::BLOCK_SIZE;
+use super::dots::CodeProducts;
+use super::rounding::{CENTRE, Precision, QueryRounding, SHIFT, slots};
+use crate::simd::{Avx512, LANES, Simd};
 
-impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEYS> {
+impl<const R: usize, P: Precision> QueryRounding<'_, R, P> {
     /// # Safety
     /// The machine has AVX2 and FMA. Lengths are as `run` checks them.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn avx2(self) {
         let vectors = self.step.len();
-        // Of eight channels the even ones, then the odd ones: so they stand in the halves of pairs of bytes below.
+        // The order of a query's words, drawn above.
         #[rustfmt::skip]
         let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
         ));
         let (half, high_bits, one) = (_mm256_set1_epi16(128), _mm256_set1_epi16(!0xff), _mm256_set1_epi16(1));
-        let wanted = 1 + usize::from(!LOW) + usize::from(!KEYS);
+        let wanted = 1 + usize::from(!P::LOW_QUERY) + usize::from(!P::LOW_KEY);
         for (r, row) in self.rows.iter_mut().enumerate().take(R) {
             let inverse = _mm256_set1_ps(row.inverse);
             let mut sums = [_mm256_setzero_si256(); 3];
@@ -36,7 +55,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
                 // The high part times 256, and what is left.
                 let high = _mm256_and_si256(_mm256_add_epi16(both, half), high_bits);
                 let low = _mm256_sub_epi16(both, high);
-                let taken = if LOW { both } else { high };
+                let taken = if P::LOW_QUERY { both } else { high };
                 let parts = [taken, _mm256_abs_epi16(low), _mm256_srli_epi16::<8>(_mm256_abs_epi16(high))];
                 for (sum, part) in sums.iter_mut().zip(parts).take(wanted) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(part, one));
@@ -60,7 +79,8 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     pub(super) unsafe fn avx512(self) {
         let vectors = self.step.len();
-        // The low words of two vectors, in order. Hidden from the compiler, which would take slower instructions for this order.
+        // The low words of two vectors, in order. Hidden from the compiler, which would take slower instructions for
+        // this order.
         let words: [u16; 32] = std::hint::black_box(std::array::from_fn(|n| 2 * n as u16));
         // SAFETY: 64 bytes are read.
         let words = unsafe { _mm512_loadu_si512(words.as_ptr().cast()) };
@@ -85,9 +105,9 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
         let s = unsafe { Avx512::new() };
         let mut base = [_mm512_setzero_ps(); R];
         // Sums of high and of low parts, and of the magnitudes of either.
-        let mut sums = [[_mm512_setzero_si512(); ROWS]; 4];
+        let mut sums = [[_mm512_setzero_si512(); GROUP_ROWS]; 4];
         for group in 0..vectors.div_ceil(4) {
-            let place = |n: usize| (4 * group + n).min(vectors - 1);
+            let at = |n: usize| (4 * group + n).min(vectors - 1);
             let (mut steps, mut centres) = ([_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 4]);
             for n in 0..4 {
                 // A step and a centre of 0 where there is no vector.
@@ -101,7 +121,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
                 let mut whole_numbers = [_mm512_setzero_si512(); 4];
                 for n in 0..4 {
                     // SAFETY: a row of q has `vectors` vectors of 16 floats.
-                    let q = unsafe { _mm512_loadu_ps(q.add(r * vectors + place(n)).cast()) };
+                    let q = unsafe { _mm512_loadu_ps(q.add(r * vectors + at(n)).cast()) };
                     base[r] = _mm512_fmadd_ps(q, centres[n], base[r]);
                     let x = _mm512_mul_ps(q, steps[n]);
                     whole_numbers[n] = _mm512_castps_si512(_mm512_fmadd_ps(x, inverses[r], shift));
@@ -118,20 +138,20 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Rounding<'_, R, LOW, KEY
                 unsafe {
                     let whole = whole.add(r * slots(vectors) + 4 * group);
                     _mm512_storeu_si512(whole.cast(), high);
-                    if LOW {
+                    if P::LOW_QUERY {
                         sums[1][r] = _mm512_dpbusd_epi32(sums[1][r], one, low);
                         _mm512_storeu_si512(whole.add(2).cast(), low);
                     } else {
                         sums[2][r] = _mm512_dpbusd_epi32(sums[2][r], _mm512_abs_epi8(low), one);
                     }
-                    if !KEYS {
+                    if !P::LOW_KEY {
                         sums[3][r] = _mm512_dpbusd_epi32(sums[3][r], _mm512_abs_epi8(high), one);
                     }
                 }
             }
         }
         let [high, low, low_magnitudes, high_magnitudes] = sums.map(|sums| {
-            let mut lanes = [0_i32; ROWS];
+            let mut lanes = [0_i32; GROUP_ROWS];
             // SAFETY: four numbers are written.
             unsafe { _mm_storeu_si128(lanes.as_mut_ptr().cast(), fold(sums)) };
             lanes
@@ -156,11 +176,11 @@ fn fold([a, b, c, d]: [__m512i; 4]) -> __m128i {
     _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
 }
 
-impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEYS> {
+impl<const R: usize, P: Precision> CodeProducts<'_, R, P> {
     /// # Safety
     /// The machine has AVX2. Lengths are as `run` checks them.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn avx2(&self, vectors: usize, to: &mut [[f32; BLOCK_SIZE]; ROWS]) {
+    pub(super) unsafe fn avx2(&self, vectors: usize, to: &mut [[f32; BLOCK_SIZE]; GROUP_ROWS]) {
         let (f, f0) = (_mm256_set1_epi16(0x0f), _mm256_set1_epi16(0xf0));
         // Few registers: eight tokens at a time.
         for quarter in 0..4 {
@@ -168,16 +188,17 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
             for unit in 0..vectors * LANES / UNIT {
                 let at = unit * UNIT_BYTES + quarter * 32;
                 let line = 2 * unit + quarter;
-                if KEYS && quarter < 2 {
-                    _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
+                if P::LOW_KEY && quarter < 2 {
+                    _mm_prefetch::<_MM_HINT_T1>(self.prefetch_at.wrapping_add(64 * line).cast());
                 } else if quarter == 0 {
-                    _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * unit).cast());
+                    _mm_prefetch::<_MM_HINT_T1>(self.prefetch_at.wrapping_add(64 * unit).cast());
                 }
                 let load = |plane: &[u8]| {
                     // SAFETY: planes hold a unit for every eight channels.
                     unsafe { _mm256_loadu_si256(plane.as_ptr().add(at).cast()) }
                 };
-                let (h, l) = (load(self.high), if KEYS { load(self.low) } else { _mm256_setzero_si256() });
+                let (h, l) =
+                    (load(self.high), if P::LOW_KEY { load(self.low) } else { _mm256_setzero_si256() });
                 let codes = [
                     _mm256_or_si256(_mm256_and_si256(_mm256_slli_epi16::<4>(h), f0), _mm256_and_si256(l, f)),
                     _mm256_or_si256(_mm256_and_si256(h, f0), _mm256_and_si256(_mm256_srli_epi16::<4>(l), f)),
@@ -218,15 +239,15 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
     /// # Safety
     /// The machine has AVX-512 F, BW, VL and VNNI. Lengths are as `run` checks them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) unsafe fn avx512(&self, vectors: usize, to: &mut [[f32; BLOCK_SIZE]; ROWS]) {
+    pub(super) unsafe fn avx512(&self, vectors: usize, to: &mut [[f32; BLOCK_SIZE]; GROUP_ROWS]) {
         let (f, f0) = (_mm512_set1_epi8(0x0f), _mm512_set1_epi8(0xf0_u8 as i8));
         let (high, low) = (self.high.as_ptr(), self.low.as_ptr());
         // Sums of products with the high and with the low parts of the queries.
         let mut sums = [[[_mm512_setzero_si512(); 2]; 2]; R];
         for unit in 0..vectors * LANES / UNIT {
-            let lines = if KEYS { 2 } else { 1 };
+            let lines = if P::LOW_KEY { 2 } else { 1 };
             for line in lines * unit..lines * (unit + 1) {
-                _mm_prefetch::<_MM_HINT_T1>(self.ahead.wrapping_add(64 * line).cast());
+                _mm_prefetch::<_MM_HINT_T1>(self.prefetch_at.wrapping_add(64 * line).cast());
             }
             let mut codes = [[_mm512_setzero_si512(); 2]; 2];
             for half in 0..2 {
@@ -235,7 +256,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
                 let load = |plane: *const u8| unsafe { _mm512_loadu_si512(plane.add(at).cast()) };
                 let h = load(high);
                 let first = _mm512_and_si512(_mm512_slli_epi16::<4>(h), f0);
-                codes[half] = if KEYS {
+                codes[half] = if P::LOW_KEY {
                     let l = load(low);
                     let others = _mm512_and_si512(_mm512_srli_epi16::<4>(l), f);
                     // Truth tables: 0xf8 is a | (b & c), 0xea is (a & b) | c.
@@ -247,11 +268,11 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
                     [first, _mm512_and_si512(h, f0)]
                 };
             }
-            // Of four vectors the high parts, then the low ones: in a lane two units, the one at hand and the one four units on.
+            // Index of a unit's high bytes in a query, by 4 bytes.
             let at = unit / 8 * 32 + unit % 4 * 4 + unit / 4 % 2 * 2;
             for r in 0..R {
                 for four in 0..2 {
-                    for part in 0..if LOW { 2 } else { 1 } {
+                    for part in 0..if P::LOW_QUERY { 2 } else { 1 } {
                         // SAFETY: a row has a group of 128 bytes, 32 times four, for every eight units.
                         let x = unsafe {
                             let row = self.whole.as_ptr().add(r * slots(vectors)).cast::<i32>();
@@ -269,7 +290,7 @@ impl<const R: usize, const LOW: bool, const KEYS: bool> Products<'_, R, LOW, KEY
             let offset = _mm512_set1_epi32(self.rows[r].sum.wrapping_mul(CENTRE as i32));
             for half in 0..2 {
                 let [high, low] = sums[r][half];
-                // Without LOW there is nothing in the second.
+                // Without P::LOW_QUERY there is nothing in the second.
                 let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
                 let sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum, offset));
                 // SAFETY: 16 floats of 32.

@@ -1,27 +1,27 @@
-//! What queries may leave out, and what they say of it.
+//! Parameters and reports of dynamic attention.
 
-use super::int8::{bytes_per_head, plane, value_bytes_per_head};
-use super::rows::ROWS_PER_TASK;
-use super::{AttentionParams, BLOCK_SIZE, SeqView};
+use super::super::block_ops::ROWS_PER_TASK;
+use super::super::kv_cache::{bytes_per_head, plane, value_bytes_per_head};
+use super::super::params::{AttentionParams, BLOCK_SIZE, SeqView};
 use crate::simd::LANES;
 
-/// What decides how much a query leaves out. The bound on it is reported in every mode.
+/// The rule by which a query omits blocks. The bound on the omitted mass is reported in every mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// It is proven to be within the caller's bound.
+    /// The omitted mass is proven to be within `error_bound`.
     #[default]
     Certified,
-    /// It is estimated to be within the caller's bound, from less of the keys.
+    /// The omitted mass is estimated to be within `error_bound`, from the high nibbles of the keys.
     Estimated,
-    /// As `Certified`, as long as no more than `max_blocks` are read: whatever that leaves out.
+    /// As `Certified`, but at most `max_blocks` are read, and the omitted mass may exceed `error_bound`.
     Budget,
 }
 
 impl Mode {
-    /// All of them.
+    /// All modes.
     pub const ALL: [Mode; 3] = [Mode::Certified, Mode::Estimated, Mode::Budget];
 
-    /// As users write it.
+    /// The name in options and results.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Certified => "certified",
@@ -31,22 +31,22 @@ impl Mode {
     }
 }
 
-/// How much a query may leave out.
+/// How much a query may omit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DynamicParams {
-    /// What `error_bound` is compared with.
+    /// The rule.
     pub mode: Mode,
-    /// Most softmax mass that a query head may leave out, 0 to 1.
+    /// Maximum softmax mass that a query head may omit, 0 to 1.
     pub error_bound: f32,
     /// Queries that see fewer tokens read everything.
     pub min_context: usize,
     /// First blocks of the sequence that are always read.
     pub sink_blocks: usize,
-    /// Blocks before the query's own that are always read.
+    /// Blocks before the query's current block that are always read.
     pub local_blocks: usize,
-    /// With [`Mode::Budget`], and there only: most blocks that a query reads for its KV head beside those that are always read.
+    /// [`Mode::Budget`] only: maximum number of blocks that a query reads for its KV head beside those always read.
     pub max_blocks: usize,
-    /// Queries at positions that are multiples of this are also answered by reading everything, and compared; 0: none.
+    /// Queries at positions that are multiples of this are audited: compared with dense attention. 0: none.
     pub audit: usize,
 }
 
@@ -65,13 +65,13 @@ impl Default for DynamicParams {
 }
 
 impl DynamicParams {
-    /// Bytes that a thread holds at most for the masses of blocks, for `group` query heads a KV head.
+    /// Maximum bytes of a thread's buffers for masses of blocks, for `group` query heads a KV head.
     pub fn buffer_bytes(group: usize, context_len: usize) -> usize {
         let (rows, blocks) = (group.max(ROWS_PER_TASK), context_len.div_ceil(BLOCK_SIZE));
         2 * rows * blocks.next_multiple_of(LANES) * size_of::<f32>()
     }
 
-    /// How many of a sequence's queries see too few tokens to choose: the first ones.
+    /// Number of a sequence's first queries that see too few tokens to omit any.
     pub(super) fn dense_queries(&self, seq: &SeqView<'_>, params: &AttentionParams) -> usize {
         if params.window.is_some_and(|window| (window as usize) < self.min_context) {
             return seq.query_len;
@@ -81,40 +81,51 @@ impl DynamicParams {
     }
 }
 
-/// What queries read and left out. A *call* is one query of one query head in one layer.
+/// Error bound of a call: one query of one query head in one layer.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ErrorBound {
+    /// Maximum omitted softmax mass.
+    pub(super) mass: f32,
+    /// Maximum norm of the output's error.
+    pub(super) output_error: f32,
+    /// Maximum norm of an omitted value.
+    pub(super) max_value_norm: f32,
+}
+
+/// Counts and error bounds of some calls. A *call* is one query of one query head in one layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct AttentionReport {
-    /// Calls.
+    /// Number of calls.
     pub calls: u64,
-    /// Those of them that read everything.
+    /// Calls that read everything.
     pub dense_calls: u64,
-    /// int8 blocks that queries saw, over queries and KV heads.
+    /// int8 blocks visible to queries, summed over queries and KV heads.
     pub blocks: u64,
-    /// Those of them whose values were read.
+    /// Blocks whose values were read.
     pub value_blocks: u64,
-    /// Bytes of keys and values that were read of these blocks.
+    /// Bytes of keys and values read of these blocks.
     pub bytes_read: u64,
-    /// Bytes that reading everything would have taken.
+    /// Bytes of keys and values of all these blocks.
     pub bytes_dense: u64,
-    /// Largest bound on the omitted mass of a call.
+    /// Maximum bound on the omitted mass of a call.
     pub max_omitted_mass: f32,
     /// Sum of those bounds.
     pub sum_omitted_mass: f64,
-    /// Largest estimate of the omitted mass of a call.
+    /// Maximum estimate of the omitted mass of a call.
     pub max_estimated_mass: f32,
     /// Sum of those estimates.
     pub sum_estimated_mass: f64,
-    /// Largest bound on the error of an output, as the norm of its difference from the exact one.
+    /// Maximum bound on the norm of an output's error.
     pub max_output_error: f32,
-    /// What decided.
+    /// The rule of the calls.
     pub mode: Mode,
-    /// Calls that were compared with reading everything.
+    /// Audited calls: compared with dense attention.
     pub audited_calls: u64,
-    /// Those of them that were further off than they said. Their output is the one that reads everything.
+    /// Audited calls whose error exceeded the reported bound. Their output is the dense one.
     pub violations: u64,
-    /// Largest mass that an audited call had left out.
+    /// Maximum omitted mass of an audited call.
     pub max_audited_mass: f32,
-    /// Largest error of an audited call's output.
+    /// Maximum output error of an audited call.
     pub max_audited_error: f32,
 }
 
@@ -141,10 +152,18 @@ impl AttentionReport {
         ]
     }
 
-    /// Counts a query of `group` heads that saw `blocks` blocks, with both halves of their keys' codes or but the high ones, and read some.
-    pub(super) fn count(&mut self, group: usize, blocks: usize, read: usize, head_dim: usize, halves: bool) {
+    /// Counts a query of `group` heads that sees `blocks` blocks and reads `read` of them. The estimate reads all
+    /// bits of keys, or without `low_nibbles` the high nibbles.
+    pub(super) fn add_query(
+        &mut self,
+        group: usize,
+        blocks: usize,
+        read: usize,
+        head_dim: usize,
+        low_nibbles: bool,
+    ) {
         let all = bytes_per_head(head_dim);
-        let later = value_bytes_per_head(head_dim) + if halves { 0 } else { plane(head_dim) };
+        let later = value_bytes_per_head(head_dim) + if low_nibbles { 0 } else { plane(head_dim) };
         self.calls += group as u64;
         self.blocks += blocks as u64;
         self.value_blocks += read as u64;
@@ -152,8 +171,8 @@ impl AttentionReport {
         self.bytes_dense += (blocks * all) as u64;
     }
 
-    /// Takes in what a call left out: at most, about, and what that can do to its output.
-    pub(super) fn leave_out(&mut self, bound: f64, estimate: f64, output_error: f32) {
+    /// Adds a call's omitted mass, as bound and as estimate, and its output error bound.
+    pub(super) fn add_call(&mut self, bound: f64, estimate: f64, output_error: f32) {
         self.sum_omitted_mass += bound;
         self.max_omitted_mass = self.max_omitted_mass.max(bound as f32);
         self.sum_estimated_mass += estimate;
@@ -161,7 +180,7 @@ impl AttentionReport {
         self.max_output_error = self.max_output_error.max(output_error);
     }
 
-    /// Takes `other` in.
+    /// Adds another report.
     pub fn add(&mut self, other: &AttentionReport) {
         self.calls += other.calls;
         self.dense_calls += other.dense_calls;

@@ -1,32 +1,37 @@
-//! Products by the dot instruction of AVX-512 BF16.
+//! BlockProducts by the dot instruction of AVX-512 BF16.
 //!
-//! The instruction adds two products to a lane, one after the other. A chain here is over one number of each pair, so blocks are
-//! first copied with their lines two by two: the even numbers of two lines side by side, and the odd ones. Queries and
-//! weights go the same way.
+//! The instruction adds two products to a lane, one after the other. A chain of sums here is over one side of the
+//! pairs, even or odd numbers. So two lines of a block are first interleaved into a line of even numbers and a line
+//! of odd ones; queries and weights are reordered alike.
+//!
+//! ```text
+//!     line 0   a0 a1 | a2 a3 | ...        even   b0 a0 | b2 a2 | ...
+//!     line 1   b0 b1 | b2 b3 | ...        odd    b1 a1 | b3 a3 | ...
+//! ```
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::rows::{HALVES, TILE_DEPTH};
-use super::products::{BLOCKS, Block, Line, Products, Sums};
+use super::super::kv_cache::{HALVES, MATRIX_DEPTH};
+use super::products::{Bf16Block, BlockProducts, PAIR_BLOCKS, PairLine, ScoreLine};
 use crate::amx::ROWS;
 use crate::bf16_dot::dot;
 use crate::simd::LANES;
 
-/// Steps of a chain over 32 places: two products each.
-const STEPS: usize = TILE_DEPTH / 4;
-/// Chains of a place: of the even numbers of its pairs and of the odd ones.
+/// Steps of a chain over 32 numbers: two products each.
+const STEPS: usize = MATRIX_DEPTH / 4;
+/// Chains of a sum: over the even and over the odd numbers of pairs.
 const SIDES: usize = 2;
-/// Lines of 32 places and one vector.
+/// Lines of 32 numbers deep and one vector wide.
 const LINES: usize = STEPS * SIDES;
 /// Rows that are computed together.
 const GROUP: usize = 4;
 /// Odd numbers of a line.
 const ODD: __mmask32 = 0xaaaa_aaaa;
-/// The places of a line in the order in which [`pick`] puts them: for each step the even numbers of two pairs, for each the odd ones. The
-/// instruction begins with the upper number of two.
-static ORDER: Line = {
-    let mut order = [0; TILE_DEPTH];
+/// Order of [`pick`]: for each step the even numbers of two pairs, then for each step the odd ones. The instruction
+/// begins with the upper number of two.
+static ORDER: PairLine = {
+    let mut order = [0; MATRIX_DEPTH];
     let mut step = 0;
     while step < STEPS {
         let (even, odd) = (2 * step, 2 * (STEPS + step));
@@ -35,46 +40,46 @@ static ORDER: Line = {
         (order[odd], order[odd + 1]) = (pair + 3, pair + 1);
         step += 1;
     }
-    Line(order)
+    PairLine(order)
 };
 
-/// Blocks as the dot instruction takes them.
+/// Interleaved blocks.
 #[derive(Default)]
-pub(super) struct Panels {
+pub(super) struct DotPanels {
     /// `[chunks of 32 channels][step][side][block][half]`
-    keys: Vec<Line>,
+    keys: Vec<PairLine>,
     /// `[block][step][side][padded head_dim / 16]`
-    values: Vec<Line>,
-    /// Blocks held.
+    values: Vec<PairLine>,
+    /// Loaded blocks.
     count: usize,
 }
 
-/// Products with [`Panels`].
-pub(super) struct ByDots<'a>(&'a mut Panels);
+/// BlockProducts with [`DotPanels`].
+pub(super) struct Avx512Bf16Products<'a>(&'a mut DotPanels);
 
-impl<'a> ByDots<'a> {
+impl<'a> Avx512Bf16Products<'a> {
     /// # Safety
     /// The machine has AVX-512 BF16.
     #[inline(always)]
-    pub(super) unsafe fn new(panels: &'a mut Panels) -> Self {
-        ByDots(panels)
+    pub(super) unsafe fn new(panels: &'a mut DotPanels) -> Self {
+        Avx512Bf16Products(panels)
     }
 }
 
-impl<'a> Products<'a> for ByDots<'_> {
+impl<'a> BlockProducts<'a> for Avx512Bf16Products<'_> {
     #[inline(always)]
-    fn start(&mut self, queries: &mut [Line]) {
+    fn start(&mut self, queries: &mut [PairLine]) {
         queries.iter_mut().for_each(|line| *line = pick(line));
     }
 
     #[inline(always)]
-    fn hold(&mut self, blocks: &[Block<'a>]) {
-        let Panels { keys, values, count } = &mut *self.0;
+    fn load_blocks(&mut self, blocks: &[Bf16Block<'a>]) {
+        let DotPanels { keys, values, count } = &mut *self.0;
         *count = blocks.len();
         let (key_lines, value_lines) = (blocks[0].keys.len() / 2, blocks[0].values.len() / 2);
         let vectors = value_lines / LANES;
-        keys.resize(key_lines * blocks.len(), Line::ZERO);
-        values.resize(value_lines * blocks.len(), Line::ZERO);
+        keys.resize(key_lines * blocks.len(), PairLine::ZERO);
+        values.resize(value_lines * blocks.len(), PairLine::ZERO);
         for (index, block) in blocks.iter().enumerate() {
             assert!(block.keys.len() == 2 * key_lines && block.values.len() == 2 * value_lines);
             interleave(block.keys, HALVES, keys, index * HALVES, blocks.len() * HALVES);
@@ -83,16 +88,16 @@ impl<'a> Products<'a> for ByDots<'_> {
     }
 
     #[inline(always)]
-    fn scores(&self, queries: &[Line], rows: usize, count: usize, to: &mut [Sums]) {
-        let held = self.0.count * HALVES;
+    fn qk(&self, queries: &[PairLine], rows: usize, count: usize, to: &mut [ScoreLine]) {
+        let loaded = self.0.count * HALVES;
         assert!(count <= self.0.count && to.len() == count * HALVES * ROWS);
-        let (queries, panels) = (queries.as_chunks::<ROWS>().0, self.0.keys.chunks_exact(LINES * held));
+        let (queries, panels) = (queries.as_chunks::<ROWS>().0, self.0.keys.chunks_exact(LINES * loaded));
         assert!(queries.len() == panels.len());
         for first in (0..rows).step_by(GROUP) {
             for block in 0..count {
                 let mut sums = [[zero(); HALVES]; GROUP];
                 for (queries, panel) in queries.iter().zip(panels.clone()) {
-                    add(&queries[first..first + GROUP], panel, held, block * HALVES, &mut sums);
+                    add(&queries[first..first + GROUP], panel, loaded, block * HALVES, &mut sums);
                 }
                 for (r, sums) in sums.iter().enumerate() {
                     for (half, sums) in sums.iter().enumerate() {
@@ -104,12 +109,18 @@ impl<'a> Products<'a> for ByDots<'_> {
     }
 
     #[inline(always)]
-    fn weigh(&self, weights: &[Line], rows: usize, blocks: Range<usize>, acc: &mut [[f32; LANES]]) {
+    fn accumulate_pv(
+        &self,
+        weights: &[PairLine],
+        rows: usize,
+        blocks: Range<usize>,
+        acc: &mut [[f32; LANES]],
+    ) {
         let vectors = acc.len() / ROWS;
         let panels = LINES * vectors;
         let panels = &self.0.values[blocks.start * panels..blocks.end * panels];
         assert!(weights.len() == blocks.len() * ROWS);
-        let mut picked = [[Line::ZERO; ROWS]; BLOCKS];
+        let mut picked = [[PairLine::ZERO; ROWS]; PAIR_BLOCKS];
         for (to, from) in picked.as_flattened_mut().iter_mut().zip(weights) {
             *to = pick(from);
         }
@@ -125,12 +136,12 @@ impl<'a> Products<'a> for ByDots<'_> {
     }
 }
 
-/// The part of [`Products::weigh`] for four rows and N vectors from `vector` on. Gives N.
+/// The part of [`BlockProducts::accumulate_pv`] for four rows and N vectors from `vector` on. Gives N.
 #[inline(always)]
 fn columns<const N: usize>(
-    weights: &[[Line; ROWS]; BLOCKS],
+    weights: &[[PairLine; ROWS]; PAIR_BLOCKS],
     first: usize,
-    panels: &[Line],
+    panels: &[PairLine],
     vector: usize,
     acc: &mut [[f32; LANES]],
 ) -> usize {
@@ -152,12 +163,12 @@ fn columns<const N: usize>(
     N
 }
 
-/// sums + (even products + odd products) over 32 places: `rows` of four lines, `panel` `[step][side][width]`, of which N lines from
-/// `at` on.
+/// sums + (even products + odd products) over 32 numbers: `rows` has four lines, `panel` `[step][side][width]`, of
+/// which N lines from `at` on.
 #[inline(always)]
 fn add<const N: usize>(
-    rows: &[Line],
-    panel: &[Line],
+    rows: &[PairLine],
+    panel: &[PairLine],
     width: usize,
     at: usize,
     sums: &mut [[__m512; N]; GROUP],
@@ -170,7 +181,8 @@ fn add<const N: usize>(
             // SAFETY: the machine as below.
             let mut lines = [unsafe { _mm512_setzero_si512() }; N];
             for n in 0..N {
-                // SAFETY: below the length that is asserted; and the machine has AVX-512 BF16, as `ByDots::new` was promised.
+                // SAFETY: below the length that is asserted; and the machine has AVX-512 BF16, as
+                // `Avx512Bf16Products::new` was promised.
                 lines[n] = unsafe { _mm512_load_si512(from.add(n).cast()) };
             }
             for r in 0..GROUP {
@@ -193,16 +205,16 @@ fn add<const N: usize>(
     }
 }
 
-/// Copies pairs of lines, `[pairs][width]`, to `[.. steps][side][to_width]` from place `at` on.
+/// Interleaves pairs of lines, `[pairs][width]`, into `[steps][side][to_width]` from line `at` on.
 #[inline(always)]
-fn interleave(from: &[[u16; LANES]], width: usize, to: &mut [Line], at: usize, to_width: usize) {
+fn interleave(from: &[[u16; LANES]], width: usize, to: &mut [PairLine], at: usize, to_width: usize) {
     let from = from.as_chunks::<2>().0;
     assert!(at + width <= to_width && to.len() >= from.len() / width * to_width);
     for (step, lines) in from.chunks_exact(2 * width).enumerate() {
         for i in 0..width {
             let (first, second) = (&lines[i], &lines[width + i]);
             let to = &mut to[step * SIDES * to_width..][..SIDES * to_width];
-            // SAFETY: lines of 64 bytes; the machine has AVX-512 BW, as `ByDots::new` was promised.
+            // SAFETY: lines of 64 bytes; the machine has AVX-512 BW, as `Avx512Bf16Products::new` was promised.
             unsafe {
                 let first = _mm512_loadu_si512(first.as_ptr().cast());
                 let second = _mm512_loadu_si512(second.as_ptr().cast());
@@ -215,11 +227,11 @@ fn interleave(from: &[[u16; LANES]], width: usize, to: &mut [Line], at: usize, t
     }
 }
 
-/// A line with its numbers side by side as [`add`] takes them.
+/// A line of queries or weights in the order of [`add`].
 #[inline(always)]
-fn pick(line: &Line) -> Line {
-    let mut to = Line::ZERO;
-    // SAFETY: lines of 64 bytes; the machine has AVX-512 BW, as `ByDots::new` was promised.
+fn pick(line: &PairLine) -> PairLine {
+    let mut to = PairLine::ZERO;
+    // SAFETY: lines of 64 bytes; the machine has AVX-512 BW, as `Avx512Bf16Products::new` was promised.
     unsafe {
         let order = _mm512_load_si512((&raw const ORDER).cast());
         let numbers = _mm512_permutexvar_epi16(order, _mm512_load_si512((&raw const *line).cast()));
@@ -230,7 +242,7 @@ fn pick(line: &Line) -> Line {
 
 #[inline(always)]
 fn zero() -> __m512 {
-    // SAFETY: the machine has AVX-512, as `ByDots::new` was promised.
+    // SAFETY: the machine has AVX-512, as `Avx512Bf16Products::new` was promised.
     unsafe { _mm512_setzero_ps() }
 }
 

@@ -1,37 +1,38 @@
-//! Products on the tiles of AMX, which read the blocks where they lie in the cache.
+//! BlockProducts on the tiles of AMX, which read the blocks where they lie in the cache.
 
 use std::ops::Range;
 
-use super::super::BLOCK_SIZE;
-use super::super::rows::{HALVES, TILE_DEPTH};
-use super::products::{BLOCKS, Block, Line, Products, Sums};
+use super::super::kv_cache::{HALVES, MATRIX_DEPTH};
+use super::super::params::BLOCK_SIZE;
+use super::products::{Bf16Block, BlockProducts, PAIR_BLOCKS, PairLine, ScoreLine};
 use crate::amx::{ROW, ROWS, Tiles};
 use crate::simd::LANES;
 
-/// Bytes from a row of a tile of keys to the next.
+/// Bytes between rows of a tile of keys.
 const KEYS_APART: usize = HALVES * ROW;
 
-const _: () = assert!(size_of::<Line>() == ROW && size_of::<Sums>() == ROW && BLOCK_SIZE == TILE_DEPTH);
+const _: () =
+    assert!(size_of::<PairLine>() == ROW && size_of::<ScoreLine>() == ROW && BLOCK_SIZE == MATRIX_DEPTH);
 
-/// The blocks at hand, and the tiles of this thread.
-pub(super) struct OnTiles<'a> {
+/// The loaded blocks, and the tiles of this thread.
+pub(super) struct AmxProducts<'a> {
     tiles: Tiles,
-    blocks: [Block<'a>; BLOCKS],
+    blocks: [Bf16Block<'a>; PAIR_BLOCKS],
 }
 
-impl OnTiles<'_> {
+impl AmxProducts<'_> {
     /// # Safety
     /// The machine has tiles, and this thread holds no others.
     #[inline(always)]
     pub(super) unsafe fn new() -> Self {
         // SAFETY: the caller's promise.
         let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
-        OnTiles { tiles, blocks: [Block::NONE; BLOCKS] }
+        AmxProducts { tiles, blocks: [Bf16Block::NONE; PAIR_BLOCKS] }
     }
 
     #[inline(always)]
-    fn scores_in<const N: usize>(&self, queries: &[Line], to: &mut [Sums]) {
-        let OnTiles { tiles, blocks } = self;
+    fn qk_blocks<const N: usize>(&self, queries: &[PairLine], to: &mut [ScoreLine]) {
+        let AmxProducts { tiles, blocks } = self;
         assert!(to.len() == N * HALVES * ROWS);
         tiles.zero::<0>();
         tiles.zero::<1>();
@@ -69,7 +70,12 @@ impl OnTiles<'_> {
     }
 
     #[inline(always)]
-    fn weigh_in<const N: usize>(&self, weights: &[Line], blocks: &[Block<'_>], acc: &mut [[f32; LANES]]) {
+    fn accumulate_pv_blocks<const N: usize>(
+        &self,
+        weights: &[PairLine],
+        blocks: &[Bf16Block<'_>],
+        acc: &mut [[f32; LANES]],
+    ) {
         let vectors = acc.len() / ROWS;
         assert!(weights.len() == N * ROWS && blocks.len() == N);
         // SAFETY: 16 lines of weights a block.
@@ -89,11 +95,12 @@ impl OnTiles<'_> {
         }
     }
 
-    /// The part of [`weigh_in`](Self::weigh_in) for W vectors from `vector` on, with weights in tiles 4 and 5. Gives W.
+    /// The part of [`accumulate_pv_blocks`](Self::accumulate_pv_blocks) for W vectors from `vector` on, with weights
+    /// in tiles 4 and 5. Gives W.
     #[inline(always)]
     fn columns<const N: usize, const W: usize>(
         &self,
-        blocks: &[Block<'_>],
+        blocks: &[Bf16Block<'_>],
         vector: usize,
         acc: &mut [[f32; LANES]],
     ) -> usize {
@@ -154,35 +161,35 @@ impl OnTiles<'_> {
     }
 }
 
-impl<'a> Products<'a> for OnTiles<'a> {
+impl<'a> BlockProducts<'a> for AmxProducts<'a> {
     #[inline(always)]
-    fn hold(&mut self, blocks: &[Block<'a>]) {
+    fn load_blocks(&mut self, blocks: &[Bf16Block<'a>]) {
         self.blocks[..blocks.len()].copy_from_slice(blocks);
     }
 
     #[inline(always)]
-    fn scores(&self, queries: &[Line], _: usize, count: usize, to: &mut [Sums]) {
-        if count == BLOCKS {
-            self.scores_in::<BLOCKS>(queries, to);
+    fn qk(&self, queries: &[PairLine], _: usize, count: usize, to: &mut [ScoreLine]) {
+        if count == PAIR_BLOCKS {
+            self.qk_blocks::<PAIR_BLOCKS>(queries, to);
         } else {
-            self.scores_in::<1>(queries, to);
+            self.qk_blocks::<1>(queries, to);
         }
     }
 
     #[inline(always)]
-    fn weigh(&self, weights: &[Line], _: usize, blocks: Range<usize>, acc: &mut [[f32; LANES]]) {
+    fn accumulate_pv(&self, weights: &[PairLine], _: usize, blocks: Range<usize>, acc: &mut [[f32; LANES]]) {
         let blocks = &self.blocks[blocks];
-        if blocks.len() == BLOCKS {
-            self.weigh_in::<BLOCKS>(weights, blocks, acc);
+        if blocks.len() == PAIR_BLOCKS {
+            self.accumulate_pv_blocks::<PAIR_BLOCKS>(weights, blocks, acc);
         } else {
-            self.weigh_in::<1>(weights, blocks, acc);
+            self.accumulate_pv_blocks::<1>(weights, blocks, acc);
         }
     }
 }
 
-/// Where the tile of keys of a chunk and half begins; its rows are [`KEYS_APART`] bytes apart.
+/// Address of the tile of keys of a chunk and half; its rows are [`KEYS_APART`] bytes apart.
 #[inline(always)]
-fn keys(block: &Block<'_>, chunk: usize, half: usize) -> *const u8 {
+fn keys(block: &Bf16Block<'_>, chunk: usize, half: usize) -> *const u8 {
     let first = chunk * ROWS * HALVES + half;
     assert!(block.keys.len() >= 2 * HALVES * ROWS * (chunk + 1) && half < HALVES);
     block.keys.as_ptr().cast::<u8>().wrapping_add(first * ROW)

@@ -1,20 +1,19 @@
-//! Writing keys and values: new tokens, and the int8 form of blocks that they fill.
+//! Writers of the KV cache: new tokens, and blocks to seal.
 
 use half::bf16;
 
-use super::BLOCK_SIZE;
-use super::int8::SealedBlock;
-use super::kv::{KvDtype, KvLayer, Pair, Store, key_block, padded, value_block};
-use super::rows::Element;
+use super::super::params::BLOCK_SIZE;
+use super::float_blocks::{FloatBlocks, KvElement, key_block, padded, value_block};
+use super::layer::{KvDtype, KvLayer, KvStore};
+use super::quantize::{SealedBlock, seal};
 use crate::context::Kernels;
 use crate::parallel::Shared;
 
 /// Values below which a write stays on the calling thread.
 const VALUES_PER_TASK: usize = 16 << 10;
 
-/// Writes the keys and values of new tokens: row t of `k` begins at `t * k_stride` (`v` alike) and holds
-/// `[kv_heads, head_dim]`; it goes to slot `slots[t]` = block * 32 + place in the block. Of an int8 layer slots are slots of
-/// open blocks: open block * 32 + place.
+/// Writes the keys and values of new tokens: row t of `k` begins at `t * k_stride` (`v` alike) and holds `[kv_heads,
+/// head_dim]`; it goes to `slots[t]`, which is block * 32 + offset, or of an int8 layer open block * 32 + offset.
 pub fn write_kv(
     kernels: &Kernels,
     layer: &mut KvLayer,
@@ -53,14 +52,14 @@ pub fn write_kv(
         NewRows { k, k_stride, v, v_stride, slots, kv_heads: layer.kv_heads, head_dim: layer.head_dim };
     let narrow = |x| bf16::from_f32(x).to_bits();
     match &mut layer.store {
-        Store::F32(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, |x| x),
-        Store::Bf16(pair) => rows.write(kernels, std::slice::from_mut(pair), blocks, narrow),
-        Store::Int8F32(_, open_blocks) => rows.write(kernels, open_blocks, 1, |x| x),
-        Store::Int8Bf16(_, open_blocks) => rows.write(kernels, open_blocks, 1, narrow),
+        KvStore::F32(floats) => rows.write(kernels, std::slice::from_mut(floats), blocks, |x| x),
+        KvStore::Bf16(floats) => rows.write(kernels, std::slice::from_mut(floats), blocks, narrow),
+        KvStore::Int8F32(_, open_blocks) => rows.write(kernels, open_blocks, 1, |x| x),
+        KvStore::Int8Bf16(_, open_blocks) => rows.write(kernels, open_blocks, 1, narrow),
     }
 }
 
-/// Writes the int8 form of blocks that are full now, each named once, from their open blocks.
+/// Seals blocks that are full, each named once: writes their int8 form from their open blocks.
 pub fn seal_blocks(kernels: &Kernels, layer: &mut KvLayer, sealed: &[SealedBlock]) {
     for &SealedBlock { block, open } in sealed {
         assert!((block as usize) < layer.num_blocks, "block {block} of {}", layer.num_blocks);
@@ -75,9 +74,13 @@ pub fn seal_blocks(kernels: &Kernels, layer: &mut KvLayer, sealed: &[SealedBlock
     assert!(blocks.windows(2).all(|pair| pair[0] != pair[1]), "a block is sealed twice in {sealed:?}");
     let (kv_heads, head_dim) = (layer.kv_heads, layer.head_dim);
     match &mut layer.store {
-        Store::F32(_) | Store::Bf16(_) => panic!("only int8 layers have blocks to fill"),
-        Store::Int8F32(blocks, open_blocks) => blocks.seal(kernels, open_blocks, sealed, kv_heads, head_dim),
-        Store::Int8Bf16(blocks, open_blocks) => blocks.seal(kernels, open_blocks, sealed, kv_heads, head_dim),
+        KvStore::F32(_) | KvStore::Bf16(_) => panic!("only int8 layers have blocks to fill"),
+        KvStore::Int8F32(blocks, open_blocks) => {
+            seal(blocks, kernels, open_blocks, sealed, kv_heads, head_dim)
+        }
+        KvStore::Int8Bf16(blocks, open_blocks) => {
+            seal(blocks, kernels, open_blocks, sealed, kv_heads, head_dim)
+        }
     }
 }
 
@@ -92,11 +95,12 @@ struct NewRows<'a> {
 }
 
 impl NewRows<'_> {
-    /// Writes into `pairs` of `blocks` blocks each. A task is a KV head, so that no two write the same block of a head.
-    fn write<T: Element>(
+    /// Writes into `pairs` of `blocks` blocks each. A task is some KV heads: no two tasks write the same block of a
+    /// head.
+    fn write<T: KvElement>(
         &self,
         kernels: &Kernels,
-        pairs: &mut [Pair<T>],
+        pairs: &mut [FloatBlocks<T>],
         blocks: usize,
         convert: impl Fn(f32) -> T + Sync,
     ) {
@@ -110,17 +114,17 @@ impl NewRows<'_> {
                 let (block, token) = (slot as usize / BLOCK_SIZE, slot as usize % BLOCK_SIZE);
                 let (keys, values) = &pairs[block / blocks];
                 for head in heads.clone() {
-                    let place = block % blocks * kv_heads + head;
+                    let block_head = block % blocks * kv_heads + head;
                     let k = &self.k[row * self.k_stride + head * head_dim..][..head_dim];
                     let v = &self.v[row * self.v_stride + head * head_dim..][..head_dim];
                     // SAFETY: a head's part of any block belongs to one task, which holds one part of each at a time.
                     let (keys, values) = unsafe {
-                        let part = |size| place * size..(place + 1) * size;
+                        let part = |size| block_head * size..(block_head + 1) * size;
                         (keys.part(part(key_block::<T>(head_dim))), values.part(part(value_block(head_dim))))
                     };
                     for (channel, (&key, &value)) in k.iter().zip(v).enumerate() {
-                        keys[T::key_place(channel, token)] = convert(key);
-                        values[T::value_place(token, channel, padded(head_dim))] = convert(value);
+                        keys[T::key_index(channel, token)] = convert(key);
+                        values[T::value_index(token, channel, padded(head_dim))] = convert(value);
                     }
                 }
             }

@@ -1,49 +1,43 @@
-//! Audits: a call's answer beside the one that reads everything.
+//! Audits: calls of dynamic attention compared with dense attention.
 
-use super::report::AttentionReport;
+use super::super::kv_cache::{KvElement, padded};
+use super::super::state::SoftmaxState;
+use super::report::{AttentionReport, ErrorBound};
+use super::select::BlockSelector;
+use super::task::DynamicTask;
+use crate::simd::{LANES, Simd};
 
-/// What a call says that it left out, at most.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Claim {
-    /// Softmax mass.
-    pub(super) mass: f32,
-    /// Norm of the output's error.
-    pub(super) error: f32,
-    /// The longest of the values that were left out.
-    pub(super) longest: f32,
+/// An output before its division: the sum of e^(score - reference), and of values under these weights.
+struct UnnormalizedOutput<'a> {
+    reference: f32,
+    sum: f32,
+    acc: &'a [f32],
 }
 
-/// An answer before its division: sums of e^(score - reference), and of values under these weights.
-pub(super) struct Answer<'a> {
-    pub(super) reference: f32,
-    pub(super) sum: f32,
-    pub(super) acc: &'a [f32],
-}
-
-/// How far two float32 sums over the same context may lie apart, relative to what was summed.
+/// Maximum relative difference of two float32 sums over the same context.
 const ROUNDING: f64 = 2e-5;
 
-/// Counts an audited call. False: `own` is further from `exact` than its claim, beyond what float32 rounds.
+/// Counts an audited call. Returns whether `own` is within its bound of `exact`, float32 rounding aside.
 ///
-/// What is not a number on both sides agrees.
-pub(super) fn compare(
-    own: &Answer<'_>,
-    exact: &Answer<'_>,
-    claim: &Claim,
+/// NaN in both outputs counts as equal.
+fn audit_call(
+    own: &UnnormalizedOutput<'_>,
+    exact: &UnnormalizedOutput<'_>,
+    bound: &ErrorBound,
     report: &mut AttentionReport,
 ) -> bool {
     report.audited_calls += 1;
     let (kept, all) = (f64::from(own.sum), f64::from(exact.sum));
     let scale = (f64::from(own.reference) - f64::from(exact.reference)).exp();
-    // How much of the exact mass the call did not read.
+    // Share of the exact mass that the call omitted.
     let mass = 1.0 - kept * scale / all;
-    let mean = |answer: &Answer<'_>, i: usize| f64::from(answer.acc[i]) / f64::from(answer.sum);
+    let mean = |answer: &UnnormalizedOutput<'_>, i: usize| f64::from(answer.acc[i]) / f64::from(answer.sum);
     let (mut apart, mut size) = (0.0, 0.0);
     for i in 0..own.acc.len() {
         apart += (mean(own, i) - mean(exact, i)).powi(2);
         size += mean(own, i).powi(2).max(mean(exact, i).powi(2));
     }
-    let (error, size) = (apart.sqrt(), size.sqrt() + f64::from(claim.longest));
+    let (error, size) = (apart.sqrt(), size.sqrt() + f64::from(bound.max_value_norm));
     if mass.is_nan() || error.is_nan() {
         let same = (0..own.acc.len()).all(|i| mean(own, i).is_nan() == mean(exact, i).is_nan());
         report.violations += u64::from(!same);
@@ -51,9 +45,42 @@ pub(super) fn compare(
     }
     report.max_audited_mass = report.max_audited_mass.max(mass as f32);
     report.max_audited_error = report.max_audited_error.max(error as f32);
-    let holds = mass <= f64::from(claim.mass) + ROUNDING && error <= f64::from(claim.error) + ROUNDING * size;
+    let holds =
+        mass <= f64::from(bound.mass) + ROUNDING && error <= f64::from(bound.output_error) + ROUNDING * size;
     report.violations += u64::from(!holds);
     holds
+}
+
+impl<E: KvElement> DynamicTask<'_, E> {
+    /// Compares each call with dense attention, and replaces the output where the bound does not hold.
+    #[inline(always)]
+    pub(super) fn audit<S: Simd>(
+        &self,
+        s: S,
+        state: &mut SoftmaxState,
+        dense: &SoftmaxState,
+        selector: &BlockSelector,
+        report: &mut AttentionReport,
+    ) {
+        let vectors = padded(self.task.params.head_dim) / LANES;
+        for (row, bound) in selector.bounds.iter().enumerate() {
+            if !audit_call(&output(s, state, row, vectors), &output(s, dense, row, vectors), bound, report) {
+                let part = row * vectors..(row + 1) * vectors;
+                state.acc[part.clone()].copy_from_slice(&dense.acc[part]);
+                state.sum[row] = dense.sum[row];
+            }
+        }
+    }
+}
+
+/// A row's output.
+#[inline(always)]
+fn output<S: Simd>(s: S, state: &SoftmaxState, row: usize, vectors: usize) -> UnnormalizedOutput<'_> {
+    UnnormalizedOutput {
+        reference: state.reference[row],
+        sum: s.reduce_add(s.load(&state.sum[row])),
+        acc: state.acc[row * vectors..(row + 1) * vectors].as_flattened(),
+    }
 }
 
 #[cfg(test)]
@@ -69,10 +96,10 @@ mod tests {
         let mut report = AttentionReport::default();
         let answer = |(largest, sum, acc): &(f32, f32, [f32; 2])| (*largest, *sum, *acc);
         let ((l, s, a), (m, t, b)) = (answer(&own), answer(&exact));
-        let claim = Claim { mass, error, longest: 1.0 };
-        let own = Answer { reference: l, sum: s, acc: &a };
-        let exact = Answer { reference: m, sum: t, acc: &b };
-        let holds = compare(&own, &exact, &claim, &mut report);
+        let bound = ErrorBound { mass, output_error: error, max_value_norm: 1.0 };
+        let own = UnnormalizedOutput { reference: l, sum: s, acc: &a };
+        let exact = UnnormalizedOutput { reference: m, sum: t, acc: &b };
+        let holds = audit_call(&own, &exact, &bound, &mut report);
         assert_eq!(holds, report.violations == 0);
         report
     }
