@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use octavo_kernels::{BLOCK_SIZE, DynamicParams, Kernels, Mode, SeqView};
+use octavo_kernels::{BLOCK_SIZE, DynamicParams, Kernels, Mode, SealedBlock, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{AttentionPolicy, Output, PlanSeq, StepPlan};
 
@@ -44,12 +44,15 @@ fn seq_views(plan: &StepPlan) -> Vec<SeqView<'_>> {
     let view = |s: &PlanSeq| {
         let start = s.block_table_start as usize;
         let blocks = (s.context_len as usize).div_ceil(BLOCK_SIZE);
+        // The blocks that receive new tokens; a plan for a float pool names none.
+        let open_start = s.open_block_start as usize;
+        let open_blocks = blocks - (s.context_len - s.query_len) as usize / BLOCK_SIZE;
         SeqView {
             query_start: s.query_start as usize,
             query_len: s.query_len as usize,
             context_len: s.context_len as usize,
             block_table: &plan.block_tables[start..start + blocks],
-            open_blocks: &[],
+            open_blocks: plan.open_blocks.get(open_start..open_start + open_blocks).unwrap_or_default(),
         }
     };
     plan.seqs.iter().map(view).collect()
@@ -74,11 +77,16 @@ impl Executor for CpuExecutor {
 
     fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
         let plan = &step.plan;
-        for &[from, to] in &plan.copies {
-            self.kv.copy_block(from, to);
-        }
+        plan.copies.iter().for_each(|&[from, to]| self.kv.copy_block(from, to));
         let seqs = seq_views(plan);
         let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
+        let sealed: Vec<SealedBlock>;
+        if self.kv.is_int8() {
+            self.kv.grow_open_blocks(plan.num_open_blocks as usize);
+            plan.open_copies.iter().for_each(|&[from, to]| self.kv.copy_open_block(from, to));
+            sealed = plan.sealed.iter().map(|&[block, open]| SealedBlock { block, open }).collect();
+            (batch.slots, batch.sealed) = (&plan.open_slots, &sealed);
+        }
         if let Some(attention) = self.attention {
             let bounds = plan.seqs.iter().map(|seq| seq.attention.error_bound);
             self.choices.clear();
@@ -108,9 +116,5 @@ impl Executor for CpuExecutor {
             Output::Hidden => self.model.hidden(&self.kernels, &rows, &mut self.scratch, out),
         }
         Ok(())
-    }
-
-    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
-        self.kv.release_blocks(held);
     }
 }

@@ -163,8 +163,6 @@ impl EngineLoop {
             |num_samples| if num_samples == 0 { SeqResult::Prefilled } else { SeqResult::Failed };
         let mut results: Vec<SeqResult> = plan.seqs.iter().map(|s| unanswered(s.num_samples)).collect();
         let outcome = ticket.and_then(|ticket| caught(|| self.read_step(ticket, &input, &mut results)));
-        let scheduler = &self.scheduler;
-        self.executor.release_blocks(&|block| scheduler.holds(block));
         self.count_step(plan, submitted);
         if let Err(error) = outcome {
             add(&self.status.counters.failed_steps, 1);

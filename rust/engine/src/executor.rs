@@ -81,11 +81,6 @@ pub trait Executor: Send {
     /// Writes `[rows, vocab_size]` logits, or `[rows, hidden_size]` hidden states, to `out`. `rows` is a range of
     /// `StepInput::rows` of the step last waited for; all of its rows have the same `Output`.
     fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError>;
-
-    /// Called after every step: releases what is kept beside the KV blocks for which `held` is false.
-    fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
-        let _ = held;
-    }
 }
 
 impl StepInput {

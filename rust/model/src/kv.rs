@@ -4,13 +4,11 @@ use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer, MlaCache, OpenDtype};
 
 use crate::ModelError;
 use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
-use crate::tails::Tails;
 
 /// Keys and values of all layers. Block ids are those of the scheduler.
 pub struct KvPool {
     pub(crate) layers: Vec<LayerStore>,
-    /// Of an int8 pool.
-    pub(crate) tails: Option<Tails>,
+    int8: bool,
     blocks: usize,
 }
 
@@ -110,8 +108,7 @@ impl KvPool {
                 LayerStore::Mla(MlaCache::new(blocks, a.kv_lora_rank + a.qk_rope_head_dim, dtype))
             }
         };
-        let tails = format.int8.then(|| Tails::new(blocks));
-        Ok(Self { layers: spec.layers.iter().map(layer).collect(), tails, blocks })
+        Ok(Self { layers: spec.layers.iter().map(layer).collect(), int8: format.int8, blocks })
     }
 
     /// Number of blocks.
@@ -119,25 +116,22 @@ impl KvPool {
         self.blocks
     }
 
-    /// Blocks whose tokens are held as floats beside an int8 pool now: those that are not full.
-    pub fn tails_in_use(&self) -> usize {
-        self.tails.as_ref().map_or(0, Tails::in_use)
+    /// Whether full blocks are held in int8, and the others in open blocks.
+    pub fn is_int8(&self) -> bool {
+        self.int8
     }
 
-    /// Copies a block in every layer.
-    pub fn copy_block(&mut self, from: u32, to: u32) {
-        if let Some(tails) = &mut self.tails
-            && let Some(tail) = tails.get(from)
-        {
-            let copy = tails.take(to);
-            for layer in &mut self.layers {
-                let LayerStore::Gqa(layer) = layer else { unreachable!("int8 pools have no latents") };
-                layer.grow_open_blocks(tails.count());
-                layer.copy_block(from as usize, to as usize);
-                layer.copy_open_block(tail as usize, copy as usize);
+    /// Makes room for `count` open blocks.
+    pub fn grow_open_blocks(&mut self, count: usize) {
+        for layer in &mut self.layers {
+            if let LayerStore::Gqa(layer) = layer {
+                layer.grow_open_blocks(count);
             }
-            return;
         }
+    }
+
+    /// Copies a block in every layer; in an int8 pool, what belongs to it beside its open block.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
         for layer in &mut self.layers {
             match layer {
                 LayerStore::Gqa(layer) => layer.copy_block(from as usize, to as usize),
@@ -146,10 +140,12 @@ impl KvPool {
         }
     }
 
-    /// Forgets what is kept beside blocks that are not `held` any more.
-    pub fn release_blocks(&mut self, held: &dyn Fn(u32) -> bool) {
-        if let Some(tails) = &mut self.tails {
-            tails.release(held);
+    /// Copies an open block of an int8 pool in every layer.
+    pub fn copy_open_block(&mut self, from: u32, to: u32) {
+        for layer in &mut self.layers {
+            if let LayerStore::Gqa(layer) = layer {
+                layer.copy_open_block(from as usize, to as usize);
+            }
         }
     }
 }

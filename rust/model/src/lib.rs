@@ -27,7 +27,6 @@ mod rope;
 mod rope_config;
 mod source;
 mod spec;
-mod tails;
 mod walk;
 mod weight_format;
 mod weights;

@@ -1,4 +1,4 @@
-//! The input of one step.
+//! Input of one step.
 
 use octavo_kernels::{DynamicParams, SealedBlock, SeqView};
 
@@ -8,18 +8,18 @@ pub struct Batch<'a> {
     pub tokens: &'a [u32],
     /// Their positions `[T]`.
     pub positions: &'a [u32],
-    /// Cache slots of their keys and values `[T]`.
+    /// Cache slots of their keys and values `[T]`: `block * 32 + offset`; in an int8 pool `open block * 32 + offset`.
     pub slots: &'a [u32],
     /// The sequences, in order of their rows.
     pub seqs: &'a [SeqView<'a>],
     /// What the queries of each sequence may leave out; empty: nothing. Needs an int8 pool.
     pub choices: &'a [DynamicParams],
-    /// Blocks of an int8 pool that this step fills and seals.
-    pub(super) sealed: &'a [SealedBlock],
+    /// Blocks of an int8 pool that this step fills: they are quantised when a layer's keys and values are written.
+    pub sealed: &'a [SealedBlock],
 }
 
 impl<'a> Batch<'a> {
-    /// A step's tokens; `slots` and blocks are those of the scheduler.
+    /// A step with dense attention that seals no block.
     pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
         Self { tokens, positions, slots, seqs, choices: &[], sealed: &[] }
     }

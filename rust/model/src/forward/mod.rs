@@ -77,26 +77,8 @@ impl Model {
         }
         scratch.reports.clear();
         scratch.reports.resize(batch.choices.len(), AttentionReport::default());
-        match &mut kv.tails {
-            None => self.layers(kernels, &mut kv.layers, batch, scratch),
-            Some(tails) => {
-                tails.begin(batch.slots, batch.seqs);
-                let seqs = tails.views(batch.seqs);
-                let placed = Batch { slots: &tails.slots, seqs: &seqs, sealed: &tails.filled, ..*batch };
-                for layer in &mut kv.layers {
-                    if let LayerStore::Gqa(layer) = layer {
-                        layer.grow_open_blocks(tails.count());
-                    }
-                }
-                self.layers(kernels, &mut kv.layers, &placed, scratch);
-                tails.end();
-            }
-        }
-    }
-
-    fn layers(&self, kernels: &Kernels, stores: &mut [LayerStore], batch: &Batch<'_>, s: &mut Scratch) {
-        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(stores) {
-            self.layer(kernels, layer, weights, store, batch, s);
+        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers) {
+            self.layer(kernels, layer, weights, store, batch, scratch);
         }
     }
 

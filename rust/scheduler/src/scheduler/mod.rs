@@ -127,11 +127,6 @@ impl Scheduler {
         }
     }
 
-    /// Whether a sequence holds this block of the cache.
-    pub fn holds(&self, block: u32) -> bool {
-        self.cache.refs(block) > 0
-    }
-
     /// Whether nothing is left: no request, and no step in flight.
     pub fn is_idle(&self) -> bool {
         self.requests.len() == 0 && self.in_flight.is_empty()
