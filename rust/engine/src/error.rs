@@ -60,9 +60,11 @@ impl From<ModelError> for EngineError {
     fn from(e: ModelError) -> Self {
         let text = e.to_string();
         match e {
-            ModelError::NotFound { .. } | ModelError::Io { .. } => Self::ModelNotFound(text),
+            ModelError::NotFound { .. } | ModelError::NoTokenizer { .. } | ModelError::Io { .. } => {
+                Self::ModelNotFound(text)
+            },
             ModelError::Unsupported(_) => Self::UnsupportedModel(text),
-            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } => Self::CorruptModel(text),
+            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } | ModelError::Text { .. } => Self::CorruptModel(text),
             ModelError::BadOption(_) | ModelError::Write { .. } => Self::InvalidRequest(text),
         }
     }

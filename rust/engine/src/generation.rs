@@ -1,9 +1,7 @@
 //! What generation_config.json and config.json say about generating: sampling defaults and end-of-sequence tokens.
 
-use std::path::Path;
-
-use octavo_model::{Config, read_json};
-use serde_json::{Map, Value};
+use octavo_model::{Config, ModelFolder};
+use serde_json::Value;
 
 use crate::EngineError;
 use crate::params::SamplingDefaults;
@@ -23,9 +21,8 @@ pub struct GenerationDefaults {
 impl GenerationDefaults {
     /// Reads a model folder. End-of-sequence ids: those of generation_config.json, else of config.json,
     /// and the tokenizer's.
-    pub fn read(folder: &Path, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        let file = folder.join("generation_config.json");
-        let generation = if file.is_file() { read_json(&file)? } else { Map::new() };
+    pub fn read(folder: &dyn ModelFolder, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
+        let generation = folder.generation_config()?;
         let g = Config::of_file(&generation, "generation_config.json");
         let neutral = SamplingDefaults::default();
         let float = |key: &str, high: f64, default: f32| -> Result<f32, EngineError> {
@@ -49,9 +46,8 @@ impl GenerationDefaults {
             sampling.temperature = 0.0;
         }
         let mut eos = ids(generation.get("eos_token_id"));
-        let config_file = folder.join("config.json");
-        if eos.is_empty() && config_file.is_file() {
-            eos = ids(read_json(&config_file)?.get("eos_token_id"));
+        if eos.is_empty() {
+            eos = ids(folder.config()?.get("eos_token_id"));
         }
         // A chat model's end of turn is often the tokenizer's token only.
         let own = tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t));

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, WeightDtype};
-use octavo_model::{KeptInBf16, KvPool, Model, read_family};
+use octavo_model::{KeptInBf16, KvPool, Model, ModelFolder, open, open_tokenizer, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
@@ -27,6 +27,7 @@ impl Engine {
     /// # Errors
     /// `ModelNotFound`, `UnsupportedModel`, `CorruptModel`, or `InvalidRequest` for options that do not fit.
     pub fn load(folder: &Path, options: &EngineConfig) -> Result<Self, EngineError> {
+        let folder = &*open(folder)?;
         let family = read_family(folder)?;
         let float = options.float_dtype(family.spec.checkpoint_dtype)?;
         let format = options.weight_format(float)?;
@@ -36,8 +37,8 @@ impl Engine {
         let isa = options.isa_level()?;
         let kernels = Kernels::new(options.threads.unwrap_or(0), Some(isa))
             .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
-        let text_folder = options.tokenizer.as_deref().unwrap_or(folder);
-        Tokenizer::find(text_folder)?;
+        let text_folder = &*open_tokenizer(options.tokenizer.as_deref().unwrap_or(folder.path()));
+        text_folder.check_tokenizer()?;
         let begin = Instant::now();
         // A large vocabulary takes longer to read than mapped weights do: side by side.
         let (text, mut model) = std::thread::scope(|scope| {
@@ -58,7 +59,7 @@ impl Engine {
         let budget = model.origin().map_or(format.error_budget, |origin| origin.error_budget);
         let info = json!({
             "model": {
-                "path": folder.display().to_string(),
+                "path": folder.path().display().to_string(),
                 "architecture": spec.architecture,
                 "parameters": spec.parameters(),
                 "layers": spec.layers.len(),
@@ -116,10 +117,11 @@ impl Engine {
         limits: Limits,
         mut info: Value,
     ) -> Result<Self, EngineError> {
+        let folder = &*open(folder)?;
         let spec = read_family(folder)?.spec;
         let Text { tokenizer, generation, template } = Text::load(
             folder,
-            options.tokenizer.as_deref().unwrap_or(folder),
+            &*open_tokenizer(options.tokenizer.as_deref().unwrap_or(folder.path())),
             options.chat_template.as_deref(),
         )?;
         if let Some(Value::Object(model)) = info.get_mut("model") {
@@ -149,7 +151,11 @@ struct Text {
 }
 
 impl Text {
-    fn load(folder: &Path, tokenizer: &Path, template: Option<&str>) -> Result<Self, EngineError> {
+    fn load(
+        folder: &dyn ModelFolder,
+        tokenizer: &dyn ModelFolder,
+        template: Option<&str>,
+    ) -> Result<Self, EngineError> {
         let tokenizer = Tokenizer::load(tokenizer)?;
         let generation = GenerationDefaults::read(folder, &tokenizer)?;
         // A given template must compile. The model's own need not: generating needs none.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use octavo_kernels::Kernels;
-use octavo_model::{Quantized, quantization_config, quantize, read_family};
+use octavo_model::{Quantized, open, quantization_config, quantize, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
@@ -20,6 +20,7 @@ pub fn quantize_weights(
     source: &str,
     options: &EngineConfig,
 ) -> Result<Value, EngineError> {
+    let folder = &*open(folder)?;
     let family = read_family(folder)?;
     let format = options.weight_format(options.float_dtype(family.spec.checkpoint_dtype)?)?;
     options.check_threads()?;

@@ -1,20 +1,15 @@
 //! The model's tokenizer: tokenizer.json through the tokenizers crate, and what tokenizer_config.json and
 //! generation_config.json add.
 
-use std::fs::Metadata;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use octavo_model::read_json;
+use octavo_model::{ModelFolder, TokenizerFiles};
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::EngineError;
 use crate::error::panic_text;
-
-/// Largest tokenizer.json that is read, in bytes.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// Text to token ids and back. Safe to share between threads.
 pub struct Tokenizer {
@@ -25,39 +20,15 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The file that `load` reads.
-    ///
-    /// # Errors
-    /// `ModelNotFound` without it.
-    pub fn find(path: &Path) -> Result<(PathBuf, Metadata), EngineError> {
-        let file = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
-        match std::fs::metadata(&file) {
-            Ok(meta) => Ok((file, meta)),
-            Err(_) => Err(EngineError::ModelNotFound(format!(
-                "no tokenizer at {}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
-                 Save it with transformers' AutoTokenizer, or pass tokenizer=",
-                file.display()
-            ))),
-        }
-    }
-
-    /// Loads from a folder, or from a tokenizer.json.
+    /// Loads the tokenizer of `folder`.
     ///
     /// # Errors
     /// `ModelNotFound` without the file, `CorruptModel` if it cannot be read; a panic of the parser is caught.
-    pub fn load(path: &Path) -> Result<Self, EngineError> {
-        let (file, meta) = Self::find(path)?;
-        let folder = file.parent().map(Path::to_path_buf).unwrap_or_else(|| PathBuf::from("."));
-        let corrupt = |what: String| {
-            EngineError::CorruptModel(format!("cannot read the tokenizer {}: {what}", file.display()))
-        };
-        if meta.len() > MAX_TOKENIZER_BYTES {
-            return Err(corrupt(format!("{} bytes, at most {MAX_TOKENIZER_BYTES} are read", meta.len())));
-        }
-        let json = std::fs::read(&file).map_err(|e| corrupt(e.to_string()))?;
-        let config_file = folder.join("tokenizer_config.json");
-        let config = if config_file.is_file() { read_json(&config_file)? } else { Map::new() };
-        Self::parse(&json, config).map_err(corrupt)
+    pub fn load(folder: &dyn ModelFolder) -> Result<Self, EngineError> {
+        let TokenizerFiles { path, json, config } = folder.tokenizer()?;
+        Self::parse(&json, config).map_err(|what| {
+            EngineError::CorruptModel(format!("cannot read the tokenizer {}: {what}", path.display()))
+        })
     }
 
     /// Reads the text of a tokenizer.json; `config` is what tokenizer_config.json holds.
@@ -141,6 +112,8 @@ impl Tokenizer {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use octavo_model::HfFolder;
+
     use super::*;
 
     /// A byte-level tokenizer without merges: token id = byte value, plus `<eos>` = 256.
@@ -183,10 +156,10 @@ pub(crate) mod tests {
     #[test]
     fn a_missing_or_broken_file_is_a_typed_error() {
         let dir = tempfile::tempdir().expect("dir");
-        let missing = Tokenizer::load(dir.path()).err().expect("missing");
+        let missing = Tokenizer::load(&HfFolder::new(dir.path())).err().expect("missing");
         assert_eq!(missing.class_name(), "ModelNotFoundError");
         std::fs::write(dir.path().join("tokenizer.json"), "{\"model\": 3}").expect("write");
-        let broken = Tokenizer::load(dir.path()).err().expect("broken");
+        let broken = Tokenizer::load(&HfFolder::new(dir.path())).err().expect("broken");
         assert_eq!(broken.class_name(), "CorruptModelError");
         assert!(broken.to_string().contains("tokenizer.json"), "{broken}");
     }

@@ -29,6 +29,23 @@ pub enum ModelError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The tokenizer is not there.
+    #[error(
+        "no tokenizer at {path}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
+         Save it with transformers' AutoTokenizer, or pass tokenizer="
+    )]
+    NoTokenizer {
+        /// The file that was looked for.
+        path: PathBuf,
+    },
+    /// A tokenizer or a chat template cannot be read.
+    #[error("cannot read {what}: {why}")]
+    Text {
+        /// The file.
+        what: String,
+        /// The reason.
+        why: String,
+    },
     /// The architecture or one of its options is outside what the spec can express.
     #[error("unsupported model: {0}")]
     Unsupported(String),
@@ -64,6 +81,10 @@ impl ModelError {
 
     pub(crate) fn write(path: &std::path::Path, source: std::io::Error) -> Self {
         Self::Write { path: path.to_path_buf(), source }
+    }
+
+    pub(crate) fn text(what: String, why: String) -> Self {
+        Self::Text { what, why }
     }
 
     pub(crate) fn corrupt(file: impl Into<String>, what: impl Into<String>) -> Self {

@@ -1,23 +1,181 @@
-//! A model folder: config.json beside safetensors files.
+//! Where a model's parts come from. A new file format is a new implementation of `ModelFolder`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::checkpoint::Checkpoint;
 use crate::config::{Config, read_json};
 use crate::families::{self, Family};
 
-/// Reads config.json of a model folder.
+/// Largest tokenizer.json that is read, in bytes.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// Name of the chat template for requests that name none.
+pub const DEFAULT_TEMPLATE: &str = "default";
+
+/// The parts of a model on disk.
+pub trait ModelFolder: Send + Sync {
+    /// Path, for messages.
+    fn path(&self) -> &Path;
+
+    /// config.json.
+    ///
+    /// # Errors
+    /// `NotFound` without it, `Corrupt` if it is not a JSON object.
+    fn config(&self) -> Result<Map<String, Value>, ModelError>;
+
+    /// The tensors, mapped and checked.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    fn tensors(&self) -> Result<Checkpoint, ModelError>;
+
+    /// Checks that there is a tokenizer. Fast.
+    ///
+    /// # Errors
+    /// `NoTokenizer`.
+    fn check_tokenizer(&self) -> Result<(), ModelError>;
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// `NoTokenizer` without it, `Text` if it cannot be read.
+    fn tokenizer(&self) -> Result<TokenizerFiles, ModelError>;
+
+    /// The chat template of this name, if a file holds it.
+    ///
+    /// # Errors
+    /// `Text` if it cannot be read.
+    fn chat_template(&self, name: &str) -> Result<Option<String>, ModelError>;
+
+    /// generation_config.json; empty without it.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is not a JSON object.
+    fn generation_config(&self) -> Result<Map<String, Value>, ModelError>;
+}
+
+/// A tokenizer as text.
+pub struct TokenizerFiles {
+    /// Path of tokenizer.json, for messages.
+    pub path: PathBuf,
+    /// Content of tokenizer.json.
+    pub json: Vec<u8>,
+    /// Content of tokenizer_config.json; empty without it.
+    pub config: Map<String, Value>,
+}
+
+/// A folder as Hugging Face publishes it.
+///
+/// ```text
+/// config.json                          decoder, quantisation of the checkpoint
+/// model.safetensors                    tensors; or several files and model.safetensors.index.json
+/// tokenizer.json                       with tokenizer_config.json (optional)
+/// chat_template.jinja                  optional, with additional_chat_templates/NAME.jinja
+/// generation_config.json               optional: sampling defaults
+/// ```
+pub struct HfFolder {
+    path: PathBuf,
+    tokenizer: PathBuf,
+}
+
+/// Opens the model at `path`, in any format that is supported: today a Hugging Face folder.
 ///
 /// # Errors
-/// `NotFound` without the folder or config.json; else as `families::read`.
-pub fn read_family(folder: &Path) -> Result<Family, ModelError> {
-    let missing = |what: &str| ModelError::NotFound { path: folder.to_path_buf(), what: what.into() };
-    if !folder.is_dir() {
-        return Err(missing("there is no such folder"));
+/// `NotFound` without the folder.
+pub fn open(path: &Path) -> Result<Box<dyn ModelFolder>, ModelError> {
+    if !path.is_dir() {
+        return Err(not_found(path, "there is no such folder"));
     }
-    let config = folder.join("config.json");
-    if !config.is_file() {
-        return Err(missing("there is no config.json in it"));
+    Ok(Box::new(HfFolder::new(path)))
+}
+
+/// Opens the tokenizer at `path`: a model folder or a tokenizer.json. [`ModelFolder::check_tokenizer`] checks that it exists.
+pub fn open_tokenizer(path: &Path) -> Box<dyn ModelFolder> {
+    if path.is_dir() {
+        return Box::new(HfFolder::new(path));
     }
-    families::read(&Config::new(&read_json(&config)?))
+    let folder = path.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    Box::new(HfFolder { path: folder, tokenizer: path.to_path_buf() })
+}
+
+/// Reads config.json into a spec and the names of its tensors.
+///
+/// # Errors
+/// As [`ModelFolder::config`] and [`families::read`].
+pub fn read_family(folder: &dyn ModelFolder) -> Result<Family, ModelError> {
+    families::read(&Config::new(&folder.config()?))
+}
+
+fn not_found(path: &Path, what: &str) -> ModelError {
+    ModelError::NotFound { path: path.to_path_buf(), what: what.into() }
+}
+
+impl HfFolder {
+    /// A folder with `tokenizer.json` in it. Nothing is read yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), tokenizer: path.join("tokenizer.json") }
+    }
+
+    /// A JSON object, empty without the file.
+    fn optional_json(&self, name: &str) -> Result<Map<String, Value>, ModelError> {
+        let file = self.path.join(name);
+        if file.is_file() { read_json(&file) } else { Ok(Map::new()) }
+    }
+}
+
+impl ModelFolder for HfFolder {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn config(&self) -> Result<Map<String, Value>, ModelError> {
+        let config = self.path.join("config.json");
+        if !config.is_file() {
+            return Err(not_found(&self.path, "there is no config.json in it"));
+        }
+        read_json(&config)
+    }
+
+    fn tensors(&self) -> Result<Checkpoint, ModelError> {
+        Checkpoint::open(&self.path)
+    }
+
+    fn check_tokenizer(&self) -> Result<(), ModelError> {
+        match self.tokenizer.exists() {
+            true => Ok(()),
+            false => Err(ModelError::NoTokenizer { path: self.tokenizer.clone() }),
+        }
+    }
+
+    fn tokenizer(&self) -> Result<TokenizerFiles, ModelError> {
+        self.check_tokenizer()?;
+        let path = self.tokenizer.clone();
+        let unreadable = |why: String| ModelError::text(format!("the tokenizer {}", path.display()), why);
+        let size = std::fs::metadata(&path).map_err(|e| unreadable(e.to_string()))?.len();
+        if size > MAX_TOKENIZER_BYTES {
+            return Err(unreadable(format!("{size} bytes, at most {MAX_TOKENIZER_BYTES} are read")));
+        }
+        let json = std::fs::read(&path).map_err(|e| unreadable(e.to_string()))?;
+        let config = self.optional_json("tokenizer_config.json")?;
+        Ok(TokenizerFiles { path, json, config })
+    }
+
+    fn chat_template(&self, name: &str) -> Result<Option<String>, ModelError> {
+        let file = match name {
+            DEFAULT_TEMPLATE => self.path.join("chat_template.jinja"),
+            _ => self.path.join("additional_chat_templates").join(format!("{name}.jinja")),
+        };
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let unreadable = |e: std::io::Error| ModelError::text(file.display().to_string(), e.to_string());
+        std::fs::read_to_string(&file).map(Some).map_err(unreadable)
+    }
+
+    fn generation_config(&self) -> Result<Map<String, Value>, ModelError> {
+        self.optional_json("generation_config.json")
+    }
 }

@@ -1,13 +1,11 @@
 //! Loads the weights of a model from its checkpoint, in floats or in the form of `octavo quantize`.
 
-use std::path::Path;
-
 use octavo_kernels::Kernels;
 
 use crate::ModelError;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint_source::CheckpointSource;
 use crate::families::Family;
+use crate::folder::ModelFolder;
 use crate::octavo_file::reader::OctavoFileReader;
 use crate::walk::walk;
 use crate::weight_format::WeightFormat;
@@ -16,11 +14,11 @@ use crate::weights::Loaded;
 /// Loads the weights of `folder` in `format`, layer by layer.
 pub(crate) fn load(
     kernels: &Kernels,
-    folder: &Path,
+    folder: &dyn ModelFolder,
     family: &Family,
     format: WeightFormat,
 ) -> Result<Loaded, ModelError> {
-    let checkpoint = Checkpoint::open(folder)?;
+    let checkpoint = folder.tensors()?;
     if let Some(file) = OctavoFileReader::of(kernels, &checkpoint, family, format)? {
         let weights = walk(&file, family)?;
         return file.finish(weights);

@@ -5,7 +5,7 @@ use std::path::Path;
 use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView, WeightDtype};
 use octavo_model::{
     Batch, Dtype, KvPool, Model, ModelError, Quantized, Scratch, WeightFormat, quantization_config, quantize,
-    read_entries, read_family,
+    open, read_entries, read_family,
 };
 use serde_json::{Map, Value, json};
 
@@ -80,17 +80,19 @@ fn kernels() -> Kernels {
 
 /// Quantises `from` into the folder `to`.
 fn quantized(from: &Path, to: &Path, format: WeightFormat) -> Quantized {
+    let from = &*open(from).expect("folder");
     let family = read_family(from).expect("family");
     let made =
         quantize(&kernels(), from, &family, format, &to.join("model.safetensors"), "a model", "a test");
     let mut config: Value =
-        serde_json::from_slice(&std::fs::read(from.join("config.json")).expect("config")).expect("JSON");
+        serde_json::from_slice(&std::fs::read(from.path().join("config.json")).expect("config")).expect("JSON");
     config["quantization_config"] = quantization_config();
     std::fs::write(to.join("config.json"), config.to_string()).expect("write");
     made.expect("quantize")
 }
 
 fn load(folder: &Path, format: WeightFormat) -> Result<Model, ModelError> {
+    let folder = &*open(folder)?;
     Model::load(&kernels(), folder, read_family(folder)?, format)
 }
 
@@ -158,10 +160,11 @@ fn what_is_spared_stays_spared() {
     assert!(matches!(&as_int8, ModelError::BadOption(what) if what.contains("2 tensors")), "{as_int8}");
     let as_floats = load(packed.path(), WeightDtype::Bf16.into()).err().expect("refused");
     assert!(matches!(&as_floats, ModelError::BadOption(what) if what.contains("a model")), "{as_floats}");
+    let folder = &*open(packed.path()).expect("folder");
     let again = quantize(
         &kernels(),
-        packed.path(),
-        &read_family(packed.path()).expect("family"),
+        folder,
+        &read_family(folder).expect("family"),
         AUTO,
         &plain.path().join("again"),
         "",
@@ -294,7 +297,7 @@ fn a_config_that_contradicts_its_file_is_refused() {
     config(packed.path(), &|c| c["quantization_config"] = Value::Null);
     assert!(corrupt(packed.path(), "no config").contains("quantization_config"));
     config(packed.path(), &|c| c["quantization_config"] = json!({"quant_method": "octavo", "version": 9}));
-    let error = read_family(packed.path()).err().expect("refused").to_string();
+    let error = read_family(&*open(packed.path()).expect("folder")).err().expect("refused").to_string();
     assert!(error.contains("version 9") && error.contains("octavo quantize"), "{error}");
 }
 

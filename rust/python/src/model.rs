@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use octavo_engine::EngineError;
-use octavo_model::{Dtype, ModelError, read_family};
+use octavo_model::{Dtype, ModelError, open, read_family};
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use serde_json::json;
@@ -19,7 +19,7 @@ fn raise(py: Python<'_>, error: ModelError) -> PyErr {
 
 /// Spec and tensor names of a model folder, and its ropes where no sequence is longer than `context`.
 pub fn read(py: Python<'_>, folder: PathBuf, context: usize) -> PyResult<Bound<'_, PyAny>> {
-    let family = py.detach(|| read_family(&folder)).map_err(|e| raise(py, e))?;
+    let family = py.detach(|| read_family(&*open(&folder)?)).map_err(|e| raise(py, e))?;
     let rope = |r: &octavo_model::RopeSpec| json!({"inverse_frequencies": r.inverse_frequencies(context), "amplitude": r.amplitude()});
     let ropes: Vec<_> = family.spec.ropes.iter().map(rope).collect();
     let value = json!({
@@ -40,7 +40,7 @@ pub struct Checkpoint(Arc<octavo_model::Checkpoint>);
 impl Checkpoint {
     #[new]
     fn new(py: Python<'_>, folder: PathBuf) -> PyResult<Self> {
-        let open = || octavo_model::Checkpoint::open(&folder);
+        let open = || open(&folder)?.tensors();
         py.detach(open).map(|c| Self(Arc::new(c))).map_err(|e| raise(py, e))
     }
 

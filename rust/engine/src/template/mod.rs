@@ -9,11 +9,10 @@ mod methods;
 mod number;
 mod percent;
 
-use std::path::Path;
-
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, Value};
+use octavo_model::{DEFAULT_TEMPLATE, ModelFolder};
 
 use crate::EngineError;
 use crate::error::panic_text;
@@ -29,8 +28,6 @@ const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 /// address space only until it is used.
 const STACK_BYTES: usize = 512 << 20;
 
-/// The template that is taken where no other is asked for.
-const DEFAULT: &str = "default";
 /// The template that is taken where tools are given.
 const TOOL_USE: &str = "tool_use";
 
@@ -44,26 +41,25 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// The templates of a model folder by name: chat_template.jinja (`default`) with additional_chat_templates/NAME.jinja, or
     /// `chat_template` in tokenizer_config.json (one text, or a list of named ones). Only `default` and `tool_use` are kept.
-    pub fn find(folder: &Path, tokenizer: &Tokenizer) -> Result<Vec<(String, String)>, EngineError> {
-        let read = |name: &str, path: &Path| match path.is_file() {
-            true => std::fs::read_to_string(path)
-                .map(|text| Some((name.to_string(), text)))
-                .map_err(|e| EngineError::CorruptModel(format!("cannot read {}: {e}", path.display()))),
-            false => Ok(None),
-        };
-        let tools = folder.join("additional_chat_templates").join(format!("{TOOL_USE}.jinja"));
-        let files = [read(DEFAULT, &folder.join("chat_template.jinja"))?, read(TOOL_USE, &tools)?];
-        if files.iter().any(Option::is_some) {
-            return Ok(files.into_iter().flatten().collect());
+    pub fn find(
+        folder: &dyn ModelFolder,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<(String, String)>, EngineError> {
+        let mut files = Vec::new();
+        for name in [DEFAULT_TEMPLATE, TOOL_USE] {
+            files.extend(folder.chat_template(name)?.map(|text| (name.to_string(), text)));
+        }
+        if !files.is_empty() {
+            return Ok(files);
         }
         let Some(value) = tokenizer.config().get("chat_template") else { return Ok(Vec::new()) };
         let named = |t: &serde_json::Value| {
-            let name = t.get("name")?.as_str().filter(|n| [DEFAULT, TOOL_USE].contains(n))?;
+            let name = t.get("name")?.as_str().filter(|n| [DEFAULT_TEMPLATE, TOOL_USE].contains(n))?;
             Some((name.to_string(), t.get("template")?.as_str()?.to_string()))
         };
         Ok(match value.as_array() {
             Some(list) => list.iter().filter_map(named).collect(),
-            None => value.as_str().map(|text| (DEFAULT.to_string(), text.to_string())).into_iter().collect(),
+            None => value.as_str().map(|text| (DEFAULT_TEMPLATE.to_string(), text.to_string())).into_iter().collect(),
         })
     }
 
@@ -80,7 +76,7 @@ impl ChatTemplate {
     /// # Errors
     /// `InvalidRequest` if it is no valid template.
     pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        on_large_stack(|| Self::compile(&[(DEFAULT.into(), text.into())], tokenizer))
+        on_large_stack(|| Self::compile(&[(DEFAULT_TEMPLATE.into(), text.into())], tokenizer))
     }
 
     fn compile(texts: &[(String, String)], tokenizer: &Tokenizer) -> Result<Self, EngineError> {
@@ -153,7 +149,7 @@ impl ChatTemplate {
         context.extend(request.iter().map(|(k, v)| (k.clone(), v.clone())));
         let unfinished = messages::prepare(&mut context)?;
         let with_tools = self.has_tool_use && context.get("tools").is_some_and(|tools| !tools.is_null());
-        let name = if with_tools { TOOL_USE } else { DEFAULT };
+        let name = if with_tools { TOOL_USE } else { DEFAULT_TEMPLATE };
         let refuse = |e: minijinja::Error| {
             let mut text = e.to_string();
             if e.kind() == ErrorKind::OutOfFuel {

@@ -12,8 +12,6 @@ mod moe;
 mod router;
 mod scratch;
 
-use std::path::Path;
-
 use octavo_kernels as k;
 use octavo_kernels::{AttentionReport, Kernels};
 
@@ -23,6 +21,7 @@ pub use self::scratch::Scratch;
 use self::scratch::take;
 use crate::ModelError;
 use crate::families::Family;
+use crate::folder::ModelFolder;
 use crate::kv::{KvPool, LayerStore};
 use crate::load;
 use crate::rope::RopeAngles;
@@ -37,7 +36,7 @@ impl Model {
     /// `NotFound`, `Corrupt`, or `Unsupported`, naming file and tensor.
     pub fn load(
         kernels: &Kernels,
-        folder: &Path,
+        folder: &dyn ModelFolder,
         family: Family,
         format: impl Into<WeightFormat>,
     ) -> Result<Self, ModelError> {
@@ -77,7 +76,8 @@ impl Model {
         }
         scratch.reports.clear();
         scratch.reports.resize(batch.choices.len(), AttentionReport::default());
-        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers) {
+        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers)
+        {
             self.layer(kernels, layer, weights, store, batch, scratch);
         }
     }

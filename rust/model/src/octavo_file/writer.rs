@@ -13,9 +13,9 @@ use octavo_kernels::{Kernels, Linear, WeightDtype};
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint_source::CheckpointSource;
 use crate::families::Family;
+use crate::folder::ModelFolder;
 use crate::octavo_file::format::{ALIGNMENT, MatrixEntry, Origin, key_of, metadata, name_of};
 use crate::source::{Absorbed, WeightSource, stand_in};
 use crate::spec::MlaSpec;
@@ -50,7 +50,7 @@ pub struct Quantized {
 /// cannot be written. What was written before a failure stays.
 pub fn quantize(
     kernels: &Kernels,
-    folder: &Path,
+    folder: &dyn ModelFolder,
     family: &Family,
     format: WeightFormat,
     output: &Path,
@@ -58,14 +58,14 @@ pub fn quantize(
     made_by: &str,
 ) -> Result<Quantized, ModelError> {
     if family.packed {
-        let what = format!("{} is quantised already: give the model that it was made from", folder.display());
+        let what = format!("{} is quantised already: give the model that it was made from", folder.path().display());
         return Err(ModelError::BadOption(what));
     }
     if format.dtype != WeightDtype::Int8 || cfg!(target_endian = "big") {
         let what = "only int8 can be written, and on little-endian machines";
         return Err(ModelError::BadOption(what.into()));
     }
-    let checkpoint = Checkpoint::open(folder)?;
+    let checkpoint = folder.tensors()?;
     let spec = &family.spec;
     let stored = checkpoint.tensor(family.names.embed, &[spec.vocab, spec.hidden])?.dtype;
     let origin = Origin {
