@@ -62,9 +62,11 @@ impl From<ModelError> for EngineError {
         match e {
             ModelError::NotFound { .. } | ModelError::NoTokenizer { .. } | ModelError::Io { .. } => {
                 Self::ModelNotFound(text)
-            },
+            }
             ModelError::Unsupported(_) => Self::UnsupportedModel(text),
-            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } | ModelError::Text { .. } => Self::CorruptModel(text),
+            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } | ModelError::Text { .. } => {
+                Self::CorruptModel(text)
+            }
             ModelError::BadOption(_) | ModelError::Write { .. } => Self::InvalidRequest(text),
         }
     }

@@ -34,7 +34,9 @@ mod weights;
 pub use checkpoint::{Checkpoint, Tensor, TensorEntry, read_entries, shards_of};
 pub use config::{Config, parse_json, read_json};
 pub use error::ModelError;
-pub use folder::{DEFAULT_TEMPLATE, HfFolder, ModelFolder, TokenizerFiles, open, open_tokenizer, read_family};
+pub use folder::{
+    DEFAULT_TEMPLATE, HfFolder, ModelFolder, TokenizerFiles, open, open_tokenizer, read_family,
+};
 pub use forward::{Batch, Model, Scratch};
 pub use kv::{KvFormat, KvPool, block_bytes, tail_bytes};
 pub use octavo_file::format::{Origin, quantization_config};

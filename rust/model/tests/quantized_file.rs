@@ -4,8 +4,8 @@ use std::path::Path;
 
 use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView, WeightDtype};
 use octavo_model::{
-    Batch, Dtype, KvPool, Model, ModelError, Quantized, Scratch, WeightFormat, quantization_config, quantize,
-    open, read_entries, read_family,
+    Batch, Dtype, KvPool, Model, ModelError, Quantized, Scratch, WeightFormat, open, quantization_config,
+    quantize, read_entries, read_family,
 };
 use serde_json::{Map, Value, json};
 
@@ -85,7 +85,8 @@ fn quantized(from: &Path, to: &Path, format: WeightFormat) -> Quantized {
     let made =
         quantize(&kernels(), from, &family, format, &to.join("model.safetensors"), "a model", "a test");
     let mut config: Value =
-        serde_json::from_slice(&std::fs::read(from.path().join("config.json")).expect("config")).expect("JSON");
+        serde_json::from_slice(&std::fs::read(from.path().join("config.json")).expect("config"))
+            .expect("JSON");
     config["quantization_config"] = quantization_config();
     std::fs::write(to.join("config.json"), config.to_string()).expect("write");
     made.expect("quantize")

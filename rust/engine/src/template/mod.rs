@@ -59,7 +59,11 @@ impl ChatTemplate {
         };
         Ok(match value.as_array() {
             Some(list) => list.iter().filter_map(named).collect(),
-            None => value.as_str().map(|text| (DEFAULT_TEMPLATE.to_string(), text.to_string())).into_iter().collect(),
+            None => value
+                .as_str()
+                .map(|text| (DEFAULT_TEMPLATE.to_string(), text.to_string()))
+                .into_iter()
+                .collect(),
         })
     }
 

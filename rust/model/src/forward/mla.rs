@@ -1,11 +1,19 @@
-//! The latent attention block of a layer, in its absorbed form: what is cached is what attention reads.
+//! The MLA block of a layer (multi-head latent attention), in its absorbed form: attention reads the cached latents.
 //!
-//! With W_k and W_v the parts of a head's up-projection of the latent c, q . (W_k c) = (W_k^T q) . c and the sum of weights
-//! times W_v c is W_v times the weighted sum of c. So queries go into the space of the latents and results come back from
-//! it, and no key or value of a head is ever formed. Prefill and decode compute the same sums.
+//! W_k and W_v are the parts of a head's up-projection of the latent c. For a query q and attention weights p:
+//!
+//! ```text
+//! q . (W_k c)       = (W_k^T q) . c          to_latent: queries move to the latent space
+//! sum p_i (W_v c_i) = W_v (sum p_i c_i)      to_value: results move back
+//!
+//! row of the cache, and of each head's query    [ latent: kv_lora_rank | rope part: qk_rope_head_dim ]
+//! row of each head before                       [ qk_nope_head_dim     | rope part: qk_rope_head_dim ]
+//! ```
+//!
+//! Keys and values of heads are never computed. Prefill and decode compute the same sums.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, MlaCache, MlaParams, RmsNorm};
+use octavo_kernels::{Kernels, Linear, MlaCache, MlaParams, QuantizedRows, RmsNorm};
 
 use super::batch::Batch;
 use super::model::{Model, project};
@@ -59,42 +67,66 @@ impl Model {
         k::rope(kernels, &mut new[a.kv_lora_rank..], key, &s.rows, table);
         cache.write(new, batch.slots);
 
-        let turned = take(&mut b.turned, rows * a.heads * a.qk_rope_head_dim);
-        for (to, head) in turned.chunks_exact_mut(a.qk_rope_head_dim).zip(heads.chunks_exact(head_dim)) {
-            to.copy_from_slice(&head[a.qk_nope_head_dim..]);
-        }
-        let query = k::RopeLayout {
-            stride: a.heads * a.qk_rope_head_dim,
-            heads: a.heads,
-            head_dim: a.qk_rope_head_dim,
-        };
-        k::rope(kernels, turned, query, &s.rows, table);
+        let rotated = take(&mut b.rotated, rows * a.heads * a.qk_rope_head_dim);
         let q = take(&mut b.q, rows * a.heads * width);
-        for (to, turned) in q.chunks_exact_mut(width).zip(turned.chunks_exact(a.qk_rope_head_dim)) {
-            to[a.kv_lora_rank..].copy_from_slice(turned);
-        }
-        for (h, to_latent) in weights.to_latent.iter().enumerate() {
-            let head = take(&mut b.head, rows * a.qk_nope_head_dim);
-            gather(heads, a.heads * head_dim, h * head_dim, a.qk_nope_head_dim, head);
-            let to = &mut q[h * width..];
-            to_latent.forward_strided(kernels, head, rows, None, to, a.heads * width, &mut s.quantized);
-        }
+        rotate_queries(kernels, a, heads, &s.rows, table, rotated, q);
+        per_head(kernels, &weights.to_latent, rows, heads, q, &mut b.head, &mut s.quantized);
         let params = MlaParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
         let out = take(&mut b.out, rows * a.heads * a.kv_lora_rank);
         k::mla_attention(kernels, cache, q, batch.seqs, params, out);
         let values = take(&mut s.intermediate, rows * a.heads * a.v_head_dim);
-        for (h, to_value) in weights.to_value.iter().enumerate() {
-            let head = take(&mut b.head, rows * a.kv_lora_rank);
-            gather(out, a.heads * a.kv_lora_rank, h * a.kv_lora_rank, a.kv_lora_rank, head);
-            let to = &mut values[h * a.v_head_dim..];
-            to_value.forward_strided(kernels, head, rows, None, to, a.heads * a.v_head_dim, &mut s.quantized);
-        }
+        per_head(kernels, &weights.to_value, rows, out, values, &mut b.head, &mut s.quantized);
         project(kernels, &weights.o, values, rows, block_out, &mut s.quantized);
         self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);
     }
 }
 
-/// Copies `width` values from place `start` of each row, rows `stride` apart.
+/// Writes the rope parts of `heads` `[T, heads, nope + rope]`, rotated, into those of `q` `[T, heads, latent + rope]`.
+fn rotate_queries(
+    kernels: &Kernels,
+    a: &MlaSpec,
+    heads: &[f32],
+    rows: &[u32],
+    table: k::RopeTable<'_>,
+    rotated: &mut [f32],
+    q: &mut [f32],
+) {
+    let rope = a.qk_rope_head_dim;
+    let head_dim = a.qk_nope_head_dim + rope;
+    for (to, head) in rotated.chunks_exact_mut(rope).zip(heads.chunks_exact(head_dim)) {
+        to.copy_from_slice(&head[a.qk_nope_head_dim..]);
+    }
+    let layout = k::RopeLayout { stride: a.heads * rope, heads: a.heads, head_dim: rope };
+    k::rope(kernels, rotated, layout, rows, table);
+    for (to, rotated) in q.chunks_exact_mut(a.kv_lora_rank + rope).zip(rotated.chunks_exact(rope)) {
+        to[a.kv_lora_rank..].copy_from_slice(rotated);
+    }
+}
+
+/// Projects the first `in_features` channels of each head of `from` `[T, heads, _]` with the head's own matrix to the
+/// first `out_features` of `to` `[T, heads, _]`. `head` holds one head of all rows.
+fn per_head(
+    kernels: &Kernels,
+    weights: &[Linear],
+    rows: usize,
+    from: &[f32],
+    to: &mut [f32],
+    head: &mut Vec<f32>,
+    quantized: &mut QuantizedRows,
+) {
+    if rows == 0 {
+        return;
+    }
+    let (from_stride, to_stride) = (from.len() / rows, to.len() / rows);
+    let (from_dim, to_dim) = (from_stride / weights.len(), to_stride / weights.len());
+    for (h, weight) in weights.iter().enumerate() {
+        let head = take(head, rows * weight.in_features());
+        gather(from, from_stride, h * from_dim, weight.in_features(), head);
+        weight.forward_strided(kernels, head, rows, None, &mut to[h * to_dim..], to_stride, quantized);
+    }
+}
+
+/// Copies `width` values from channel `start` of each row, rows `stride` apart.
 fn gather(from: &[f32], stride: usize, start: usize, width: usize, to: &mut [f32]) {
     for (to, from) in to.chunks_exact_mut(width).zip(from.chunks_exact(stride)) {
         to.copy_from_slice(&from[start..start + width]);

@@ -1,14 +1,14 @@
 //! A mixture of experts: each row goes to the experts that its router scores highest.
 //!
-//! Rows are grouped by expert, so that a step reads an expert's weights once. A row adds its experts in order of their
-//! index, whatever other rows chose, so its bits do not depend on them.
+//! Rows are grouped by expert: a step reads an expert's weights once. A row adds the outputs of its experts in order of
+//! their index. Its bits do not depend on the experts of other rows.
 
 use octavo_kernels as k;
-use octavo_kernels::Kernels;
+use octavo_kernels::{Kernels, QuantizedRows};
 
 use super::mlp::{Between, gated};
 use super::model::Model;
-use super::scratch::{Scratch, take};
+use super::scratch::{MoeBuffers, Scratch, take};
 use crate::spec::{MoeSpec, Scoring};
 use crate::weights::{LayerWeights, MoeWeights};
 
@@ -29,20 +29,7 @@ impl Model {
         let block_out = take(&mut s.block_out, rows * hidden);
         let input = self.mlp_input(kernels, layer.mlp_norm.as_deref(), x, normed);
         let b = &mut s.moe;
-        let scores = take(&mut b.scores, rows * moe.experts);
-        weights.router.forward(kernels, input, rows, None, scores, &mut s.quantized);
-        match moe.scoring {
-            Scoring::Softmax => k::softmax(kernels, scores, moe.experts),
-            Scoring::Sigmoid => k::sigmoid(kernels, scores),
-        }
-        b.chosen.resize_with(moe.experts.max(b.chosen.len()), Vec::new);
-        b.chosen.iter_mut().for_each(Vec::clear);
-        for (row, scores) in scores.chunks_exact(moe.experts).enumerate() {
-            for &(expert, weight) in b.router.choose(moe, weights.e_score_correction_bias.as_deref(), scores)
-            {
-                b.chosen[expert].push((row as u32, weight));
-            }
-        }
+        route(kernels, moe, weights, input, rows, b, &mut s.quantized);
         block_out.fill(0.0);
         for (expert, chosen) in weights.experts.iter().zip(&b.chosen) {
             if chosen.is_empty() {
@@ -86,6 +73,32 @@ impl Model {
             }
         }
         self.add_block_out(kernels, layer.mlp_post_norm.as_deref(), block_out, x);
+    }
+}
+
+/// Fills `b.chosen`: for each expert the rows that use it, with their weights.
+fn route(
+    kernels: &Kernels,
+    moe: &MoeSpec,
+    weights: &MoeWeights,
+    input: &[f32],
+    rows: usize,
+    b: &mut MoeBuffers,
+    quantized: &mut QuantizedRows,
+) {
+    let scores = take(&mut b.scores, rows * moe.experts);
+    weights.router.forward(kernels, input, rows, None, scores, quantized);
+    match moe.scoring {
+        Scoring::Softmax => k::softmax(kernels, scores, moe.experts),
+        Scoring::Sigmoid => k::sigmoid(kernels, scores),
+    }
+    b.chosen.resize_with(moe.experts.max(b.chosen.len()), Vec::new);
+    b.chosen.iter_mut().for_each(Vec::clear);
+    let bias = weights.e_score_correction_bias.as_deref();
+    for (row, scores) in scores.chunks_exact(moe.experts).enumerate() {
+        for &(expert, weight) in b.router.choose(moe, bias, scores) {
+            b.chosen[expert].push((row as u32, weight));
+        }
     }
 }
 

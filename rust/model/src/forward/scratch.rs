@@ -43,7 +43,7 @@ pub(super) struct MlaBuffers {
     /// New rows of the cache `[T, kv_lora_rank + qk_rope_head_dim]`.
     pub(super) new: Vec<f32>,
     /// Parts of queries with rope `[T, heads, qk_rope_head_dim]`.
-    pub(super) turned: Vec<f32>,
+    pub(super) rotated: Vec<f32>,
     /// Queries in the space of the cache `[T, heads, kv_lora_rank + qk_rope_head_dim]`.
     pub(super) q: Vec<f32>,
     /// What attention gives `[T, heads, kv_lora_rank]`.

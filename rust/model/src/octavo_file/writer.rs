@@ -58,7 +58,8 @@ pub fn quantize(
     made_by: &str,
 ) -> Result<Quantized, ModelError> {
     if family.packed {
-        let what = format!("{} is quantised already: give the model that it was made from", folder.path().display());
+        let what =
+            format!("{} is quantised already: give the model that it was made from", folder.path().display());
         return Err(ModelError::BadOption(what));
     }
     if format.dtype != WeightDtype::Int8 || cfg!(target_endian = "big") {
