@@ -9,7 +9,7 @@ use half::bf16;
 use crate::isa::Isa;
 use crate::simd::LANES;
 
-/// Whether this level has the instruction, and it adds as [`dot`] says.
+/// Whether this level has the instruction, and the instruction adds in the order of [`dot`].
 pub(crate) fn available(isa: Isa) -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     isa >= Isa::Avx512
@@ -19,7 +19,7 @@ pub(crate) fn available(isa: Isa) -> bool {
         })
 }
 
-/// acc + a[odd] * b[odd], then + a[even] * b[even], each sum rounded once to f32: lane i has the places 2 i and 2 i + 1. Denormal
+/// acc + a[odd] * b[odd], then + a[even] * b[even], each sum rounded once to f32: lane i has numbers 2 i and 2 i + 1. Denormal
 /// numbers count as zero.
 ///
 /// # Safety
@@ -33,7 +33,7 @@ pub(crate) unsafe fn dot(acc: __m512, a: __m512i, b: __m512i) -> __m512 {
     }
 }
 
-/// Whether [`dot`] adds as it says, in some random cases whose last digits show the order of sums and where they are rounded.
+/// Whether [`dot`] adds in its documented order, in random cases whose last digits show the order and the roundings.
 ///
 /// Intel's manual gives the order; AMD's leaves it open.
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -58,7 +58,7 @@ fn adds_in_order(seed: u32, cases: usize) -> bool {
         }
         (0..LANES).all(|lane| {
             let ([even_a, odd_a], [even_b, odd_b]) = (a[lane].map(widen), b[lane].map(widen));
-            // Products of two bfloat16 are exact in f32, so that sums alone are rounded.
+            // Products of two bfloat16 are exact in f32: only sums are rounded.
             let want = acc[lane] + odd_a * odd_b + even_a * even_b;
             sums[lane].to_bits() == want.to_bits()
         })

@@ -39,7 +39,7 @@ struct Case {
     params: AttentionParams,
     sequences: Vec<Sequence>,
     num_blocks: usize,
-    /// What queries of int8 layers may leave out.
+    /// Choice of the queries of int8 layers.
     choice: Option<DynamicParams>,
 }
 
@@ -214,7 +214,7 @@ fn matches_f64(isa: Isa) {
     }
 }
 
-/// A future token's place may hold NaN left by another request: it must not matter.
+/// The slot of a future token may hold NaN from another request: the output does not change.
 fn masked_tokens_are_never_read(isa: Isa) {
     let kernels = kernels(isa, 1);
     for dtype in DTYPES {
@@ -275,7 +275,7 @@ fn faulty_blocks_read_as_nan(isa: Isa) {
     assert!(got[64 * width..].iter().all(|x| x.is_nan()), "positions in blocks behind the fault");
 }
 
-/// An infinite value reaches the queries that see its token, and no other, whatever is computed together.
+/// An infinite value reaches the queries that see its token and no other query of the batch.
 fn infinite_values_reach_their_readers_only(isa: Isa) {
     let kernels = kernels(isa, 1);
     for dtype in [KvDtype::F32, KvDtype::Bf16] {

@@ -1,7 +1,7 @@
-//! Dynamic attention against exact attention in f64: what queries leave out stays within what they report.
+//! Dynamic attention against exact attention in f64: omitted masses and errors stay within the reported bounds.
 //!
-//! Values name their block, so that an output shows the weight that each block was given; half the sum of its
-//! differences from the exact weights is the omitted mass. `OCTAVO_DYNAMIC_CASES=n` runs so many random cases.
+//! Each block's values have a channel of their own, so an output shows the weight of each block. Half the sum of the
+//! weights' errors is the omitted mass. `OCTAVO_DYNAMIC_CASES=n` runs n random cases.
 
 #![allow(clippy::unwrap_used)]
 
@@ -83,7 +83,7 @@ impl Case {
         let mut q = rng.floats(queries * heads * head_dim);
         q.iter_mut().for_each(|x| *x *= strength);
         let k = make_keys(&mut rng, keys, tokens, head_dim, &q);
-        // One channel a block: which one says which block it is.
+        // One channel a block identifies the block.
         let mut v = vec![0.0; tokens * head_dim];
         for t in 0..tokens {
             v[t * head_dim + t / BLOCK_SIZE] = 1.0;
@@ -205,7 +205,7 @@ fn make_keys(rng: &mut Rng, keys: Keys, tokens: usize, head_dim: usize, q: &[f32
     k
 }
 
-/// Checks one case; says whether anything was left out.
+/// Checks one case. Returns whether any block was omitted.
 fn check(kernels: &Kernels, seed: u64, mode: Mode) -> bool {
     let mut case = Case::random(seed);
     case.choice.mode = mode;
@@ -319,7 +319,7 @@ fn bounds_hold_in_random_and_hard_cases() {
     }
 }
 
-/// A number that is not finite anywhere makes a query read everything, and its output says so.
+/// A key that is not finite makes a query read everything, and its output is NaN.
 #[test]
 fn what_is_not_a_number_is_never_left_out() {
     for isa in Isa::available() {
@@ -440,8 +440,8 @@ impl TwoHeads {
     }
 }
 
-/// Where choosing brought nothing at the first token of a block, the block's other queries read everything, to the bit of dense attention;
-/// a head for which it did goes on choosing.
+/// Where choosing brought nothing at the first token of a block, the block's other queries read everything, to the
+/// bit of dense attention; a head for which it did goes on choosing.
 #[test]
 fn the_gate_closes_for_heads_that_look_everywhere_and_for_no_other() {
     for isa in Isa::available() {
@@ -460,8 +460,7 @@ fn the_gate_closes_for_heads_that_look_everywhere_and_for_no_other() {
             );
             assert!(report.value_blocks * 3 < report.blocks * 2, "{isa}: {report:?}");
         }
-        // Whoever may leave out nearly all does so unless a gate is closed. The next block has one of its own, which nobody has
-        // set.
+        // A loose bound omits nearly all blocks unless a gate is closed. The gate of the next block is not set.
         let loose = DynamicParams { error_bound: 0.95, ..TwoHeads::CHOICE };
         for (position, closed) in [(799, true), (801, false)] {
             let (out, _) = case.step_by(&kernels, position..position + 1, Some(loose));

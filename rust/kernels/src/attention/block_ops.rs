@@ -199,7 +199,7 @@ impl<E: KvElement, const R: usize> Op for PvOp<'_, E, R> {
         assert!(self.values.len() == BLOCK_SIZE * vectors && self.visible.1 <= BLOCK_SIZE);
         assert!(self.acc.len() == R * vectors && self.weights.len() == R && self.rescale.len() == R);
         let mut vector = 0;
-        // Four vectors of four rows keep the units busy while each chain waits for its last sum.
+        // Four vectors of four rows: sixteen independent chains hide the latency of fused multiply-adds.
         while S::WIDE && vector + 4 <= vectors {
             self.columns::<S, 4>(s, vectors, vector);
             vector += 4;

@@ -1,4 +1,12 @@
-//! BlockProducts on the tiles of AMX, which read the blocks where they lie in the cache.
+//! Products on the tiles of AMX, which read the blocks in the cache.
+//!
+//! A tile has 16 rows of 64 bytes. `TDPBF16PS` adds to a tile of f32 the product of a tile of 16 x 16 bf16 pairs and a
+//! tile of 16 pairs x 16 columns. The eight tiles of a thread hold:
+//!
+//! ```text
+//!     qk              0-3  scores [block][half]           4    queries             5-7  keys
+//!     accumulate_pv   0-3  acc of up to four vectors      4-5  weights, 2 blocks   6-7  values
+//! ```
 
 use std::ops::Range;
 
@@ -30,6 +38,7 @@ impl AmxProducts<'_> {
         AmxProducts { tiles, blocks: [Bf16Block::NONE; PAIR_BLOCKS] }
     }
 
+    /// Scores of 16 rows against N blocks: one step for each chunk of 32 channels.
     #[inline(always)]
     fn qk_blocks<const N: usize>(&self, queries: &[PairLine], to: &mut [ScoreLine]) {
         let AmxProducts { tiles, blocks } = self;
@@ -69,6 +78,7 @@ impl AmxProducts<'_> {
         }
     }
 
+    /// acc += weights times the values of N blocks: one step for each block, four vectors of acc at a time.
     #[inline(always)]
     fn accumulate_pv_blocks<const N: usize>(
         &self,
@@ -96,7 +106,7 @@ impl AmxProducts<'_> {
     }
 
     /// The part of [`accumulate_pv_blocks`](Self::accumulate_pv_blocks) for W vectors from `vector` on, with weights
-    /// in tiles 4 and 5. Gives W.
+    /// in tiles 4 and 5. Returns W.
     #[inline(always)]
     fn columns<const N: usize, const W: usize>(
         &self,

@@ -1,4 +1,4 @@
-//! BlockProducts by the dot instruction of AVX-512 BF16.
+//! Products by the dot instruction of AVX-512 BF16.
 //!
 //! The instruction adds two products to a lane, one after the other. A chain of sums here is over one side of the
 //! pairs, even or odd numbers. So two lines of a block are first interleaved into a line of even numbers and a line
@@ -54,7 +54,7 @@ pub(super) struct DotPanels {
     count: usize,
 }
 
-/// BlockProducts with [`DotPanels`].
+/// Products with [`DotPanels`].
 pub(super) struct Avx512Bf16Products<'a>(&'a mut DotPanels);
 
 impl<'a> Avx512Bf16Products<'a> {
@@ -136,7 +136,7 @@ impl<'a> BlockProducts<'a> for Avx512Bf16Products<'_> {
     }
 }
 
-/// The part of [`BlockProducts::accumulate_pv`] for four rows and N vectors from `vector` on. Gives N.
+/// The part of [`BlockProducts::accumulate_pv`] for four rows and N vectors from `vector` on. Returns N.
 #[inline(always)]
 fn columns<const N: usize>(
     weights: &[[PairLine; ROWS]; PAIR_BLOCKS],

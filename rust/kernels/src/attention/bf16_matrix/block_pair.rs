@@ -1,4 +1,13 @@
 //! Scores, softmax and values of one or two blocks, for all rows of a task.
+//!
+//! For a tile of sixteen rows:
+//!
+//! ```text
+//!     qk               scores  [block][half][16 rows] of f32, by the unit
+//!     update_pair      weights [block][16 rows] of bf16 pairs, if no reference changes; else update_block
+//!     accumulate_pv    acc *= rescale of block 0, then weights times values of both blocks in one step,
+//!                      or block by block where block 1 rescales too or a value is not finite
+//! ```
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Dense attention over bf16 keys and values on a matrix unit: the sums of [`dense`](super::dense), sixteen rows at a
 //! time.
 //!
-//! All rows of a task pass over two blocks at a time. While the unit computes the scores of one tile of sixteen rows,
-//! vectors make the weights of the tile before it, and the unit accumulates the values of the tile before that:
+//! All rows of a task pass over two blocks at a time. The unit and the vectors work on three consecutive tiles of
+//! sixteen rows at the same time:
 //!
 //! ```text
 //!     unit      qk 0   qk 1         qk 2   pv 0   qk 3   pv 1   ...

@@ -26,7 +26,7 @@ impl PairLine {
 #[repr(C, align(64))]
 pub(super) struct ScoreLine(pub(super) [f32; LANES]);
 
-/// BlockProducts of sixteen rows at a time with the blocks that are loaded, summed in the order of
+/// Products of sixteen rows at a time with the loaded blocks, summed in the order of
 /// [`Tiles::dot_bf16`](crate::amx::Tiles::dot_bf16).
 ///
 /// A line of queries or weights is a row's numbers for 32 channels or tokens, in the pairs of the blocks' lines.

@@ -1,4 +1,11 @@
 //! Error bounds of dynamic attention's calls.
+//!
+//! ```text
+//!     omitted    = sum over omitted blocks of estimate * e^log_error      maximum, from the selector
+//!     kept       = sum of e^score over the blocks that were read          exact, from the softmax state
+//!     mass       = omitted / (omitted + kept) * slack                     slack: rounding of scores and sums
+//!     error      = mass * (max |omitted value| + |output|)
+//! ```
 
 use super::super::block_ops::TOKEN_OFFSETS;
 use super::super::int8_scores::score_error;
@@ -25,6 +32,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
         let (head_dim, vectors) = (task.params.head_dim, padded(task.params.head_dim) / LANES);
         let current = self.current_block(index);
         let visible = task.position(index) % BLOCK_SIZE + 1;
+        // A score's rounding error is proportional to the sum of its terms' magnitudes: at most reach * |query|.
         let mut reach = open_reach(s, &task.block_view(current, true), visible);
         if let KvSource::Int8 { blocks, .. } = task.source {
             for block in self.first_block(index)..current {
@@ -75,6 +83,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
         for (head, row) in self.rows(index).enumerate() {
             let (max, estimate) = selector.omitted_mass(s, row);
             let sum = s.reduce_add(s.load(&state.sum[head]));
+            // Masses and sums are relative to different references.
             let shift = f64::from(state.reference[head]) - f64::from(selector.references[row]);
             let kept = f64::from(sum) * shift.exp();
             let bound = (max / (max + kept) * f64::from(slack)).min(1.0);

@@ -1,4 +1,11 @@
 //! Estimates: softmax masses of all blocks, for all rows of a task.
+//!
+//! ```text
+//!     blocks of the span         first   ...   visible to all rows   ...   last
+//!     four rows, four blocks                   [ 4 ][ 4 ][ 4 ][ 2 ]
+//!     row groups, one block      [ 1 ]                               [ 1 ]
+//!     exact scores               first block of a window, current block of each query
+//! ```
 
 use std::ops::Range;
 
@@ -40,6 +47,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
                 self.add_exact(s, state, selector, self.first_block(index), index);
             }
         }
+        // The last block is the last query's current block, which has exact scores.
         let last = first + blocks - 1;
         let visible_to_all = task.visible_to_all();
         let mut block = first;
@@ -61,6 +69,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
                 block += 1;
                 continue;
             }
+            // The first row group prefetches the next blocks; later ones prefetch this one, which costs nothing.
             let mut next = block + GROUP_BLOCKS;
             for n in 0..together {
                 task.prefetch_steps(s, (next + n).min(last));

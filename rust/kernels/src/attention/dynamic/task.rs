@@ -24,8 +24,8 @@ pub(crate) struct DynamicTask<'a, E> {
 impl<E: KvElement> DynamicTask<'_, E> {
     /// The task's span of blocks: its first block, and the number of blocks up to the last query's current block.
     ///
-    /// The first block is a multiple of the lanes: a block adds to the same chain of a sum whatever queries share the
-    /// task.
+    /// The first block is a multiple of the lanes: a block adds to the same chain of a sum, whichever queries share
+    /// the task.
     #[inline(always)]
     pub(super) fn span(&self) -> (usize, usize) {
         let first = self.first_block(0) / LANES * LANES;

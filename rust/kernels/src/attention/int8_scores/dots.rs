@@ -15,8 +15,13 @@ use crate::simd::{LANES, Simd};
 
 /// Integer products of R rows of queries with the codes of some blocks.
 ///
-/// Three passes over the blocks: units, rounding, products. Within a block each pass waits for the one before; from
-/// block to block none does.
+/// Three passes over the blocks. Within a block each pass waits for the one before; from block to block none does.
+///
+/// ```text
+///     units       unit = max |q * step| / levels             exact maximum, or a bound from peaks
+///     rounding    integers = round(q * step / unit)          and base = q . (lo + 128 step)
+///     products    sums = sum of integer * (code - 128)       score = base + unit * sum
+/// ```
 pub(super) struct IntDots<'a, const R: usize, P: Precision> {
     pub(super) isa: Isa,
     /// `[rows][padded head_dim]`.

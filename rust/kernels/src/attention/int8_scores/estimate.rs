@@ -11,8 +11,8 @@
 //! the codes alone, `code = 16 nibble + 7.5 +- 7.5`, adds `7.5 * unit * sum of |256 high|`. So the mass of a block,
 //! the sum of e^score, is within a factor of e^log_error of the estimate, either way.
 //!
-//! Queries are shortened before keys: 8 bits of a query are 256 steps of each channel's part of a score, 4 bits of a
-//! key are 16 steps, and instructions for products of bytes take as long for either.
+//! Queries are shortened before keys. 8 bits of a query are 256 steps of each channel's part of a score; 4 bits of a
+//! key are 16 steps. Instructions for products of bytes take as long for either.
 
 use std::marker::PhantomData;
 

@@ -151,7 +151,7 @@ fn key_range<S: Simd>(s: S, keys: [S::F; 2]) -> (bf16, bf16) {
 /// Codes of 16 keys of a channel.
 #[inline(always)]
 fn key_codes<S: Simd>(s: S, keys: S::F, lo: f32, step: f32) -> [u8; LANES] {
-    // A step of 0 says that all keys are lo; NaN lanes come out of `max` as 0.
+    // A step of 0 means that all keys are lo; NaN lanes come out of `max` as 0.
     let step = if step > 0.0 { step } else { 1.0 };
     // Halved, as the step is.
     let offset = s.sub(s.mul(keys, s.splat(0.5)), s.splat(0.5 * lo));
