@@ -1,4 +1,4 @@
-//! The cache: pool, prefix index and namespaces behind one door.
+//! The cache: pool, open blocks, prefix index and namespaces behind one interface.
 
 use std::ops::Range;
 
@@ -12,12 +12,12 @@ use crate::prefix::{EvictedBlock, PrefixIndex};
 use crate::stats::CacheStats;
 use crate::table::BlockTable;
 
-/// What a [`Cache`] is made from.
+/// Configuration of a [`Cache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheConfig {
     /// Blocks in the pool.
     pub num_blocks: u32,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_size: u32,
     /// Whether full blocks can be found again by their tokens.
     pub prefix_caching: bool,
@@ -29,7 +29,7 @@ pub struct CacheConfig {
     pub open_blocks: bool,
 }
 
-/// The cached blocks that a prompt can start from. Reused between look-ups; valid until the cache next changes.
+/// Cached blocks that a prompt can start from. Reused between look-ups; valid until the cache next changes.
 #[derive(Debug, Default)]
 pub struct PrefixMatch {
     blocks: Vec<BlockId>,
@@ -44,7 +44,7 @@ impl PrefixMatch {
         self.blocks.len() as u32
     }
 
-    /// Those of them that no table holds: using them takes as many from [`Cache::available`].
+    /// Number of found blocks that no table holds. Their use takes as many from [`Cache::available`].
     pub fn idle_blocks(&self) -> u32 {
         self.idle
     }
@@ -56,7 +56,7 @@ impl PrefixMatch {
     }
 }
 
-/// Paged KV bookkeeping for one pool; see the crate's text.
+/// Paged KV bookkeeping for one pool; see the documentation of the crate.
 #[derive(Debug)]
 pub struct Cache {
     pub(crate) pool: Pool,
@@ -88,7 +88,7 @@ impl Cache {
         if hash_bits > 128 {
             return Err(CacheConfigError::HashBits { hash_bits });
         }
-        // Without prefix caching nothing is ever indexed, so no room is kept for tokens.
+        // Without prefix caching no block is indexed: no tokens are kept.
         let tokens_kept = if prefix_caching { block_size } else { 0 };
         Ok(Self {
             pool: Pool::new(num_blocks),
@@ -104,7 +104,7 @@ impl Cache {
         })
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     pub fn block_size(&self) -> u32 {
         self.block_size
     }
@@ -125,7 +125,7 @@ impl Cache {
         self.namespaces.intern((salt.map(Box::from), adapter, attention))
     }
 
-    /// Gives one use of a name back.
+    /// Drops one use of a namespace.
     pub fn release_namespace(&mut self, namespace: Namespace) {
         self.namespaces.release(namespace.0);
     }
@@ -238,11 +238,11 @@ impl Cache {
         self.open_blocks.as_ref().map_or(0, OpenBlocks::count)
     }
 
-    /// Records that the first `computed` of a sequence's `tokens` are in the cache now, and puts the blocks that
-    /// became full into the prefix index.
+    /// Records that the first `computed` of a sequence's `tokens` are in the cache, and puts the blocks that became full
+    /// into the prefix index.
     ///
-    /// Where an equal block is indexed already, the table switches to it and its own is freed. So call this only
-    /// while no step is running: block ids of the table may change.
+    /// Where an equal block is indexed already, the table switches to it and its own is freed: block ids of the table may
+    /// change. A step in flight with the old ids is done before a later step writes the freed block.
     pub fn commit(&mut self, table: &mut BlockTable, tokens: &[u32], computed: u32) {
         debug_assert!(computed >= table.computed && computed as usize <= tokens.len());
         debug_assert!(table.blocks.len() as u32 >= computed.div_ceil(self.block_size));
@@ -268,9 +268,9 @@ impl Cache {
         BlockTable { blocks, computed: table.computed, reserved: table.computed, namespace: table.namespace }
     }
 
-    /// Gives all blocks of a table back and leaves it empty. Blocks in the prefix index stay findable.
+    /// Releases all blocks of a table and leaves it empty. Blocks in the prefix index can still be found.
     pub fn release(&mut self, table: &mut BlockTable) {
-        // From the end, so that in LRU order children come before their parents and are evicted first.
+        // From the end: in LRU order children then come before their parents, and are evicted first.
         for &block in table.blocks.iter().rev() {
             self.release_block(block, self.index.contains(block));
         }
@@ -283,17 +283,17 @@ impl Cache {
         table.blocks.iter().rev().any(|&block| self.pool.refs(block) == 1)
     }
 
-    /// The partly filled block that the table must copy before it writes, if any.
+    /// Partly filled block that the table must copy before it writes, if any.
     pub fn copy_source(&self, table: &BlockTable) -> Option<BlockId> {
         self.write_needs_copy(table).then(|| table.blocks[(table.computed / self.block_size) as usize])
     }
 
-    /// Starts to keep a record of evicted blocks, for a second tier that stores what leaves the pool.
+    /// Starts a record of evicted blocks, for a second tier that stores blocks that leave the pool.
     pub fn record_evictions(&mut self) {
         self.evicted.get_or_insert_default();
     }
 
-    /// The blocks evicted since the last call; empty unless [`Cache::record_evictions`] was called.
+    /// Blocks evicted since the last call; empty unless [`Cache::record_evictions`] was called.
     pub fn take_evicted(&mut self) -> Vec<EvictedBlock> {
         self.evicted.as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -324,8 +324,8 @@ impl Cache {
         let namespace = table.namespace.0;
         let hash = self.index.hash_behind(parent, namespace, tokens);
         match self.index.find(parent, namespace, hash, tokens) {
-            // Only one of two equal blocks can be found, and whoever holds a block must hold its indexed parent
-            // (else the parent would look evictable and not be): so move over to the block that is there.
+            // Only one of two equal blocks can be found. And a table that holds a block holds its indexed parent: else the
+            // parent could be evicted first. Hence the table switches to the indexed block.
             Some(equal) => {
                 debug_assert_eq!(self.pool.refs(block), 1, "block {block} was written while shared");
                 self.pool.retain(equal);

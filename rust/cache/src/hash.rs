@@ -19,7 +19,7 @@ fn pair(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Hashes blocks under one key; `mask` keeps the low bits only, so that tests can force collisions.
+/// Hashes blocks under one key; `mask` keeps the low bits only: tests force collisions with it.
 #[derive(Debug, Clone)]
 pub(crate) struct ChainHash {
     key: [u64; 2],

@@ -1,7 +1,7 @@
 //! Paged KV bookkeeping: reference-counted blocks, block tables with copy on write, and a prefix index.
 //!
-//! This crate counts blocks and knows no bytes: what a block holds is the executor's matter. It does no I/O, reads
-//! no clock, starts no threads and draws no random numbers, so every run replays exactly.
+//! This crate counts blocks; the executor holds their bytes. No I/O, clock, thread or random number: every run replays
+//! exactly.
 //!
 //! A [`Cache`] is one pool of `num_blocks` blocks of `block_size` tokens. A block is in one of three states:
 //!
@@ -13,8 +13,11 @@
 //! [`Cache::reserve`] gets slots for new tokens before a step, [`Cache::commit`] records what the step wrote and makes
 //! full blocks findable, [`Cache::fork`] shares the table with another sample, [`Cache::release`] gives all back.
 //!
-//! One pool serves one model and one KV data type; what else separates two prompts (salt, adapter) is their
-//! [`Namespace`], which no hit ever crosses.
+//! One pool serves one model and one KV data type. A [`Namespace`] is what else separates two prompts: salt, adapter and
+//! attention policy. No hit crosses a namespace.
+//!
+//! Beside the blocks of an int8 cache there are open blocks, in which tokens are floats until their block is full; see
+//! `open_blocks`.
 
 #![forbid(unsafe_code)]
 

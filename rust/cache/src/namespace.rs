@@ -11,8 +11,8 @@ pub struct Namespace(pub(crate) u32);
 /// Salt, adapter slot, bits of the attention policy.
 pub(crate) type NamespaceKey = (Option<Box<str>>, u32, u32);
 
-/// Counted interning: a name lives while a caller or a block of the prefix index uses it, so that ever new salts do
-/// not pile up. Ordered maps, not hashed ones: salts come from clients.
+/// Counted interning: a namespace is dropped with its last use by a caller or by a block of the prefix index. The maps are
+/// ordered, not hashed: salts come from clients.
 #[derive(Debug, Default)]
 pub(crate) struct Namespaces {
     ids: BTreeMap<NamespaceKey, u32>,

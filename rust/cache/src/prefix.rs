@@ -1,7 +1,7 @@
-//! The prefix index: which block holds these tokens behind that prefix.
+//! The prefix index: finds the block that holds given tokens after a given prefix.
 //!
 //! A full block is identified by its parent block (or the root of its namespace) and its token ids. The index is a
-//! chained hash table whose links live in one record a block, so that no operation allocates.
+//! chained hash table. Its links are in one record per block, hence no operation allocates.
 
 use crate::block::{BlockId, NONE};
 use crate::hash::ChainHash;
@@ -16,7 +16,7 @@ pub struct EvictedBlock {
 }
 
 #[derive(Debug, Clone)]
-pub(crate) struct Node {
+pub(crate) struct IndexedBlock {
     pub(crate) hash: u128,
     /// Previous block of the chain; [`NONE`] for a first block. Cannot go stale: a block with children is not evicted.
     pub(crate) parent: BlockId,
@@ -32,7 +32,7 @@ pub(crate) struct Node {
 pub(crate) struct PrefixIndex {
     pub(crate) hash: ChainHash,
     block_size: usize,
-    nodes: Vec<Node>,
+    nodes: Vec<IndexedBlock>,
     /// Token ids of the indexed blocks, `[num_blocks, block_size]`.
     tokens: Vec<u32>,
     /// First block of each bucket; a power of two.
@@ -42,8 +42,14 @@ pub(crate) struct PrefixIndex {
 impl PrefixIndex {
     pub(crate) fn new(num_blocks: u32, block_size: u32, hash: ChainHash) -> Self {
         let (n, block_size) = (num_blocks as usize, block_size as usize);
-        let node =
-            Node { hash: 0, parent: NONE, namespace: 0, children: 0, next_in_bucket: NONE, indexed: false };
+        let node = IndexedBlock {
+            hash: 0,
+            parent: NONE,
+            namespace: 0,
+            children: 0,
+            next_in_bucket: NONE,
+            indexed: false,
+        };
         Self {
             hash,
             block_size,
@@ -57,7 +63,7 @@ impl PrefixIndex {
         self.nodes[block as usize].indexed
     }
 
-    pub(crate) fn node(&self, block: BlockId) -> &Node {
+    pub(crate) fn node(&self, block: BlockId) -> &IndexedBlock {
         &self.nodes[block as usize]
     }
 
@@ -106,7 +112,7 @@ impl PrefixIndex {
         let bucket = self.bucket(hash);
         let next_in_bucket = std::mem::replace(&mut self.buckets[bucket], block);
         self.nodes[block as usize] =
-            Node { hash, parent, namespace, children: 0, next_in_bucket, indexed: true };
+            IndexedBlock { hash, parent, namespace, children: 0, next_in_bucket, indexed: true };
         let start = block as usize * self.block_size;
         self.tokens[start..start + self.block_size].copy_from_slice(tokens);
         if parent != NONE {
@@ -116,7 +122,7 @@ impl PrefixIndex {
 
     /// Takes a block without children out of the index and returns its namespace.
     pub(crate) fn remove(&mut self, block: BlockId) -> u32 {
-        let Node { hash, parent, namespace, children, next_in_bucket, .. } = *self.node(block);
+        let IndexedBlock { hash, parent, namespace, children, next_in_bucket, .. } = *self.node(block);
         debug_assert_eq!(children, 0, "block {block} leaves the index before its children");
         let bucket = self.bucket(hash);
         if self.buckets[bucket] == block {

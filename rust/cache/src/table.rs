@@ -5,8 +5,8 @@ use crate::namespace::Namespace;
 
 /// The blocks that hold one sequence's keys and values, in order of position.
 ///
-/// A table counts as a reference to each of its blocks: give it back with [`crate::Cache::release`]. It cannot be
-/// cloned; [`crate::Cache::fork`] makes a second one.
+/// A table is a reference to each of its blocks: return it with [`crate::Cache::release`]. [`crate::Cache::fork`] makes a
+/// second one.
 #[derive(Debug, Default)]
 pub struct BlockTable {
     pub(crate) blocks: Vec<BlockId>,
@@ -27,7 +27,7 @@ impl BlockTable {
         self.computed
     }
 
-    /// Takes memory for `blocks` blocks in total now, so that the table never allocates as it grows up to there.
+    /// Allocates memory for `blocks` blocks in total: the table does not allocate as it grows up to there.
     pub fn reserve(&mut self, blocks: u32) {
         self.blocks.reserve_exact((blocks as usize).saturating_sub(self.blocks.len()));
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use octavo_scheduler::{Actions, FinishReason as Ended, Finished, PlanSeq, Rejection, Started, StepPlan};
+use octavo_scheduler::{Actions, EndReason as Ended, Finished, PlanSeq, Rejection, Started, StepPlan};
 use rustc_hash::FxHashMap;
 
 use crate::EngineError;

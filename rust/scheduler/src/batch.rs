@@ -28,7 +28,7 @@ pub(crate) struct StepInFlight {
 
 /// The batch being planned.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub(crate) struct BatchBuilder {
     plan: StepPlan,
     seqs: Vec<BatchSeq>,
     block_size: u32,
@@ -40,7 +40,7 @@ pub(crate) struct Batch {
     pub(crate) prefills: bool,
 }
 
-impl Batch {
+impl BatchBuilder {
     /// An empty batch of step `step` with room for `budget` tokens. The lists of `plan` and `seqs` are reused.
     pub(crate) fn new(
         mut plan: StepPlan,

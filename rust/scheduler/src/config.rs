@@ -8,11 +8,11 @@ use thiserror::Error;
 pub struct SchedulerConfig {
     /// KV blocks in the pool.
     pub num_blocks: u32,
-    /// Tokens a block.
+    /// Tokens per block.
     pub block_size: u32,
     /// Sequences that may run at once; each of a request's `n` samples counts.
     pub max_num_seqs: u32,
-    /// New tokens a step, prefill and decode together.
+    /// New tokens per step, prefill and decode together.
     pub max_num_batched_tokens: u32,
     /// Longest sequence, prompt and generated tokens together.
     pub max_model_len: u32,
@@ -20,7 +20,7 @@ pub struct SchedulerConfig {
     pub max_queue: u32,
     /// Whether prompts start from cached blocks where possible.
     pub enable_prefix_caching: bool,
-    /// Most prompt tokens of one sequence a step; `None`: whatever the step has left.
+    /// Maximum number of prompt tokens of one sequence per step; `None`: what the step has left.
     pub prefill_chunk: Option<u32>,
     /// Key of the prefix hash.
     pub hash_seed: u64,
@@ -31,7 +31,7 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// The first fault of these limits, if any.
+    /// Checks the limits; the first error, if any.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let at_least_one = [
             ("max_num_seqs", self.max_num_seqs),

@@ -1,4 +1,4 @@
-//! What goes into a step and what comes out, apart from the plan.
+//! Events, the input of a scheduler step, and actions, its output beside the plan.
 
 use smallvec::SmallVec;
 
@@ -15,7 +15,7 @@ pub struct NewRequest {
     pub prompt: Vec<u32>,
     /// Samples wanted; the prompt is computed once for all.
     pub n: u32,
-    /// Most tokens to generate, a sample; of no meaning for [`Output::Hidden`].
+    /// Maximum number of tokens to generate, per sample; without meaning for [`Output::Hidden`].
     pub max_tokens: u32,
     /// Lower runs first.
     pub priority: i32,
@@ -28,10 +28,10 @@ pub struct NewRequest {
     pub adapter: u32,
     /// What attention may omit. Only requests with the same policy share cached blocks: keys and values depend on it.
     pub attention: AttentionPolicy,
-    /// Whether the logits (or hidden states) of every prompt row are wanted; such a prompt is computed whole, from no
-    /// cached block: the cache holds keys and values, from which the rows of old tokens cannot be had.
+    /// Whether the logits (or hidden states) of every prompt row are wanted. Such a prompt uses no cached block: keys and
+    /// values do not give the rows of old tokens.
     pub prompt_logits: bool,
-    /// What it is computed for.
+    /// What the request is computed for.
     pub output: Output,
 }
 
@@ -75,7 +75,7 @@ pub enum SeqResult {
     Prefilled,
     /// The sampled tokens: exactly `num_samples` of them, sample 0 first.
     Tokens(NextTokens),
-    /// This sequence failed; its whole request ends with [`FinishReason::Error`].
+    /// This sequence failed; its whole request ends with [`EndReason::Error`].
     Failed,
 }
 
@@ -98,7 +98,7 @@ pub struct NextToken {
 /// What a call of [`crate::Scheduler::step`] decided. Reuse one value: its lists keep their memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Actions {
-    /// The next step; without sequences if there is nothing to run, or a step is in flight and none may be planned ahead.
+    /// The next step. Without sequences: nothing can run, or it has to wait for the step in flight.
     pub plan: StepPlan,
     /// Samples that ended, each exactly once.
     pub finished: Vec<Finished>,
@@ -138,12 +138,12 @@ pub struct Finished {
     /// Which sample, `0..n`.
     pub sample: u32,
     /// Why.
-    pub reason: FinishReason,
+    pub reason: EndReason,
 }
 
 /// Why a sample ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
+pub enum EndReason {
     /// A stop condition was met.
     Stop,
     /// `max_tokens` or `max_model_len` is reached.

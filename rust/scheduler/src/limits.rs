@@ -4,7 +4,7 @@ use crate::config::SchedulerConfig;
 use crate::rejection::Rejection;
 
 impl SchedulerConfig {
-    /// Whether a request of this size could ever run; says what is wrong if not.
+    /// Whether a request of this size could ever run, alone.
     ///
     /// The worst case counts a full-length table for each of the `n` samples, with the full blocks of the prompt
     /// shared; the copies of a partly filled prompt block are among them.
@@ -50,7 +50,7 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    /// Most tokens, prompt included, that a sample can reach.
+    /// Maximum length of a sample, prompt included.
     pub(crate) fn max_len(&self, prompt_len: u32, max_tokens: u32) -> u32 {
         prompt_len.saturating_add(max_tokens).min(self.max_model_len)
     }

@@ -13,9 +13,9 @@ pub struct SchedulerStats {
     pub steps: u64,
     /// Preemptions.
     pub preemptions: u64,
-    /// Most sequences in one step so far.
+    /// Maximum number of sequences in one step so far.
     pub max_batch_seqs: u32,
-    /// Most new tokens in one step so far.
+    /// Maximum number of new tokens in one step so far.
     pub max_batch_tokens: u32,
     /// Rows computed that only fill the cache, recomputed ones included.
     pub prefilled_tokens: u64,

@@ -1,21 +1,21 @@
-//! Who is accepted, and who leaves the queue.
+//! Admission: which requests enter the queue, and which sequences leave it.
 //!
-//! Accepted is what could run if it were alone. The queue is served in order of (priority, arrival). A request that
-//! does not fit now may be overtaken by later ones that do, but only [`MAX_BYPASS`] times; a preempted one never.
+//! A request is accepted if it could run alone. The queue is served in order of (priority, arrival). A sequence that does
+//! not fit now may be overtaken by later ones that do, up to [`MAX_BYPASS`] times; a preempted one never.
 
 use octavo_cache::PrefixMatch;
 use smallvec::SmallVec;
 
 use super::Scheduler;
-use crate::batch::Batch;
+use crate::batch::BatchBuilder;
 use crate::event::{Actions, NewRequest, Started};
 use crate::plan::Output;
 use crate::rejection::Rejection;
 use crate::request::{Key, SeqState, Sequence};
 
-/// How often a waiting request may be overtaken because it does not fit.
+/// How often a waiting sequence that does not fit may be overtaken.
 pub(super) const MAX_BYPASS: u32 = 8;
-/// How many waiting requests that do not fit are passed over in one step; bounds the look-ups.
+/// Maximum number of waiting sequences that are passed over in one step; bounds the look-ups.
 pub(super) const MAX_SKIPPED: usize = 4;
 
 impl Scheduler {
@@ -42,7 +42,7 @@ impl Scheduler {
     }
 
     /// Starts waiting sequences with the tokens that the step has left.
-    pub(super) fn admit(&mut self, batch: &mut Batch, actions: &mut Actions) {
+    pub(super) fn admit(&mut self, batch: &mut BatchBuilder, actions: &mut Actions) {
         // Running sequences that lack blocks come before new ones. And in the usual step no sequence waits, or none can
         // start: no pass over the running list then.
         let full = self.running.len() >= self.config.max_num_seqs as usize;
@@ -134,7 +134,7 @@ impl Scheduler {
         };
         self.cache.find_prefix(request.namespace, &sequence.tokens, limit, found);
         let live_hits = found.num_blocks() - found.idle_blocks();
-        // Some slack in large pools, so that the next decodes do not preempt at once what starts now.
+        // Slack in large pools: else the next decodes could preempt at once what starts now.
         let slack = (self.running.len() as u32).min(self.config.num_blocks / 64);
         let needed = self.prefill_blocks(index) - live_hits;
         u64::from(needed) + u64::from(owed) + u64::from(slack) <= u64::from(self.cache.available())

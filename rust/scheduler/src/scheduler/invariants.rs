@@ -106,9 +106,8 @@ impl Scheduler {
         assert_eq!(flying, sums.len(), "a step in flight computes a sequence that is gone");
     }
 
-    /// Checks a plan just made: the first in the order gets on, whoever is new fits whole, and nobody waits who could
-    /// be started. `admitted`:
-    /// admission had its turn.
+    /// Checks a plan just made: the first sequence in the order progresses, each started request fits whole, and no
+    /// sequence waits that could start. `admitted`: the plan admitted waiting sequences.
     ///
     /// # Panics
     /// With the broken promise, if there is one.

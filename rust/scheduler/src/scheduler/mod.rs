@@ -13,9 +13,9 @@ use rustc_hash::FxHashMap;
 use smallvec::smallvec;
 
 use crate::RequestId;
-use crate::batch::{Batch, BatchSeq, StepInFlight};
+use crate::batch::{BatchBuilder, BatchSeq, StepInFlight};
 use crate::config::{ConfigError, SchedulerConfig};
-use crate::event::{Actions, Event, FinishReason, Finished, NewRequest};
+use crate::event::{Actions, EndReason, Event, Finished, NewRequest};
 use crate::plan::Output;
 use crate::queue::Queue;
 use crate::rejection::Rejection;
@@ -117,7 +117,7 @@ impl Scheduler {
             }
             Event::Cancel { request } => {
                 if let Some(&request) = self.ids.get(&request) {
-                    self.end_request(request, FinishReason::Abort, actions);
+                    self.end_request(request, EndReason::Abort, actions);
                 }
             }
             Event::StepDone { step, results } => self.apply_results(step, results, actions),
@@ -189,12 +189,12 @@ impl Scheduler {
         while let Some(&(deadline_us, request)) = self.deadlines.first()
             && deadline_us <= now_us
         {
-            self.end_request(request, FinishReason::Timeout, actions);
+            self.end_request(request, EndReason::Timeout, actions);
         }
     }
 
     /// Ends all samples of a request that have not ended yet.
-    fn end_request(&mut self, request: u32, reason: FinishReason, actions: &mut Actions) {
+    fn end_request(&mut self, request: u32, reason: EndReason, actions: &mut Actions) {
         let sequences = std::mem::take(&mut self.requests[request].sequences);
         for sequence in sequences {
             for sample in self.sequences[sequence].samples() {
@@ -206,7 +206,7 @@ impl Scheduler {
     }
 
     /// Ends one sample, and its request if it was the last one.
-    fn end_sample(&mut self, sequence: u32, reason: FinishReason, actions: &mut Actions) {
+    fn end_sample(&mut self, sequence: u32, reason: EndReason, actions: &mut Actions) {
         let Sequence { id, key, .. } = self.sequences[sequence];
         let Some(request) = self.sequences[sequence].request() else { return };
         actions.finished.push(Finished { request: id, sample: key.sample, reason });
@@ -259,16 +259,16 @@ impl Scheduler {
     }
 
     /// An empty batch. Open blocks that the last plan gave back are available to it.
-    fn begin_batch(&mut self, actions: &mut Actions) -> Batch {
+    fn begin_batch(&mut self, actions: &mut Actions) -> BatchBuilder {
         self.cache.recycle_open_blocks();
         let seqs = self.spare.pop().unwrap_or_default();
         let plan = std::mem::take(&mut actions.plan);
         let step = self.counters.steps + 1;
-        Batch::new(plan, seqs, step, self.config.max_num_batched_tokens, self.config.block_size)
+        BatchBuilder::new(plan, seqs, step, self.config.max_num_batched_tokens, self.config.block_size)
     }
 
     /// Hands the plan out and puts the step in flight, if the batch has sequences.
-    fn finish_batch(&mut self, batch: Batch, actions: &mut Actions) {
+    fn finish_batch(&mut self, batch: BatchBuilder, actions: &mut Actions) {
         let stalled = batch.stalled;
         self.draining_pipeline = stalled && !self.in_flight.is_empty();
         let (plan, step) = batch.finish(self.cache.num_open_blocks());

@@ -17,12 +17,12 @@
 //! plan waits until nothing is in flight: the first sequence in the order waits for one step at most.
 
 use super::Scheduler;
-use crate::batch::Batch;
+use crate::batch::BatchBuilder;
 use crate::event::Actions;
 
 impl Scheduler {
     /// Plans a chunk for the first sequence in the order, if it is a prefill.
-    pub(super) fn plan_first_prefill(&mut self, batch: &mut Batch, actions: &mut Actions) {
+    pub(super) fn plan_first_prefill(&mut self, batch: &mut BatchBuilder, actions: &mut Actions) {
         let Some(&first) = self.running.first() else { return };
         if !self.is_prefill(batch, first) {
             return;
@@ -43,7 +43,7 @@ impl Scheduler {
     }
 
     /// Plans the next token of all decodes, with preemption if blocks are lacking.
-    pub(super) fn plan_decodes(&mut self, batch: &mut Batch, actions: &mut Actions) {
+    pub(super) fn plan_decodes(&mut self, batch: &mut BatchBuilder, actions: &mut Actions) {
         let mut place = 0;
         while place < self.running.len() && batch.budget() > 0 {
             let index = self.running[place];
@@ -62,7 +62,7 @@ impl Scheduler {
     }
 
     /// Plans chunks of running prefills.
-    pub(super) fn plan_prefills(&mut self, batch: &mut Batch) {
+    pub(super) fn plan_prefills(&mut self, batch: &mut BatchBuilder) {
         let mut place = 0;
         while batch.prefills && place < self.running.len() && batch.budget() > 0 {
             let index = self.running[place];
@@ -76,21 +76,27 @@ impl Scheduler {
     }
 
     /// Whether a running sequence takes more than one token, and is not in the batch yet.
-    fn is_prefill(&self, batch: &Batch, index: u32) -> bool {
+    fn is_prefill(&self, batch: &BatchBuilder, index: u32) -> bool {
         let sequence = &self.sequences[index];
         sequence.remaining() > 1 && !batch.contains(sequence)
     }
 
     /// Whether a running sequence takes one token, and is not in the batch yet. One whose placeholder is its last token
     /// takes none.
-    fn is_decode(&self, batch: &Batch, index: u32) -> bool {
+    fn is_decode(&self, batch: &BatchBuilder, index: u32) -> bool {
         let sequence = &self.sequences[index];
         let continues = sequence.request().is_some_and(|r| sequence.len() < self.requests[r].max_len);
         sequence.remaining() == 1 && continues && !batch.contains(sequence)
     }
 
     /// Appends the longest chunk that `budget` tokens and `spare` blocks allow. `false`: none.
-    pub(super) fn push_prefill(&mut self, batch: &mut Batch, index: u32, budget: u32, spare: u32) -> bool {
+    pub(super) fn push_prefill(
+        &mut self,
+        batch: &mut BatchBuilder,
+        index: u32,
+        budget: u32,
+        spare: u32,
+    ) -> bool {
         let sequence = &self.sequences[index];
         let room = self.cache.room(&sequence.table, spare).saturating_sub(sequence.computing);
         let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
@@ -106,7 +112,7 @@ impl Scheduler {
     }
 
     /// Appends the next `chunk` tokens of a sequence. `false` and no change if blocks are lacking.
-    fn push(&mut self, batch: &mut Batch, index: u32, chunk: u32) -> bool {
+    fn push(&mut self, batch: &mut BatchBuilder, index: u32, chunk: u32) -> bool {
         let sequence = &mut self.sequences[index];
         let Some(request) = sequence.request() else { return false };
         batch.push(&mut self.cache, index, sequence, &self.requests[request], chunk)

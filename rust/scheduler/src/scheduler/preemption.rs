@@ -1,17 +1,17 @@
-//! Who gives up blocks when a sequence that should run finds none.
+//! Preemption: a victim gives up its blocks when a sequence that should run finds none.
 //!
-//! The victim comes later in the order of service than whoever needs the block, so the first one is never chosen and
-//! always gets on: some sequence progresses in every step, and no two can take blocks from each other in turns. The
-//! victim keeps its tokens, its full blocks stay cached as long as nobody needs them, and it waits at its old place.
+//! The victim comes later in the order of service than the sequence that needs the block. The first sequence is never
+//! chosen and makes progress in every step, and no two sequences take blocks from each other in turns. The victim keeps
+//! its tokens and waits at its old place. Its full blocks stay cached until they are evicted.
 
 use super::Scheduler;
 use crate::event::Actions;
 use crate::request::SeqState;
 
 impl Scheduler {
-    /// Frees blocks for the running sequence at `place` of the order. `false`: none to gain, it has to wait.
+    /// Frees blocks for the running sequence at `place` of the order. `false`: no block can be gained, it has to wait.
     ///
-    /// A plan that is made ahead takes nothing from anybody: who could give is in flight.
+    /// While a step is in flight there is no victim: the candidates are part of it.
     pub(super) fn make_room(&mut self, place: usize, actions: &mut Actions) -> bool {
         if !self.in_flight.is_empty() {
             return false;

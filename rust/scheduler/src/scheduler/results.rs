@@ -2,7 +2,7 @@
 
 use super::Scheduler;
 use crate::batch::{BatchSeq, StepInFlight};
-use crate::event::{Actions, FinishReason, Finished, NextToken, NextTokens, SeqResult};
+use crate::event::{Actions, EndReason, Finished, NextToken, NextTokens, SeqResult};
 use crate::request::{Key, Sequence};
 
 impl Scheduler {
@@ -36,14 +36,14 @@ impl Scheduler {
                 // Only a request for hidden states has nothing left to compute here.
                 let sequence = &self.sequences[index];
                 if sequence.table.computed() == sequence.len() {
-                    self.end_sample(index, FinishReason::Stop, actions);
+                    self.end_sample(index, EndReason::Stop, actions);
                 }
             }
             SeqResult::Tokens(tokens) if seq.num_samples > 0 && tokens.len() == seq.num_samples as usize => {
                 self.commit(seq);
                 self.grow(index, request, tokens, actions);
             }
-            _ => self.end_request(request, FinishReason::Error, actions),
+            _ => self.end_request(request, EndReason::Error, actions),
         }
     }
 
@@ -95,11 +95,11 @@ impl Scheduler {
 }
 
 /// Whether a sample of `len` tokens ends with `last`. A stop condition outranks the length.
-fn ends(last: NextToken, len: u32, max_len: u32) -> Option<FinishReason> {
+fn ends(last: NextToken, len: u32, max_len: u32) -> Option<EndReason> {
     if last.stop {
-        Some(FinishReason::Stop)
+        Some(EndReason::Stop)
     } else if len >= max_len {
-        Some(FinishReason::Length)
+        Some(EndReason::Length)
     } else {
         None
     }

@@ -1,10 +1,10 @@
 //! How requests end: once, for the right reason, and without hurting others.
 
-use octavo_scheduler::{Event, FinishReason, NewRequest, NextToken, SchedulerConfig, SeqResult};
+use octavo_scheduler::{EndReason, Event, NewRequest, NextToken, SchedulerConfig, SeqResult};
 
 use crate::harness::{CONFIG, Harness, request};
 
-fn ends(h: &Harness) -> Vec<(u64, u32, FinishReason)> {
+fn ends(h: &Harness) -> Vec<(u64, u32, EndReason)> {
     h.actions.finished.iter().map(|f| (f.request, f.sample, f.reason)).collect()
 }
 
@@ -13,9 +13,9 @@ fn length_is_max_tokens_or_the_models_limit() {
     let mut h = Harness::new(SchedulerConfig { max_model_len: 6, ..CONFIG });
     h.submit([request(1, 4, 1), request(2, 4, 50)]);
     h.advance();
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Length)]);
+    assert_eq!(ends(&h), [(1, 0, EndReason::Length)]);
     h.advance();
-    assert_eq!(ends(&h), [(2, 0, FinishReason::Length)], "4 + 2 tokens are 6");
+    assert_eq!(ends(&h), [(2, 0, EndReason::Length)], "4 + 2 tokens are 6");
     assert!(h.scheduler.is_idle());
     assert_eq!(h.scheduler.stats().decoded_tokens, 3);
 }
@@ -26,7 +26,7 @@ fn a_stop_at_the_last_token_is_a_stop() {
     h.submit([request(1, 4, 1)]);
     let done = Harness::done_with(&h.plan, |_, _| NextToken { token: 0, stop: true });
     h.step(vec![done]);
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Stop)]);
+    assert_eq!(ends(&h), [(1, 0, EndReason::Stop)]);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn a_cancelled_sequence_keeps_its_blocks_until_its_step_is_done() {
     h.submit([request(1, 8, 3)]);
     let plan = h.plan.clone();
     h.step(vec![Event::Cancel { request: 1 }, Event::Cancel { request: 1 }]);
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Abort)]);
+    assert_eq!(ends(&h), [(1, 0, EndReason::Abort)]);
     assert_eq!(h.scheduler.stats().cache.live_blocks, 2);
     assert!(!h.scheduler.is_idle());
     h.submit([request(1, 4, 1)]);
@@ -65,7 +65,7 @@ fn cancelling_ends_every_sample_waiting_or_running() {
     h.advance();
     let plan = h.plan.clone();
     h.step(vec![Event::Cancel { request: 2 }, Event::Cancel { request: 1 }, Event::Cancel { request: 9 }]);
-    let abort = FinishReason::Abort;
+    let abort = EndReason::Abort;
     assert_eq!(ends(&h), [(2, 0, abort), (2, 1, abort), (1, 0, abort), (1, 1, abort)]);
     h.step(vec![Harness::done(&plan)]);
     assert!(h.scheduler.is_idle());
@@ -80,8 +80,8 @@ fn a_failure_ends_all_samples_of_its_request_and_nothing_else() {
     let results = vec![SeqResult::token(9, false), SeqResult::Failed, SeqResult::token(9, false)];
     let step = h.plan.step;
     h.step(vec![Event::StepDone { step, results }]);
-    let error = FinishReason::Error;
-    assert_eq!(ends(&h), [(1, 0, error), (1, 1, error), (2, 0, FinishReason::Length)]);
+    let error = EndReason::Error;
+    assert_eq!(ends(&h), [(1, 0, error), (1, 1, error), (2, 0, EndReason::Length)]);
     assert!(h.scheduler.is_idle());
 }
 
@@ -94,12 +94,12 @@ fn results_that_do_not_fit_the_plan_are_failures() {
         let mut h = Harness::new(CONFIG);
         h.submit([request(1, 4, 5)]);
         h.step(vec![Event::StepDone { step: 1, results }]);
-        assert_eq!(ends(&h), [(1, 0, FinishReason::Error)]);
+        assert_eq!(ends(&h), [(1, 0, EndReason::Error)]);
     }
     let mut h = Harness::new(SchedulerConfig { prefill_chunk: Some(2), ..CONFIG });
     h.submit([request(1, 4, 5)]);
     h.step(vec![Event::StepDone { step: 1, results: vec![one()] }]);
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Error)], "an inner chunk has no token");
+    assert_eq!(ends(&h), [(1, 0, EndReason::Error)], "an inner chunk has no token");
 }
 
 #[test]
@@ -121,10 +121,10 @@ fn a_deadline_ends_waiting_and_running_requests() {
     assert!(h.step(vec![Event::Tick]).finished.is_empty());
     h.now_us = 50;
     h.step(vec![Event::Tick]);
-    assert_eq!(ends(&h), [(2, 0, FinishReason::Timeout)]);
+    assert_eq!(ends(&h), [(2, 0, EndReason::Timeout)]);
     h.now_us = 100;
     h.step(vec![Harness::done(&plan)]);
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Timeout)]);
+    assert_eq!(ends(&h), [(1, 0, EndReason::Timeout)]);
     assert_eq!(h.batch(), [(3, 0, 4)], "its place is taken at once");
 }
 
@@ -134,5 +134,5 @@ fn a_result_counts_even_if_the_deadline_has_come() {
     h.submit([NewRequest { deadline_us: Some(10), ..request(1, 4, 1) }]);
     h.now_us = 10;
     h.advance();
-    assert_eq!(ends(&h), [(1, 0, FinishReason::Length)]);
+    assert_eq!(ends(&h), [(1, 0, EndReason::Length)]);
 }

@@ -1,7 +1,7 @@
 //! A scheduler with an executor that never fails and never stops, unless a test says so.
 
 use octavo_scheduler::{
-    Actions, AttentionPolicy, Event, FinishReason, NO_ADAPTER, NewRequest, NextToken, Output, RequestId,
+    Actions, AttentionPolicy, EndReason, Event, NO_ADAPTER, NewRequest, NextToken, Output, RequestId,
     Scheduler, SchedulerConfig, SeqResult, StepPlan,
 };
 
@@ -92,7 +92,7 @@ impl Harness {
     }
 
     /// Advances until nothing is planned; returns the ends as (request, sample, reason) in their order.
-    pub fn run(&mut self) -> Vec<(RequestId, u32, FinishReason)> {
+    pub fn run(&mut self) -> Vec<(RequestId, u32, EndReason)> {
         let mut ends = Vec::new();
         while !self.plan.is_empty() {
             self.advance();

@@ -1,7 +1,7 @@
 //! The scheduler's rules, one test each.
 
 mod admission;
-mod ahead;
+mod async_scheduling;
 mod ends;
 mod harness;
 mod plan;

@@ -1,7 +1,7 @@
 //! What a step holds.
 
 use octavo_scheduler::{
-    AttentionPolicy, FinishReason, NO_ADAPTER, NewRequest, NextToken, Output, PlanSeq, SchedulerConfig,
+    AttentionPolicy, EndReason, NO_ADAPTER, NewRequest, NextToken, Output, PlanSeq, SchedulerConfig,
 };
 
 use crate::harness::{CONFIG, Harness, request};
@@ -99,7 +99,7 @@ fn hidden_states_of_all_rows_compute_every_row_and_of_the_last_row_use_the_cache
             h.advance();
             ends.extend(h.actions.finished.iter().map(|f| (f.request, f.reason)));
         }
-        assert_eq!((&asked[..], &ends[..]), (wanted, &[(id, FinishReason::Stop)][..]));
+        assert_eq!((&asked[..], &ends[..]), (wanted, &[(id, EndReason::Stop)][..]));
     }
     assert_eq!(h.scheduler.stats().decoded_tokens, 1, "nothing was generated for them");
     assert_eq!(h.scheduler.stats().cache.live_blocks, 0);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use octavo_scheduler::{
-    Actions, FinishReason, NewRequest, Output, PlanSeq, Rejection, StepPlan, max_open_blocks,
+    Actions, EndReason, NewRequest, Output, PlanSeq, Rejection, StepPlan, max_open_blocks,
 };
 
 use super::oracle;
@@ -70,12 +70,12 @@ impl Simulation {
             let ends = |seq: &&PlanSeq| row + 1 == seq.query_start + seq.query_len;
             let seq = plan.seqs.iter().find(ends).expect("the last row of a sequence awaits");
             assert_eq!((seq.request, seq.sample, 1), (before.request, before.sample, before.num_samples));
-            assert_eq!(seq.context_len, before.context_len + 1, "an placeholders token follows what drew it");
+            assert_eq!(seq.context_len, before.context_len + 1, "a placeholder follows what samples it");
             let request = &self.requests[&seq.request];
             let longest = request.prompt.len() as u32 + request.max_tokens;
             assert!(
                 seq.context_len < longest.min(self.config.max_model_len),
-                "an placeholders token is the last, and more is computed behind it"
+                "a placeholder is the last token, and more is computed behind it"
             );
         }
     }
@@ -103,7 +103,7 @@ impl Simulation {
         }
     }
 
-    /// `id` starts: whoever is before it and has not ended is overtaken.
+    /// Counts the requests that `id` overtakes at its start: earlier ones that wait.
     fn count_bypass(&mut self, id: u64) {
         let order = |r: &NewRequest| Some((r.priority, *self.arrivals.get(&r.id)?));
         let own = order(&self.requests[&id]);
@@ -125,7 +125,7 @@ impl Simulation {
     /// Samples that ended with an error, an abort, a timeout.
     pub fn ends(&self) -> [u64; 3] {
         let count = |reason| self.finished.values().filter(|&&r| r == reason).count() as u64;
-        [count(FinishReason::Error), count(FinishReason::Abort), count(FinishReason::Timeout)]
+        [count(EndReason::Error), count(EndReason::Abort), count(EndReason::Timeout)]
     }
 
     /// The ids of all requests submitted.
@@ -162,7 +162,7 @@ impl Simulation {
         let (tokens, end) =
             oracle::answer(request, sample, self.config.max_model_len, self.features.stop_one_in);
         let excused = match reason {
-            FinishReason::Stop | FinishReason::Length => {
+            EndReason::Stop | EndReason::Length => {
                 let (got, expected) = ((received, reason), (&tokens[..], end));
                 assert_eq!(got, expected, "{name:?} differs from its answer alone");
                 let reported = self.executor.reported.get(&id).copied().unwrap_or(0);
@@ -173,9 +173,9 @@ impl Simulation {
                 assert_eq!(last_rows, hidden, "hidden states of the last prompt token of {id}");
                 return;
             }
-            FinishReason::Abort => self.cancelled.contains(&id),
-            FinishReason::Timeout => request.deadline_us.is_some_and(|deadline| deadline <= self.now_us),
-            FinishReason::Error => self.failed.contains(&id),
+            EndReason::Abort => self.cancelled.contains(&id),
+            EndReason::Timeout => request.deadline_us.is_some_and(|deadline| deadline <= self.now_us),
+            EndReason::Error => self.failed.contains(&id),
         };
         assert!(excused, "{name:?} ended with {reason:?} and had no part in it");
         assert!(tokens.starts_with(received), "{name:?} left the path of its answer");

@@ -100,8 +100,8 @@ impl Executor {
         }
     }
 
-    /// Runs a plan. Of a sequence that fails some rows are written and others are left undefined; if a sequence of a request
-    /// in `failed` is here, it was planned before that came out, and nobody reads what it gives.
+    /// Runs a plan. A sequence that fails writes some rows and leaves others undefined. Sequences of requests in `failed`
+    /// were planned before the failure was reported; their results are not used.
     pub fn run(
         &mut self,
         plan: &StepPlan,

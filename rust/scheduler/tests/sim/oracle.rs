@@ -1,10 +1,10 @@
 //! What a request must generate, from its own tokens alone: the next token is a hash of all tokens before it.
 
-use octavo_scheduler::{FinishReason, NewRequest, NextToken, Output};
+use octavo_scheduler::{EndReason, NewRequest, NextToken, Output};
 
 use super::random::mix;
 
-/// Token ids are `0..VOCABULARY`: few, so that prompts and answers coincide often and the prefix cache is hit.
+/// Token ids are `0..VOCABULARY`: few, hence prompts and answers coincide often and hit the prefix cache.
 pub const VOCABULARY: u32 = 3;
 
 /// The token after `context`, for this sample of this request. Stops about once in `stop_one_in` times (0: never).
@@ -21,9 +21,9 @@ pub fn answer(
     sample: u32,
     max_model_len: u32,
     stop_one_in: u64,
-) -> (Vec<u32>, FinishReason) {
+) -> (Vec<u32>, EndReason) {
     if request.output == Output::Hidden {
-        return (Vec::new(), FinishReason::Stop);
+        return (Vec::new(), EndReason::Stop);
     }
     let mut tokens = request.prompt.clone();
     loop {
@@ -31,9 +31,9 @@ pub fn answer(
         tokens.push(next.token);
         let generated = tokens.len() - request.prompt.len();
         let reason = if next.stop {
-            FinishReason::Stop
+            EndReason::Stop
         } else if generated == request.max_tokens as usize || tokens.len() == max_model_len as usize {
-            FinishReason::Length
+            EndReason::Length
         } else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! A small seeded generator (splitmix64), so that a seed replays a run on every machine.
+//! A small seeded generator (splitmix64): a seed replays a run on every machine.
 
 pub struct Random(u64);
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use octavo_scheduler::{
-    Actions, Event, FinishReason, NewRequest, Scheduler, SchedulerConfig, SchedulerStats, SeqResult, StepPlan,
+    Actions, EndReason, Event, NewRequest, Scheduler, SchedulerConfig, SchedulerStats, SeqResult, StepPlan,
 };
 
 use super::executor::{Executor, Fail};
@@ -20,7 +20,7 @@ pub struct Simulation {
     pub(super) scheduler: Scheduler,
     pub(super) executor: Executor,
     random: Random,
-    /// When steps are planned ahead: with a generator of its own, which leaves the workload of a seed as it is.
+    /// When async scheduling is allowed. A generator of its own: the workload of a seed does not depend on it.
     timing: Random,
     /// Steps in flight, the oldest first.
     pub(super) in_flight: VecDeque<StepPlan>,
@@ -30,7 +30,7 @@ pub struct Simulation {
     pub(super) requests: BTreeMap<u64, NewRequest>,
     /// Tokens received.
     pub(super) received: BTreeMap<Name, Vec<u32>>,
-    pub(super) finished: BTreeMap<Name, FinishReason>,
+    pub(super) finished: BTreeMap<Name, EndReason>,
     pub(super) rejected: BTreeSet<u64>,
     /// The order of submission.
     pub(super) arrivals: BTreeMap<u64, usize>,
@@ -54,7 +54,7 @@ pub struct Simulation {
     pub turns: u32,
     /// Tokens received in all.
     pub tokens: u64,
-    /// Steps planned ahead, and tokens that these drew for sequences which had ended by then.
+    /// Steps planned while another was in flight, and tokens sampled there for sequences that had ended by then.
     pub ahead: u64,
     pub in_vain: u64,
     pub intervention: Option<Intervention>,
@@ -244,7 +244,7 @@ impl Simulation {
             for (i, next) in tokens.iter().enumerate() {
                 let name = (seq.request, seq.sample + i as u32);
                 if let Some(reason) = self.finished.get(&name) {
-                    self.in_vain += u64::from(*reason == FinishReason::Stop);
+                    self.in_vain += u64::from(*reason == EndReason::Stop);
                     continue;
                 }
                 self.received.entry(name).or_default().push(next.token);

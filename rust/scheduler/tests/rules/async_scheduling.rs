@@ -1,10 +1,10 @@
-//! Plans that are made before the step in flight is done.
+//! Async scheduling: plans that are made before the step in flight is done.
 
-use octavo_scheduler::{Actions, Event, FinishReason, NewRequest, NextToken, SchedulerConfig, StepPlan};
+use octavo_scheduler::{Actions, EndReason, Event, NewRequest, NextToken, SchedulerConfig, StepPlan};
 
 use crate::harness::{CONFIG, Harness, request};
 
-/// Plans ahead of `plan`, the only one in flight.
+/// Allows the next plan while `plan`, the only one, is in flight.
 fn ahead(h: &mut Harness, plan: &StepPlan) -> Actions {
     h.step(vec![Event::ScheduleAsync { step: plan.step }]).clone()
 }
@@ -31,7 +31,7 @@ fn decodes_await_tokens_and_prompts_go_on() {
         h.step(vec![Event::ScheduleAsync { step: second.step }]).plan.is_empty(),
         "two steps are in flight"
     );
-    // With the first step's results its successor may be planned ahead of.
+    // With the first step's results its successor allows the next plan.
     let third = h.step(vec![Harness::done(&first), Event::ScheduleAsync { step: second.step }]).plan.clone();
     assert_eq!(third.placeholders, [[0, 0], [1, 1]]);
     assert_eq!(third.seqs.iter().map(|s| s.context_len).collect::<Vec<_>>(), [5, 10]);
@@ -59,7 +59,7 @@ fn what_a_stop_leaves_in_flight_is_freed_with_its_step() {
     let second = ahead(&mut h, &first).plan;
     let stop = |_, _| NextToken { token: 7, stop: true };
     let actions = h.step(vec![Harness::done_with(&first, stop)]);
-    assert_eq!(actions.finished[0].reason, FinishReason::Stop);
+    assert_eq!(actions.finished[0].reason, EndReason::Stop);
     assert!(actions.plan.is_empty());
     assert_eq!(h.scheduler.stats().cache.live_blocks, 1, "the second step still writes there");
     assert!(!h.scheduler.is_idle());
