@@ -66,7 +66,7 @@ impl Executor for CpuExecutor {
             hidden_size: Some(spec.hidden),
             samples_on_device: false,
             max_in_flight: 1,
-            open_blocks: false,
+            open_blocks: self.kv.is_int8(),
             attention: self
                 .attention
                 .map_or(AttentionPolicy::DENSE, |a| AttentionPolicy { error_bound: a.error_bound }),
