@@ -1,4 +1,4 @@
-"""Where a model is: a local folder, or a repository of the Hugging Face hub that is fetched once."""
+"""Finds a model: a local folder, or a repository of the Hugging Face hub, which is downloaded once."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from octavo.errors import InvalidRequestError, MissingDependencyError, ModelNotFoundError
 
-# Data only: no pickles, no code.
+# Data files only: no pickles, no code.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
-# Other copies of the same weights.
+# Further copies of the same weights.
 _NOT = ["*/*", "consolidated*"]
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

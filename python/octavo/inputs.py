@@ -1,4 +1,4 @@
-"""Prompts and messages in the forms that callers have them."""
+"""Converts prompts and messages to the types of the engine."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 python -m octavo.lm_eval --model octavo --model_args pretrained=path/to/model --tasks arc_easy
 
-runs the harness's own command line with octavo known to it. In Python: `lm_eval.simple_evaluate(model=OctavoLM(...))`.
-The entry point `lm_eval.models` names the class for versions of the harness that look for it.
+runs the harness's command line with octavo registered. In Python: `lm_eval.simple_evaluate(model=OctavoLM(...))`.
+The entry point `lm_eval.models` registers the class where the harness supports entry points.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["OctavoLM", "main"]
 
 T = TypeVar("T")
-# Requests of one batch: enough to fill the engine, few enough that their results fit in memory.
+# Requests per batch: enough to fill the engine; their results fit in memory.
 _BATCH = 512
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SCORE = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True)
@@ -45,14 +45,13 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
 
     Args:
         pretrained: folder or hub id; None: the embedded model.
-        max_length: most tokens that a prediction is conditioned on; None: what the engine's context allows, two tokens
-            less than `max_model_len`.
+        max_length: maximum context of a prediction in tokens; None: two tokens less than `max_model_len`.
         add_bos_token: None: as the tokenizer does.
-        max_gen_toks: of tasks that name no number.
-        think_end_token: a generated text counts from after it.
-        device: "cpu", or else what octavo chooses.
-        batch_size, max_batch_size: taken and not needed: the engine batches continuously.
-        options: of `octavo.LLM`; `quantization="none"` turns it off.
+        max_gen_toks: maximum output of tasks without a limit, in tokens.
+        think_end_token: generated text up to this token is dropped.
+        device: "cpu"; other values: octavo chooses.
+        batch_size, max_batch_size: ignored: the engine batches continuously.
+        options: arguments of `octavo.LLM`; `quantization="none"`: no quantisation.
 
     Raises:
         OctavoError: as `octavo.LLM`.
@@ -74,7 +73,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         if options.get("quantization") == "none":
             options["quantization"] = None
-        # The harness names a GPU where nobody named anything: that leaves the choice to octavo.
+        # The harness passes a GPU as the default device: octavo chooses then.
         options["device"] = "cpu" if str(device).startswith("cpu") else "auto"
         self.llm = LLM(pretrained, **options)
         room = int(self.llm.info()["limits"]["max_model_len"]) - 2
@@ -126,7 +125,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = []
         for batch in _batches(requests, "loglikelihood", quiet=disable_tqdm):
-            # The last token is predicted, and no condition of anything.
+            # The last token is only predicted.
             whole = [(context + answer)[-self.max_length - 1 :] for _, context, answer in batch]
             outputs = self.llm.generate(whole, _SCORE, use_tqdm=False)
             for (texts, _, answer), output in zip(batch, outputs, strict=True):
@@ -154,7 +153,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Texts up to the first of the stop texts that each request names."""
+        """Generated texts, up to the first stop text of each request."""
         eos = self.llm.detokenize([self._eos], skip_special_tokens=False)
         texts: list[str] = []
         for batch in _batches(requests, "generate_until", quiet=disable_tqdm):
@@ -169,7 +168,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
                 if most > self.max_length:
                     raise InvalidRequestError(f"max_gen_toks is {most}: the context has {self.max_length} tokens")
                 known = {name: fields[name] for name in _SAMPLING if fields.get(name) is not None}
-                # The end-of-sequence token ends an output by itself; thoughts may hold what would end an answer.
+                # The end-of-sequence token always ends an output. Reasoning may contain stop texts of the answer.
                 wanted = [] if self._think_end else [s for s in until if s != eos]
                 params.append(SamplingParams(max_tokens=most, stop=wanted or None, **known))
                 # An empty context is the beginning of a text.

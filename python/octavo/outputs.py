@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""Outputs of requests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
-    """The output of one request, or, in a stream, what came since the last one.
+    """The output of one request; in a stream, the new part of it.
 
     Attributes:
         request_id: unique within the engine.
@@ -172,7 +172,7 @@ class EmbeddingRequestOutput:
         return self.outputs.embedding if self.outputs is not None else []
 
     def add(self, delta: _core.Delta) -> EmbeddingRequestOutput:
-        """Takes the engine's one answer; returns self."""
+        """Adds the engine's result; returns self."""
         if delta.finished:
             self.finished = True
             self.metrics, self.error = _end(delta)
@@ -182,7 +182,7 @@ class EmbeddingRequestOutput:
 
 
 def floats(values: bytes) -> list[float]:
-    """The float32 values, little-endian, that the engine gives."""
+    """The values of little-endian float32 bytes."""
     found = array("f", values)
     if sys.byteorder == "big":
         found.byteswap()

@@ -97,7 +97,7 @@ class EmbeddingOptions(TypedDict, total=False):
 
     Attributes:
         pooling: "mean" of all tokens (default; computes the whole prompt), or the "last" token (uses prefix hits).
-        normalize: scale the vector to length 1 (default), so that a dot product is the cosine.
+        normalize: scale the vector to length 1 (default), which makes a dot product the cosine.
         dimensions: keep the first values only, for models trained for that.
         priority, timeout, cache_salt: as in SamplingParams.
     """

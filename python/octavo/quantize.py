@@ -1,4 +1,4 @@
-"""`quantize_folder`: a copy of a model whose weights are int8 as kernels read them, and load by mapping."""
+"""`quantize_folder`: copies a model with int8 weights in the layout of the kernels, which load by memory mapping."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from octavo.hub import resolve_model
 __all__ = ["QuantizedFolder", "quantize_folder"]
 
 _WEIGHTS = "model.safetensors"
-# What a model folder holds beside its weights. No code, no weights of other formats.
+# Files of a model folder that are copied: no code, and no other weights.
 _COPIED = re.compile(
     r"generation_config\.json|tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json"
     r"|merges\.txt|tokenizer\.model|chat_template\.(json|jinja)|(LICENSE|NOTICE|COPYING)[\w.-]*",
@@ -29,13 +29,13 @@ _TEMPLATES = "additional_chat_templates"
 
 @dataclass(frozen=True)
 class QuantizedFolder:
-    """What `quantize_folder` has made.
+    """Result of `quantize_folder`.
 
     Attributes:
-        folder: where it is.
+        folder: the new folder.
         weight_bytes: size of the weight file.
         kept_in_bf16: a sentence for each tensor that stays in bfloat16.
-        warnings: what is odd about the weights, such as values that are not numbers.
+        warnings: irregular weights, such as values that are not finite.
         files: the files that were copied from the model.
     """
 
@@ -65,7 +65,7 @@ def quantize_folder(
     Args:
         model: a local folder or a hub id.
         output: a folder that does not exist yet, or is empty.
-        quantization: "auto" (int8, but for projections that it would change too much) or "int8".
+        quantization: "auto" (int8, except projections with a large quantisation error) or "int8".
         threads: CPU threads; None: one per core.
         revision: branch, tag or commit of a hub repository.
 
@@ -83,7 +83,7 @@ def quantize_folder(
         raise InvalidRequestError(f"output {target} exists already: give a folder that does not")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that it appears there whole or not at all.
+        # Written next to the target and renamed: the target is complete or absent.
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     except OSError as error:
         raise InvalidRequestError(f"cannot write to {target.parent}: {error.strerror or error}") from error
@@ -105,7 +105,7 @@ def _fill(
         os.fspath(source), os.fspath(folder / _WEIGHTS), name, quantization=quantization, threads=threads
     )
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    # With it no other program takes the weights for those of an ordinary checkpoint.
+    # Other programs then do not load the weights as an ordinary checkpoint.
     config["quantization_config"] = report["quantization_config"]
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
@@ -118,5 +118,5 @@ def _fill(
 
 
 def _name_of(model: str | os.PathLike[str], source: Path) -> str:
-    """What the file calls its model: a hub id as it is; of a folder its name only: paths are private."""
+    """Name of the model in the file: the hub id, or the name of the folder without its path, which is private."""
     return source.resolve().name if Path(model).expanduser().is_dir() else os.fspath(model)

@@ -1,4 +1,4 @@
-"""`octavo chat`: a conversation in the terminal, or one line of a pipe after the other."""
+"""`octavo chat`: a conversation in the terminal, or with the lines of a pipe."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def chat(
     sampling: SamplingOptions,
     system: Annotated[str | None, Option("--system", "-s", help="System message.", show_default=False)] = None,
     url: Annotated[
-        str | None, Option(help="Talk to a running server instead; --model is its name there.", show_default=False)
+        str | None, Option(help="URL of a running server to use; --model is the name of its model.", show_default=False)
     ] = None,
     api_key: Annotated[
-        str | None, Option(help="Key for that server.", envvar="OCTAVO_API_KEY", show_default=False)
+        str | None, Option(help="API key of that server.", envvar="OCTAVO_API_KEY", show_default=False)
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Write each answer as a JSON object.")] = False,
 ) -> None:
-    """Talk to the model, or to a server. Reads lines from a pipe too, and answers each."""
+    """Chat with a model, or with a server. Each line of standard input is a message."""
     start: list[Turn] = [{"role": "system", "content": system}] if system else []
     if url is not None:
         _refuse_engine_options(engine)
@@ -47,13 +47,13 @@ def chat(
 
 
 class Partner(Protocol):
-    """Who answers. `reason` and `speed` are those of the latest answer."""
+    """The source of answers. `reason` and `speed` describe the last answer."""
 
     reason: str | None
     speed: str
 
     def answer(self, history: list[Turn]) -> Iterator[str]:
-        """Pieces of the answer, as they come."""
+        """Pieces of the answer, while it is generated."""
 
 
 class Local:
@@ -105,7 +105,7 @@ def _converse(partner: Partner, start: list[Turn], as_json: bool) -> None:
             except OctavoError as error:
                 if not terminal:
                     raise
-                # The turn does not count; the conversation goes on.
+                # The message is dropped; the conversation continues.
                 history.pop()
                 hint = " /reset starts a new conversation." if isinstance(error, ContextLengthError) else ""
                 print(f"octavo: {error}.{hint}", file=sys.stderr)
@@ -114,7 +114,7 @@ def _converse(partner: Partner, start: list[Turn], as_json: bool) -> None:
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the keyboard, with editing and history where the platform has them."""
+    """Lines from the keyboard, with editing and history if the platform supports them."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401
     while True:
@@ -131,7 +131,7 @@ def _piped() -> Iterator[str]:
 
 
 def _answer(partner: Partner, history: list[Turn], as_json: bool) -> str:
-    """Streams the answer; returns its text. Ctrl-C in a terminal keeps what was said so far."""
+    """Streams the answer; returns its text. Ctrl-C in a terminal stops it and keeps the text so far."""
     text = ""
     pieces = partner.answer(history)
     try:

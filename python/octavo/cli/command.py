@@ -1,4 +1,4 @@
-"""What every command has: groups of options, and errors as one line instead of a traceback."""
+"""Common parts of all commands: groups of options, and errors as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 
 from octavo.errors import InvalidRequestError, OctavoError
 
-# What a shell reports for a program that SIGINT or SIGPIPE ended.
+# Exit codes of a program that SIGINT or SIGPIPE ended.
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -54,13 +54,13 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def quiet_errors() -> Any:
-    """Errors of octavo become one line on stderr and exit code 1, or 2 where the input is at fault."""
+    """Prints an error of octavo as one line on stderr. Exit code 1; 2 for invalid input."""
     try:
         yield
     except OctavoError as error:
         fail(str(error), 2 if isinstance(error, InvalidRequestError) else 1)
     except BrokenPipeError:
-        # Whoever read us has seen enough. Nothing may be written at exit either.
+        # The reader has closed the pipe. Nothing may be written at exit either.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(BROKEN_PIPE) from None

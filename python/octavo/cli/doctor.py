@@ -1,4 +1,4 @@
-"""`octavo doctor`: is everything there, and does it work?"""
+"""`octavo doctor`: checks the installation."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from octavo.hub import embedded_model
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 
-# What the embedded model with a short context needs, with room to spare.
-_LEAST_MEMORY_BYTES = 256 << 20
+# Enough for the embedded model with a short context.
+_MIN_MEMORY_BYTES = 256 << 20
 _MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 _EXTRAS = {
     "server": ("fastapi", "uvicorn", "prometheus_client", "yaml"),
@@ -36,7 +36,7 @@ _EXTRAS = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding. `remedy` says what to do where `state` is not "ok"."""
+    """One result. `remedy`: what to do if `state` is not "ok"."""
 
     name: str
     state: Literal["ok", "note", "broken"]
@@ -56,7 +56,7 @@ def doctor(as_json: Annotated[bool, Option("--json", help="Write a JSON array.")
 
 
 def run_checks() -> Iterator[Check]:
-    """All checks, the engine's own run last but for the extras."""
+    """All checks."""
     version = platform.python_version()
     bits = struct.calcsize("P") * 8
     if sys.version_info < (3, 11) or bits != 64:
@@ -93,8 +93,8 @@ def _check_engine() -> Iterator[Check]:
     else:
         yield Check("instruction set", "note", found, "fast kernels need AVX2 or AVX-512, and OCTAVO_ISA unset")
     memory = build["memory_bytes"]
-    if memory < _LEAST_MEMORY_BYTES:
-        yield Check("memory", "broken", size(memory), f"at least {size(_LEAST_MEMORY_BYTES)} is needed")
+    if memory < _MIN_MEMORY_BYTES:
+        yield Check("memory", "broken", size(memory), f"at least {size(_MIN_MEMORY_BYTES)} is needed")
     else:
         yield Check("memory", "ok", size(memory))
 

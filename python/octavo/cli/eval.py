@@ -1,4 +1,4 @@
-"""`octavo eval`: how able a model is, by skill, with confidence intervals."""
+"""`octavo eval`: accuracy and perplexity of a model by skill, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from octavo.evaluation import Estimate, Report, evaluate, first_of_each, held_ou
 
 def eval_(
     engine: EngineOptions,
-    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
+    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
     data: Annotated[
         Path | None,
         Option(
-            help='JSON lines: {"skill", "prompt" or "messages", "answer", "match"} is a question, {"skill", "text"} a '
-            "text whose perplexity counts.",
+            help='File of JSON lines. A question: {"skill", "prompt" or "messages", "answer", "match"}. '
+            'A text for the perplexity: {"skill", "text"}.',
             show_default="the cases of the embedded model",
         ),
     ] = None,
     limit: Annotated[
-        int | None, Option(help="Cases of each skill, at most; the first ones.", min=1, show_default="all")
+        int | None,
+        Option(help="Maximum number of cases per skill; the first ones are used.", min=1, show_default="all"),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:

@@ -26,25 +26,28 @@ def generate(
     engine: EngineOptions,
     sampling: SamplingOptions,
     prompt: Annotated[
-        str | None, Argument(help="The prompt; '-', or none with a pipe: standard input.", show_default=False)
+        str | None,
+        Argument(help="The prompt; '-' (or no prompt, with a pipe): read standard input.", show_default=False),
     ] = None,
     prompts_file: Annotated[
         str | None,
         Option(
-            help='JSON lines: "text", {"prompt": "text"} or {"messages": [...]}; \'-\' is standard input. '
-            "Writes a JSON line per prompt, in order.",
+            help='File of JSON lines: "text", {"prompt": "text"} or {"messages": [...]}; \'-\': standard input. '
+            "Writes a JSON line per prompt, in the same order.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Where to write.", show_default="standard output")
+        Path | None, Option("--output", "-o", help="File to write.", show_default="standard output")
     ] = None,
-    chat: Annotated[bool, Option("--chat", help="Apply the model's chat template to prompts.")] = False,
-    samples: Annotated[int, Option(help="Outputs per prompt.")] = 1,
-    logprobs: Annotated[int | None, Option(help="Candidates per token, with --json.", show_default=False)] = None,
+    chat: Annotated[bool, Option("--chat", help="Apply the model's chat template to the prompts.")] = False,
+    samples: Annotated[int, Option(help="Number of outputs per prompt.")] = 1,
+    logprobs: Annotated[
+        int | None, Option(help="Number of candidates per token, with --json.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
-    """Complete a prompt, streaming, or a file of prompts, batched."""
+    """Complete a prompt as a stream, or a file of prompts as a batch."""
     if prompt is not None and prompts_file is not None:
         raise InvalidRequestError("PROMPT and --prompts-file exclude each other: give one")
     params = sampling.params(n=samples, logprobs=logprobs)
@@ -53,7 +56,7 @@ def generate(
     elif prompt is None and sys.stdin.isatty():
         raise InvalidRequestError("a prompt is missing: give it as an argument, by a pipe, or with --prompts-file")
     else:
-        # A pipe's last newline ends its line; it is no part of the prompt.
+        # The last newline of a pipe is not part of the prompt.
         rows = [sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)]
     if chat:
         rows = [[{"role": "user", "content": r}] if isinstance(r, str) else r for r in rows]
@@ -100,14 +103,14 @@ def _read_rows(name: str) -> Iterator[str | Conversation]:
 
 
 def _empty(sink: TextIO) -> None:
-    """Drops a file's old content, now that there is something to write."""
+    """Removes the old content of the output file before the first write."""
     if sink is not sys.stdout:
         sink.truncate(0)
 
 
 @contextlib.contextmanager
 def _open(output: Path | None) -> Iterator[TextIO]:
-    """The file to write, its old content still in it, or standard output, which stays open."""
+    """The output file with its old content, or standard output, which is not closed."""
     if output is None:
         yield sys.stdout
         return
@@ -120,7 +123,7 @@ def _open(output: Path | None) -> Iterator[TextIO]:
 
 
 def _stream(llm: LLM, row: str | Conversation, params: SamplingParams, sink: TextIO) -> None:
-    """Writes text as it comes. On a terminal it reads on from the dimmed prompt, and a line about the speed follows."""
+    """Writes text while it is generated; on a terminal after the dimmed prompt, with a last line on the speed."""
     terminal = sink.isatty()
     if isinstance(row, str):
         pieces = llm.stream(row, params)
@@ -140,12 +143,12 @@ def _stream(llm: LLM, row: str | Conversation, params: SamplingParams, sink: Tex
 
 
 def dim(text: str) -> str:
-    """`text` in a terminal's faint letters."""
+    """`text` with the terminal's faint style."""
     return f"\033[2m{text}\033[0m"
 
 
 def speed(metrics: RequestMetrics) -> str:
-    """One line about how fast a request was."""
+    """One line on the speed of a request."""
     rate = f", {1 / metrics.tpot_seconds:.0f} tokens/s" if metrics.tpot_seconds > 0 else ""
     return f"[{metrics.generated_tokens} tokens{rate}, first after {1000 * metrics.ttft_seconds:.1f} ms]"
 

@@ -1,4 +1,4 @@
-"""`octavo info`: what a model is, what runs it and where the memory goes."""
+"""`octavo info`: the model, the kernels and the memory plan."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from octavo.gpu import device
 
 def info(
     engine: EngineOptions,
-    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="As --model.", show_default=False)] = None,
-    as_json: Annotated[bool, Option("--json", help="Write a JSON object, with the full spec.")] = False,
+    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
+    as_json: Annotated[bool, Option("--json", help="Write a JSON object, including the complete model spec.")] = False,
 ) -> None:
-    """Show the model, the machine and kernels in use, the plan of memory, the defaults."""
+    """Show the model, the machine, the kernels in use, the memory plan and the defaults."""
     with with_model(engine, folder).load() as llm:
         facts = llm.info()
     found = device.state()
@@ -76,7 +76,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes as people read them, with the exact number."""
+    """A number of bytes with a unit, and the exact number."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:.1f} {unit} ({count:,})"

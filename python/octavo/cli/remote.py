@@ -14,12 +14,12 @@ from octavo.cli.options import SamplingOptions
 from octavo.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OctavoError, QueueFullError
 
 _TIMEOUT_SECONDS = 600
-# Defaults of the command that a server need not be told; some refuse what they do not know.
+# Defaults that are not sent: some servers reject unknown fields.
 _NEUTRAL = {"min_tokens": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": False}
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another server."""
+    """Rejects redirects, which could send the key to another server."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -30,7 +30,7 @@ class Remote:
 
     Args:
         url: with or without "/v1" at its end.
-        model: its name; None: the first that the server lists.
+        model: name of the model; None: the first in the list of the server.
     """
 
     def __init__(self, url: str, sampling: SamplingOptions, *, model: str | None, api_key: str | None) -> None:
@@ -43,13 +43,13 @@ class Remote:
             self._headers["Authorization"] = f"Bearer {api_key}"
         handlers: list[Any] = [NoRedirects]
         if parts.hostname in ("localhost", "127.0.0.1", "::1"):
-            # A proxy of the environment is for other machines, and would see the key.
+            # No proxy for local servers: a proxy would see the key.
             handlers.append(urllib.request.ProxyHandler({}))
         self._opener = urllib.request.build_opener(*handlers)
         wanted = vars(sampling)
         self._fields = {k: v for k, v in wanted.items() if v is not None and _NEUTRAL.get(k, ...) != v}
         self.model = model or self._first_model()
-        # Of the latest answer.
+        # Finish reason and speed of the last answer.
         self.reason: str | None = None
         self.speed = ""
 
@@ -64,10 +64,10 @@ class Remote:
                 raise OctavoError(f"{self._base}/models is no list of models: name one with --model") from error
 
     def answer(self, history: list[dict[str, str]]) -> Iterator[str]:
-        """Pieces of the answer, as they come.
+        """Pieces of the answer, while it is received.
 
         Raises:
-            OctavoError: as the engine's own, by what the server says.
+            OctavoError: the error of the server, as the engine's exception.
         """
         self.reason, self.speed = None, ""
         fields = {"model": self.model, "messages": history, "stream": True, **self._fields}
@@ -123,7 +123,7 @@ def _lines(answer: Any) -> Iterator[bytes]:
 
 
 def _refusal(status: int, body: bytes) -> OctavoError:
-    """What a server says, as the error that the engine would have raised here."""
+    """The error of a server as the exception that the engine would raise."""
     message, code = body.decode("utf-8", "replace").strip()[:300] or "no reason given", None
     try:
         fault = json.loads(body)["error"]

@@ -139,5 +139,5 @@ def _string(row: Mapping[str, Any], field: str) -> str:
 
 
 def _canonical(value: Any) -> str:
-    # As text, so that 1 and true, or 1 and 1.0, stay different.
+    # Compared as text: 1 and true, or 1 and 1.0, are different.
     return json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Runs cases through a model and counts."""
+"""Evaluates a model on cases."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from octavo.evaluation.intervals import Estimate, perplexity, proportion
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 
-# Room for an answer that is right in other words, or wrong and longer than the right one.
+# Additional tokens for answers that are longer than the reference.
 _SLACK_TOKENS = 32
-# Where and when it was loaded: a report is the same on another machine.
+# Facts about the machine and the load, which a report does not contain.
 _NOT_OF_THE_MODEL = ("path", "load_seconds")
 
 
 @dataclass(frozen=True)
 class Skill:
-    """What the cases of one skill show.
+    """Results of the cases of one skill.
 
     Attributes:
-        cases: how many there are.
-        right: how many answers were right, decoded greedily; None for texts.
-        accuracy: their share, with Wilson's interval; None for texts.
-        tokens: how many tokens the perplexity is of.
+        cases: number of cases.
+        right: number of correct answers, decoded greedily; None for texts.
+        accuracy: share of correct answers, with Wilson's interval; None for texts.
+        tokens: number of tokens of the perplexity.
         perplexity: of the right answers after their prompts, or of the texts (without the first token), with a
             bootstrap over the cases.
     """
@@ -56,7 +56,7 @@ def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = 
 
     Args:
         llm: the model as it runs: with its quantisation.
-        cases: from `read_cases`; None: those that ship with octavo, which only the embedded model can know.
+        cases: from `read_cases`; None: the cases that ship with octavo, which suit the embedded model only.
         progress: show progress bars.
 
     Raises:
@@ -68,7 +68,7 @@ def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = 
     if not cases:
         raise InvalidRequestError("cases is empty: there is nothing to evaluate")
     prompts = [_prompt_ids(llm, case) for case in cases]
-    # A text has no prompt: its own first token stands for it.
+    # A text has no prompt: its first token is the prompt.
     answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
     for case, ids, answer in zip(cases, prompts, answers, strict=True):
         if len(ids) + len(answer) < 2:
@@ -101,7 +101,7 @@ def _prompt_ids(llm: LLM, case: Case) -> list[int]:
 
 
 def _answer_nats(llm: LLM, prompts: list[list[int]], answers: list[list[int]], progress: bool) -> list[float]:
-    """Minus the log-probability of each answer after its prompt (of a text: of all but its first token)."""
+    """Negative log-probability of each answer after its prompt (for a text: of all tokens except the first)."""
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True)
     whole = [ids + answer for ids, answer in zip(prompts, answers, strict=True)]
     nats = []
@@ -117,7 +117,7 @@ def _answer_nats(llm: LLM, prompts: list[list[int]], answers: list[list[int]], p
 def _answered(
     llm: LLM, cases: list[Case], prompts: list[list[int]], answers: list[list[int]], progress: bool
 ) -> list[bool]:
-    """Whether each case was answered right; False for texts."""
+    """Whether the answer to each case is correct; False for texts."""
     asked = [i for i, case in enumerate(cases) if case.prompt is not None]
     right = [False] * len(cases)
     if not asked:

@@ -130,7 +130,7 @@ class ServiceMiddleware:
             await AsgiResponse(outcome, access, send, service.config.limits.stream_stall_seconds).run(receive)
 
     async def _body(self, receive: Receive, announced: int) -> bytes | None:
-        """The whole body; None if the client has left.
+        """The complete body; None if the client has disconnected.
 
         Raises:
             ApiError: 408, 413, 429.

@@ -1,4 +1,4 @@
-"""The grammar that holds a text with tool calls: free text as it comes, every call valid by construction."""
+"""The grammar of output with tool calls: free text, and calls that are always valid."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from octavo.llm import LLM
 from octavo.server.errors import bad_request
 from octavo.server.formats import Format, Parts, literal, texts
 
-# One way to write it: a weak model would else fill its answer with spaces.
+# No free white space in JSON: a weak model might fill its answer with it.
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# What a schema of arguments may say where each of these is written by itself.
+# Keywords allowed in the schema of arguments that are written one by one.
 _END_OF_VALUE = r'"\n</parameter>"'
 _OF_CALLS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "$schema"})
 
@@ -31,7 +31,7 @@ def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool
     mark = literal(llm, form.begin) if form.begin else ""
     more = f"({_join(llm, form.sep)} body)*" if parallel and form.sep is not None else ""
     call = _words(_join(llm, form.opening), "body", more, _join(llm, form.closing))
-    # A mark of one call may come again.
+    # Each call has its own mark.
     again = bool(form.begin) and form.sep is None and parallel
     if forced:
         start = _words(mark, call)
@@ -39,7 +39,7 @@ def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool
             gap = '"\\n"' if form.closing else ""
             start = f"{start} ({_words(gap, mark, call)})*"
     elif mark.startswith("<"):
-        # The mark is one token, which no text can spell.
+        # The mark is one token, which plain text never becomes.
         start = f"TEXT ({_words(mark, call)})" + ("* TEXT?" if again else "?")
         rules.append("TEXT: /(.|\\n)*/")
     elif form.begin:
@@ -47,7 +47,7 @@ def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool
         escaped = _escaped(form.begin)
         rules += [f"lead[lazy]: /(.|\\n)*{escaped}/", f"TAIL: /(.|\\n)*/ & ~/(.|\\n)*{escaped}(.|\\n)*/"]
     else:
-        # Without a mark only the beginning tells.
+        # Without a mark, the beginning of the text distinguishes calls from text.
         start = f"{call} | OTHER"
         names = "|".join(_escaped(tool["name"]) for tool in tools)
         rules.append(_other(form.text.replace("NAMES", names)))
@@ -60,7 +60,7 @@ def _other(text: str) -> str:
 
 
 def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[str]) -> str:
-    """One call of `tool`, as an alternative. What it needs besides goes to `rules`."""
+    """One alternative: a call of `tool`. Appends the rules that it uses to `rules`."""
     schema = tool.get("parameters") or {"type": "object"}
     if form.style == "python":
         return _python_call(tool["name"], schema, rule, rules)
@@ -79,7 +79,7 @@ def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[s
 
 
 def _arguments(name: str, schema: dict[str, Any], form: str) -> tuple[set[str], dict[str, dict[str, Any]]]:
-    """The names of the required arguments, and the schemas of all, where each is written by itself.
+    """The names of the required arguments, and the schemas of all arguments, for formats without one JSON object.
 
     Raises:
         ApiError: 400 for a schema that says more than that.
@@ -97,7 +97,7 @@ def _arguments(name: str, schema: dict[str, Any], form: str) -> tuple[set[str], 
 
 
 def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
-    """`name(required=..., optional=...)`: values are JSON, which the parser reads as well."""
+    """`name(required=..., optional=...)`: values are JSON, which the parser accepts."""
     needed, properties = _arguments(name, schema, "Python's")
     values = {}
     for i, (key, held) in enumerate(properties.items()):
@@ -110,14 +110,14 @@ def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str])
     if first:
         inside = ' ", " '.join(first) + "".join(f' (", " {v})?' for v in later)
     else:
-        # Whichever comes first has no comma before it.
+        # The first argument has no comma before it.
         ways = [v + "".join(f' (", " {w})?' for w in later[i + 1 :]) for i, v in enumerate(later)]
         inside = f"({' | '.join(ways)})?" if ways else ""
     return _words(json.dumps(f"{name}("), inside, '")"')
 
 
 def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
-    """`<function=name>`, and an argument per `<parameter=key>`: texts as they stand, all else as JSON."""
+    """`<function=name>`, and an argument per `<parameter=key>`: strings unquoted, all other values as JSON."""
     needed, properties = _arguments(name, schema, "XML's")
     plain = texts(schema)
     inside = []
@@ -129,7 +129,7 @@ def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) ->
             value = f"({' | '.join(json.dumps(text, ensure_ascii=False) for text in few)}) {_END_OF_VALUE}"
         elif key in plain:
             value = f"{rule}v{i}"
-            # It ends where the mark comes for the first time.
+            # Lazy: it ends at the first end mark.
             rules.append(f"{value}[lazy]: /(.|\\n)*\\n<\\/parameter>/")
         else:
             value = f"{_json({**held, 'x-guidance': _COMPACT})} {_END_OF_VALUE}"
@@ -139,7 +139,7 @@ def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) ->
 
 
 def _moved(value: Any, where: str) -> Any:
-    """`#/...` of a schema that has become a part of another one."""
+    """The schema with its `#/...` references moved below `where`."""
     if isinstance(value, dict):
         moved = {k: _moved(v, where) for k, v in value.items()}
         ref = moved.get("$ref")
@@ -164,5 +164,5 @@ def _words(*words: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """In a regular expression."""
+    """`text` escaped for a regular expression."""
     return "".join(f"\\{c}" if c in "[]()/.|\\?*+{}^$" else c for c in text)

@@ -1,4 +1,4 @@
-"""How a server is set up. Every field has a default that is right for most."""
+"""Configuration of the server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from octavo.errors import InvalidRequestError
 
-# The rows of octavo.server.formats, which a test compares.
+# Names in octavo.server.formats; a test compares them.
 TOOL_PARSERS = (
     "hermes",
     "qwen3_coder",
@@ -29,19 +29,19 @@ REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite", "cohere")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for. What exceeds a limit is answered with 400 (413 and 431 for sizes of HTTP).
+    """Limits of one request. The response to a request beyond a limit is 400 (413 and 431 for HTTP sizes).
 
     Attributes:
         body_bytes, headers, header_bytes, json_depth, json_values: of an HTTP request.
-        body_seconds: for the whole body to arrive.
-        bodies_bytes: of all bodies that are being read at once.
+        body_seconds: maximum time to receive the body.
+        bodies_bytes: maximum size of all bodies that are being received.
         n: samples of one prompt. prompts: prompts of one call. embedding_inputs: inputs of one call of /v1/embeddings.
-        prompt_bytes_per_token: a text longer than this times the context cannot fit, and is not tokenised.
+        prompt_bytes_per_token: a prompt longer than this times the context is rejected without tokenisation.
         logprobs: candidates per token.
         stop, stop_bytes: number and length of stop strings.
         logit_bias: entries.
         tools, tools_bytes: number of tools; all of them together as JSON.
-        stream_stall_seconds: a reader that takes nothing for so long is given up.
+        stream_stall_seconds: a client that reads nothing for this time is disconnected.
     """
 
     body_bytes: int = 8 << 20
@@ -66,22 +66,22 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Names, keys and habits of a server.
+    """Names, keys and behaviour of a server.
 
     Attributes:
-        api_keys: with any, every route but /health, /version and the page asks for one as a bearer token, and each key
-            has its own part of the prefix cache.
-        served_model_names: what clients call the model; the first is reported. Default: the model's folder or hub id.
-        allowed_hosts: values of the Host header that are served, without port; None: all. `octavo serve` sets it where
-            no key protects a server on this machine from web pages that rebind a name to it.
+        api_keys: accepted bearer tokens. With keys, only /health, /version and the page are open. Each key has its own
+            part of the prefix cache.
+        served_model_names: names of the model in the API; responses use the first. Default: the folder or hub id.
+        allowed_hosts: accepted Host headers, without port; None: all. `octavo serve` sets it for servers without a key,
+            as protection against DNS rebinding.
         allowed_origins: web origins whose pages may call the server (CORS).
         limits: see Limits.
-        stream_interval_ms: time between two pieces of one stream; tokens in between travel together.
-        health_seconds: a step that takes longer counts as a stall.
-        metrics_compat: "vllm" repeats the metrics under vLLM's names.
+        stream_interval_ms: minimum time between two events of a stream; each has all new tokens.
+        health_seconds: a step that takes longer is a stall.
+        metrics_compat: "vllm" also exports the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.
         reasoning_parser: format of reasoning in the model's text, or None.
-        page: serve a small page at /. Its files need no key: it asks for one, and holds no data.
+        page: serve a small page at /. Its files need no key and contain no data.
     """
 
     api_keys: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from octavo.server.lazy_llm import LazyLLM, model_name
 
 log = logging.getLogger("octavo.server")
 
-# Maximum number of unknown field names that are remembered, so that each is logged once.
+# Maximum number of unknown field names to remember. Each is logged once.
 _MAX_WARNED = 256
 
 R = TypeVar("R", bound=requests.Strict)

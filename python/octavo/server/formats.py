@@ -12,7 +12,7 @@ from octavo.errors import OctavoError
 from octavo.llm import LLM
 from octavo.server.parsing import Bare, FirstLine, Marked, Named, Parser, Pythonic, Thinking, Without, Xml
 
-# A text in parts: one that is a special token must be a part of its own.
+# A text in parts: each special token is a separate part.
 Parts = tuple[str, ...]
 
 
@@ -21,14 +21,14 @@ class Format:
     """One way to write calls: `begin opening call (sep call)* closing`, each call in its `style`.
 
     Attributes:
-        begin: the mark before the calls, by which they are told from text; "" without one.
-        opening, closing: around the calls of one mark.
-        sep: between them; None: a mark has one call, and may come again.
+        begin: the mark before the calls, which distinguishes them from text; "": no mark.
+        opening, closing: text around the calls of one mark.
+        sep: text between calls; None: each call has its own mark.
         style: "object": `{"name": ..., key: {...}}`. "named": `before NAME between {...} after`.
-            "python": `NAME(argument=value)`. "xml": `<function=NAME>`, and each argument as `<parameter=KEY>` value;
-            its parser is made with the names of those that are texts (see `texts`).
-        key, name_key: of an object; fields: its further ones, as schemas.
-        text: regular expression of a text without calls, where there is no mark. `NAMES` stands for the tools' names.
+            "python": `NAME(argument=value)`. "xml": `<function=NAME>`, and `<parameter=KEY>` before each value.
+        key, name_key: keys of the arguments and of the name in an object.
+        fields: further fields of an object, with their schemas.
+        text: regular expression of text without calls, for a format without a mark. `NAMES`: names of the tools.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Format:
 
     @property
     def marks(self) -> list[str]:
-        """All parts that may be special tokens."""
+        """All parts that can be special tokens."""
         parts = (self.begin, *self.opening, *self.closing, *(self.sep or ()), *self.before, *self.between, *self.after)
         return [part for part in dict.fromkeys(parts) if part.strip()]
 
@@ -72,15 +72,16 @@ class Format:
         return "".join((self.begin, *self.opening, call, *self.closing))
 
 
-# What a schema may say besides, where a text stands for itself.
+# Keywords allowed in the schema of a string that is written without quotes.
 _OF_TEXTS = frozenset(
     {"type", "enum", "const", "title", "description", "default", "examples", "deprecated", "$comment"}
 )
 
 
 def texts(schema: dict[str, Any]) -> dict[str, list[str] | None]:
-    """The parameters whose values are texts, without quotes where a format has that; and which texts, if they are few.
-    What holds a text to a pattern or a length can only be enforced in JSON."""
+    """String parameters, which some formats write without quotes -> the allowed values, or None for any.
+
+    Strings with a pattern or a length limit are not included: these can only be enforced in JSON."""
     found: dict[str, list[str] | None] = {}
     for key, value in (schema.get("properties") or {}).items():
         where = value
@@ -117,7 +118,7 @@ FORMATS = {
         Format("hermes", lambda: Marked(*_HERMES), _HERMES[0], ("\n",), ("\n", _HERMES[1])),
         # Qwen3-Coder
         Format("qwen3_coder", Xml, _HERMES[0], ("\n",), ("\n", _HERMES[1]), style="xml"),
-        # Gemma, as its makers tell it to
+        # Gemma, in the format that its documentation recommends
         Format("gemma", lambda: Pythonic(*_GEMMA), _GEMMA[0], ("\n",), ("\n", _GEMMA[1]), ("\n",), "python"),
         # Mistral 7B v0.3, Nemo, Large 2407
         Format("mistral", lambda: Marked("[TOOL_CALLS]", ""), "[TOOL_CALLS]", ("[",), ("]",), (",",)),
@@ -131,7 +132,7 @@ FORMATS = {
         ),
         # Llama 3.1 and 3.2
         Format("llama3_json", lambda: Bare(), key="parameters", text=r"[^{ \n](.|\n)*"),
-        # Llama 3.2 and 4, where they are told to
+        # Llama 3.2 and 4, if the prompt asks for it
         Format(
             "pythonic",
             lambda: Pythonic(around=("<|python_start|>", "<|python_end|>")),
@@ -169,7 +170,7 @@ FORMATS = {
         ),
         # Granite 3
         Format("granite", lambda: Marked("<|tool_call|>", ""), "<|tool_call|>", ("[",), ("]",), (", ",)),
-        # Phi-4-mini, by its own tokens, and as vLLM's template tells it to
+        # Phi-4-mini: its own tokens, and the format of vLLM's template
         Format("phi4_mini", lambda: Marked(*_PHI), _PHI[0], ("[",), ("]", _PHI[1]), (", ",)),
         Format("phi4_mini_json", lambda: Marked("functools", ""), "functools", ("[",), ("]",), (", ",)),
         # Command R7B and A
@@ -184,15 +185,15 @@ FORMATS = {
             name_key="tool_name",
             fields={"tool_call_id": {"type": "string", "pattern": "^[0-9]{1,2}$"}},
         ),
-        # GLM-4-0414: the whole text is one call
+        # GLM-4-0414: the complete text is one call
         Format("glm4", FirstLine, style="named", between=("\n",), text=r"(.|\n)* & ~/(NAMES)\n(.|\n)*"),
     )
 }
 # Begin and end marks of reasoning.
 REASONING = {
-    # Qwen 3, SmolLM 3, OLMo 3 and whoever else writes both marks, or whose template has begun it
+    # Qwen 3, SmolLM 3, OLMo 3: the model writes both marks, or the template writes the first
     "think": ("<think>", "</think>"),
-    # The beginning may be missing: what comes before the end is reasoning
+    # The first mark may be missing: text before the second is reasoning
     "deepseek_r1": ("<think>", "</think>"),
     # Magistral
     "mistral": ("[THINK]", "[/THINK]"),

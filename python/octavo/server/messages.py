@@ -1,4 +1,4 @@
-"""From the messages of a request to the prompt that the model's own template makes of them."""
+"""Renders the messages of a request with the model's chat template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def render(
     """The prompt.
 
     Raises:
-        ApiError: 400, for what is no text and for what the template refuses.
+        ApiError: 400 for content that is not text, and for messages that the template rejects.
     """
     taken = _RESERVED & set(variables or {})
     if taken:
@@ -40,7 +40,7 @@ def render(
 
 def _turn(message: Message, index: int) -> dict[str, Any]:
     where = f"messages[{index}]"
-    # The newer name of the system role; templates know the older one.
+    # "developer" is the new name of the system role; templates use the old one.
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
     if message.role in ("user", "system", "developer", "tool", "function") and message.content is None:
         raise bad_request(f"{where}.content is missing", f"{where}.content")
@@ -63,7 +63,7 @@ def _call(call_id: str, function: Any, where: str) -> dict[str, Any]:
         raise bad_request(f"{where}: only calls of functions are supported", where)
     arguments: Any = function.arguments
     try:
-        # Templates write the arguments with `tojson`, and so expect an object.
+        # Templates apply `tojson` to the arguments, which therefore must be an object.
         found = json.loads(arguments)
         arguments = found if isinstance(found, dict) else arguments
     except (ValueError, RecursionError):

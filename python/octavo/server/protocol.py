@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a socket: uvicorn's fast parser, with a bound on the head of a request, which it lacks."""
+"""The HTTP/1.1 parser: uvicorn's httptools protocol, with a limit for the size of request heads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 
 def http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
-    """What uvicorn is to speak HTTP with; `h11_max_incomplete_event_size` of its configuration bounds heads either way.
+    """The `http` argument of uvicorn. `h11_max_incomplete_event_size` limits request heads in both cases.
 
-    Where httptools is missing it is h11, which is slower: it is all Python.
+    Without httptools it is h11, which is slower.
     """
     try:
         return _bounded()
@@ -24,12 +24,12 @@ def _bounded() -> type[asyncio.Protocol]:
         from uvicorn.config import Config
 
     class Bounded(HttpToolsProtocol):
-        """Closes a connection that sends and sends, and never ends a head (or what else is no body)."""
+        """Closes a connection that sends too many bytes outside of a body without ending the head."""
 
         def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
             super().__init__(config, *arguments, **more)
             self._most = config.h11_max_incomplete_event_size or 0
-            # Bytes that came since the parser last had something to say.
+            # Bytes received since the last event of the parser.
             self._held = 0
             self._spoke = False
             self._past_head = False
@@ -46,7 +46,7 @@ def _bounded() -> type[asyncio.Protocol]:
             super().on_message_begin()
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            # A field behind the body is no header: what stands in front has let the request in without it.
+            # Trailers are ignored: the request was accepted by its headers alone.
             if not self._past_head:
                 super().on_header(name, value)
 

@@ -1,7 +1,7 @@
-"""What clients may send: OpenAI's fields with OpenAI's meaning, and vLLM's further ones.
+"""Models of request bodies: OpenAI's fields, and vLLM's additional fields.
 
-The models are strict (a text is no number, true is no 1) and are the server's own OpenAPI schema. A field that is not
-known is kept aside and warned about once.
+The models are strict (no conversion between strings, numbers and booleans). The OpenAPI document is made from them.
+Unknown fields are accepted; each is logged once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from octavo.server.errors import ApiError, bad_request
 
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-# Longest piece of a refused value that an error message repeats.
+# Maximum length of a rejected value in an error message.
 _SHOWN = 80
 
 
@@ -212,10 +212,10 @@ R = TypeVar("R", bound=Strict)
 
 
 def read(kind: type[R], body: dict[str, Any]) -> R:
-    """The request in `body`.
+    """Validates `body` as a `kind`.
 
     Raises:
-        ApiError: 400 that names the first field at fault.
+        ApiError: 400 that names the invalid field.
     """
     try:
         return kind.model_validate(body)
@@ -224,7 +224,7 @@ def read(kind: type[R], body: dict[str, Any]) -> R:
 
 
 def _refusal(body: dict[str, Any], error: ValidationError) -> ApiError:
-    # In a union every branch complains: the deepest complaint is of the branch that was meant.
+    # Each branch of a union reports errors: the deepest error belongs to the branch that fits best.
     first = error.errors(include_url=False, include_context=False)
     worst = max(first, key=lambda e: len(_path(body, e["loc"])))
     path = _path(body, worst["loc"])
@@ -238,7 +238,7 @@ def _refusal(body: dict[str, Any], error: ValidationError) -> ApiError:
 
 
 def _path(body: Any, loc: tuple[int | str, ...]) -> list[int | str]:
-    """`loc` without the names of union branches, which are no part of the document."""
+    """`loc` without the names of union branches, which are not part of the document."""
     path: list[int | str] = []
     here = body
     for i, step in enumerate(loc):
@@ -254,11 +254,11 @@ def _path(body: Any, loc: tuple[int | str, ...]) -> list[int | str]:
 
 
 def _is_field(step: str) -> bool:
-    """Names of branches look like "list[int]", "str" or a class."""
+    """Whether `step` is a field. Names of union branches are types, such as "list[int]" or "str"."""
     return step.isidentifier() and step.islower() and step not in ("str", "int", "float", "bool")
 
 
-# Fields of OpenAI's that are accepted and mean nothing to a local model.
+# Fields of OpenAI's API that are accepted and have no effect.
 SILENT = frozenset({
     "audio", "functions", "function_call", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key",
     "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
@@ -267,7 +267,7 @@ SILENT = frozenset({
 
 
 def refuse_unsupported(request: Sampling) -> None:
-    """What would change the answer, and cannot be done, is said and not skipped.
+    """Rejects fields that would change the response and are not supported.
 
     Raises:
         ApiError: 400.

@@ -1,4 +1,4 @@
-"""From the sampling fields of a request to SamplingParams, with the server's own limits."""
+"""Converts the sampling fields of a request to SamplingParams, within the server's limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from octavo.server.config import Limits
 from octavo.server.errors import bad_request, from_octavo
 from octavo.server.requests import Sampling
 
-# Fields that mean the same here and there.
+# Fields with the same name and meaning in both.
 _SAME = (
     "temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
     "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "bad_words", "skip_special_tokens", "min_tokens",
@@ -19,7 +19,7 @@ _SAME = (
 
 
 def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more: Any) -> SamplingParams:
-    """The parameters of `request`; `more` are further fields, and win.
+    """The parameters of `request`. Fields in `more` take precedence.
 
     Raises:
         ApiError: 400 with the parameter's name.
@@ -28,7 +28,7 @@ def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more:
     fields["n"] = request.n or 1
     fields["max_tokens"] = request.max_tokens
     if request.top_p is not None:
-        # OpenAI's range begins with 0, where nothing but the best token is left.
+        # OpenAI allows 0, which means the best token only.
         fields["top_p"] = request.top_p or 1e-9
     if request.stop:
         stop = [request.stop] if isinstance(request.stop, str) else request.stop
@@ -67,7 +67,7 @@ def _bias(given: dict[str, float], limits: Limits) -> dict[int, float]:
 
 
 def cache_salt(key: str | None, own: str | None) -> str | None:
-    """Entries of the prefix cache never cross keys; a caller may narrow its own further."""
+    """Salt of the prefix cache: entries are never shared between API keys. `own`: the salt of the request."""
     if key is None and own is None:
         return None
     return f"{key or ''}\n{own or ''}"

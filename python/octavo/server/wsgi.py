@@ -31,7 +31,7 @@ StartResponse = Callable[..., Any]
 
 
 class WsgiApp:
-    """The application; see `octavo.server.create_wsgi_app`. `close` ends what runs."""
+    """The application; see `octavo.server.create_wsgi_app`. `close` closes the service."""
 
     def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
         self.service = Service(source, config, all_routes())

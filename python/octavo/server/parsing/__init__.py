@@ -1,4 +1,4 @@
-"""Reading a model's text as it comes: reasoning, tool calls, and what is left for the user."""
+"""Streaming parsers of a model's text: reasoning, tool calls and content."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ SPACE = " \t\r\n"
 
 
 class CallReader:
-    """Reads one object `{"name": "...", "arguments": {...}}` a character at a time. Arguments pass on as they come.
+    """Reads one object `{"name": "...", "arguments": {...}}` one character at a time, and emits arguments at once.
 
-    The keys may stand in either order; arguments that come first wait for the name.
+    The keys may have either order. Arguments before the name are held until the name is read.
     """
 
     def __init__(self, keys: tuple[str, ...], name_key: str = "name") -> None:
@@ -30,7 +30,7 @@ class CallReader:
         self._in_string = False
         self._escaped = False
         self._text: list[str] = []
-        # The string at depth 1 that is being read, and the last key.
+        # The current string at depth 1, and the last key.
         self._string: list[str] = []
         self._key = ""
         self._after_colon = False
@@ -42,7 +42,7 @@ class CallReader:
 
     @property
     def text(self) -> str:
-        """All that was read."""
+        """All text read so far."""
         return "".join(self._text)
 
     def feed(self, char: str, out: list[Piece]) -> None:
@@ -135,7 +135,7 @@ class ObjectReader:
         self._escaped = False
 
     def feed(self, char: str) -> bool:
-        """Takes a character; False: it belongs to no object."""
+        """Reads a character; False: it is outside of an object."""
         if self._in_string:
             if self._escaped:
                 self._escaped = False
@@ -161,7 +161,7 @@ class Marked(Stepwise):
     """Calls that begin with a mark: `begin {...} end`, or `begin [{...}, {...}]`.
 
     Args:
-        begin: the mark. What stands before it is content.
+        begin: the mark. Text before it is content.
         end: the mark after each call, or "".
         keys: names under which the arguments may stand.
         name_key: under which the name stands.
@@ -183,10 +183,10 @@ class Marked(Stepwise):
         self._keys = keys
         self._name_key = name_key
         self._reader: CallReader | None = None
-        # True between a mark and what ends the calls.
+        # True between the mark and the end of the calls.
         self._inside = begun
         self._raw: list[str] = []
-        # A call has just ended.
+        # A call has ended, and no content followed yet.
         self._called = False
 
     def _step(self, data: str, at: int, out: list[Piece]) -> int:
@@ -198,7 +198,7 @@ class Marked(Stepwise):
 
     def _outside(self, data: str, at: int, out: list[Piece]) -> int:
         if self._called:
-            # Lines between calls are no text for the user.
+            # White space between calls is not content.
             if data[at] in SPACE:
                 return at + 1
             self._called = False
@@ -231,7 +231,7 @@ class Marked(Stepwise):
                 self._called = True
                 self._raw = []
             return at + 1
-        # Not what the mark promised: it was text.
+        # No call follows the mark: the mark is content.
         add(out, Content("".join(self._raw) if self._raw[:1] == [self._begin] else ""))
         self._inside = False
         self._raw = []
@@ -264,11 +264,11 @@ class Marked(Stepwise):
 
 
 class Bare(Parser):
-    """Calls without a mark: the whole text is one object, or several with `;` between (Llama 3)."""
+    """Calls without a mark: the whole text is one object, or several separated by `;` (Llama 3)."""
 
     def __init__(self, mark: str = "<|python_tag|>") -> None:
         self._mark = mark
-        # White space before the text, in parts: it is read once.
+        # White space before the text, in parts. Each part is read once.
         self._space: list[str] = []
         self._start = ""
         self._inner: Parser | None = None
@@ -282,7 +282,7 @@ class Bare(Parser):
         if not start or (len(start) < len(self._mark) and self._mark.startswith(start)):
             return []
         if start.startswith(self._mark) or start.startswith("{"):
-            # What follows the mark, or the beginning, is read as calls.
+            # The text after the mark is parsed as calls.
             self._inner = Marked(self._mark, "", begun=True)
             return self._inner.feed(start.removeprefix(self._mark))
         self._inner = Plain()

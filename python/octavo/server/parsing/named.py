@@ -1,4 +1,4 @@
-"""Tool calls whose name stands before their arguments: `begin NAME sep {...} end`."""
+"""Tool calls with the name before the arguments: `begin NAME sep {...} end`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from octavo.server.parsing.calls import SPACE, ObjectReader
 from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Stepwise, add, up_to
 
-# Longest name, with what may stand around it, that is held back until it is certain.
+# Maximum length of a name, including text around it.
 _LONGEST = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FIRST_LINE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})[ \t]*\r?\n\s*\{")
@@ -18,11 +18,11 @@ class Named(Stepwise):
     """Calls that begin with a mark, then the name.
 
     Args:
-        begin: the mark before the first call. What stands before it is content.
+        begin: the mark before the first call. Text before it is content.
         sep: between name and arguments.
-        ends: marks that end calls; they and white space between calls belong to nobody.
-        repeat: the mark of each call, where it is not `begin`.
-        drop: what stands up to it is no part of the name. cut: what stands from it on is none.
+        ends: marks that end calls. These marks, and white space between calls, are dropped.
+        repeat: the mark of each call, if it differs from `begin`.
+        drop: the name begins after this text. cut: the name ends before this text.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Named(Stepwise):
         self._state = "text"
         self._name = ""
         self._reader: ObjectReader | None = None
-        # The first mark, until a call follows it.
+        # The first mark, if no call has followed it yet.
         self._opened = ""
 
     def _step(self, data: str, at: int, out: list[Piece]) -> int:
@@ -62,7 +62,7 @@ class Named(Stepwise):
         return at
 
     def _take_name(self, data: str, at: int, out: list[Piece]) -> int:
-        # A bounded text is held, so that each character is seen a bounded number of times.
+        # The held text is bounded: each character is read a bounded number of times.
         before = len(self._name)
         self._name += data[at : at + _LONGEST - before]
         found = self._name.find(self._sep, max(0, before - len(self._sep)))
@@ -77,7 +77,7 @@ class Named(Stepwise):
             self._reader = ObjectReader()
             self._state = "arguments"
         else:
-            # Not what the mark promised: it was text.
+            # No call follows the mark: the mark is content.
             add(out, Content(self._opened + self._repeat + self._name[:end]))
             self._state = "text"
         self._opened = ""
@@ -105,7 +105,7 @@ class Named(Stepwise):
         rest = data[at : at + max(map(len, self._marks))]
         for mark in self._marks:
             if rest.startswith(mark):
-                # What `begin` opens need not be opened again.
+                # A name follows `repeat` only.
                 if mark == self._repeat:
                     self._name, self._state = "", "name"
                 return at + len(mark)
@@ -127,7 +127,7 @@ class Named(Stepwise):
 
 
 class FirstLine(Parser):
-    """One call, which is the whole text: the name on the first line, the arguments after it (GLM-4)."""
+    """One call, which is the complete text: the name on the first line, then the arguments (GLM-4)."""
 
     def __init__(self) -> None:
         self._start = ""

@@ -1,4 +1,4 @@
-"""The pieces that a parser makes of a model's text."""
+"""Parsers split a model's text into pieces."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Content:
 
 @dataclass(frozen=True)
 class Reasoning:
-    """Text that the model wrote for itself."""
+    """Reasoning of the model."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call begins."""
+    """The beginning of a tool call."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """More of the JSON text of the arguments of the latest call."""
+    """Next part of the JSON text of the last call's arguments."""
 
     text: str
 
@@ -39,19 +39,19 @@ Piece: TypeAlias = Content | Reasoning | Call | Arguments
 
 
 class Parser(ABC):
-    """Takes text in any portions and gives pieces, in linear time. How the text was cut makes no difference."""
+    """Splits text into pieces in linear time. The result does not depend on how the text is divided into portions."""
 
     @abstractmethod
     def feed(self, text: str) -> list[Piece]:
-        """Pieces that have become certain."""
+        """Reads a portion; returns the pieces that are complete."""
 
     @abstractmethod
     def finish(self) -> list[Piece]:
-        """What is left: a format that was begun and not ended is content as it stands."""
+        """The remaining pieces. An unfinished format is content."""
 
 
 class Plain(Parser):
-    """All is content."""
+    """All text is content."""
 
     def feed(self, text: str) -> list[Piece]:
         return [Content(text)] if text else []
@@ -60,12 +60,12 @@ class Plain(Parser):
         return []
 
 
-# Characters that are joined one by one: a long text at once would take time that grows with its square.
+# Maximum portion. Characters are joined one by one, which takes quadratic time in the length of a portion.
 _PORTION = 1024
 
 
 class Stepwise(Parser):
-    """Reads the text step by step. What may yet become a mark is held back until more has come."""
+    """Reads the text in steps. Text that may become a mark is held until more text is read."""
 
     def __init__(self) -> None:
         self._held = ""
@@ -84,14 +84,14 @@ class Stepwise(Parser):
 
     @abstractmethod
     def _step(self, data: str, at: int, out: list[Piece]) -> int:
-        """Reads on in `data` from `at`, adds pieces to `out`, and says where the next step begins.
+        """Reads `data` from `at` and adds pieces to `out`. Returns where the next step begins.
 
-        What it leaves in `_held` comes again, before the text that follows.
+        Text left in `_held` is read again, before the next portion.
         """
 
 
 def add(out: list[Piece], piece: Content | Arguments) -> None:
-    """Joins what belongs together, so that a portion of text makes few pieces."""
+    """Adds `piece`, joined with the last piece if both have the same type."""
     if not piece.text:
         return
     last = out[-1] if out else None
@@ -104,7 +104,7 @@ def add(out: list[Piece], piece: Content | Arguments) -> None:
 
 
 def overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`: it may become the mark."""
+    """Length of the longest suffix of `text` that is a prefix of `mark`: it may become the mark."""
     for size in range(min(len(text), len(mark) - 1), 0, -1):
         if mark.startswith(text[-size:]):
             return size
@@ -112,10 +112,10 @@ def overlap(text: str, mark: str) -> int:
 
 
 def up_to(mark: str, data: str, at: int, out: list[Piece]) -> tuple[int, str]:
-    """Gives what stands in `data` from `at` to `mark` as content.
+    """Adds the text of `data` from `at` to `mark` as content.
 
     Returns:
-        Where the mark ends, and the mark; or where `data` ends, and what is held back since it may become the mark.
+        The end of the mark, and the mark; or the end of `data`, and the held suffix that may become the mark.
     """
     found = data.find(mark, at)
     keep = overlap(data[at:], mark) if found < 0 else 0

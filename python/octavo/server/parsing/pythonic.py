@@ -1,4 +1,4 @@
-"""Tool calls in Python's own form: `[f(x=1, s='a'), g()]`. Their arguments pass on as JSON, as they come."""
+"""Tool calls in Python syntax: `[f(x=1, s='a'), g()]`. Arguments are converted to JSON while they are read."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from octavo.server.parsing.pieces import (
 )
 
 _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
-# Escapes of Python that JSON lacks, or has in another form. Those of hexadecimal digits are read to their end.
+# Escapes of Python that differ from JSON -> JSON; and the number of hexadecimal digits after \\x, \\u and \\U.
 _ESCAPES = {"'": "'", "a": "\\u0007", "v": "\\u000b", "0": "\\u0000", "\n": ""}
 _DIGITS = {"x": 2, "u": 4, "U": 8}
 _LONGEST = 256
 
 
 class CallsReader:
-    """Reads calls a character at a time. `broken`: the text is none."""
+    """Reads calls one character at a time. `broken`: the text is not a call."""
 
     def __init__(self, closer: str) -> None:
         self._closer = closer
@@ -40,7 +40,7 @@ class CallsReader:
 
     @property
     def between(self) -> bool:
-        """Neither in a call nor in the name of one."""
+        """Outside of a call and of its name."""
         return self._state == "call" and not self._word
 
     def feed(self, char: str, out: list[Piece]) -> None:
@@ -54,7 +54,7 @@ class CallsReader:
             self._string(char, out)
 
     def _call(self, char: str, out: list[Piece]) -> None:
-        """Between calls, or in the name of one."""
+        """Between calls, or in a name."""
         if char == "(" and self._word.replace(".", "_").replace("-", "_").isidentifier():
             out.append(Call(self._word))
             add(out, Arguments("{"))
@@ -85,7 +85,7 @@ class CallsReader:
             self.broken = True
 
     def _value(self, char: str, out: list[Piece]) -> None:
-        """Anywhere in a value but in a string."""
+        """In a value, outside of strings."""
         if char.isalnum() or char in "+-._":
             self._word += char
             self.broken = len(self._word) > _LONGEST
@@ -117,10 +117,10 @@ class CallsReader:
             try:
                 text = json.dumps(json.loads(word.replace("_", "").removeprefix("+")), allow_nan=False)
             except ValueError:
-                # Some models forget the quotes.
+                # Some models omit the quotes.
                 text = json.dumps(word)
             else:
-                # As it was written: a number may have more digits than a double.
+                # Unchanged: a number may have more digits than a double.
                 text = word.replace("_", "").removeprefix("+")
         add(out, Arguments(text))
 
@@ -156,12 +156,12 @@ class CallsReader:
 
 
 class Pythonic(Stepwise):
-    """Calls in a list, which is the whole text (Llama), or calls between marks (OLMo 3).
+    """Calls in a list, which is the complete text (Llama), or calls between marks (OLMo 3).
 
     Args:
-        begin: the mark before the calls; "" where the whole text is a list of them.
-        end: the mark after them.
-        around: marks around the whole that belong to nobody.
+        begin: the mark before the calls; "": the complete text is a list of calls.
+        end: the mark after the calls.
+        around: marks around the text, which are dropped.
     """
 
     def __init__(self, begin: str = "", end: str = "", around: tuple[str, ...] = ()) -> None:
@@ -183,7 +183,7 @@ class Pythonic(Stepwise):
         return self._text(data, at, out)
 
     def _start(self, data: str, at: int, out: list[Piece]) -> int:
-        """At the beginning of a text that may be a list."""
+        """At the beginning of the text, which may be a list."""
         rest = data[at:].lstrip()
         after = self._past_mark(data, rest)
         if after:
@@ -199,7 +199,7 @@ class Pythonic(Stepwise):
         return at
 
     def _past_mark(self, data: str, rest: str) -> int:
-        """Where a mark around the whole ends that `rest`, the end of `data`, begins with; 0 without one."""
+        """End in `data` of the mark that `rest`, a suffix of `data`, begins with; 0: there is none."""
         found = next((mark for mark in self._around if rest.startswith(mark)), "")
         return len(data) - len(rest) + len(found) if found else 0
 
@@ -238,7 +238,7 @@ class Pythonic(Stepwise):
             return len(data)
         if reader.broken:
             if reader.calls:
-                # What broke it is text again.
+                # The character that is not part of a call is content.
                 at -= 1
             else:
                 add(out, Content(self._raw))
@@ -246,13 +246,13 @@ class Pythonic(Stepwise):
         elif reader.done:
             self._state = "after"
             if not reader.calls:
-                # An empty list is a text.
+                # An empty list is content.
                 add(out, Content(self._raw))
                 self._state = "text"
         return at
 
     def _after(self, data: str, at: int, out: list[Piece]) -> int:
-        """After the calls: white space and marks are no text for the user."""
+        """After the calls: drops white space and marks."""
         rest = data[at:].lstrip()
         after = self._past_mark(data, rest)
         if after:

@@ -8,12 +8,12 @@ from octavo.server.parsing.pieces import Parser, Piece, Reasoning, overlap
 
 
 class Thinking(Parser):
-    """Splits reasoning off, and gives the rest to another parser.
+    """Separates reasoning, and passes the rest to another parser.
 
     Args:
-        rest: reads what is not reasoning.
+        rest: parser of the text after the reasoning.
         begin, end: the marks.
-        inside: the text begins with reasoning: the template has written `begin` already. Once more, it is dropped.
+        inside: the text begins with reasoning, because the template wrote `begin`. A second `begin` is dropped.
     """
 
     def __init__(self, rest: Parser, begin: str = "<think>", end: str = "</think>", *, inside: bool = False) -> None:
@@ -23,7 +23,7 @@ class Thinking(Parser):
         self._state = "before"
         self._without = "inside" if inside else "after"
         self._held = ""
-        # White space before the text, in parts: it is read once.
+        # White space before the text, in parts. Each part is read once.
         self._space: list[str] = []
 
     def feed(self, text: str) -> list[Piece]:
@@ -56,7 +56,7 @@ class Thinking(Parser):
             self._state = "gap"
             data = data[found + len(self._end) :]
         if self._state == "gap":
-            # The empty lines after the mark belong to neither.
+            # Empty lines after the mark are dropped.
             data = data.lstrip()
             if not data:
                 return out
@@ -73,7 +73,7 @@ class Thinking(Parser):
 
 
 class Without(Parser):
-    """Takes marks out that belong to nobody, and gives what is left to another parser."""
+    """Removes marks, and passes the rest to another parser."""
 
     def __init__(self, rest: Parser, *marks: str) -> None:
         self._rest = rest

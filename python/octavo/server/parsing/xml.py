@@ -1,4 +1,4 @@
-"""Tool calls in marks of their own for each argument, as Qwen3-Coder writes them:
+"""Tool calls with a mark for each argument (Qwen3-Coder):
 
     <tool_call>
     <function=NAME>
@@ -8,7 +8,7 @@
     </function>
     </tool_call>
 
-Arguments pass on as JSON. Texts stand there as they are; whatever else a parameter takes is JSON already.
+Arguments are converted to JSON. String values have no quotes in the text; all other values are JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from octavo.server.parsing.pieces import (
 
 _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
-# Longest name of a function or a parameter, with the mark behind it.
+# Maximum length of a name, including the `>` after it.
 _LONGEST = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}>")
 
@@ -40,7 +40,7 @@ class Xml(Stepwise):
     """Reads calls between `begin` and `end`.
 
     Args:
-        texts: for each function its parameters whose values are texts.
+        texts: for each function, its string parameters.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Xml(Stepwise):
         self._begin = begin
         self._end = end
         self._state = "text"
-        # What was read since the mark, until a call is certain.
+        # Text since the mark, until a call begins.
         self._raw = ""
         self._name = ""
         self._of_function: Container[str] = ()
         self._keys = 0
         self._value = Value(text=False)
-        # A call has just ended: lines between calls are no text for the user.
+        # A call has ended: white space until the next call is not content.
         self._called = False
 
     def _step(self, data: str, at: int, out: list[Piece]) -> int:
@@ -83,7 +83,7 @@ class Xml(Stepwise):
         return at
 
     def _between(self, data: str, at: int, out: list[Piece]) -> int:
-        """Where only marks and white space may stand: before a function, in one, and after it."""
+        """Before, in and after a function, where only marks and white space are allowed."""
         if data[at] in SPACE:
             self._raw += data[at] if self._raw else ""
             return at + 1
@@ -96,9 +96,9 @@ class Xml(Stepwise):
             self._held = data[at:]
             return len(data)
         if self._state == "inside":
-            # Whatever it is, the call ends here.
+            # Any other text ends the call.
             add(out, Arguments("}"))
-        # Not what the mark promised: it was text.
+        # No call follows the mark: the mark is content.
         add(out, Content(self._raw))
         self._state, self._raw = "text", ""
         return at
@@ -116,7 +116,7 @@ class Xml(Stepwise):
             self._state, self._called = "text", True
 
     def _take_name(self, data: str, at: int) -> int:
-        """Reads a name, with the `>` behind it; a longer text is none."""
+        """Reads a name and the `>` after it, up to the maximum length."""
         found = data.find(">", at)
         end = min(len(data) if found < 0 else found + 1, at + _LONGEST - len(self._name))
         self._name += data[at:end]
@@ -150,7 +150,7 @@ class Xml(Stepwise):
     def _argument(self, data: str, at: int, out: list[Piece]) -> int:
         found = data.find(_END_PARAMETER, at)
         if found < 0:
-            # Of the mark, or of the end of the line before it.
+            # Part of the end mark, or of the newline before it.
             keep = overlap(data[at:], "\n" + _END_PARAMETER) or overlap(data[at:], _END_PARAMETER)
             add(out, Arguments(self._value.more(data[at : len(data) - keep])))
             self._held = data[len(data) - keep :]
@@ -174,16 +174,16 @@ class Xml(Stepwise):
 
 
 class Value:
-    """The value of one argument on its way to JSON.
+    """Converts the value of one argument to JSON.
 
     Args:
-        text: it is a text as it stands, and passes on as it comes; else JSON, which waits for its end.
+        text: the value is a string without quotes, emitted in parts; else it is JSON, emitted at its end.
     """
 
     def __init__(self, *, text: bool) -> None:
         self._text = text
         self._parts: list[str] = []
-        # The line begins behind the key's mark.
+        # At the newline after the key's mark.
         self._at_mark = True
         self.begin = '"' if text else ""
 
@@ -203,7 +203,7 @@ class Value:
         try:
             json.loads(value, parse_constant=_no_constant)
         except (ValueError, RecursionError):
-            # Some models write texts where something else was asked for.
+            # Some models write a string in place of another type.
             return json.dumps(value, ensure_ascii=False)
         return value
 
