@@ -12,7 +12,7 @@ use crate::simd::{self, LANES, Simd};
 /// Share of the blocks above which a query reads all: omitting the rest saves too little.
 const DENSE_ABOVE: f32 = 0.9;
 /// Divisor of the caller's bound for estimates. Blocks are omitted because their estimates are low, so the true mass
-/// exceeds their sum: by nearly 1.4 times on the heads of the embedded model (benches/dynamic_attention.py).
+/// exceeds their sum: by nearly 1.4 times on the heads of the embedded model.
 const ESTIMATE_MARGIN: f32 = 1.5;
 /// Buckets of shares of the mass: four an octave, down to 2^-56.
 const BUCKETS: usize = 4 * 56;
@@ -258,13 +258,9 @@ impl<E: KvElement> DynamicTask<'_, E> {
                 // Reading everything carries what is not a number into the output.
                 _ if !known => selector.selected[optional.clone()].fill(true),
                 Mode::Estimated => {
-                    selector.select_by_estimate(
-                        row,
-                        optional.clone(),
-                        self.params.error_bound / ESTIMATE_MARGIN,
-                    );
+                    selector.select_by_estimate(row, optional.clone(), self.bound() / ESTIMATE_MARGIN);
                 }
-                _ => selector.select_by_bound(row, optional.clone(), self.params.error_bound / slack),
+                _ => selector.select_by_bound(row, optional.clone(), self.bound() / slack),
             }
         }
         let limited = self.params.mode == Mode::Budget;

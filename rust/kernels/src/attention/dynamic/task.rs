@@ -57,6 +57,12 @@ impl<E: KvElement> DynamicTask<'_, E> {
         self.first_block(index) - first..self.current_block(index) - first
     }
 
+    /// Maximum mass that a query head may omit.
+    #[inline(always)]
+    pub(super) fn bound(&self) -> f32 {
+        self.params.error_bound
+    }
+
     /// Whether estimates read the low nibbles of keys.
     #[inline(always)]
     pub(super) fn low_nibbles(&self) -> bool {
