@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from octavo import LLM, SamplingParams, __version__
+from octavo.config import EngineConfig
 from octavo.gpu import load
 from octavo.gpu.kv import block_bytes
 from octavo.gpu.ops import torch_ops
@@ -139,9 +140,14 @@ def write_folder(shape: dict[str, Any], folder: Path) -> None:
 
 def start(folder: Path, backend: load.Backend, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
     context = lengths.prompt + lengths.decoded + 2
-    wishes = load.Wishes(max_model_len=context, max_num_seqs=seqs, max_num_batched_tokens=4096)
-    options = load.Options(quantization=quantization, wishes=wishes, enable_prefix_caching=False)
-    return LLM._over(load.start(folder, options, backend), folder)
+    config = EngineConfig(
+        quantization=quantization,
+        max_model_len=context,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=4096,
+        enable_prefix_caching=False,
+    )
+    return LLM._over(load.start(folder, config.for_engine(), backend), folder)
 
 
 def seconds(run: Callable[[], Any]) -> float:

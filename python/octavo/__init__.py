@@ -9,6 +9,7 @@ print(llm.generate("Once upon a time")[0].text)
 from octavo import errors, outputs
 from octavo._core import __version__, build_info
 from octavo.attention import DynamicAttention
+from octavo.config import EngineConfig
 from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
@@ -20,6 +21,7 @@ __all__ = [
     "DynamicAttention",
     "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "EngineConfig",
     "Grammar",
     "JsonSchema",
     "Regex",

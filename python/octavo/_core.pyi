@@ -13,16 +13,18 @@ __all__ = [
     "Logprob",
     "Plan",
     "SampleDelta",
+    "SamplingParams",
     "Stream",
     "__version__",
     "bench_attention",
     "bench_kernels",
     "build_info",
-    "check_params",
     "floats_json",
     "parse_json",
     "quantize_weights",
     "read_model",
+    "resolve",
+    "sampling_schema",
 ]
 
 __version__: str
@@ -71,12 +73,6 @@ def build_info() -> dict[str, Any]:
     first), `cpu` (model name), `threads` (the default number of threads), `memory_bytes` (RAM of the machine).
     """
 
-def check_params(params: Mapping[str, Any]) -> None:
-    """Checks a set of sampling parameters (see `octavo.SamplingParams`) without an engine.
-
-    Raises `octavo.errors.InvalidRequestError`, naming the parameter, its value and what is allowed.
-    """
-
 def floats_json(values: bytes) -> bytes:
     """The float32 values (little-endian) of an embedding as a JSON array: the shortest digits that give each back."""
 
@@ -98,6 +94,21 @@ def read_model(folder: str, *, context: int = 0) -> dict[str, Any]:
     Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`.
     """
 
+def resolve(model: str, config: Mapping[str, Any], memory: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """The configuration of an engine on a GPU: `dtype`, `quantization`, `kv_cache_dtype`, `limits`, `max_open_blocks`
+    and `memory` (the plan, a list of {name, bytes, reason}).
+
+    `memory` holds bytes: `total_bytes` and `free_bytes` of the device (free: without weights and the largest step),
+    `block_bytes` of a KV block, `open_block_bytes`, `score_bytes` for each block, `weight_bytes`, `step_bytes`.
+    Without it the number of blocks is 0 and the plan is empty.
+
+    Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`, `InvalidRequestError`,
+    `DeviceMemoryError`.
+    """
+
+def sampling_schema() -> dict[str, Any]:
+    """Ranges of the numeric fields of `SamplingParams`, as a JSON schema."""
+
 @final
 class Checkpoint:
     """The safetensors files of a model folder, mapped; every name and offset is checked."""
@@ -112,6 +123,14 @@ class Checkpoint:
     def tensor(self, name: str, shape: Sequence[int]) -> tuple[str, memoryview]:
         """(element type, little-endian elements) of the tensor `name`: "float32", "bfloat16", "float16" or "int8".
         Raises `CorruptModelError` if it is missing, has another shape, or another element type."""
+
+@final
+class SamplingParams:
+    """A checked set of sampling parameters, for any number of requests."""
+
+    def __new__(cls, fields: Mapping[str, Any]) -> SamplingParams:
+        """Keys are the fields of `octavo.SamplingParams`; one that is missing or None takes the default. Raises
+        `InvalidRequestError`, naming the parameter, its value and the expected values."""
 
 @final
 class Plan:
@@ -181,85 +200,56 @@ class _Executor(Protocol):
 class Engine:
     """One model, its KV cache and the thread that runs it. Safe to use from many threads."""
 
-    def __new__(
-        cls,
-        model: str,
-        *,
-        dtype: str = "auto",
-        quantization: str = "auto",
-        kv_cache_dtype: str = "auto",
-        attention: tuple[str, float, int, int, int, int | None, int] | None = None,
-        kv_cache_bytes: int | None = None,
-        kv_cache_fraction: float | None = None,
-        max_model_len: int | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-        max_queue: int | None = None,
-        enable_prefix_caching: bool = True,
-        threads: int | None = None,
-        seed: int = 0,
-        tokenizer: str | None = None,
-        chat_template: str | None = None,
-    ) -> Engine:
-        """Loads `model` (a folder with config.json and safetensors) and starts the engine thread.
+    def __new__(cls, model: str, config: Mapping[str, Any]) -> Engine:
+        """Loads `model` (a folder with config.json and safetensors) on the CPU and starts the engine thread. `config`
+        is what `octavo.EngineConfig.for_engine` returns. Missing keys and None take the default.
 
-        `quantization` is "auto", "none" or "int8". `kv_cache_bytes` and `kv_cache_fraction` (of the machine's
-        RAM) exclude
-        each other. `tokenizer` is a folder or a tokenizer.json; `chat_template` the text of a Jinja template.
         Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`, `InvalidRequestError`.
         """
 
     @staticmethod
-    def over(
-        model: str,
-        executor: _Executor,
-        *,
-        vocab: int,
-        info: str,
-        num_blocks: int,
-        max_model_len: int,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_queue: int,
-        enable_prefix_caching: bool = True,
-        prefill_chunk: int | None = None,
-        seed: int = 0,
-        tokenizer: str | None = None,
-        chat_template: str | None = None,
-    ) -> Engine:
-        """Starts the engine thread over an executor in Python for the model of the folder `model`. `info` is JSON: what
-        `info()` tells of the executor. Raises as the constructor does for what else the folder holds."""
+    def over(model: str, config: Mapping[str, Any], executor: _Executor, facts: Mapping[str, Any]) -> Engine:
+        """Starts the engine thread over an executor in Python for the model of the folder `model`. `facts` about the
+        executor: `memory` (as for `resolve`), `quantization`, `checkpoint_dtype`, `warnings`, `kernels`,
+        `load_seconds`. Raises as the constructor does for what else the folder holds."""
 
     def submit(
-        self,
-        prompt: str | Sequence[int],
-        params: Mapping[str, Any],
-        *,
-        add_special_tokens: bool = True,
+        self, prompt: str | Sequence[int], params: SamplingParams, *, add_special_tokens: bool = True
     ) -> Stream:
-        """Queues one request and returns at once. Keys of `params` are the fields of `octavo.SamplingParams`; a
-        key that is
-        missing or None takes the model's default. Tokenises in the calling thread with the GIL released.
+        """Queues one request and returns at once. Tokenises in the calling thread with the GIL released.
         Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `EngineDeadError`.
         """
 
-    def check(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
-        """Checks a request as `submit` does, without queueing it. Raises what `submit` would raise for its
-        content."""
-
-    def embed(
+    def submit_many(
         self,
-        prompt: str | Sequence[int],
-        params: Mapping[str, Any],
+        prompts: Sequence[str | Sequence[int]],
+        params: Sequence[SamplingParams],
         *,
         add_special_tokens: bool = True,
+        on_full: Callable[[list[Stream]], object] | None = None,
+    ) -> list[Stream]:
+        """Checks all requests, then queues each as soon as the queue has room. While the queue is full, `on_full` gets
+        the streams since its last call, and waits. Returns the streams that `on_full` did not get. An error, such as
+        one that `on_full` raises, cancels these. Raises as `submit`, but `QueueFullError`."""
+
+    def embed(
+        self, prompt: str | Sequence[int], params: Mapping[str, Any], *, add_special_tokens: bool = True
     ) -> Stream:
         """Queues a request for the embedding of `prompt`; its one piece carries it. Keys of `params` are the
         keyword arguments of `octavo.LLM.embed`. Raises as `submit`, and `UnsupportedModelError` on a device that
         computes none."""
 
+    def embed_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: Mapping[str, Any],
+        *,
+        on_full: Callable[[list[Stream]], object] | None = None,
+    ) -> list[Stream]:
+        """`submit_many` for embeddings."""
+
     def check_embed(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
-        """`check` for `embed`."""
+        """Checks a request as `embed` does, without queueing it."""
 
     def wait_ready(self, timeout: float) -> list[int]:
         """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or

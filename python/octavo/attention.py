@@ -68,11 +68,6 @@ class DynamicAttention:
                 f"DynamicAttention: max_blocks is {most!r}: mode='budget' needs an integer from 1 on"
             )
 
-    def as_tuple(self) -> tuple[str, float, int, int, int, int | None, int]:
-        """As the engine takes it."""
-        always = (self.min_context, self.sink_blocks, self.local_blocks)
-        return (self.mode, float(self.error_bound), *always, self.max_blocks, self.audit)
-
 
 @dataclass(frozen=True)
 class AttentionMetrics:

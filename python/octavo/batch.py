@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from octavo import _core
-from octavo.errors import QueueFullError
 from octavo.outputs import EmbeddingRequestOutput, RequestOutput
 from octavo.params import SamplingParams
 
@@ -23,68 +22,70 @@ Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
 
 
 def run_batch(
-    engine: _core.Engine, jobs: list[tuple[str | list[int], bool, SamplingParams]], progress: bool
+    engine: _core.Engine,
+    prompts: Sequence[str | list[int]],
+    sampling_params: Sequence[SamplingParams],
+    add_special_tokens: bool,
+    progress: bool,
 ) -> list[RequestOutput]:
-    """Runs all jobs (prompt, add special tokens, parameters). Whatever interrupts it cancels what still runs.
+    """Runs all prompts. What interrupts it cancels the unfinished ones.
 
-    All jobs are checked before the first one starts, so that a fault in one costs no work on the others.
+    All prompts are checked before the first one starts: an error in one costs no work on the others.
     """
-    starts, outputs = [], []
-    for prompt, special, params in jobs:
-        ids = engine.tokenize(prompt, add_special_tokens=special) if isinstance(prompt, str) else prompt
-        fields = params.as_dict()
-        engine.check(ids, fields)
-        starts.append(partial(engine.submit, ids, fields))
-        outputs.append(RequestOutput(-1, prompt if isinstance(prompt, str) else None, ids))
-    return _run(starts, outputs, progress)
+    parsed = [p.for_engine() for p in sampling_params]
+    submit = partial(engine.submit_many, prompts, parsed, add_special_tokens=add_special_tokens)
+    return _run(submit, RequestOutput, prompts, progress)
 
 
 def embed_batch(
-    engine: _core.Engine, prompts: list[str | list[int]], fields: dict[str, Any], progress: bool
+    engine: _core.Engine, prompts: Sequence[str | list[int]], fields: dict[str, Any], progress: bool
 ) -> list[EmbeddingRequestOutput]:
     """`run_batch` for embeddings."""
-    starts, outputs = [], []
-    for prompt in prompts:
-        ids = engine.tokenize(prompt) if isinstance(prompt, str) else prompt
-        engine.check_embed(ids, fields)
-        starts.append(partial(engine.embed, ids, fields))
-        outputs.append(EmbeddingRequestOutput(-1, prompt if isinstance(prompt, str) else None, ids))
-    return _run(starts, outputs, progress)
+    return _run(partial(engine.embed_many, prompts, fields), EmbeddingRequestOutput, prompts, progress)
 
 
-def _run(starts: Sequence[Callable[[], _core.Stream]], outputs: list[Output], progress: bool) -> list[Output]:
-    """Starts all requests, each as soon as the queue has a place, and gathers their outputs."""
+def _run(
+    submit: Callable[..., list[_core.Stream]],
+    kind: type[Output],
+    prompts: Sequence[str | list[int]],
+    progress: bool,
+) -> list[Output]:
+    """Starts all requests, each as soon as the queue has room, and gathers their outputs."""
+    outputs: list[Output] = []
     running: dict[int, _core.Stream] = {}
-    with Progress(len(starts), progress) as bar:
+    with Progress(len(prompts), progress) as bar:
+
+        def add(streams: list[_core.Stream]) -> None:
+            for stream in streams:
+                prompt = prompts[len(outputs)]
+                running[len(outputs)] = stream
+                text = prompt if isinstance(prompt, str) else None
+                outputs.append(kind(stream.request_id, text, stream.prompt_token_ids))
+
+        def on_full(streams: list[_core.Stream]) -> None:
+            add(streams)
+            # Without requests of our own in it the queue is full of others': wait for room.
+            if not _collect(running, outputs, bar):
+                time.sleep(_SLICE)
+
         try:
-            for i, start in enumerate(starts):
-                while True:
-                    try:
-                        stream = start()
-                        break
-                    except QueueFullError:
-                        # Without requests of our own in it the queue is full of others': wait for a place.
-                        if not _collect(running, outputs, bar, wait=True):
-                            time.sleep(_SLICE)
-                outputs[i].request_id = stream.request_id
-                running[i] = stream
+            add(submit(on_full=on_full))
             while running:
-                _collect(running, outputs, bar, wait=True)
+                _collect(running, outputs, bar)
         finally:
             for stream in running.values():
                 stream.cancel()
     return outputs
 
 
-def _collect(running: dict[int, _core.Stream], outputs: list[Output], bar: Progress, *, wait: bool) -> bool:
-    """Takes what is there, waiting a moment for the oldest request. True if any request of ours runs."""
+def _collect(running: dict[int, _core.Stream], outputs: list[Output], bar: Progress) -> bool:
+    """Takes the output there is, waiting a moment for the oldest request. True if any request of ours runs."""
     if not running:
         return False
-    if wait:
-        oldest = next(iter(running))
-        delta = running[oldest].next(_SLICE)
-        if delta is not None:
-            _take(running, outputs, bar, oldest, delta)
+    oldest = next(iter(running))
+    delta = running[oldest].next(_SLICE)
+    if delta is not None:
+        _take(running, outputs, bar, oldest, delta)
     for i in list(running):
         while i in running and (delta := running[i].poll()) is not None:
             _take(running, outputs, bar, i, delta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import warnings
@@ -13,9 +12,8 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias, Unpack
 
 from octavo import _core
-from octavo.attention import DynamicAttention
-from octavo.attention import resolve as resolve_attention
 from octavo.batch import embed_batch, run_batch
+from octavo.config import EngineArguments, EngineConfig, takes_config
 from octavo.deprecated import accept_params
 from octavo.dispatcher import Dispatcher
 from octavo.errors import InvalidRequestError
@@ -24,63 +22,20 @@ from octavo.hub import resolve_model
 from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
 from octavo.outputs import EmbeddingRequestOutput, RequestOutput
 from octavo.params import EmbeddingOptions, SamplingParams
-from octavo.parse_bytes import parse_bytes
 from octavo.request_handle import Output, RequestHandle
 
 __all__ = ["LLM", "Message", "Prompt"]
 
 Message: TypeAlias = Mapping[str, Any]
 
-_ARGUMENTS = [
-    "model",
-    "device",
-    "dtype",
-    "quantization",
-    "kv_cache_dtype",
-    "kv_cache_memory",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_queue",
-    "enable_prefix_caching",
-    "attention",
-    "deterministic",
-    "threads",
-    "seed",
-    "revision",
-    "tokenizer",
-    "chat_template",
-]
 
-
+@takes_config
 class LLM:
     """A language model, ready to generate. Safe to use from many threads and event loops at once.
 
     Args:
         model: a local folder or a hub id; None: the small model that ships with octavo.
-        device: "cpu", "cuda", or "auto": a GPU that can be used, else the CPU.
-        dtype: "auto", "float32", "bfloat16", on a GPU also "float16": computation and storage where not quantised.
-        quantization: "auto" (int8 on the CPU, but for projections that it would change too much; on a GPU none, unless
-            the checkpoint is int8), "int8", or None.
-        kv_cache_dtype: "auto" (the model's dtype), "float32", "bfloat16", or "int8": a little over half of the memory
-            of bfloat16; on a GPU the model's dtype.
-        kv_cache_memory: bytes, a text such as "4GiB", or a fraction of the device's memory; None: enough for
-            `max_num_seqs`, at most half of what is free, on a GPU 90 % of what weights and the largest step leave.
-        max_model_len: longest sequence, prompt and output together; None: what the model was made for, if it fits.
-        max_num_seqs: sequences that run at once (default 64, on a GPU 256).
-        max_num_batched_tokens: tokens of one step (default 512, on a GPU 8192).
-        max_queue: requests that may wait (default 1024).
-        enable_prefix_caching: share the KV blocks of equal prefixes.
-        attention: "dense" (exact), "dynamic", or `DynamicAttention(...)`: each query reads only the values that matter,
-            from an int8 cache, and outputs say in `metrics.attention` what was left out at most. On a GPU the queries
-            of prompts read everything.
-        deterministic: on a GPU, give a request the same bits whatever runs beside it, at some speed; on the CPU that
-            always holds.
-        threads: CPU threads; None: one per core.
-        seed: of requests that bring none.
-        revision: branch, tag or commit of a hub repository.
-        tokenizer: folder or tokenizer.json, if not the model's.
-        chat_template: text of a Jinja template, if not the model's.
+        {options}
 
     Raises:
         ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
@@ -89,78 +44,17 @@ class LLM:
         UnsupportedDeviceError, DeviceMemoryError: the GPU.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | None = None,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        quantization: str | None = "auto",
-        kv_cache_dtype: str = "auto",
-        kv_cache_memory: int | float | str | None = None,
-        max_model_len: int | None = None,
-        max_num_seqs: int | None = None,
-        max_num_batched_tokens: int | None = None,
-        max_queue: int | None = None,
-        enable_prefix_caching: bool = True,
-        attention: str | DynamicAttention = "dense",
-        deterministic: bool = False,
-        threads: int | None = None,
-        seed: int = 0,
-        revision: str | None = None,
-        tokenizer: str | os.PathLike[str] | None = None,
-        chat_template: str | None = None,
-        **unknown: Any,
-    ) -> None:
-        if unknown:
-            raise InvalidRequestError(_unknown_argument(next(iter(unknown))))
-        dynamic = resolve_attention(attention)
-        kv_bytes, kv_fraction = parse_bytes(kv_cache_memory)
-        on = choose(device, embedded=model is None)
-        self.model = resolve_model(model, revision)
-        counts = {
-            "max_model_len": _count("max_model_len", max_model_len),
-            "max_num_seqs": _count("max_num_seqs", max_num_seqs),
-            "max_num_batched_tokens": _count("max_num_batched_tokens", max_num_batched_tokens),
-            "max_queue": _count("max_queue", max_queue),
-        }
-        try:
-            if on == "cuda":
-                from octavo.gpu import load as gpu
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineArguments]) -> None:
+        config = EngineConfig.from_arguments(options)
+        values = config.for_engine()
+        device = choose(config.device, embedded=model is None)
+        self.model = resolve_model(model, config.revision)
+        if device == "cuda":
+            from octavo.gpu import load
 
-                options = gpu.Options(
-                    dtype=dtype,
-                    quantization=quantization,
-                    kv_cache_dtype=kv_cache_dtype,
-                    attention=dynamic,
-                    wishes=gpu.Wishes(**counts, kv_cache_bytes=kv_bytes, kv_cache_fraction=kv_fraction),
-                    enable_prefix_caching=enable_prefix_caching,
-                    deterministic=deterministic,
-                    seed=_seed(seed),
-                    tokenizer=None if tokenizer is None else os.fspath(tokenizer),
-                    chat_template=chat_template,
-                )
-                self._use(gpu.start(self.model, options, gpu.gpu()))
-                return
-            engine = _core.Engine(
-                os.fspath(self.model),
-                dtype=dtype,
-                quantization="none" if quantization is None else quantization,
-                kv_cache_dtype=kv_cache_dtype,
-                attention=None if dynamic is None else dynamic.as_tuple(),
-                kv_cache_bytes=kv_bytes,
-                kv_cache_fraction=kv_fraction,
-                **counts,
-                enable_prefix_caching=enable_prefix_caching,
-                threads=_count("threads", threads),
-                seed=_seed(seed),
-                tokenizer=None if tokenizer is None else os.fspath(tokenizer),
-                chat_template=chat_template,
-            )
-        except (TypeError, OverflowError) as error:
-            # The binding's own check of argument types: the message names the argument.
-            raise InvalidRequestError(f"LLM: {error}") from error
-        self._use(engine)
+            self._use(load.start(self.model, values, load.gpu()))
+        else:
+            self._use(_core.Engine(os.fspath(self.model), values))
 
     def _use(self, engine: _core.Engine) -> None:
         self._engine = engine
@@ -177,7 +71,7 @@ class LLM:
         return llm
 
     @classmethod
-    def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Any) -> LLM:
+    def from_pretrained(cls, model: str | os.PathLike[str] | None = None, **options: Unpack[EngineArguments]) -> LLM:
         """`LLM(model, **options)`, under the name that users of transformers know."""
         return cls(model, **options)
 
@@ -203,7 +97,7 @@ class LLM:
             OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`, and
                 `finish_reason` is "error".
         """
-        return self._run([(p, True) for p in many_prompts(prompts)], sampling_params, use_tqdm)
+        return self._run(many_prompts(prompts), True, sampling_params, use_tqdm)
 
     @accept_params
     def chat(
@@ -231,7 +125,7 @@ class LLM:
             for c in conversations
         ]
         # The template writes the special tokens itself.
-        return self._run([(t, False) for t in texts], sampling_params, use_tqdm)
+        return self._run(texts, False, sampling_params, use_tqdm)
 
     def submit(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
@@ -245,7 +139,7 @@ class LLM:
             InvalidRequestError, ContextLengthError: the prompt or a parameter.
             QueueFullError: `max_queue` requests wait.
         """
-        fields = _checked(sampling_params).as_dict()
+        fields = _checked(sampling_params).for_engine()
         stream = self._engine.submit(one_prompt(prompt), fields, add_special_tokens=add_special_tokens)
         return self._handle(stream, RequestOutput, prompt)
 
@@ -424,7 +318,8 @@ class LLM:
 
     def _run(
         self,
-        prompts: list[tuple[Prompt, bool]],
+        prompts: Sequence[Prompt],
+        add_special_tokens: bool,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
@@ -439,8 +334,8 @@ class LLM:
                     f"sampling_params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for "
                     "each"
                 )
-        jobs = [(one_prompt(p), special, q) for (p, special), q in zip(prompts, each, strict=True)]
-        return _single_error(run_batch(self._engine, jobs, use_tqdm and len(jobs) > 1))
+        items = [one_prompt(p) for p in prompts]
+        return _single_error(run_batch(self._engine, items, each, add_special_tokens, use_tqdm and len(items) > 1))
 
 
 def _single_error(outputs: list[Output]) -> list[Output]:
@@ -460,21 +355,3 @@ def _checked(sampling_params: SamplingParams | None) -> SamplingParams:
 
 def _wrong_type(value: object) -> str:
     return f"sampling_params is a {type(value).__name__}: SamplingParams, or a list of them, is expected"
-
-
-def _unknown_argument(name: str) -> str:
-    near = difflib.get_close_matches(name, _ARGUMENTS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(_ARGUMENTS)}."
-    return f"LLM has no argument {name!r}.{hint}"
-
-
-def _count(name: str, value: object) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31):
-        return value
-    raise InvalidRequestError(f"{name} is {value!r}: an integer from 1 on is expected")
-
-
-def _seed(seed: object) -> int:
-    if isinstance(seed, int) and -(2**63) <= seed < 2**63:
-        return seed
-    raise InvalidRequestError(f"seed is {seed!r}: an integer of 64 bits is expected")

@@ -78,10 +78,22 @@ class SamplingParams:
     structured: Structured | None = None
 
     def __post_init__(self) -> None:
-        _core.check_params(self.as_dict())
+        vars(self)["_parsed"] = _core.SamplingParams(self.as_dict())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.__post_init__()
+
+    def for_engine(self) -> _core.SamplingParams:
+        """The engine's form of the parameters, which is made once."""
+        parsed: _core.SamplingParams = vars(self)["_parsed"]
+        return parsed
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields as the engine takes them."""
+        """The fields by name; `structured` as the pair of its kind and its text."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.structured is not None:
             if not hasattr(self.structured, "as_pair"):

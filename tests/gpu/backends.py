@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from octavo import LLM
+from octavo.config import EngineConfig
 from octavo.gpu import load
 from octavo.gpu.ops import torch_ops
 
-WISHES = {"max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_queue", "kv_cache_bytes", "kv_cache_fraction"}
 BLOCK_BYTES = 2 * 2 * 32 * 16 * 2 * 4
 """A block of the fixture `tiny`: keys and values of 2 layers, 32 tokens, 2 heads of 16 channels, float32."""
 
@@ -29,8 +29,7 @@ BACKENDS: list[Callable[[], load.Backend]] = [cpu_tensors, *([gpu] if torch.cuda
 
 def torch_llm(folder: Path, backend: load.Backend | None = None, **options: Any) -> LLM:
     """In float32 unless asked otherwise."""
-    wishes = {name: options.pop(name) for name in WISHES & options.keys()}
-    defaults = {"max_num_seqs": 8, "max_num_batched_tokens": 256, "kv_cache_bytes": 4 << 20}
-    options = {"dtype": "float32", "quantization": None, **options}
-    chosen = load.Options(wishes=load.sizes.Wishes(**{**defaults, **wishes}), **options)
-    return LLM._over(load.start(folder, chosen, backend or cpu_tensors()), folder)
+    memory = options.pop("kv_cache_bytes", 4 << 20)
+    defaults = {"dtype": "float32", "quantization": None, "max_num_seqs": 8, "max_num_batched_tokens": 256}
+    config = EngineConfig.from_arguments({**defaults, "kv_cache_memory": memory, **options})
+    return LLM._over(load.start(folder, config.for_engine(), backend or cpu_tensors()), folder)

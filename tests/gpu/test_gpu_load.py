@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from backends import BLOCK_BYTES, torch_llm
 from compare import all_rows, assert_same_logprobs, kl_rows, reference_logprobs
-from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams, _core
 from octavo.errors import CorruptModelError, DeviceMemoryError, InvalidRequestError, ModelNotFoundError
-from octavo.gpu import linear, load, sizes
+from octavo.gpu import linear, load
 from random_models import CASES, write_model
 from safetensors.torch import load_file, save_file
 from test_int8_checkpoint import clamp_codes, write_int8
@@ -141,22 +142,30 @@ def test_options_that_do_not_fit_are_named(options: dict[str, object], message: 
         torch_llm(tiny, **options)
 
 
-def test_the_pool_is_what_memory_gives() -> None:
-    wishes = sizes.Wishes(max_num_seqs=4)
-    enough, reason = sizes.limits(wishes, 320, 1000, 10**6, 10**7)
-    assert (enough.num_blocks, enough.max_model_len) == (40, 320)
+def test_the_pool_is_what_memory_gives(tiny: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 320}))
+
+    def limits(options: dict[str, object], free: int, total: int) -> tuple[dict[str, int], str]:
+        facts = {"total_bytes": total, "free_bytes": free, "block_bytes": 1000}
+        resolved = _core.resolve(str(tmp_path), options, facts)
+        return resolved["limits"], next(p["reason"] for p in resolved["memory"] if p["name"] == "kv_cache")
+
+    few = {"max_num_seqs": 4}
+    enough, reason = limits(few, 10**6, 10**7)
+    assert (enough["num_blocks"], enough["max_model_len"]) == (40, 320)
     assert "4 sequences of 320 tokens" in reason
-    capped, reason = sizes.limits(wishes, 320, 1000, 20_000, 10**7)
-    assert (capped.num_blocks, capped.max_model_len) == (18, 320)
+    capped, reason = limits(few, 20_000, 10**7)
+    assert (capped["num_blocks"], capped["max_model_len"]) == (18, 320)
     assert "90%" in reason
-    shorter, _ = sizes.limits(wishes, 320, 1000, 6_000, 10**7)
-    assert (shorter.num_blocks, shorter.max_model_len) == (5, 160)
+    shorter, _ = limits(few, 6_000, 10**7)
+    assert (shorter["num_blocks"], shorter["max_model_len"]) == (5, 160)
     with pytest.raises(DeviceMemoryError, match="one sequence of 320 tokens needs 10000"):
-        sizes.limits(wishes, 320, 1000, 900, 10**7)
-    share, _ = sizes.limits(sizes.Wishes(kv_cache_fraction=0.5), 320, 1000, 10**6, 10**6)
-    assert share.num_blocks == 500
+        limits(few, 900, 10**7)
+    share, _ = limits({"kv_cache_memory": 0.5}, 10**6, 10**6)
+    assert share["num_blocks"] == 500
     with pytest.raises(DeviceMemoryError, match="lower kv_cache_memory"):
-        sizes.limits(sizes.Wishes(kv_cache_bytes=2 * 10**6), 320, 1000, 10**6, 10**7)
+        limits({"kv_cache_memory": 2 * 10**6}, 10**6, 10**7)
 
 
 def test_a_pool_too_small_for_the_models_length_shortens_it(tiny: Path) -> None:

@@ -25,9 +25,9 @@ def test_defaults_are_accepted() -> None:
 def test_fields_are_those_of_the_engine() -> None:
     fields = SamplingParams().as_dict()
     assert list(fields) == [f.name for f in dataclasses.fields(SamplingParams)]
-    _core.check_params(fields)
+    _core.SamplingParams(fields)
     with pytest.raises(InvalidRequestError, match="tempreature"):
-        _core.check_params({**fields, "tempreature": 1.0})
+        _core.SamplingParams({**fields, "tempreature": 1.0})
 
 
 def test_frozen_and_by_name_only() -> None:

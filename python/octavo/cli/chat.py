@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Annotated, Protocol
 
 from typer import Option
@@ -80,10 +79,10 @@ class Local:
 
 
 def _refuse_engine_options(engine: EngineOptions) -> None:
-    for option in fields(engine):
-        if option.name != "model" and getattr(engine, option.name) != option.default:
-            name = option.name.replace("_", "-")
-            raise InvalidRequestError(f"--{name} is for a model in this process: the server at --url has its own")
+    for name in engine.changed():
+        if name != "model":
+            option = name.replace("_", "-")
+            raise InvalidRequestError(f"--{option} is for a model in this process: the server at --url has its own")
 
 
 def _converse(partner: Partner, start: list[Turn], as_json: bool) -> None:

@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from typer import Option
 
+from octavo.config import EngineConfig
+from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 
+C = TypeVar("C", bound=type)
 
-@dataclass(frozen=True)
+
+def _from_config(*, serve: bool) -> Callable[[C], C]:
+    """Adds an option for each field of `EngineConfig` that has one; those of `octavo serve` alone where `serve`."""
+
+    def add(cls: C) -> C:
+        kinds = get_type_hints(EngineConfig)
+        for option in fields(EngineConfig):
+            metadata = dict(option.metadata)
+            kind = metadata.pop("kind", kinds[option.name])
+            if metadata and metadata.pop("serve_only", False) == serve:
+                cls.__annotations__[option.name] = Annotated[kind, Option(**metadata)]
+                setattr(cls, option.name, option.default)
+        make: Callable[[C], C] = dataclass(frozen=True)
+        return make(cls)
+
+    return add
+
+
+@_from_config(serve=False)
 class EngineOptions:
-    """How the model is loaded; see `octavo.LLM`."""
+    """How the model is loaded; see `octavo.EngineConfig`."""
 
     model: Annotated[
         str | None, Option("--model", "-m", help="Folder or hub id.", show_default="the embedded model")
     ] = None
-    device: Annotated[str, Option(help="auto, cpu or cuda.")] = "auto"
-    dtype: Annotated[str, Option(help="auto, float32 or bfloat16; on a GPU also float16.")] = "auto"
-    quantization: Annotated[str, Option(help="auto (int8 on the CPU), int8 or none.")] = "auto"
-    kv_cache_dtype: Annotated[str, Option(help="auto, float32, bfloat16 or int8.")] = "auto"
-    attention: Annotated[str, Option(help="dense (exact), or dynamic: leaves out what does not matter.")] = "dense"
-    kv_cache_memory: Annotated[
-        str | None, Option(help="Size such as 4GiB, or a fraction of the memory such as 0.3.")
-    ] = None
-    max_model_len: Annotated[int | None, Option(help="Longest sequence in tokens.")] = None
-    max_num_seqs: Annotated[int | None, Option(help="Sequences that run at once.")] = None
-    max_num_batched_tokens: Annotated[int | None, Option(help="Tokens of one step.")] = None
-    threads: Annotated[int | None, Option(help="CPU threads.", show_default="one per core")] = None
-    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub id.")] = None
 
     def load(self, **more: Any) -> LLM:
         """The LLM of these options; `more` are further arguments of LLM."""
-        options = asdict(self)
-        options["quantization"] = None if self.quantization == "none" else self.quantization
-        options["kv_cache_memory"] = _size_or_fraction(self.kv_cache_memory)
-        return LLM(**options, **more)
+        options = {**vars(self), **more}
+        options["quantization"] = None if options["quantization"] == "none" else options["quantization"]
+        options["kv_cache_memory"] = _size_or_fraction(options["kv_cache_memory"])
+        return LLM(**options)
+
+    def changed(self) -> list[str]:
+        """Names of the options that do not have their default."""
+        return [name for name, value in vars(self).items() if value != getattr(type(self), name)]
 
 
-def with_model(engine: EngineOptions, folder: str | None) -> EngineOptions:
+@_from_config(serve=True)
+class ServeOptions(EngineOptions):
+    """`EngineOptions`, and those that only `octavo serve` has."""
+
+    def load(self, **more: Any) -> LLM:
+        return super().load(chat_template=_template(vars(self)["chat_template"]), **more)
+
+
+E = TypeVar("E", bound=EngineOptions)
+
+
+def with_model(engine: E, folder: str | None) -> E:
     """`engine`, with the model that stands in the command as an argument."""
-    return engine if folder is None else replace(engine, model=folder)
+    return engine if folder is None else type(engine)(**{**vars(engine), "model": folder})
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,16 @@ class SamplingOptions:
     def params(self, **more: Any) -> SamplingParams:
         """The SamplingParams of these options; `more` are further fields."""
         return SamplingParams(**asdict(self), **more)
+
+
+def _template(given: str | None) -> str | None:
+    """The text of a template that is given as such, or as a file."""
+    if given is None or "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"--chat-template {given}: {error}") from error
 
 
 def _size_or_fraction(text: str | None) -> str | float | None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from octavo.cli.options import EngineOptions, with_model
+from octavo.cli.options import ServeOptions, with_model
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.server import ServerConfig, create_app, missing
@@ -71,19 +71,6 @@ class ServerOptions:
         list[str] | None,
         Option(help="Name of the model in the API; may be repeated.", show_default="folder or hub id"),
     ] = None
-    chat_template: Annotated[
-        str | None, Option(help="File with a Jinja template, or its text.", show_default="the model's")
-    ] = None
-    tokenizer: Annotated[str | None, Option(help="Folder or tokenizer.json.", show_default="the model's")] = None
-    enable_prefix_caching: Annotated[
-        bool,
-        Option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            help="Share KV blocks between requests with equal prefixes.",
-        ),
-    ] = True
-    seed: Annotated[int, Option(help="Seed of requests without a seed.")] = 0
-    max_queue: Annotated[int | None, Option(help="Maximum number of waiting requests.", show_default="1024")] = None
     tool_call_parser: Annotated[str, Option(help="Format of the model's tool calls; auto: from the chat template.")] = (
         "auto"
     )
@@ -141,16 +128,6 @@ class ServerOptions:
             page=self.page,
         )
 
-    def load(self, engine: EngineOptions) -> LLM:
-        """The LLM of `engine` and of these options."""
-        return engine.load(
-            max_queue=self.max_queue,
-            chat_template=_template(self.chat_template),
-            tokenizer=self.tokenizer,
-            enable_prefix_caching=self.enable_prefix_caching,
-            seed=self.seed,
-        )
-
     def address(self, listener: socket.socket) -> str:
         """The URL of the server."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -159,7 +136,7 @@ class ServerOptions:
 
 
 def serve(
-    engine: EngineOptions,
+    engine: ServeOptions,
     server: ServerOptions,
     folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
 ) -> None:
@@ -171,7 +148,7 @@ def serve(
         raise missing(error) from error
     settings = server.settings()
     _log_as_json(server.log_level)
-    with server.load(with_model(engine, folder)) as llm, listen(server.host, server.port) as listener:
+    with with_model(engine, folder).load() as llm, listen(server.host, server.port) as listener:
         # uvicorn shuts down on SIGTERM and then raises the signal again, which must not end the process with an error.
         signal.signal(signal.SIGTERM, lambda *_: None)
         _run(llm, server, settings, listener)
@@ -240,16 +217,6 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InvalidRequestError(f"cannot listen at {host}:{port}: {error}") from error
     return listener
-
-
-def _template(given: str | None) -> str | None:
-    """The text of a template. `given`: the text, or the name of a file."""
-    if given is None or "{" in given:
-        return given
-    try:
-        return Path(given).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"--chat-template {given}: {error}") from error
 
 
 def _log_as_json(level: str) -> None:

@@ -8,7 +8,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from octavo.errors import InvalidRequestError
 from octavo.gpu.attention import AttentionPolicy, Dense
 from octavo.gpu.batch import BLOCK_SIZE
 from octavo.gpu.ops import Ops
@@ -85,18 +84,6 @@ class KvPool:
                 ops.copy_blocks(cache, copies, open_copies)
 
 
-def check_format(spec: Spec, format: KvFormat) -> None:
-    """
-    Raises:
-        InvalidRequestError: this model's cache cannot have that format.
-    """
-    if format.int8 and any(isinstance(layer.attention, Latent) for layer in spec.layers):
-        raise InvalidRequestError(
-            f"kv_cache_dtype int8 is not available for {spec.architecture}: its latent attention caches one compressed "
-            'row a token already. Use "auto"'
-        )
-
-
 def block_bytes(spec: Spec, format: KvFormat) -> int:
     """Bytes of one block, all layers together."""
 
@@ -108,11 +95,6 @@ def block_bytes(spec: Spec, format: KvFormat) -> int:
         return FloatKV.block_bytes(a.kv_heads, a.head_dim, format.dtype)
 
     return sum(bytes_of(layer.attention) for layer in spec.layers)
-
-
-def max_open_blocks(max_num_seqs: int, max_num_batched_tokens: int) -> int:
-    """Upper bound of the open blocks in use: `max_open_blocks` of `rust/scheduler/src/config.rs`."""
-    return -(-max_num_batched_tokens // BLOCK_SIZE) + 3 * max_num_seqs
 
 
 def open_block_bytes(spec: Spec, format: KvFormat) -> int:

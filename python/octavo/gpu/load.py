@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,41 +13,22 @@ import torch
 
 from octavo import _core
 from octavo.attention import DynamicAttention
-from octavo.errors import DeviceMemoryError, InvalidRequestError
-from octavo.gpu import sizes
+from octavo.errors import DeviceMemoryError
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
 from octavo.gpu.dynamic import Dynamic, max_query_heads
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
-from octavo.gpu.kv import KvFormat, KvPool, block_bytes, check_format, max_open_blocks, open_block_bytes
+from octavo.gpu.kv import KvFormat, KvPool, block_bytes, open_block_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
-from octavo.gpu.sizes import Wishes as Wishes
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
 from octavo.gpu.weights import Format, Weights, load_weights
 from octavo.triton_kernels.dynamic_attention import Workspace
 
-_FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Options:
-    """Arguments of `LLM` that an engine on a GPU takes."""
-
-    dtype: str = "auto"
-    quantization: str | None = "auto"
-    kv_cache_dtype: str = "auto"
-    attention: DynamicAttention | None = None
-    wishes: sizes.Wishes = field(default_factory=sizes.Wishes)
-    enable_prefix_caching: bool = True
-    deterministic: bool = False
-    seed: int = 0
-    tokenizer: str | None = None
-    chat_template: str | None = None
-    prefill_chunk: int | None = None
-    """Tokens of one sequence's prefill chunk at most; for tests."""
+_INT8 = {"auto": None, "int8": True, "none": False}
+"""`Format.int8` of a quantisation option."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +45,8 @@ def gpu() -> Backend:
     return Backend(torch.device("cuda", torch.cuda.current_device()), kernel_ops())
 
 
-def start(folder: Path, options: Options, backend: Backend) -> _core.Engine:
-    """Loads the model of `folder` and starts its engine.
+def start(folder: Path, config: Mapping[str, Any], backend: Backend) -> _core.Engine:
+    """Loads the model of `folder` and starts its engine. `config`: as `EngineConfig.for_engine` returns it.
 
     Raises:
         ModelNotFoundError, UnsupportedModelError, CorruptModelError: the model.
@@ -75,20 +55,9 @@ def start(folder: Path, options: Options, backend: Backend) -> _core.Engine:
     """
     begin = time.perf_counter()
     with _memory_faults():
-        runner, limits, info = _load(folder, options, backend)
-    info["model"]["load_seconds"] = time.perf_counter() - begin
-    return _core.Engine.over(
-        str(folder),
-        runner,
-        vocab=runner.model.spec.vocab,
-        info=json.dumps(info),
-        **asdict(limits),
-        enable_prefix_caching=options.enable_prefix_caching,
-        prefill_chunk=options.prefill_chunk,
-        seed=options.seed,
-        tokenizer=options.tokenizer,
-        chat_template=options.chat_template,
-    )
+        runner, facts = _load(folder, config, backend)
+    facts["load_seconds"] = time.perf_counter() - begin
+    return _core.Engine.over(str(folder), config, runner, facts)
 
 
 @contextmanager
@@ -104,117 +73,66 @@ def _memory_faults() -> Iterator[None]:
         ) from error
 
 
-def _load(folder: Path, options: Options, backend: Backend) -> tuple[Runner, sizes.Limits, dict[str, Any]]:
-    facts = _core.read_model(str(folder))
-    wanted = sizes.context(options.wishes, facts["spec"]["max_position"], facts["longest_context"])
-    spec = read_spec(_core.read_model(str(folder), context=wanted))
-    dtype = _float_dtype("dtype", options.dtype, spec.checkpoint_dtype or "bfloat16")
-    dynamic = options.attention is not None
-    kv_format = KvFormat(dtype, options.kv_cache_dtype == "int8" or (dynamic and options.kv_cache_dtype == "auto"))
-    if options.kv_cache_dtype not in ("auto", kv_format.name):
-        raise InvalidRequestError(
-            f"kv_cache_dtype is {options.kv_cache_dtype!r}: on a GPU keys and values are cached in the model's dtype "
-            f'({KvFormat(dtype).name}) or in int8; give "auto", that dtype, or "int8"'
-        )
-    check_format(spec, kv_format)
-    if dynamic and not kv_format.int8:
-        raise InvalidRequestError(
-            f'attention is dynamic and kv_cache_dtype {options.kv_cache_dtype!r}: give "auto" or "int8"'
-        )
-    if options.attention is not None and (options.attention.mode != "certified" or options.attention.audit):
-        raise InvalidRequestError(
-            f"attention has mode {options.attention.mode!r} and audit {options.attention.audit}: on a GPU the mode is "
-            "'certified' and nothing is audited; leave these two out"
-        )
-    if dynamic and options.deterministic:
-        raise InvalidRequestError(
-            "attention is dynamic and deterministic True: on a GPU decodes then choose what they read and prompts do "
-            "not, so that a request's bits depend on its chunks. Give one of the two up"
-        )
+def _load(folder: Path, config: Mapping[str, Any], backend: Backend) -> tuple[Runner, dict[str, Any]]:
+    """The executor, and its facts for `Engine.over`."""
+    resolved = _core.resolve(str(folder), config)
+    wanted = resolved["limits"]["max_model_len"]
+    facts = _core.read_model(str(folder), context=wanted)
+    spec = read_spec(facts)
+    dtype = getattr(torch, resolved["dtype"])
+    kv_format = KvFormat(dtype, resolved["kv_cache_dtype"] == "int8")
+    dynamic = None if config["attention"] is None else DynamicAttention(**config["attention"])
+    deterministic = config["deterministic"]
     with torch.inference_mode():
         checkpoint = Checkpoint(folder, backend.device)
-        form = Format(dtype, _int8(options.quantization), options.deterministic, backend.ops)
+        form = Format(dtype, _INT8[resolved["quantization"]], deterministic, backend.ops)
         weights = load_weights(spec, facts["names"], checkpoint, form)
         warnings = checkpoint.warnings()
-        frequencies = _frequencies(spec, backend.device)
-        model = Model(spec, weights, dtype, backend.ops, options.deterministic, frequencies)
-        limits, memory = _plan_memory(model, kv_format, options, wanted, backend)
-        if limits.max_model_len != wanted:
+        model = Model(spec, weights, dtype, backend.ops, deterministic, _frequencies(spec, backend.device))
+        memory = _measure_memory(model, kv_format, resolved["limits"], dynamic is not None, backend)
+        limits = _core.resolve(str(folder), config, memory)["limits"]
+        context, num_blocks, seqs = limits["max_model_len"], limits["num_blocks"], limits["max_num_seqs"]
+        if context != wanted:
             # Some ropes depend on the longest context that is served.
-            spec = read_spec(_core.read_model(str(folder), context=limits.max_model_len))
-            frequencies = _frequencies(spec, backend.device)
-            model = Model(spec, weights, dtype, backend.ops, options.deterministic, frequencies)
-        open_blocks = max_open_blocks(limits.max_num_seqs, limits.max_num_batched_tokens)
-        kv = KvPool(spec, limits.num_blocks, kv_format, backend.device, open_blocks)
-        if options.attention is not None:
-            rows = max(limits.max_num_seqs, graph_sizes(limits.max_num_seqs)[-1])
-            kv.policy = Dynamic(spec, options.attention, limits.num_blocks, rows, backend.device)
-        graphs = _graphs(model, kv, limits) if backend.graphs else None
+            spec = read_spec(_core.read_model(str(folder), context=context))
+            model = Model(spec, weights, dtype, backend.ops, deterministic, _frequencies(spec, backend.device))
+        kv = KvPool(spec, num_blocks, kv_format, backend.device, resolved["max_open_blocks"])
+        if dynamic is not None:
+            rows = max(seqs, graph_sizes(seqs)[-1])
+            kv.policy = Dynamic(spec, dynamic, num_blocks, rows, backend.device)
+        graphs = _graphs(model, kv, seqs, context) if backend.graphs else None
     runner = Runner(model, kv, graphs)
-    return runner, limits, _info(folder, runner, facts, warnings, memory, backend)
-
-
-def _float_dtype(name: str, value: str, auto: str) -> torch.dtype:
-    found = _FLOATS.get(auto if value == "auto" else value)
-    if found is None:
-        known = ", ".join(f'"{n}"' for n in ("auto", *_FLOATS))
-        raise InvalidRequestError(f"{name} is {value!r}: on a GPU one of {known} is expected")
-    return found
-
-
-def _int8(quantization: str | None) -> bool | None:
-    """As `Format.int8`."""
-    known: dict[str | None, bool | None] = {"auto": None, "int8": True, None: False}
-    if quantization not in known:
-        raise InvalidRequestError(f"quantization is {quantization!r}: 'auto', 'int8' or None is expected")
-    return known[quantization]
+    return runner, {**_facts(runner, backend), "warnings": warnings, "memory": memory}
 
 
 def _frequencies(spec: Spec, device: torch.device) -> tuple[torch.Tensor, ...]:
     return tuple(torch.tensor(rope.inverse_frequencies, device=device) for rope in spec.ropes)
 
 
-def _plan_memory(
-    model: Model, kv_format: KvFormat, options: Options, wanted: int, backend: Backend
-) -> tuple[sizes.Limits, list[dict[str, Any]]]:
-    """Runs the largest step to see what it takes, and sizes the KV pool."""
-    wishes = options.wishes
-    scores = Workspace.block_bytes(max_query_heads(model.spec)) if options.attention is not None else 0
-    block, open_block = block_bytes(model.spec, kv_format), open_block_bytes(model.spec, kv_format)
+def _measure_memory(
+    model: Model, kv_format: KvFormat, limits: Mapping[str, int], dynamic: bool, backend: Backend
+) -> dict[str, int]:
+    """Memory figures for the engine's plan, in bytes. On a GPU the largest step runs once."""
     step = 0
     if backend.device.type == "cuda":
-        step = _measure_step(model, kv_format, wishes, backend.device)
+        step = _measure_step(model, kv_format, limits, backend.device)
         free, total = torch.cuda.mem_get_info(backend.device)
-        free = max(0, free - step)
     else:
         free = total = _core.build_info()["memory_bytes"] // 4
-    seqs, tokens = sizes.most_tokens(wishes)
-    open_bytes = max_open_blocks(seqs, tokens) * open_block
-    free = max(0, free - open_bytes) * block // (block + scores)
-    limits, reason = sizes.limits(wishes, wanted, block, free, total)
-    weights = _weight_bytes(model.weights)
-
-    def part(name: str, count: int, why: str) -> dict[str, Any]:
-        return {"name": name, "bytes": count, "reason": why}
-
-    parts = [
-        part("weights", weights, f"held as {str(model.dtype).removeprefix('torch.')}, or int8 where quantised"),
-        part("kv_cache", limits.num_blocks * block, reason),
-        part("step_buffers", step, f"measured: a step of {limits.max_num_batched_tokens} tokens at its peak"),
-    ]
-    if open_bytes:
-        dtype = KvFormat(model.dtype).name
-        why = f"{dtype} values of blocks that are not full yet, three a sequence and those of a step at most"
-        parts.append(part("kv_tails", open_bytes, why))
-    if scores:
-        why = "f32 scores of the keys that decodes see, of one layer at a time"
-        parts.append(part("attention_scores", scores * limits.num_blocks, why))
-    return limits, parts
+    return {
+        "total_bytes": total,
+        "free_bytes": max(0, free - step),
+        "block_bytes": block_bytes(model.spec, kv_format),
+        "open_block_bytes": open_block_bytes(model.spec, kv_format),
+        "score_bytes": Workspace.block_bytes(max_query_heads(model.spec)) if dynamic else 0,
+        "weight_bytes": _weight_bytes(model.weights),
+        "step_bytes": step,
+    }
 
 
-def _measure_step(model: Model, kv_format: KvFormat, wishes: sizes.Wishes, device: torch.device) -> int:
+def _measure_step(model: Model, kv_format: KvFormat, limits: Mapping[str, int], device: torch.device) -> int:
     """Bytes that the largest step takes at its peak, beside weights and KV."""
-    seqs, tokens = sizes.most_tokens(wishes)
+    seqs, tokens = limits["max_num_seqs"], limits["max_num_batched_tokens"]
     blocks = -(-tokens // BLOCK_SIZE)
     kv = KvPool(model.spec, blocks, kv_format, device, num_open_blocks=blocks)
     torch.cuda.synchronize(device)
@@ -241,10 +159,10 @@ def _measure_step(model: Model, kv_format: KvFormat, wishes: sizes.Wishes, devic
     return peak
 
 
-def _graphs(model: Model, kv: KvPool, limits: sizes.Limits) -> DecodeGraphs | None:
+def _graphs(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int) -> DecodeGraphs | None:
     """None for models with a layer that waits for the device, or that has no kernel."""
     plain = all(isinstance(la.attention, Heads) and isinstance(la.mlp, Mlp) for la in model.spec.layers)
-    return capture(model, kv, limits.max_num_seqs, limits.max_model_len) if plain else None
+    return capture(model, kv, max_num_seqs, max_model_len) if plain else None
 
 
 def _weight_bytes(weights: Weights) -> int:
@@ -262,41 +180,22 @@ def _weight_bytes(weights: Weights) -> int:
     return count(weights)
 
 
-def _info(
-    folder: Path,
-    runner: Runner,
-    facts: dict[str, Any],
-    warnings: list[str],
-    memory: list[dict[str, Any]],
-    backend: Backend,
-) -> dict[str, Any]:
-    model, spec = runner.model, runner.model.spec
-    dtype = str(model.dtype).removeprefix("torch.")
+def _facts(runner: Runner, backend: Backend) -> dict[str, Any]:
+    """The executor's part of `Engine.info`."""
+    model = runner.model
     int8 = any(hasattr(w.attention.o, "codes") for w in model.weights.layers)
+    dtype = str(model.dtype).removeprefix("torch.")
     graphs = "none" if runner.graphs is None else ", ".join(str(g.size) for g in runner.graphs.graphs)
     kind = "Triton kernels" if backend.ops.kernels else "plain torch"
-    name = torch.cuda.get_device_name(backend.device) if backend.device.type == "cuda" else "torch on the CPU"
+    on_gpu = backend.device.type == "cuda"
     return {
-        "model": {
-            "path": str(folder),
-            "architecture": spec.architecture,
-            "parameters": facts["parameters"],
-            "layers": len(spec.layers),
-            "hidden": spec.hidden,
-            "vocab": spec.vocab,
-            "checkpoint_dtype": spec.checkpoint_dtype,
-            "dtype": dtype,
-            "quantization": "int8" if int8 else "none",
-            "kept_in_bf16": [],
-            "kv_cache_dtype": runner.kv.format.name,
-        },
-        "warnings": warnings,
-        "memory": memory,
+        "checkpoint_dtype": model.spec.checkpoint_dtype,
+        "quantization": "int8" if int8 else "none",
         "kernels": {
-            "device": name,
+            "device": torch.cuda.get_device_name(backend.device) if on_gpu else "torch on the CPU",
             "matmul": f"int8 weights and activations, {kind}" if int8 else f"{dtype}, torch",
             "attention": f"{runner.kv.policy.name}paged, {runner.kv.format.name} KV, {kind}",
-            "decode graphs": graphs if backend.device.type == "cuda" else f"{graphs} (not captured on the CPU)",
+            "decode graphs": graphs if on_gpu else f"{graphs} (not captured on the CPU)",
             "deterministic": model.deterministic,
         },
     }

@@ -1,34 +1,28 @@
-//! How an engine is made. Every field has a default that suits most.
+//! Configuration of an engine, as the caller gives it. Names and meanings are those of `octavo.EngineConfig`.
 
 use std::path::PathBuf;
 
-use octavo_kernels::{DynamicParams, Isa, Mode, WeightDtype};
-use octavo_model::{Dtype, KvFormat, WeightFormat};
+use octavo_kernels::DynamicParams;
+use serde::{Deserialize, Deserializer};
 
-use crate::EngineError;
+use crate::AttentionMode;
 
-/// Relative root mean square error of a projection's outputs above which `quantization="auto"` keeps it in bfloat16.
-///
-/// docs/fidelity.md has the measurement: were every projection of the embedded model off by this much, the mean KL to
-/// float32 would stay below the 0.005 nats that int8 is allowed. Weights without outliers are off by about 0.01.
-const INT8_ERROR_BUDGET: f64 = 0.05;
-
-/// Options of `Engine::load`; names and meanings are those of `octavo.LLM`.
-#[derive(Clone, Debug, PartialEq)]
+/// Options of `Engine::load`; each has a default. `resolve` checks them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct EngineConfig {
-    /// "auto" | "float32" | "bfloat16": storage and computation where not quantised.
+    /// "auto" | "float32" | "bfloat16", on a GPU also "float16": storage and computation where not quantised.
     pub dtype: String,
-    /// "auto" (int8, but for tensors that int8 would change too much) | "none" | "int8".
+    /// "auto" | "none" | "int8".
     pub quantization: String,
     /// "auto" | "float32" | "bfloat16" | "int8".
     pub kv_cache_dtype: String,
-    /// What attention may leave out; None: nothing.
+    /// Size of the KV cache; None: what fits.
+    pub kv_cache_memory: Option<CacheSize>,
+    /// Parameters of dynamic attention; None: dense attention.
+    #[serde(deserialize_with = "dynamic_attention")]
     pub attention: Option<DynamicParams>,
-    /// Bytes of the KV cache.
-    pub kv_cache_bytes: Option<u64>,
-    /// The KV cache as a share of the machine's memory.
-    pub kv_cache_fraction: Option<f64>,
-    /// Longest sequence.
+    /// Longest sequence in tokens, prompt and output together.
     pub max_model_len: Option<usize>,
     /// Sequences that run at once.
     pub max_num_seqs: Option<usize>,
@@ -38,18 +32,20 @@ pub struct EngineConfig {
     pub max_queue: Option<usize>,
     /// Share the KV blocks of equal prefixes.
     pub enable_prefix_caching: bool,
-    /// Threads; None: one per core.
+    /// On a GPU: batch-invariant kernels. The CPU's always are.
+    pub deterministic: bool,
+    /// CPU threads; None: one per core.
     pub threads: Option<usize>,
-    /// Seed of requests that bring none.
-    pub seed: u64,
-    /// Folder or tokenizer.json, if not the model's.
+    /// Seed of requests without one.
+    pub seed: i64,
+    /// Folder or tokenizer.json; None: the model's.
     pub tokenizer: Option<PathBuf>,
-    /// Text of a chat template, if not the model's.
+    /// Text of a chat template; None: the model's.
     pub chat_template: Option<String>,
-    /// Tokens of one sequence's prefill chunk; None: as the step has room.
+    /// For tests: tokens of one sequence's prefill chunk; None: as the step has room.
     pub prefill_chunk: Option<usize>,
-    /// Instruction-set level of the kernels ("portable", "avx2", "avx512", "amx"); None: that of the environment variable
-    /// `OCTAVO_ISA`, else the best of this machine.
+    /// For tests: instruction-set level of the kernels ("portable", "avx2", "avx512", "amx"); None: the environment
+    /// variable `OCTAVO_ISA`, else the best of this machine.
     pub isa: Option<String>,
 }
 
@@ -59,14 +55,14 @@ impl Default for EngineConfig {
             dtype: "auto".into(),
             quantization: "auto".into(),
             kv_cache_dtype: "auto".into(),
+            kv_cache_memory: None,
             attention: None,
-            kv_cache_bytes: None,
-            kv_cache_fraction: None,
             max_model_len: None,
             max_num_seqs: None,
             max_num_batched_tokens: None,
             max_queue: None,
             enable_prefix_caching: true,
+            deterministic: false,
             threads: None,
             seed: 0,
             tokenizer: None,
@@ -77,85 +73,43 @@ impl Default for EngineConfig {
     }
 }
 
-fn refuse<T>(name: &str, value: &str, expected: &str) -> Result<T, EngineError> {
-    Err(EngineError::InvalidRequest(format!("{name} is {value:?}: {expected}")))
+/// Size of the KV cache: JSON integers are bytes, other numbers a share of the device's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(untagged, expecting = "expected bytes, or a fraction above 0 and below 1,")]
+pub enum CacheSize {
+    /// Bytes.
+    Bytes(u64),
+    /// Share of the device's memory.
+    Fraction(f64),
 }
 
-impl EngineConfig {
-    /// The float type of weights and KV cache, for a checkpoint that declares `declared`.
-    pub(crate) fn float_dtype(&self, declared: Option<Dtype>) -> Result<Dtype, EngineError> {
-        match self.dtype.as_str() {
-            // float16 checkpoints are held in bfloat16, which the CPU reads as fast; float32 keeps every bit of them.
-            "auto" => Ok(match declared {
-                Some(Dtype::Float32) => Dtype::Float32,
-                _ => Dtype::Bfloat16,
-            }),
-            "float32" => Ok(Dtype::Float32),
-            "bfloat16" => Ok(Dtype::Bfloat16),
-            "float16" => {
-                refuse("dtype", "float16", "on the CPU use \"bfloat16\", or \"float32\" to keep every bit")
-            }
-            other => refuse("dtype", other, "\"auto\", \"float32\" or \"bfloat16\" is expected"),
-        }
-    }
+/// Dynamic attention as `octavo.DynamicAttention` has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DynamicAttention {
+    mode: String,
+    error_bound: f32,
+    min_context: usize,
+    sink_blocks: usize,
+    local_blocks: usize,
+    max_blocks: Option<usize>,
+    audit: usize,
+}
 
-    /// Refuses an impossible number of threads.
-    pub(crate) fn check_threads(&self) -> Result<(), EngineError> {
-        match self.threads {
-            None | Some(1..=1024) => Ok(()),
-            Some(_) => {
-                Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into()))
-            }
-        }
-    }
-
-    /// The instruction-set level of the kernels.
-    pub(crate) fn isa_level(&self) -> Result<Isa, EngineError> {
-        let (name, level) = match &self.isa {
-            Some(name) => ("isa", name.parse()),
-            None => ("OCTAVO_ISA", Isa::from_env()),
-        };
-        level.map_err(|e| EngineError::InvalidRequest(format!("{name}: {e}")))
-    }
-
-    /// How weights are held.
-    pub(crate) fn weight_format(&self, float: Dtype) -> Result<WeightFormat, EngineError> {
-        match (self.quantization.as_str(), float) {
-            ("auto", _) => {
-                Ok(WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(INT8_ERROR_BUDGET) })
-            }
-            ("int8", _) => Ok(WeightDtype::Int8.into()),
-            ("none", Dtype::Float32) => Ok(WeightDtype::F32.into()),
-            ("none", _) => Ok(WeightDtype::Bf16.into()),
-            (other, _) => refuse("quantization", other, "\"auto\", \"int8\" or None is expected"),
-        }
-    }
-
-    /// How the KV cache is held.
-    pub(crate) fn kv_format(&self, float: Dtype) -> Result<KvFormat, EngineError> {
-        if let Some(attention) = &self.attention {
-            if !(attention.error_bound > 0.0 && attention.error_bound < 1.0) {
-                let value = format!("{:?}", attention.error_bound);
-                return refuse("error_bound", &value, "a number above 0 and below 1 is expected");
-            }
-            if attention.mode == Mode::Budget && attention.max_blocks == 0 {
-                return refuse("max_blocks", "0", "at least 1 is expected");
-            }
-            if !matches!(self.kv_cache_dtype.as_str(), "auto" | "int8") {
-                let expected = "attention=\"dynamic\" reads an int8 cache: use \"int8\" or \"auto\"";
-                return refuse("kv_cache_dtype", &self.kv_cache_dtype, expected);
-            }
-            return Ok(KvFormat { float, int8: true });
-        }
-        match self.kv_cache_dtype.as_str() {
-            "auto" => Ok(float.into()),
-            "float32" => Ok(Dtype::Float32.into()),
-            "bfloat16" => Ok(Dtype::Bfloat16.into()),
-            "int8" => Ok(KvFormat { float, int8: true }),
-            other => {
-                let expected = "\"auto\", \"float32\", \"bfloat16\" or \"int8\" is expected";
-                refuse("kv_cache_dtype", other, expected)
-            }
-        }
-    }
+fn dynamic_attention<'de, D: Deserializer<'de>>(d: D) -> Result<Option<DynamicParams>, D::Error> {
+    let Some(a) = Option::<DynamicAttention>::deserialize(d)? else { return Ok(None) };
+    let known = || AttentionMode::ALL.map(AttentionMode::name).join(", ");
+    let mode = AttentionMode::ALL.into_iter().find(|mode| mode.name() == a.mode);
+    let mode = mode.ok_or_else(|| {
+        serde::de::Error::custom(format!("mode {:?} is unknown, expected one of {}", a.mode, known()))
+    })?;
+    Ok(Some(DynamicParams {
+        mode,
+        error_bound: a.error_bound,
+        min_context: a.min_context,
+        sink_blocks: a.sink_blocks,
+        local_blocks: a.local_blocks,
+        max_blocks: a.max_blocks.unwrap_or(usize::MAX),
+        audit: a.audit,
+    }))
 }

@@ -17,7 +17,7 @@ use crate::engine_loop::EngineLoop;
 use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
-use crate::memory::Limits;
+use crate::limits::Limits;
 use crate::metrics::HistogramSnapshot;
 use crate::params::SamplingParams;
 use crate::pooling::{Pooler, PoolingParams};
@@ -257,7 +257,11 @@ impl Engine {
         Ok(u32::try_from(prompt.len()).unwrap_or(u32::MAX))
     }
 
-    fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
+    /// Token ids of a prompt.
+    ///
+    /// # Errors
+    /// `InvalidRequest`.
+    pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
         match prompt {
             Prompt::Text(text, special) => self.tokenizer.encode(&text, special),
             Prompt::Tokens(tokens) => Ok(tokens),

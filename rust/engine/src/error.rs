@@ -26,6 +26,9 @@ pub enum EngineError {
     /// The engine was closed, or could not go on.
     #[error("{0}")]
     EngineDead(String),
+    /// The memory of the device does not hold the model.
+    #[error("{0}")]
+    DeviceMemory(String),
     /// The request's own time limit passed.
     #[error("{0}")]
     Timeout(String),
@@ -45,6 +48,7 @@ impl EngineError {
             Self::ContextLength(_) => "ContextLengthError",
             Self::QueueFull(_) => "QueueFullError",
             Self::EngineDead(_) => "EngineDeadError",
+            Self::DeviceMemory(_) => "DeviceMemoryError",
             Self::Timeout(_) => "RequestTimeoutError",
             Self::Execution(_) => "ExecutionError",
         }

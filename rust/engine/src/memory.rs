@@ -1,48 +1,54 @@
-//! How much memory goes where, decided once at load, with the reason of each part.
+//! The memory plan: bytes of each part, with the reason, decided once at load.
 
-use octavo_kernels::{BLOCK_SIZE, DynamicParams};
-use octavo_model::{KvFormat, Model, ModelSpec, block_bytes, tail_bytes};
-use serde::Serialize;
+use octavo_kernels::BLOCK_SIZE;
+use octavo_model::Dtype;
+use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
-use crate::config::EngineConfig;
-use crate::executor::ROWS_PER_READ;
+use crate::config::{CacheSize, EngineConfig};
+use crate::limits::{Device, Limits};
 
-/// Share of the available memory that the KV cache may take when the caller sets no limit.
-const DEFAULT_SHARE: f64 = 0.5;
-/// Sequences that run at once by default.
-const DEFAULT_MAX_NUM_SEQS: usize = 64;
-/// Tokens of a step by default: enough to keep matmuls at their speed, few enough that decodes do not wait long.
-const DEFAULT_MAX_BATCHED_TOKENS: usize = 512;
-/// Requests that may wait by default.
-const DEFAULT_MAX_QUEUE: usize = 1024;
+/// Share of the free memory that the KV cache takes by default: on a GPU, allocators and libraries need the rest.
+const CPU_SHARE: f64 = 0.5;
+const GPU_SHARE: f64 = 0.9;
+/// Max number of KV blocks: slots are 32-bit integers.
+const MAX_BLOCKS: u64 = u32::MAX as u64 / 64;
 
 /// One part of the memory plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MemoryPart {
-    /// What takes the memory.
+    /// Name of the part.
     pub name: String,
-    /// How much, at most.
+    /// Max bytes.
     pub bytes: u64,
-    /// Why that much.
+    /// The reason of this size.
     pub reason: String,
 }
 
-/// The limits that an engine runs with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Limits {
-    /// Longest sequence, prompt and output together.
-    pub max_model_len: u32,
-    /// Sequences that run at once.
-    pub max_num_seqs: u32,
-    /// Tokens of one step.
-    pub max_num_batched_tokens: u32,
-    /// Requests that may wait.
-    pub max_queue: u32,
-    /// Tokens of a KV block.
-    pub block_size: u32,
-    /// KV blocks.
-    pub num_blocks: u32,
+impl MemoryPart {
+    pub(crate) fn new(name: &str, bytes: u64, reason: String) -> Self {
+        Self { name: name.into(), bytes, reason }
+    }
+}
+
+/// Memory of a device and of a model on it, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryFacts {
+    /// Memory of the device.
+    pub total_bytes: u64,
+    /// Free memory, without weights and, on a GPU, the largest step.
+    pub free_bytes: u64,
+    /// One KV block, all layers together.
+    pub block_bytes: u64,
+    /// The floats of one open block of an int8 cache, all layers together.
+    pub open_block_bytes: u64,
+    /// Attention scores for each KV block.
+    pub score_bytes: u64,
+    /// The weights.
+    pub weight_bytes: u64,
+    /// The largest step at its peak, beside weights and KV cache.
+    pub step_bytes: u64,
 }
 
 /// Memory of this machine in bytes: (total, available now).
@@ -59,149 +65,139 @@ pub fn machine_memory() -> (u64, u64) {
     }
 }
 
-/// Resolves the limits and the size of the KV cache for a loaded model.
-///
-/// # Errors
-/// `InvalidRequest` if the caller's numbers cannot hold together; the message says which to change.
-pub fn plan(
-    model: &Model,
-    options: &EngineConfig,
-    kv_format: KvFormat,
-    threads: usize,
-) -> Result<(Limits, Vec<MemoryPart>), EngineError> {
-    let spec = model.spec();
-    let refuse = |text: String| Err(EngineError::InvalidRequest(text));
-    let at_least = |name: &str, value: Option<usize>, low: usize, default: usize| match value {
-        Some(v) if v < low || v > 1 << 28 => Err(EngineError::InvalidRequest(format!(
-            "{name} is {v}: an integer from {low} to {} is expected",
-            1 << 28
-        ))),
-        v => Ok(v.unwrap_or(default)),
-    };
-    let max_num_seqs = at_least("max_num_seqs", options.max_num_seqs, 1, DEFAULT_MAX_NUM_SEQS)?;
-    let batched_default = DEFAULT_MAX_BATCHED_TOKENS.max(max_num_seqs);
-    let max_num_batched_tokens =
-        at_least("max_num_batched_tokens", options.max_num_batched_tokens, 1, batched_default)?;
-    let max_queue = at_least("max_queue", options.max_queue, 1, DEFAULT_MAX_QUEUE)?;
-    let wanted_len = at_least("max_model_len", options.max_model_len, 2, spec.max_position)?;
-    let longest = spec.longest_context();
-    if wanted_len > longest {
-        return refuse(format!(
-            "max_model_len is {wanted_len}: this model was made for at most {longest} tokens (max_position_embeddings)"
-        ));
-    }
-
-    let block = block_bytes(spec, kv_format)? as u64;
-    let (total, available) = machine_memory();
-    // The system counts the pages of a mapped file as free, and every step reads them.
-    let mapped = if model.origin().is_some() { model.weight_bytes() as u64 } else { 0 };
-    let available = available.saturating_sub(mapped);
-    let (budget, source) = match (options.kv_cache_bytes, options.kv_cache_fraction) {
-        (Some(_), Some(_)) => {
-            return refuse("kv_cache_memory is given both in bytes and as a fraction: give one".into());
-        }
-        (Some(bytes), None) if bytes > total => {
-            return refuse(format!("kv_cache_memory is {bytes} bytes: this machine has {total}"));
-        }
-        (Some(bytes), None) => (bytes, "kv_cache_memory".to_string()),
-        (None, Some(f)) if f > 0.0 && f < 1.0 => {
-            ((total as f64 * f) as u64, format!("kv_cache_memory: {f} of this machine's {total} bytes"))
-        }
-        (None, Some(f)) => {
-            return refuse(format!("kv_cache_memory is {f}: a fraction above 0 and below 1 is expected"));
-        }
-        (None, None) => {
-            ((available as f64 * DEFAULT_SHARE) as u64, "half of the memory that is free".to_string())
-        }
-    };
-    let affordable = budget / block;
-    let explicit = options.kv_cache_bytes.is_some() || options.kv_cache_fraction.is_some();
-    let per_sequence = (wanted_len as u64).div_ceil(BLOCK_SIZE as u64);
-    let needed = max_num_seqs as u64 * per_sequence;
-    // An explicit size is taken whole: more blocks than sequences can fill still serve the prefix cache.
-    let num_blocks = if explicit { affordable } else { affordable.min(needed) }.min(u64::from(u32::MAX / 64));
-    let mut max_model_len = wanted_len;
-    if num_blocks < per_sequence {
-        let fits = num_blocks as usize * BLOCK_SIZE;
-        let needs = per_sequence * block;
-        if options.max_model_len.is_some() || fits < BLOCK_SIZE {
-            return refuse(format!(
-                "the KV cache has {budget} bytes ({source}) and one sequence of {wanted_len} tokens needs {needs}: raise \
-                 kv_cache_memory or lower max_model_len"
-            ));
-        }
-        max_model_len = fits;
-    }
-    let reason = match (explicit, num_blocks < needed) {
-        (true, _) => format!("{num_blocks} blocks of {BLOCK_SIZE} tokens, as {source} gives"),
-        (false, true) => format!("{num_blocks} blocks of {BLOCK_SIZE} tokens: capped by {source}"),
-        (false, false) => format!(
-            "{num_blocks} blocks of {BLOCK_SIZE} tokens: {max_num_seqs} sequences of {max_model_len} tokens at full length"
-        ),
-    };
-    let limits = Limits {
-        max_model_len: max_model_len as u32,
-        max_num_seqs: max_num_seqs as u32,
-        max_num_batched_tokens: max_num_batched_tokens as u32,
-        max_queue: max_queue as u32,
-        block_size: BLOCK_SIZE as u32,
-        num_blocks: num_blocks as u32,
-    };
-    let part = |name: &str, bytes: usize, reason: String| MemoryPart {
-        name: name.into(),
-        bytes: bytes as u64,
-        reason,
-    };
-    let mut parts = vec![
-        part("weights", model.weight_bytes(), {
-            let held = format!("{} weights, held as {:?}", spec.parameters(), model.weight_dtype());
-            let kept_in_bf16 = match model.kept_in_bf16().len() {
-                0 => String::new(),
-                n => format!(", {n} tensors of them as Bf16"),
-            };
-            let mapped =
-                if model.origin().is_some() { "; the mapped file, shared with other processes" } else { "" };
-            held + &kept_in_bf16 + mapped
-        }),
-        part(
-            "kv_cache",
-            (num_blocks * block) as usize,
-            format!("{reason}; taken from the system as it fills"),
-        ),
-        part(
-            "step_buffers",
-            step_bytes(spec, max_num_batched_tokens),
-            format!(
-                "activations of a step of {max_num_batched_tokens} tokens; grown by the largest step that runs"
-            ),
-        ),
-        part(
-            "logits",
-            ROWS_PER_READ.min(max_num_seqs) * spec.vocab * 4,
-            format!("f32 rows of {} entries, at most {ROWS_PER_READ} at a time", spec.vocab),
-        ),
-    ];
-    let tails = tail_bytes(spec, kv_format, max_num_seqs, max_num_batched_tokens)?;
-    if tails > 0 {
-        let reason = format!(
-            "{} values of blocks that are not full yet, one block a sequence and those of a step",
-            kv_format.float.name()
-        );
-        parts.push(part("kv_tails", tails, reason));
-    }
-    if options.attention.is_some() {
-        // As many as have a piece of a long context at once.
-        let bytes = threads * DynamicParams::buffer_bytes(spec.largest_group(), max_model_len);
-        let reason = format!(
-            "float32 masses of blocks for queries that choose what they read, over {max_model_len} tokens on {threads} \
-             threads; grown by the longest context that runs"
-        );
-        parts.push(part("attention_masses", bytes, reason));
-    }
-    Ok((limits, parts))
+/// Memory that the KV cache may take.
+struct Budget {
+    bytes: u64,
+    /// Where the number comes from, for messages.
+    source: String,
+    /// Set by the caller: the cache takes all of it.
+    explicit: bool,
 }
 
-/// Bytes of the forward pass's buffers for a step of `rows` tokens.
-fn step_bytes(spec: &ModelSpec, rows: usize) -> usize {
-    rows * 4 * spec.step_values_per_token()
+impl Budget {
+    fn new(size: Option<CacheSize>, device: Device, total: u64, free: u64) -> Result<Self, EngineError> {
+        let invalid = |text: String| Err(EngineError::InvalidRequest(format!("kv_cache_memory is {text}")));
+        let owner = if device == Device::Cpu { "this machine" } else { "the device" };
+        let (bytes, source) = match (size, device) {
+            (Some(CacheSize::Bytes(bytes)), Device::Cpu) if bytes > total => {
+                return invalid(format!("{bytes} bytes: this machine has {total}"));
+            }
+            (Some(CacheSize::Bytes(bytes)), _) => (bytes, "kv_cache_memory".to_string()),
+            (Some(CacheSize::Fraction(f)), _) if f > 0.0 && f < 1.0 => {
+                ((total as f64 * f) as u64, format!("kv_cache_memory: {f} of {owner}'s {total} bytes"))
+            }
+            (Some(CacheSize::Fraction(f)), _) => {
+                return invalid(format!("{f}: a fraction above 0 and below 1 is expected"));
+            }
+            (None, Device::Cpu) => {
+                ((free as f64 * CPU_SHARE) as u64, "half of the memory that is free".to_string())
+            }
+            (None, Device::Gpu) => {
+                let share = 100.0 * GPU_SHARE;
+                let source = format!("{share}% of what is free beside weights and the largest step");
+                ((free as f64 * GPU_SHARE) as u64, source)
+            }
+        };
+        if device == Device::Gpu && size.is_some() && bytes > free {
+            return Err(EngineError::DeviceMemory(format!(
+                "the KV cache is to have {bytes} bytes ({source}), and {free} are free beside weights and the largest \
+                 step: lower kv_cache_memory, max_num_batched_tokens or max_num_seqs"
+            )));
+        }
+        Ok(Self { bytes, source, explicit: size.is_some() })
+    }
+
+    /// The error where one sequence of `len` tokens, `needs` bytes, does not fit.
+    fn too_small(&self, device: Device, len: u64, needs: u64) -> EngineError {
+        let remedy = match device {
+            Device::Cpu => "raise kv_cache_memory or lower max_model_len",
+            Device::Gpu => "raise kv_cache_memory, or lower max_model_len or max_num_batched_tokens",
+        };
+        let text = format!(
+            "the KV cache has {} bytes ({}) and one sequence of {len} tokens needs {needs}: {remedy}",
+            self.bytes, self.source
+        );
+        match device {
+            Device::Gpu if !self.explicit => EngineError::DeviceMemory(text),
+            _ => EngineError::InvalidRequest(text),
+        }
+    }
+}
+
+/// `limits` with the number of KV blocks and the context that they allow, and the reason of that number.
+///
+/// # Errors
+/// `InvalidRequest` or `DeviceMemory`, with the options to change.
+pub(crate) fn fit_kv_cache(
+    config: &EngineConfig,
+    limits: Limits,
+    device: Device,
+    facts: &MemoryFacts,
+) -> Result<(Limits, String), EngineError> {
+    let block = facts.block_bytes.max(1);
+    let budget =
+        Budget::new(config.kv_cache_memory, device, facts.total_bytes, free_for_blocks(limits, facts))?;
+    let (seqs, len) = (u64::from(limits.max_num_seqs), u64::from(limits.max_model_len));
+    let per_sequence = len.div_ceil(BLOCK_SIZE as u64);
+    let needed = seqs * per_sequence;
+    let affordable = budget.bytes / block;
+    // An explicit size is taken whole: more blocks than sequences can fill still serve the prefix cache.
+    let num_blocks = if budget.explicit { affordable } else { affordable.min(needed) }.min(MAX_BLOCKS);
+    let mut max_model_len = limits.max_model_len;
+    if num_blocks < per_sequence {
+        if config.max_model_len.is_some() || num_blocks == 0 {
+            return Err(budget.too_small(device, len, per_sequence * block));
+        }
+        max_model_len = num_blocks as u32 * BLOCK_SIZE as u32;
+    }
+    let source = &budget.source;
+    let why = match (budget.explicit, num_blocks < needed) {
+        (true, _) => format!("as {source} gives"),
+        (false, true) => format!("capped by {source}"),
+        (false, false) => format!("{seqs} sequences of {max_model_len} tokens at full length"),
+    };
+    let colon = if budget.explicit { "," } else { ":" };
+    let reason = format!("{num_blocks} blocks of {BLOCK_SIZE} tokens{colon} {why}");
+    Ok((Limits { num_blocks: num_blocks as u32, max_model_len, ..limits }, reason))
+}
+
+/// Free bytes without the open blocks and the scores that go with KV blocks.
+fn free_for_blocks(limits: Limits, facts: &MemoryFacts) -> u64 {
+    let block = facts.block_bytes.max(1);
+    let free = u128::from(facts.free_bytes.saturating_sub(open_bytes(limits, facts)));
+    (free * u128::from(block) / u128::from(block + facts.score_bytes)) as u64
+}
+
+/// Bytes of all open blocks of an int8 cache on a GPU.
+fn open_bytes(limits: Limits, facts: &MemoryFacts) -> u64 {
+    facts.open_block_bytes * u64::from(limits.max_open_blocks())
+}
+
+/// The memory plan on a GPU.
+pub(crate) fn gpu_parts(
+    dtype: Dtype,
+    limits: Limits,
+    facts: &MemoryFacts,
+    kv_reason: String,
+) -> Vec<MemoryPart> {
+    let num_blocks = u64::from(limits.num_blocks);
+    let dtype = dtype.name();
+    let step = format!("measured: a step of {} tokens at its peak", limits.max_num_batched_tokens);
+    let mut parts = vec![
+        MemoryPart::new("weights", facts.weight_bytes, format!("held as {dtype}, or int8 where quantised")),
+        MemoryPart::new("kv_cache", num_blocks * facts.block_bytes, kv_reason),
+        MemoryPart::new("step_buffers", facts.step_bytes, step),
+    ];
+    let open = open_bytes(limits, facts);
+    if open > 0 {
+        let why = format!(
+            "{dtype} values of blocks that are not full yet, three a sequence and those of a step at most"
+        );
+        parts.push(MemoryPart::new("kv_tails", open, why));
+    }
+    if facts.score_bytes > 0 {
+        let why = "f32 scores of the keys that decodes see, of one layer at a time".into();
+        parts.push(MemoryPart::new("attention_scores", facts.score_bytes * num_blocks, why));
+    }
+    parts
 }

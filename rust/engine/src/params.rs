@@ -1,24 +1,28 @@
 //! Sampling parameters: what a caller asks for, checked, and completed with the model's defaults.
 
+use std::collections::BTreeMap;
+
 use octavo_scheduler::AttentionPolicy;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
 
 use crate::EngineError;
+use crate::fields::{FieldError, read_fields};
 use crate::structured::Structure;
 
-/// Largest number of samples of one prompt.
-const MAX_N: u32 = 256;
-/// Most stop strings of one request, and the longest one in bytes.
+/// Max number of stop strings of one request, and of bytes of one.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 1024;
-/// Most entries of `logit_bias` and `bad_words`.
+/// Max entries of `logit_bias` and `bad_words`.
 const MAX_BIASES: usize = 4096;
 
 /// What the caller asks for. `None` takes the model's default. Meanings are those of vLLM's `SamplingParams`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Samples drawn for the prompt.
     pub n: u32,
-    /// Most tokens to generate; None: until the context is full.
+    /// Max tokens to generate; None: until the context is full.
     pub max_tokens: Option<u32>,
     /// No stop condition ends the output before this many tokens.
     pub min_tokens: u32,
@@ -27,6 +31,7 @@ pub struct SamplingParams {
     /// Smallest set of tokens whose probabilities reach this sum.
     pub top_p: Option<f32>,
     /// Number of candidates; 0: all.
+    #[serde(deserialize_with = "count_or_all_zero")]
     pub top_k: Option<u32>,
     /// Candidates have at least this share of the best one's probability.
     pub min_p: Option<f32>,
@@ -37,8 +42,10 @@ pub struct SamplingParams {
     /// Subtracted per occurrence in the output.
     pub frequency_penalty: f32,
     /// The same seed draws the same output, whatever runs beside it.
+    #[serde(deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// The output ends before the first of these strings.
+    #[serde(deserialize_with = "strings")]
     pub stop: Vec<String>,
     /// The output ends with the first of these tokens.
     pub stop_token_ids: Vec<u32>,
@@ -49,10 +56,13 @@ pub struct SamplingParams {
     /// Strings that may not be produced.
     pub bad_words: Vec<String>,
     /// Added to logits of these tokens.
+    #[serde(deserialize_with = "biases")]
     pub logit_bias: Vec<(u32, f32)>,
     /// Candidates reported per output token; 0: the chosen token alone. `u32::MAX`: all.
+    #[serde(deserialize_with = "count_or_all")]
     pub logprobs: Option<u32>,
     /// Candidates reported per prompt token.
+    #[serde(deserialize_with = "count_or_all")]
     pub prompt_logprobs: Option<u32>,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
@@ -62,7 +72,7 @@ pub struct SamplingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
-    /// Most softmax mass that attention may leave out for this request, at most the engine's own bound.
+    /// Max softmax mass that attention may omit for this request, at most the engine's own bound.
     pub attention_error_bound: Option<f32>,
     /// What the output must be.
     pub structured: Option<Structure>,
@@ -125,45 +135,118 @@ fn refuse<T>(name: &str, value: impl std::fmt::Display, expected: &str) -> Resul
     Err(EngineError::InvalidRequest(format!("{name} is {value}: {expected}")))
 }
 
-fn in_range(name: &str, value: f32, range: std::ops::RangeInclusive<f32>) -> Result<(), EngineError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    refuse(name, value, &format!("a number from {} to {} is expected", range.start(), range.end()))
+/// A field's number, if it is set.
+type FieldValue = fn(&SamplingParams) -> Option<f64>;
+
+/// Range of a numeric field.
+struct NumberRange {
+    name: &'static str,
+    /// Whole numbers only.
+    integer: bool,
+    min: f64,
+    max: f64,
+    /// `min` itself is not allowed.
+    above_min: bool,
+    /// `max` itself is not allowed.
+    below_max: bool,
+    value: FieldValue,
 }
 
+impl NumberRange {
+    const fn new(name: &'static str, min: f64, max: f64, value: FieldValue) -> Self {
+        Self { name, integer: false, min, max, above_min: false, below_max: false, value }
+    }
+
+    const fn integer(name: &'static str, min: f64, max: f64, value: FieldValue) -> Self {
+        Self { integer: true, ..Self::new(name, min, max, value) }
+    }
+
+    const fn above(name: &'static str, min: f64, max: f64, value: FieldValue) -> Self {
+        Self { above_min: true, ..Self::new(name, min, max, value) }
+    }
+
+    fn contains(&self, x: f64) -> bool {
+        let low = if self.above_min { x > self.min } else { x >= self.min };
+        let high = if self.below_max { x < self.max } else { x <= self.max };
+        low && high
+    }
+
+    /// The range in words.
+    fn expected(&self) -> String {
+        let kind = if self.integer { "an integer" } else { "a number" };
+        let Self { min, max, .. } = self;
+        match (self.above_min, self.below_max) {
+            (false, _) => format!("{kind} from {min} to {max} is expected"),
+            (true, false) => format!("{kind} above {min} and at most {max} is expected"),
+            (true, true) => format!("{kind} above {min} and below {max} is expected"),
+        }
+    }
+
+    fn schema(&self) -> Value {
+        let number = |x: f64| if self.integer { json!(x as i64) } else { json!(x) };
+        let min = if self.above_min { "exclusiveMinimum" } else { "minimum" };
+        let max = if self.below_max { "exclusiveMaximum" } else { "maximum" };
+        let kind = if self.integer { "integer" } else { "number" };
+        json!({"type": kind, min: number(self.min), max: number(self.max)})
+    }
+}
+
+/// Ranges of the numeric fields.
+const RANGES: [NumberRange; 11] = [
+    NumberRange::integer("n", 1.0, 256.0, |p| Some(p.n.into())),
+    NumberRange::integer("max_tokens", 1.0, u32::MAX as f64, |p| p.max_tokens.map(Into::into)),
+    NumberRange::integer("min_tokens", 0.0, u32::MAX as f64, |p| Some(p.min_tokens.into())),
+    NumberRange::new("temperature", 0.0, 100.0, |p| p.temperature.map(Into::into)),
+    NumberRange::above("top_p", 0.0, 1.0, |p| p.top_p.map(Into::into)),
+    NumberRange::new("min_p", 0.0, 1.0, |p| p.min_p.map(Into::into)),
+    NumberRange::above("repetition_penalty", 0.0, 100.0, |p| p.repetition_penalty.map(Into::into)),
+    NumberRange::new("presence_penalty", -2.0, 2.0, |p| Some(p.presence_penalty.into())),
+    NumberRange::new("frequency_penalty", -2.0, 2.0, |p| Some(p.frequency_penalty.into())),
+    NumberRange::above("timeout", 0.0, 1e9, |p| p.timeout),
+    NumberRange {
+        below_max: true,
+        ..NumberRange::above("attention_error_bound", 0.0, 1.0, |p| p.attention_error_bound.map(Into::into))
+    },
+];
+
 impl SamplingParams {
+    /// Reads the fields from a JSON object. A null takes the default, and without limit in `max_tokens`.
+    ///
+    /// # Errors
+    /// Names the first field of another type.
+    pub fn from_fields(fields: &Map<String, Value>) -> Result<Self, FieldError> {
+        let params: Self = read_fields(fields)?;
+        let unlimited = fields.get("max_tokens") == Some(&Value::Null);
+        Ok(Self { max_tokens: params.max_tokens.filter(|_| !unlimited), ..params })
+    }
+
+    /// The ranges of numeric fields as a JSON schema.
+    pub fn schema() -> Value {
+        let properties: Map<String, Value> =
+            RANGES.iter().map(|r| (r.name.to_string(), r.schema())).collect();
+        json!({"type": "object", "properties": properties})
+    }
+
     /// Checks everything that needs no model.
     ///
     /// # Errors
-    /// `InvalidRequest` names the parameter, its value and what is allowed.
+    /// `InvalidRequest` names the parameter, its value and the expected values.
     pub fn check(&self) -> Result<(), EngineError> {
-        if self.n == 0 || self.n > MAX_N {
-            return refuse("n", self.n, &format!("an integer from 1 to {MAX_N} is expected"));
-        }
-        if self.max_tokens == Some(0) {
-            return refuse("max_tokens", 0, "at least 1 is expected (None: until the context is full)");
+        for range in &RANGES {
+            if let Some(value) = (range.value)(self).filter(|x| !range.contains(*x)) {
+                // Numbers are shown as they were written: most fields are f32.
+                let shown = if range.integer { value.to_string() } else { (value as f32).to_string() };
+                return refuse(range.name, shown, &range.expected());
+            }
         }
         if let Some(max) = self.max_tokens.filter(|max| self.min_tokens > *max) {
             let expected = format!("at most max_tokens ({max}) is expected");
             return refuse("min_tokens", self.min_tokens, &expected);
         }
-        in_range("temperature", self.temperature.unwrap_or(1.0), 0.0..=100.0)?;
-        in_range("min_p", self.min_p.unwrap_or(0.0), 0.0..=1.0)?;
-        in_range("presence_penalty", self.presence_penalty, -2.0..=2.0)?;
-        in_range("frequency_penalty", self.frequency_penalty, -2.0..=2.0)?;
-        let top_p = self.top_p.unwrap_or(1.0);
-        if !(top_p > 0.0 && top_p <= 1.0) {
-            return refuse("top_p", top_p, "a number above 0 and at most 1 is expected");
-        }
-        let bound = self.attention_error_bound.unwrap_or(0.5);
-        if !(bound > 0.0 && bound < 1.0) {
-            return refuse("attention_error_bound", bound, "a number above 0 and below 1 is expected");
-        }
-        let repetition = self.repetition_penalty.unwrap_or(1.0);
-        if !(repetition > 0.0 && repetition <= 100.0) {
-            return refuse("repetition_penalty", repetition, "a number above 0 and at most 100 is expected");
-        }
+        self.check_texts()
+    }
+
+    fn check_texts(&self) -> Result<(), EngineError> {
         if self.stop.len() > MAX_STOPS {
             return refuse(
                 "stop",
@@ -191,9 +274,6 @@ impl SamplingParams {
                 format!("{bias} for token {id}"),
                 "a number from -100 to 100 is expected",
             );
-        }
-        if let Some(timeout) = self.timeout.filter(|t| !(*t > 0.0 && *t <= 1e9)) {
-            return refuse("timeout", timeout, "a number of seconds above 0 is expected");
         }
         Ok(())
     }
@@ -234,4 +314,50 @@ impl SamplingParams {
             None => Ok(()),
         }
     }
+}
+
+/// A count, of which -1 is `all`.
+fn count<'de, D: Deserializer<'de>>(d: D, all: u32) -> Result<Option<u32>, D::Error> {
+    let Some(count) = Option::<i64>::deserialize(d)? else { return Ok(None) };
+    match u32::try_from(count) {
+        Ok(count) => Ok(Some(count)),
+        Err(_) if count == -1 => Ok(Some(all)),
+        Err(_) => Err(serde::de::Error::custom("expected -1 (all), or a number of candidates from 0 on,")),
+    }
+}
+
+fn count_or_all<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    count(d, u32::MAX)
+}
+
+fn count_or_all_zero<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    count(d, 0)
+}
+
+/// An integer of 64 bits, signed or not.
+fn seed<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    Ok(Option::<i128>::deserialize(d)?.map(|seed| seed as u64))
+}
+
+fn strings<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or a list of strings")]
+    enum Strings {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Strings::deserialize(d)? {
+        Strings::One(one) => vec![one],
+        Strings::Many(many) => many,
+    })
+}
+
+/// Biases by token id, in order. JSON has the ids as strings.
+fn biases<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<(u32, f32)>, D::Error> {
+    let invalid = |_| serde::de::Error::custom("expected a dict of token id to number");
+    let biases = BTreeMap::<String, f32>::deserialize(d).map_err(invalid)?;
+    let parse = |(id, bias): (String, f32)| Ok((id.parse::<u32>()?, bias));
+    let biases: Result<BTreeMap<u32, f32>, std::num::ParseIntError> = biases.into_iter().map(parse).collect();
+    let invalid = |_| serde::de::Error::custom("expected a dict of token id to number");
+    Ok(biases.map_err(invalid)?.into_iter().collect())
 }

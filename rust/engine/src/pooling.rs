@@ -1,9 +1,12 @@
 //! Embeddings: the hidden states of a prompt, pooled to one vector.
 
+use serde::Deserialize;
+
 use crate::EngineError;
 
 /// Which hidden states make the embedding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Pooling {
     /// Their mean. It needs those of every token, so such a prompt is computed whole: the prefix cache holds keys and
     /// values, and no hidden states. What it computes serves later requests' hits all the same.
@@ -13,23 +16,14 @@ pub enum Pooling {
     Last,
 }
 
-impl Pooling {
-    /// The pooling of this name in the public API.
-    pub fn of(name: &str) -> Option<Self> {
-        match name {
-            "mean" => Some(Self::Mean),
-            "last" => Some(Self::Last),
-            _ => None,
-        }
-    }
-}
-
 /// What the caller of `Engine::embed` asks for.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PoolingParams {
     /// Which hidden states make the embedding.
     pub pooling: Pooling,
     /// Scale it to length 1.
+    #[serde(default = "yes")]
     pub normalize: bool,
     /// Keep its first values only (before it is scaled).
     pub dimensions: Option<usize>,
@@ -39,6 +33,10 @@ pub struct PoolingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl PoolingParams {

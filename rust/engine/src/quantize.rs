@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use octavo_kernels::Kernels;
 use octavo_model::{Quantized, open, quantization_config, quantize, read_family};
 use serde_json::{Value, json};
 
 use crate::EngineError;
 use crate::config::EngineConfig;
-use crate::load::kept_in_bf16_sentences;
+use crate::info::kept_in_bf16_sentences;
+use crate::limits::Device;
+use crate::load::kernels;
+use crate::resolve::resolve;
 
 /// Writes the weights of `folder` to the new file `output`, as `options` hold them. `source` is the model's name for the file.
 ///
@@ -22,10 +24,8 @@ pub fn quantize_weights(
 ) -> Result<Value, EngineError> {
     let folder = &*open(folder)?;
     let family = read_family(folder)?;
-    let format = options.weight_format(options.float_dtype(family.spec.checkpoint_dtype)?)?;
-    options.check_threads()?;
-    let kernels = Kernels::new(options.threads.unwrap_or(0), Some(options.isa_level()?))
-        .map_err(|e| EngineError::InvalidRequest(e.to_string()))?;
+    let format = resolve(options, &family.spec, Device::Cpu)?.weights;
+    let kernels = kernels(options)?;
     let made_by = concat!("octavo ", env!("CARGO_PKG_VERSION"));
     let made = quantize(&kernels, folder, &family, format, output, source, made_by)?;
     let Quantized { bytes, kept_in_bf16, warnings, origin } = made;

@@ -1,9 +1,10 @@
 //! Engine and Stream as Python classes. The GIL is released wherever the engine works or a caller waits.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{AttentionMode, DynamicParams, EngineConfig, Health, Limits, Prompt, RequestStream};
+use octavo_engine::{EngineConfig, EngineError, Health, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -12,7 +13,8 @@ use crate::errors::{raise, to_python};
 use crate::executor::PyExecutor;
 use crate::json;
 use crate::output::Delta;
-use crate::{params, pooling};
+use crate::params::SamplingParams;
+use crate::pooling;
 
 /// How long a wait goes without looking for Ctrl-C.
 const SIGNAL_CHECK: Duration = Duration::from_millis(50);
@@ -53,18 +55,26 @@ fn prompt_of(prompt: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<Pr
     })
 }
 
-/// `mode`, `error_bound`, `min_context`, `sink_blocks`, `local_blocks`, `max_blocks`, `audit`.
-type AttentionChoice = (String, f32, usize, usize, usize, Option<usize>, usize);
+fn read_config(config: &Bound<'_, PyAny>) -> PyResult<EngineConfig> {
+    json::read_fields(config, octavo_engine::read_fields)
+}
 
-fn dynamic_params(py: Python<'_>, choice: AttentionChoice) -> PyResult<DynamicParams> {
-    let (mode, error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit) = choice;
-    let Some(mode) = AttentionMode::ALL.into_iter().find(|known| known.name() == mode) else {
-        let known = AttentionMode::ALL.map(AttentionMode::name).join(", ");
-        let message = format!("attention mode {mode:?} is unknown: one of {known} is expected");
-        return Err(raise(py, "InvalidRequestError", &message));
-    };
-    let max_blocks = max_blocks.unwrap_or(usize::MAX);
-    Ok(DynamicParams { mode, error_bound, min_context, sink_blocks, local_blocks, max_blocks, audit })
+/// The configuration with which an engine on a GPU runs: data types, limits and, once `memory` is measured, its plan.
+#[pyfunction]
+#[pyo3(signature = (model, config, memory=None))]
+pub fn resolve<'py>(
+    py: Python<'py>,
+    model: PathBuf,
+    config: &Bound<'py, PyAny>,
+    memory: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let config = read_config(config)?;
+    let memory = memory.map(|facts| json::read_fields(facts, octavo_engine::read_fields)).transpose()?;
+    let resolved = octavo_engine::resolve_for_gpu(&model, &config, memory.as_ref());
+    let r = resolved.map_err(|e| to_python(py, &e))?;
+    let value = json!({"dtype": r.dtype.name(), "quantization": config.quantization, "kv_cache_dtype": r.kv_format.name(),
+                       "limits": r.limits, "max_open_blocks": r.limits.max_open_blocks(), "memory": r.memory});
+    json::to_python(py, &value)
 }
 
 /// One model, its KV cache and the thread that runs it.
@@ -72,10 +82,46 @@ fn dynamic_params(py: Python<'_>, choice: AttentionChoice) -> PyResult<DynamicPa
 pub struct Engine(octavo_engine::Engine);
 
 impl Engine {
+    /// Submits `count` requests, each as soon as the queue has room. While the queue is full it hands the streams so far to
+    /// `on_full`, which waits. Returns the streams that `on_full` did not get. An error cancels those.
+    fn submit_all(
+        &self,
+        py: Python<'_>,
+        count: usize,
+        on_full: Option<&Bound<'_, PyAny>>,
+        submit: impl Fn(usize) -> Result<RequestStream, EngineError> + Sync,
+    ) -> PyResult<Vec<Py<Stream>>> {
+        let mut streams: Vec<Py<Stream>> = Vec::with_capacity(count);
+        let cancelled = |streams: &[Py<Stream>], error: PyErr| {
+            streams.iter().for_each(|stream| stream.get().0.cancel());
+            error
+        };
+        for i in 0..count {
+            let stream = loop {
+                match py.detach(|| submit(i)) {
+                    Ok(stream) => break stream,
+                    Err(EngineError::QueueFull(_)) => {
+                        let waited = match on_full {
+                            Some(wait) => wait.call1((std::mem::take(&mut streams),)).map(|_| ()),
+                            None => {
+                                py.detach(|| std::thread::sleep(SIGNAL_CHECK));
+                                py.check_signals()
+                            }
+                        };
+                        waited.map_err(|e| cancelled(&streams, e))?;
+                    }
+                    Err(e) => return Err(cancelled(&streams, to_python(py, &e))),
+                }
+            };
+            streams.push(Py::new(py, Stream(stream))?);
+        }
+        Ok(streams)
+    }
+
     /// The engine that `load` makes.
     fn started(
         py: Python<'_>,
-        load: impl FnOnce() -> Result<octavo_engine::Engine, octavo_engine::EngineError> + Send,
+        load: impl FnOnce() -> Result<octavo_engine::Engine, EngineError> + Send,
     ) -> PyResult<Self> {
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }
@@ -84,86 +130,25 @@ impl Engine {
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (model, *, dtype="auto", quantization="auto", kv_cache_dtype="auto", attention=None, kv_cache_bytes=None,
-        kv_cache_fraction=None, max_model_len=None, max_num_seqs=None, max_num_batched_tokens=None, max_queue=None,
-        enable_prefix_caching=true, threads=None, seed=0, tokenizer=None, chat_template=None))]
-    #[allow(clippy::too_many_arguments)]
-    fn new(
-        py: Python<'_>,
-        model: PathBuf,
-        dtype: &str,
-        quantization: &str,
-        kv_cache_dtype: &str,
-        attention: Option<AttentionChoice>,
-        kv_cache_bytes: Option<u64>,
-        kv_cache_fraction: Option<f64>,
-        max_model_len: Option<usize>,
-        max_num_seqs: Option<usize>,
-        max_num_batched_tokens: Option<usize>,
-        max_queue: Option<usize>,
-        enable_prefix_caching: bool,
-        threads: Option<usize>,
-        seed: i64,
-        tokenizer: Option<PathBuf>,
-        chat_template: Option<String>,
-    ) -> PyResult<Self> {
-        let options = EngineConfig {
-            dtype: dtype.into(),
-            quantization: quantization.into(),
-            kv_cache_dtype: kv_cache_dtype.into(),
-            attention: attention.map(|choice| dynamic_params(py, choice)).transpose()?,
-            kv_cache_bytes,
-            kv_cache_fraction,
-            max_model_len,
-            max_num_seqs,
-            max_num_batched_tokens,
-            max_queue,
-            enable_prefix_caching,
-            threads,
-            seed: seed as u64,
-            tokenizer,
-            chat_template,
-            ..EngineConfig::default()
-        };
-        Self::started(py, || octavo_engine::Engine::load(&model, &options))
+    fn new(py: Python<'_>, model: PathBuf, config: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let config = read_config(config)?;
+        Self::started(py, || octavo_engine::Engine::load(&model, &config))
     }
 
     #[staticmethod]
-    #[pyo3(signature = (model, executor, *, vocab, info, num_blocks, max_model_len, max_num_seqs, max_num_batched_tokens,
-        max_queue, enable_prefix_caching=true, prefill_chunk=None, seed=0, tokenizer=None, chat_template=None))]
-    #[allow(clippy::too_many_arguments)]
     fn over(
         py: Python<'_>,
         model: PathBuf,
+        config: &Bound<'_, PyAny>,
         executor: Bound<'_, PyAny>,
-        vocab: usize,
-        info: &str,
-        num_blocks: u32,
-        max_model_len: u32,
-        max_num_seqs: u32,
-        max_num_batched_tokens: u32,
-        max_queue: u32,
-        enable_prefix_caching: bool,
-        prefill_chunk: Option<usize>,
-        seed: i64,
-        tokenizer: Option<PathBuf>,
-        chat_template: Option<String>,
+        facts: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let options = EngineConfig {
-            enable_prefix_caching,
-            prefill_chunk,
-            seed: seed as u64,
-            tokenizer,
-            chat_template,
-            ..EngineConfig::default()
-        };
-        let block_size = octavo_kernels::BLOCK_SIZE as u32;
-        let limits =
-            Limits { max_model_len, max_num_seqs, max_num_batched_tokens, max_queue, block_size, num_blocks };
-        let info = serde_json::from_str(info)
-            .map_err(|e| raise(py, "InvalidRequestError", &format!("info: not JSON: {e}")))?;
+        let config = read_config(config)?;
+        let facts = json::read_fields(facts, octavo_engine::read_fields)?;
+        let family = octavo_model::open(&model).and_then(|folder| octavo_model::read_family(&*folder));
+        let vocab = family.map_err(|e| to_python(py, &e.into()))?.spec.vocab;
         let executor = Box::new(PyExecutor::new(executor, vocab)?);
-        Self::started(py, || octavo_engine::Engine::load_over(&model, &options, executor, limits, info))
+        Self::started(py, || octavo_engine::Engine::load_over(&model, &config, executor, facts))
     }
 
     #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]
@@ -171,22 +156,53 @@ impl Engine {
         &self,
         py: Python<'_>,
         prompt: &Bound<'_, PyAny>,
-        params: &Bound<'_, PyAny>,
+        params: &SamplingParams,
         add_special_tokens: bool,
     ) -> PyResult<Stream> {
-        let params = params::read(params)?;
         let prompt = prompt_of(prompt, add_special_tokens)?;
-        py.detach(|| self.0.submit(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
+        py.detach(|| self.0.submit(prompt, &params.0)).map(Stream).map_err(|e| to_python(py, &e))
     }
 
-    fn check(
+    #[pyo3(signature = (prompts, params, *, add_special_tokens=true, on_full=None))]
+    fn submit_many(
         &self,
         py: Python<'_>,
-        prompt_token_ids: &Bound<'_, PyAny>,
+        prompts: Vec<Bound<'_, PyAny>>,
+        params: Vec<PyRef<'_, SamplingParams>>,
+        add_special_tokens: bool,
+        on_full: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Py<Stream>>> {
+        let params: Vec<_> = params.iter().map(|p| Arc::clone(&p.0)).collect();
+        let prompts =
+            prompts.iter().map(|p| prompt_of(p, add_special_tokens)).collect::<PyResult<Vec<_>>>()?;
+        let checked = |(prompt, params): (Prompt, &Arc<octavo_engine::SamplingParams>)| {
+            let ids = self.0.prompt_tokens(prompt)?;
+            self.0.check(&ids, params)?;
+            Ok(ids)
+        };
+        let ids = py.detach(|| prompts.into_iter().zip(&params).map(checked).collect::<Result<Vec<_>, _>>());
+        let ids = ids.map_err(|e| to_python(py, &e))?;
+        self.submit_all(py, ids.len(), on_full, |i| self.0.submit(Prompt::Tokens(ids[i].clone()), &params[i]))
+    }
+
+    #[pyo3(signature = (prompts, params, *, on_full=None))]
+    fn embed_many(
+        &self,
+        py: Python<'_>,
+        prompts: Vec<Bound<'_, PyAny>>,
         params: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let params = params::read(params)?;
-        self.0.check(&token_ids_of(prompt_token_ids)?, &params).map(|_| ()).map_err(|e| to_python(py, &e))
+        on_full: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Py<Stream>>> {
+        let params = pooling::read(params)?;
+        let prompts = prompts.iter().map(|p| prompt_of(p, true)).collect::<PyResult<Vec<_>>>()?;
+        let checked = |prompt| {
+            let ids = self.0.prompt_tokens(prompt)?;
+            self.0.check_embed(&ids, &params)?;
+            Ok(ids)
+        };
+        let ids = py.detach(|| prompts.into_iter().map(checked).collect::<Result<Vec<_>, _>>());
+        let ids = ids.map_err(|e| to_python(py, &e))?;
+        self.submit_all(py, ids.len(), on_full, |i| self.0.embed(Prompt::Tokens(ids[i].clone()), &params))
     }
 
     #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]
@@ -218,9 +234,8 @@ impl Engine {
 
     fn render_chat(&self, py: Python<'_>, request: &str) -> PyResult<String> {
         let render = || {
-            let request: Map<String, Value> = serde_json::from_str(request).map_err(|e| {
-                octavo_engine::EngineError::InvalidRequest(format!("messages: not a JSON object: {e}"))
-            })?;
+            let request: Map<String, Value> = serde_json::from_str(request)
+                .map_err(|e| EngineError::InvalidRequest(format!("messages: not a JSON object: {e}")))?;
             self.0.render_chat(&request)
         };
         py.detach(render).map_err(|e| to_python(py, &e))

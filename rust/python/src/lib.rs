@@ -28,11 +28,13 @@ mod _core {
     #[pymodule_export]
     use crate::bench::{bench_attention, bench_kernels};
     #[pymodule_export]
-    use crate::engine::{Engine, Stream};
+    use crate::engine::{Engine, Stream, resolve};
     #[pymodule_export]
     use crate::model::Checkpoint;
     #[pymodule_export]
     use crate::output::{Delta, Logprob, SampleDelta};
+    #[pymodule_export]
+    use crate::params::SamplingParams;
     #[pymodule_export]
     use crate::plan::Plan;
 
@@ -59,10 +61,10 @@ mod _core {
         Ok(info.unbind())
     }
 
-    /// Checks a set of sampling parameters without an engine.
+    /// Types and ranges of the fields of `SamplingParams`, as a JSON schema.
     #[pyfunction]
-    fn check_params(py: Python<'_>, params: &Bound<'_, PyAny>) -> PyResult<()> {
-        crate::params::read(params)?.check().map_err(|e| crate::errors::to_python(py, &e))
+    fn sampling_schema(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+        crate::json::to_python(py, &octavo_engine::SamplingParams::schema())
     }
 
     /// Reads JSON of strangers.

@@ -2,32 +2,14 @@
 
 use std::fmt::Write;
 
-use octavo_engine::{Pooling, PoolingParams};
+use octavo_engine::PoolingParams;
 use pyo3::prelude::*;
 
-use crate::params::Fields;
-
-const NAMES: [&str; 6] = ["pooling", "normalize", "dimensions", "priority", "timeout", "cache_salt"];
+use crate::json;
 
 /// Reads the arguments of `octavo.LLM.embed`. Missing or None takes the default.
 pub fn read(params: &Bound<'_, PyAny>) -> PyResult<PoolingParams> {
-    let fields = Fields::new(params, &NAMES)?;
-    let pooling = match fields.get::<String>("pooling")? {
-        None => Pooling::default(),
-        Some(name) => {
-            Pooling::of(&name).ok_or_else(|| fields.refuse("pooling", "'mean' or 'last' is expected"))?
-        }
-    };
-    let p = PoolingParams {
-        pooling,
-        normalize: fields.get("normalize")?.unwrap_or(true),
-        dimensions: fields.get::<u32>("dimensions")?.map(|n| n as usize),
-        priority: fields.get("priority")?.unwrap_or(0),
-        timeout: fields.get("timeout")?,
-        cache_salt: fields.get("cache_salt")?,
-    };
-    fields.refuse_unknown()?;
-    Ok(p)
+    json::read_fields(params, octavo_engine::read_fields)
 }
 
 /// `[0.25,-1.5,...]` of little-endian float32 values, which are finite.

@@ -13,7 +13,8 @@ pub(crate) use compiler::Compiler;
 pub(crate) use constraint::{Constraint, Progress};
 
 /// What an output must be.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
+#[serde(try_from = "(String, String)")]
 pub enum Structure {
     /// The text of a JSON schema, draft 2020-12. What it cannot enforce is refused, not skipped.
     JsonSchema(String),
@@ -33,19 +34,23 @@ impl Structure {
         }
     }
 
-    /// From a kind's name and its text.
-    pub fn of(kind: &str, text: String) -> Option<Self> {
-        match kind {
-            "json_schema" => Some(Self::JsonSchema(text)),
-            "regex" => Some(Self::Regex(text)),
-            "grammar" => Some(Self::Lark(text)),
-            _ => None,
-        }
-    }
-
     fn text(&self) -> &str {
         let (Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text)) = self;
         text
+    }
+}
+
+impl TryFrom<(String, String)> for Structure {
+    type Error = &'static str;
+
+    /// From a kind's name and its text.
+    fn try_from((kind, text): (String, String)) -> Result<Self, Self::Error> {
+        match kind.as_str() {
+            "json_schema" => Ok(Self::JsonSchema(text)),
+            "regex" => Ok(Self::Regex(text)),
+            "grammar" => Ok(Self::Lark(text)),
+            _ => Err("expected JsonSchema, Regex or Grammar"),
+        }
     }
 }
 

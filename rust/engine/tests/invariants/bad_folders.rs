@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{Engine, EngineConfig, EngineError, Prompt, SamplingParams};
+use octavo_engine::{CacheSize, Engine, EngineConfig, EngineError, Prompt, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::folder::{TestModel, mistral, put, qwen3, safetensors, tokenizer_json, with_header};
@@ -12,7 +12,7 @@ use crate::gather::{gather, settled};
 fn options() -> EngineConfig {
     EngineConfig {
         threads: Some(1),
-        kv_cache_bytes: Some(4 << 20),
+        kv_cache_memory: Some(CacheSize::Bytes(4 << 20)),
         quantization: "none".into(),
         ..EngineConfig::default()
     }
@@ -250,10 +250,13 @@ fn options_that_cannot_be() {
     };
     invalid(EngineConfig { isa: Some("sse9".into()), ..options() }, "sse9");
     invalid(EngineConfig { threads: Some(0), ..options() }, "threads");
-    invalid(EngineConfig { kv_cache_bytes: Some(1), ..options() }, "kv_cache_memory");
-    invalid(EngineConfig { kv_cache_bytes: Some(1 << 50), ..options() }, "kv_cache_memory");
+    invalid(EngineConfig { kv_cache_memory: Some(CacheSize::Bytes(1)), ..options() }, "kv_cache_memory");
     invalid(
-        EngineConfig { kv_cache_fraction: Some(f64::NAN), kv_cache_bytes: None, ..options() },
+        EngineConfig { kv_cache_memory: Some(CacheSize::Bytes(1 << 50)), ..options() },
+        "kv_cache_memory",
+    );
+    invalid(
+        EngineConfig { kv_cache_memory: Some(CacheSize::Fraction(f64::NAN)), ..options() },
         "kv_cache_memory",
     );
     invalid(EngineConfig { max_model_len: Some(513), ..options() }, "max_model_len");

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use octavo_engine::{DynamicParams, Engine, EngineConfig, Prompt, RequestStream, SamplingParams};
+use octavo_engine::{CacheSize, DynamicParams, Engine, EngineConfig, Prompt, RequestStream, SamplingParams};
 use octavo_kernels::Isa;
 
 use crate::folder::{self, TestModel};
@@ -88,7 +88,7 @@ fn options(formats: Formats) -> EngineConfig {
             local_blocks: 0,
             ..DynamicParams::default()
         }),
-        kv_cache_bytes: Some(4 << 20),
+        kv_cache_memory: Some(CacheSize::Bytes(4 << 20)),
         isa: Some("portable".into()),
         threads: Some(1),
         enable_prefix_caching: false,
@@ -206,7 +206,7 @@ fn preemption(model: &TestModel, formats: Formats) {
         for isa in Isa::available() {
             for (cache, budget, threads) in [(false, 512, 1), (true, 40, 2)] {
                 let options = EngineConfig {
-                    kv_cache_bytes: Some(12 * block_bytes),
+                    kv_cache_memory: Some(CacheSize::Bytes(12 * block_bytes)),
                     enable_prefix_caching: cache,
                     max_num_batched_tokens: Some(budget),
                     threads: Some(threads),
