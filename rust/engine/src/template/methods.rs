@@ -17,25 +17,10 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Valu
             let (width, fill): (usize, Option<&str>) = from_args(args)?;
             justified(text, method, width, fill.unwrap_or(" "))
         }
-        // A letter after anything but a letter is large, as in Python; minijinja looks at white space only.
-        "title" => {
-            let mut inside = false;
-            let mut out = String::with_capacity(text.len());
-            for c in text.chars() {
-                match inside {
-                    true => out.extend(c.to_lowercase()),
-                    false => out.extend(c.to_uppercase()),
-                }
-                inside = c.is_alphabetic();
-            }
-            Ok(out.into())
-        }
+        "title" => Ok(title(text).into()),
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
-            let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-            let sign = &text[..text.len() - digits.len()];
-            let inner = justified(digits, "rjust", width.saturating_sub(sign.len()), "0")?;
-            Ok(format!("{sign}{inner}").into())
+            zero_filled(text, width)
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -69,6 +54,28 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Valu
         }
         _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
     }
+}
+
+/// A letter after anything but a letter is large, as in Python; minijinja looks at white space only.
+fn title(text: &str) -> String {
+    let mut inside = false;
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match inside {
+            true => out.extend(c.to_lowercase()),
+            false => out.extend(c.to_uppercase()),
+        }
+        inside = c.is_alphabetic();
+    }
+    out
+}
+
+/// `text` with zeros between its sign and its digits.
+fn zero_filled(text: &str, width: usize) -> Result<Value, Error> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let sign = &text[..text.len() - digits.len()];
+    let inner = justified(digits, "rjust", width.saturating_sub(sign.len()), "0")?;
+    Ok(format!("{sign}{inner}").into())
 }
 
 /// `text` among copies of `fill` up to `width` characters.
