@@ -7,33 +7,24 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use octavo_model::ModelSpec;
-use octavo_scheduler::{AttentionPolicy, Rejection, Scheduler, SchedulerConfig};
+use octavo_scheduler::{AttentionPolicy, Scheduler, SchedulerConfig};
 use serde_json::{Map, Value, json};
 
 use crate::EngineError;
 use crate::command::Command;
-use crate::detokenizer::Detokenizer;
 use crate::engine_loop::EngineLoop;
 use crate::executor::Executor;
 use crate::generation::GenerationDefaults;
 use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::HistogramSnapshot;
-use crate::params::SamplingParams;
-use crate::pooling::{Pooler, PoolingParams};
 use crate::report::Report;
-use crate::request::EngineRequest;
-use crate::sampling::SamplingRules;
 use crate::stats::EngineStats;
 use crate::status::EngineStatus;
-use crate::stop::{StopFilter, StopStrings};
-use crate::stream::{self, ReadyQueue, RequestStream};
+use crate::stream::ReadyQueue;
 use crate::structured::Compiler;
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
-
-/// Most token ids that one of `bad_words` may have.
-const MAX_BAD_WORD_TOKENS: usize = 64;
 
 /// A prompt as the caller gives it.
 pub enum Prompt {
@@ -71,24 +62,24 @@ pub struct EngineParts {
 
 /// A running engine.
 pub struct Engine {
-    tokenizer: Arc<Tokenizer>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     template: Option<Result<ChatTemplate, EngineError>>,
-    generation: GenerationDefaults,
-    limits: SchedulerConfig,
-    vocab: usize,
+    pub(crate) generation: GenerationDefaults,
+    pub(crate) limits: SchedulerConfig,
+    pub(crate) vocab: usize,
     /// Size of the executor's hidden states, if it gives them.
-    hidden: Option<usize>,
-    attention: AttentionPolicy,
+    pub(crate) hidden: Option<usize>,
+    pub(crate) attention: AttentionPolicy,
     /// Whether attention keeps to that policy.
-    bounds_attention: bool,
-    seed: u64,
+    pub(crate) bounds_attention: bool,
+    pub(crate) seed: u64,
     info: Value,
     spec: Option<ModelSpec>,
-    compiler: Compiler,
-    commands: Sender<Command>,
-    ready: ReadyQueue,
-    status: Arc<EngineStatus>,
-    next_id: AtomicU64,
+    pub(crate) compiler: Compiler,
+    pub(crate) commands: Sender<Command>,
+    pub(crate) ready: ReadyQueue,
+    pub(crate) status: Arc<EngineStatus>,
+    pub(crate) next_id: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The process that has the engine thread: a fork of it has not.
     process: u32,
@@ -149,56 +140,6 @@ impl Engine {
         })
     }
 
-    /// Queues a request. Tokenises and checks in the calling thread, so that every fault of the input shows here.
-    ///
-    /// # Errors
-    /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`.
-    pub fn submit(&self, prompt: Prompt, params: &SamplingParams) -> Result<RequestStream, EngineError> {
-        self.check_process()?;
-        self.status.check_open()?;
-        let prompt = self.prompt_tokens(prompt)?;
-        let max_tokens = self.check(&prompt, params)?;
-        self.enqueue(|| self.prepare(prompt, params, max_tokens))
-    }
-
-    /// Queues a request for the embedding of a prompt; its one delta carries it.
-    ///
-    /// # Errors
-    /// `InvalidRequest`, `ContextLength`, `QueueFull`, `EngineDead`, and `UnsupportedModel` if the executor has none.
-    pub fn embed(&self, prompt: Prompt, params: &PoolingParams) -> Result<RequestStream, EngineError> {
-        self.check_process()?;
-        self.status.check_open()?;
-        let prompt = self.prompt_tokens(prompt)?;
-        self.check_embed(&prompt, params)?;
-        self.enqueue(|| {
-            let pooler = Pooler::new(params.clone(), prompt.len());
-            let (prepared, stream) = self.prepare(prompt, &unsampled(params), 1)?;
-            Ok((EngineRequest { pooler: Some(pooler), ..prepared }, stream))
-        })
-    }
-
-    /// Takes a place in the queue, and sends what `prepare` makes to the engine thread.
-    fn enqueue(
-        &self,
-        prepare: impl FnOnce() -> Result<(EngineRequest, RequestStream), EngineError>,
-    ) -> Result<RequestStream, EngineError> {
-        self.reserve_place()?;
-        match prepare() {
-            Ok((prepared, stream)) => {
-                if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
-                    self.status.queued.fetch_sub(1, Ordering::SeqCst);
-                    self.status.check_alive()?;
-                    return Err(EngineError::closed());
-                }
-                Ok(stream)
-            }
-            Err(e) => {
-                self.status.queued.fetch_sub(1, Ordering::SeqCst);
-                Err(e)
-            }
-        }
-    }
-
     /// Fails in a process that was forked from the one of the engine: threads do not survive a fork.
     ///
     /// # Errors
@@ -212,144 +153,6 @@ impl Engine {
              multiprocessing: start method \"spawn\", or make it after the fork)"
                 .into(),
         ))
-    }
-
-    /// Checks a request without queueing it: parameters, token ids, lengths. Returns the most tokens that it may generate.
-    ///
-    /// # Errors
-    /// `InvalidRequest`, `ContextLength`.
-    pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
-        params.check()?;
-        params.check_vocabulary(self.vocab)?;
-        params.check_attention(self.attention, self.bounds_attention)?;
-        if let Some(structure) = &params.structured {
-            self.compiler.check(structure)?;
-        }
-        let len = self.check_ids(prompt)?;
-        let room = self.limits.max_model_len.saturating_sub(len).max(1);
-        let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
-        self.limits.check(len, params.n, max_tokens).map_err(refused)?;
-        Ok(max_tokens)
-    }
-
-    /// `check` for `embed`.
-    ///
-    /// # Errors
-    /// `InvalidRequest`, `ContextLength`, `UnsupportedModel`.
-    pub fn check_embed(&self, prompt: &[u32], params: &PoolingParams) -> Result<(), EngineError> {
-        let width = self.hidden.ok_or_else(|| {
-            EngineError::UnsupportedModel("this device computes no embeddings yet: use device=\"cpu\"".into())
-        })?;
-        params.check(width)?;
-        unsampled(params).check()?;
-        let len = self.check_ids(prompt)?;
-        self.limits.check_hidden(len).map_err(refused)
-    }
-
-    /// The prompt's length, if the model knows all its tokens.
-    fn check_ids(&self, prompt: &[u32]) -> Result<u32, EngineError> {
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
-            return Err(EngineError::InvalidRequest(format!(
-                "the prompt has token id {id}, and the model knows ids below {}: tokenizer and model must belong together",
-                self.vocab
-            )));
-        }
-        Ok(u32::try_from(prompt.len()).unwrap_or(u32::MAX))
-    }
-
-    /// Token ids of a prompt.
-    ///
-    /// # Errors
-    /// `InvalidRequest`.
-    pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
-        match prompt {
-            Prompt::Text(text, special) => self.tokenizer.encode(&text, special),
-            Prompt::Tokens(tokens) => Ok(tokens),
-        }
-    }
-
-    /// Takes a place in the bounded queue.
-    fn reserve_place(&self) -> Result<(), EngineError> {
-        let max = self.limits.max_queue as usize;
-        let mut seen = self.status.queued.load(Ordering::SeqCst);
-        loop {
-            if seen >= max {
-                return Err(EngineError::QueueFull(format!(
-                    "{seen} requests are waiting and max_queue is {max}: retry later, or raise max_queue"
-                )));
-            }
-            match self.status.queued.compare_exchange(seen, seen + 1, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => return Ok(()),
-                Err(now) => seen = now,
-            }
-        }
-    }
-
-    fn prepare(
-        &self,
-        prompt: Vec<u32>,
-        params: &SamplingParams,
-        max_tokens: u32,
-    ) -> Result<(EngineRequest, RequestStream), EngineError> {
-        let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output)?;
-        let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens)?;
-        let bad_words = self.bad_words(&params.bad_words)?;
-        let constraint = params.structured.as_ref().map(|s| self.compiler.constraint(s)).transpose()?;
-        let id = self.next_id.fetch_add(1, Ordering::SeqCst);
-        let eos = if params.ignore_eos { Vec::new() } else { self.generation.eos.clone() };
-        let mut stop_ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();
-        stop_ids.retain(|id| (*id as usize) < self.vocab);
-        // Requests without a seed draw differently from each other, and the same again in a new engine of equal seed.
-        let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(id);
-        let submitted = Instant::now();
-        let tokens = |n: Option<u32>| n.map(|n| n as usize);
-        let (outbox, stream) = stream::channel(id, prompt.clone(), self.commands.clone(), &self.ready.0);
-        let prepared = EngineRequest {
-            id,
-            prompt: prompt.into(),
-            n: params.n,
-            max_tokens,
-            min_tokens: params.min_tokens,
-            priority: params.priority,
-            salt: params.cache_salt.as_deref().map(Into::into),
-            attention: params.attention_policy(self.attention),
-            submitted,
-            deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
-            rules: SamplingRules::new(params, &self.generation.sampling, seed, stop_ids, bad_words),
-            eos,
-            ends: self.generation.eos.clone(),
-            stop_token_ids: params.stop_token_ids.clone(),
-            include_stop: params.include_stop_str_in_output,
-            logprobs: tokens(params.logprobs),
-            prompt_logprobs: tokens(params.prompt_logprobs),
-            detokenizer,
-            filter: StopFilter::new(stops),
-            constraint,
-            pooler: None,
-            outbox,
-        };
-        Ok((prepared, stream))
-    }
-
-    /// Each word as it stands at the start of a text and after a space.
-    fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, EngineError> {
-        let mut out: Vec<Vec<u32>> = Vec::new();
-        for word in words {
-            for text in [word.clone(), format!(" {}", word.trim_start())] {
-                let ids = self.tokenizer.encode(&text, false)?;
-                if ids.len() > MAX_BAD_WORD_TOKENS {
-                    return Err(EngineError::InvalidRequest(format!(
-                        "bad_words: {word:?} has {} tokens, at most {MAX_BAD_WORD_TOKENS} are taken",
-                        ids.len()
-                    )));
-                }
-                let known = ids.iter().all(|id| (*id as usize) < self.vocab);
-                if !ids.is_empty() && known && !out.contains(&ids) {
-                    out.push(ids);
-                }
-            }
-        }
-        Ok(out)
     }
 
     /// Renders the chat template; see `ChatTemplate::render`.
@@ -460,26 +263,5 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// What a request that samples nothing has in common with one that does.
-fn unsampled(params: &PoolingParams) -> SamplingParams {
-    SamplingParams {
-        max_tokens: Some(1),
-        priority: params.priority,
-        timeout: params.timeout,
-        cache_salt: params.cache_salt.clone(),
-        ..SamplingParams::default()
-    }
-}
-
-fn refused(rejection: Rejection) -> EngineError {
-    match rejection {
-        Rejection::TooLong { .. } | Rejection::PromptTooLong { .. } => {
-            EngineError::ContextLength(rejection.to_string())
-        }
-        Rejection::QueueFull { .. } => EngineError::QueueFull(rejection.to_string()),
-        other => EngineError::InvalidRequest(other.to_string()),
     }
 }

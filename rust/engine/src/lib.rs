@@ -43,6 +43,7 @@ mod stop;
 mod stream;
 mod strict_json;
 mod structured;
+mod submit;
 mod template;
 #[cfg(test)]
 mod test_engine;
