@@ -70,7 +70,7 @@ impl<E: KvElement> AttentionTask<'_, E> {
     /// One KV block for all rows.
     #[inline(always)]
     fn attend_block<S: Simd>(&self, s: S, state: &mut SoftmaxState, block: usize, next: usize) {
-        let rows = self.count * self.group();
+        let rows = self.num_rows();
         let mut at = self.prefetch_ptrs(next);
         self.prefetch_rest(s, next);
         let mut row = 0;

@@ -37,7 +37,7 @@ impl SoftmaxState {
     #[inline(always)]
     pub(super) fn start<E: KvElement>(&mut self, task: &AttentionTask<'_, E>) {
         let (head_dim, group) = (task.params.head_dim, task.group());
-        let rows = task.count * group;
+        let rows = task.num_rows();
         let vectors = padded(head_dim) / LANES;
         self.q.clear();
         self.q.resize(rows * vectors, [0.0; LANES]);

@@ -70,7 +70,7 @@ impl<'a> BlockPair<'a> {
         state: &mut SoftmaxState,
         buffers: &mut MatrixBuffers,
     ) {
-        let rows = self.task.count * self.task.group();
+        let rows = self.task.num_rows();
         // Rows that see none of the blocks come first.
         let mut first =
             (0..rows).step_by(ROWS).find(|&first| self.num_visible(first, rows) > 0).unwrap_or(rows);

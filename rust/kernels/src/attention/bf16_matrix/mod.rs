@@ -110,7 +110,7 @@ fn attend<'a, S: Simd>(
     state: &mut SoftmaxState,
     buffers: &mut MatrixBuffers,
 ) {
-    let rows = task.count * task.group();
+    let rows = task.num_rows();
     let vectors = padded(task.params.head_dim) / LANES;
     state.start(task);
     state.acc.resize(rows.next_multiple_of(ROWS) * vectors, [0.0; LANES]);

@@ -24,7 +24,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
     #[inline(always)]
     pub(super) fn begin<S: Simd>(&self, s: S, state: &mut SoftmaxState, selector: &mut BlockSelector) {
         let (_, blocks) = self.span();
-        selector.start(self.task.count * self.task.group(), blocks);
+        selector.start(self.task.num_rows(), blocks);
         let vectors = padded(self.task.params.head_dim) / LANES;
         state.q_peaks.clear();
         for q in state.q.chunks_exact(vectors) {
@@ -37,7 +37,7 @@ impl<E: KvElement> DynamicTask<'_, E> {
     pub(super) fn estimate<S: Simd>(&self, s: S, state: &mut SoftmaxState, selector: &mut BlockSelector) {
         let task = &self.task;
         let (first, blocks) = self.span();
-        let rows = task.count * task.group();
+        let rows = task.num_rows();
         for index in 0..task.count {
             // The scores in the current block set the references of the masses.
             let current = self.current_block(index);

@@ -8,11 +8,12 @@ mod quantize;
 mod view;
 mod write;
 
-pub(super) use float_blocks::{FloatBlocks, key_block, value_block};
-pub(super) use float_blocks::{HALVES, KvElement, MATRIX_DEPTH, padded};
-pub(super) use int8_blocks::{
-    Int8Blocks, Int8Head, UNIT, UNIT_BYTES, bytes_per_head, nibble, plane, value_bytes_per_head,
-};
+#[cfg(target_arch = "x86_64")]
+pub(super) use float_blocks::FloatBlocks;
+pub(super) use float_blocks::{HALVES, KvElement, MATRIX_DEPTH, key_block, padded, value_block};
+pub(super) use int8_blocks::{Int8Blocks, Int8Head, bytes_per_head, nibble, plane, value_bytes_per_head};
+#[cfg(target_arch = "x86_64")]
+pub(super) use int8_blocks::{UNIT, UNIT_BYTES};
 pub(super) use latent::LatentStore;
 pub use latent::MlaCache;
 pub(super) use layer::KvStore;
