@@ -20,7 +20,7 @@ SEQUENCE = np.dtype(
         ("block_table_start", "<u4"),
         ("open_block_start", "<u4"),
         ("adapter", "<u4"),
-        ("error_bound", "<f4"),
+        ("attention", "<f4"),
         ("output", "<u4"),
         ("sample_rows", "<u4", (2,)),
     ]

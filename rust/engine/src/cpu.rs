@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use octavo_kernels::{BLOCK_SIZE, DynamicParams, Kernels, Mode, SealedBlock, SeqView};
+use octavo_kernels::{BLOCK_SIZE, Kernels, SealedBlock, Selector, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{AttentionPolicy, Output, PlanSeq, StepPlan};
 
@@ -18,23 +18,17 @@ pub struct CpuExecutor {
     scratch: Scratch,
     /// Requested rows of the last step: what is wanted of them, and their rows of the batch.
     rows: Vec<(Output, u32)>,
-    /// Limits of dynamic attention; None: dense attention.
-    attention: Option<DynamicParams>,
-    /// `attention` for each sequence of the step.
-    choices: Vec<DynamicParams>,
 }
 
 impl CpuExecutor {
-    /// An executor for `model` with the pool `kv`. `attention`: limits of dynamic attention, which needs an int8 pool.
-    pub fn new(kernels: Kernels, model: Model, kv: KvPool, attention: Option<DynamicParams>) -> Self {
+    /// An executor for `model` with the pool `kv`. `selector`: selects the blocks that queries read, from an int8 pool only.
+    pub fn new(kernels: Kernels, model: Model, kv: KvPool, selector: Option<Selector>) -> Self {
         Self {
             kernels: Arc::new(kernels),
             model,
             kv,
-            scratch: Scratch::default(),
+            scratch: Scratch::new(selector),
             rows: Vec::new(),
-            attention,
-            choices: Vec::new(),
         }
     }
 }
@@ -60,17 +54,15 @@ fn seq_views(plan: &StepPlan) -> Vec<SeqView<'_>> {
 
 impl Executor for CpuExecutor {
     fn info(&self) -> ExecutorInfo {
-        let spec = self.model.spec();
+        let (spec, selector) = (self.model.spec(), self.scratch.selector.as_ref());
         ExecutorInfo {
             vocab_size: spec.vocab,
             hidden_size: Some(spec.hidden),
             samples_on_device: false,
             max_in_flight: 1,
             open_blocks: self.kv.is_int8(),
-            attention: self
-                .attention
-                .map_or(AttentionPolicy::DENSE, |a| AttentionPolicy { error_bound: a.error_bound }),
-            bounds_attention: self.attention.is_none_or(|a| a.mode != Mode::Budget),
+            attention: selector.map_or(AttentionPolicy::DENSE, |s| AttentionPolicy::new(s.bound())),
+            bounds_attention: selector.is_none_or(Selector::is_bounded),
             kernels: Arc::clone(&self.kernels),
         }
     }
@@ -87,11 +79,8 @@ impl Executor for CpuExecutor {
             sealed = plan.sealed.iter().map(|&[block, open]| SealedBlock { block, open }).collect();
             (batch.slots, batch.sealed) = (&plan.open_slots, &sealed);
         }
-        if let Some(attention) = self.attention {
-            let bounds = plan.seqs.iter().map(|seq| seq.attention.error_bound);
-            self.choices.clear();
-            self.choices.extend(bounds.map(|error_bound| DynamicParams { error_bound, ..attention }));
-            batch.choices = &self.choices;
+        if let Some(selector) = &mut self.scratch.selector {
+            selector.begin(plan.seqs.iter().map(|seq| seq.attention.bound()));
         }
         self.model.forward(&self.kernels, &mut self.kv, &batch, &mut self.scratch);
         self.rows.clear();
@@ -100,8 +89,8 @@ impl Executor for CpuExecutor {
     }
 
     fn wait(&mut self, _: Ticket) -> Result<StepOutput, StepError> {
-        let reports = self.scratch.attention_reports().iter();
-        let reports = reports.map(|report| Report::from_iter(report.numbers())).collect();
+        let reports =
+            self.scratch.selector.iter().flat_map(Selector::reports).map(Report::from_iter).collect();
         Ok(StepOutput { sampled: Vec::new(), reports })
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use octavo_kernels::{Kernels, WeightDtype};
+use octavo_kernels::{Kernels, Selector, WeightDtype};
 use octavo_model::{KvPool, Model, ModelError, ModelFolder, ModelSpec, open, open_tokenizer, read_family};
 use serde_json::{Map, Value, json};
 
@@ -45,7 +45,7 @@ impl Engine {
         let kv = KvPool::new(model.spec(), resolved.limits.num_blocks as usize, resolved.kv_format)?;
         let spec = model.spec().clone();
         let facts = cpu_facts(&model, &resolved, &kernels, facts, begin.elapsed().as_secs_f64());
-        let executor = Box::new(CpuExecutor::new(kernels, model, kv, resolved.attention));
+        let executor = Box::new(CpuExecutor::new(kernels, model, kv, resolved.attention.map(Selector::new)));
         start(folder, spec, config, &resolved, text, executor, facts)
     }
 

@@ -282,7 +282,7 @@ impl SamplingParams {
     pub(crate) fn check_attention(&self, engine: AttentionPolicy, bounded: bool) -> Result<(), EngineError> {
         let Some(bound) = self.attention_error_bound else { return Ok(()) };
         let name = "attention_error_bound";
-        let max = engine.error_bound;
+        let max = engine.bound();
         if !bounded {
             let expected = "this engine's attention keeps to no bound (its mode is \"budget\"): leave it out";
             return refuse(name, bound, expected);
@@ -300,7 +300,7 @@ impl SamplingParams {
     /// The request's attention policy, in an engine with the policy `engine`.
     pub(crate) fn attention_policy(&self, engine: AttentionPolicy) -> AttentionPolicy {
         match self.attention_error_bound {
-            Some(error_bound) if engine != AttentionPolicy::DENSE => AttentionPolicy { error_bound },
+            Some(bound) if engine != AttentionPolicy::DENSE => AttentionPolicy::new(bound),
             _ => engine,
         }
     }

@@ -129,11 +129,26 @@ pub struct AttentionPolicy {
 impl AttentionPolicy {
     /// Dense attention.
     pub const DENSE: Self = Self { error_bound: 0.0 };
+
+    /// A policy with this bound on the omitted softmax mass.
+    pub const fn new(bound: f32) -> Self {
+        Self { error_bound: bound }
+    }
+
+    /// Bound on the omitted softmax mass.
+    pub fn bound(self) -> f32 {
+        self.error_bound
+    }
+
+    /// The policy as a key.
+    pub fn bits(self) -> u32 {
+        self.error_bound.to_bits()
+    }
 }
 
 impl PartialEq for AttentionPolicy {
     fn eq(&self, other: &Self) -> bool {
-        self.error_bound.to_bits() == other.error_bound.to_bits()
+        self.bits() == other.bits()
     }
 }
 

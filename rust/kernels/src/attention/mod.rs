@@ -24,7 +24,7 @@ mod params;
 mod state;
 mod task;
 
-pub use dynamic::{AttentionReport, DynamicParams, Mode};
+pub use dynamic::{AttentionReport, DynamicParams, Mode, Selection, Selector};
 pub use kv_cache::{KvDtype, KvLayer, MlaCache, OpenDtype, SealedBlock, seal_blocks, write_kv};
 pub use mla::{MlaParams, mla_attention};
 pub use params::{AttentionParams, BLOCK_SIZE, SeqView};
@@ -40,15 +40,6 @@ use block_ops::ROWS_PER_TASK;
 use dynamic::{DynamicTask, QueryRange, Role};
 use kv_cache::{Int8Blocks, KvElement, KvSource, KvStore};
 use task::AttentionTask;
-
-/// Choices of dynamic attention for the sequences of a call, and their reports.
-#[derive(Debug)]
-pub struct Selection<'a> {
-    /// For each sequence, how much its queries may omit.
-    pub choices: &'a [DynamicParams],
-    /// For each sequence, a report, to which this call adds.
-    pub reports: &'a mut [AttentionReport],
-}
 
 /// Attention of new queries over the cached keys and values. The cache already holds the new tokens, and the int8
 /// form of the blocks that they fill.

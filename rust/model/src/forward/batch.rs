@@ -1,6 +1,6 @@
 //! Input of one step.
 
-use octavo_kernels::{DynamicParams, SealedBlock, SeqView};
+use octavo_kernels::{SealedBlock, SeqView};
 
 /// The tokens of one step.
 pub struct Batch<'a> {
@@ -12,15 +12,13 @@ pub struct Batch<'a> {
     pub slots: &'a [u32],
     /// The sequences, in order of their rows.
     pub seqs: &'a [SeqView<'a>],
-    /// What the queries of each sequence may leave out; empty: nothing. Needs an int8 pool.
-    pub choices: &'a [DynamicParams],
     /// Blocks of an int8 pool that this step fills: they are quantised when a layer's keys and values are written.
     pub sealed: &'a [SealedBlock],
 }
 
 impl<'a> Batch<'a> {
-    /// A step with dense attention that seals no block.
+    /// A step that seals no block.
     pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
-        Self { tokens, positions, slots, seqs, choices: &[], sealed: &[] }
+        Self { tokens, positions, slots, seqs, sealed: &[] }
     }
 }

@@ -62,8 +62,7 @@ impl Model {
             softcap: a.softcap,
         };
         let out = take(&mut s.intermediate, rows * q_width);
-        let selection = (!batch.choices.is_empty())
-            .then_some(k::Selection { choices: batch.choices, reports: &mut s.reports });
+        let selection = s.selector.as_mut().map(k::Selector::selection);
         k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, selection, out);
         project(kernels, &weights.o, out, rows, block_out, &mut s.quantized);
         self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);

@@ -13,7 +13,7 @@ mod router;
 mod scratch;
 
 use octavo_kernels as k;
-use octavo_kernels::{AttentionReport, Kernels};
+use octavo_kernels::Kernels;
 
 pub use self::batch::Batch;
 pub use self::model::Model;
@@ -74,8 +74,6 @@ impl Model {
         for (table, (rope, frequencies)) in scratch.ropes.iter_mut().zip(ropes) {
             table.fill(frequencies, rope.amplitude(), batch.positions);
         }
-        scratch.reports.clear();
-        scratch.reports.resize(batch.choices.len(), AttentionReport::default());
         for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers)
         {
             self.layer(kernels, layer, weights, store, batch, scratch);

@@ -1,6 +1,6 @@
 //! The memory that a forward pass computes in.
 
-use octavo_kernels::{AttentionReport, QuantizedRows};
+use octavo_kernels::{QuantizedRows, Selector};
 
 use super::router::Router;
 use crate::rope::RopeAngles;
@@ -25,13 +25,14 @@ pub struct Scratch {
     pub(super) activated: QuantizedRows,
     pub(super) mla: MlaBuffers,
     pub(super) moe: MoeBuffers,
-    pub(super) reports: Vec<AttentionReport>,
+    /// Selects the blocks that queries read from an int8 pool; None: all. Its step begins before `forward`.
+    pub selector: Option<Selector>,
 }
 
 impl Scratch {
-    /// What attention read and left out for each sequence of the last step, if its queries had a choice.
-    pub fn attention_reports(&self) -> &[AttentionReport] {
-        &self.reports
+    /// Empty memory, with a selector.
+    pub fn new(selector: Option<Selector>) -> Self {
+        Self { selector, ..Self::default() }
     }
 }
 

@@ -180,7 +180,7 @@ impl Scheduler {
 
     /// The namespace of a request's cached blocks, held until the request ends.
     fn intern_namespace(&mut self, new: &NewRequest) -> Namespace {
-        let attention = new.attention.error_bound.to_bits();
+        let attention = new.attention.bits();
         self.cache.intern_namespace(new.salt.as_deref(), new.adapter, attention)
     }
 

@@ -27,10 +27,12 @@ mod estimate;
 mod probe;
 mod report;
 mod select;
+mod selection;
 mod task;
 
 pub(super) use probe::{QueryRange, Role, query_ranges, reads_all};
 pub use report::{AttentionReport, DynamicParams, Mode};
+pub use selection::{Selection, Selector};
 pub(super) use task::DynamicTask;
 
 use std::cell::RefCell;
