@@ -131,7 +131,7 @@ fn look_up(len: u32) -> Row {
     let namespace = cache.intern_namespace(None, 0, 0);
     let tokens = request(0, len, 1).prompt;
     let mut found = PrefixMatch::default();
-    let mut table = cache.open(namespace, &found);
+    let mut table = cache.start_table(namespace, &found);
     cache.reserve(&mut table, len, &mut Vec::new()).expect("the pool is large enough");
     cache.commit(&mut table, &tokens, len);
     let mut times = Vec::new();

@@ -153,7 +153,7 @@ impl Cache {
     }
 
     /// A table that starts with the blocks of a match made since the last change of the cache.
-    pub fn open(&mut self, namespace: Namespace, found: &PrefixMatch) -> BlockTable {
+    pub fn start_table(&mut self, namespace: Namespace, found: &PrefixMatch) -> BlockTable {
         for &block in &found.blocks {
             self.pool.retain(block);
         }
@@ -176,9 +176,9 @@ impl Cache {
     /// Makes room for `len` tokens in total: takes new blocks, and copies the partly filled last block first if
     /// others read it too.
     ///
-    /// A copy is appended to `copies` as `[source, destination]`. No block is both a source and a destination and no
-    /// destination occurs twice among the copies of one `copies` list, so they may be made in any order before
-    /// anything is written. Fails without any change.
+    /// A copy is appended to `copies` as `[source, destination]`. In one list no block is both a source and a destination,
+    /// and no destination occurs twice: the copies may be made in any order, before anything is written. Fails without any
+    /// change.
     pub fn reserve(
         &mut self,
         table: &mut BlockTable,

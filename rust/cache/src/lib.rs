@@ -9,9 +9,13 @@
 //! - *cached*: no table holds it, but the prefix index can still find it (evicted in LRU order);
 //! - *free*: it holds nothing.
 //!
-//! A sequence's life: [`Cache::find_prefix`] and [`Cache::open`] make a table from cached blocks,
-//! [`Cache::reserve`] gets slots for new tokens before a step, [`Cache::commit`] records what the step wrote and makes
-//! full blocks findable, [`Cache::fork`] shares the table with another sample, [`Cache::release`] gives all back.
+//! The life of a sequence:
+//!
+//! - [`Cache::find_prefix`] and [`Cache::start_table`] make a table from cached blocks;
+//! - [`Cache::reserve`] gets slots for new tokens before a step;
+//! - [`Cache::commit`] records what the step wrote and puts full blocks into the prefix index;
+//! - [`Cache::fork`] shares the table with another sample;
+//! - [`Cache::release`] returns all blocks.
 //!
 //! One pool serves one model and one KV data type. A [`Namespace`] is what else separates two prompts: salt, adapter and
 //! attention policy. No hit crosses a namespace.

@@ -117,7 +117,7 @@ impl Model {
         let namespace = self.names[usize::from(salted)];
         self.cache.find_prefix(namespace, &prompt, prompt.len() as u32 - 1, &mut found);
         assert_eq!(found.num_blocks() as usize, hits, "hits of {prompt:?}");
-        let table = self.cache.open(namespace, &found);
+        let table = self.cache.start_table(namespace, &found);
         assert_eq!(table.computed() as usize, hits * self.size);
         let rest = prompt[hits * self.size..].to_vec();
         self.sequences.push(Sequence {

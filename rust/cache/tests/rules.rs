@@ -21,7 +21,7 @@ fn cache(num_blocks: u32) -> (Cache, Namespace) {
 fn fill(cache: &mut Cache, namespace: Namespace, tokens: &[u32]) -> BlockTable {
     let mut found = PrefixMatch::default();
     cache.find_prefix(namespace, tokens, tokens.len() as u32 - 1, &mut found);
-    let mut table = cache.open(namespace, &found);
+    let mut table = cache.start_table(namespace, &found);
     let mut copies = Vec::new();
     cache.reserve(&mut table, tokens.len() as u32, &mut copies).expect("room");
     assert!(copies.is_empty());
@@ -88,7 +88,8 @@ fn a_namespace_is_not_reused_while_blocks_carry_it() {
 #[test]
 fn equal_blocks_computed_side_by_side_become_one() {
     let (mut cache, ns) = cache(4);
-    let mut tables = [cache.open(ns, &PrefixMatch::default()), cache.open(ns, &PrefixMatch::default())];
+    let mut tables =
+        [cache.start_table(ns, &PrefixMatch::default()), cache.start_table(ns, &PrefixMatch::default())];
     for table in &mut tables {
         cache.reserve(table, 2, &mut Vec::new()).expect("room");
     }
@@ -124,7 +125,7 @@ fn use_renews_a_cached_block() {
     for tokens in [[1, 1], [2, 2], [1, 1]] {
         let mut found = PrefixMatch::default();
         cache.find_prefix(ns, &tokens, 2, &mut found);
-        let mut table = cache.open(ns, &found);
+        let mut table = cache.start_table(ns, &found);
         cache.reserve(&mut table, 2, &mut Vec::new()).expect("room");
         cache.commit(&mut table, &tokens, 2);
         cache.release(&mut table);

@@ -107,8 +107,8 @@ impl Scheduler {
         }
     }
 
-    /// Blocks that a sequence holds once its tokens are computed, it has one token more, and it is split into its
-    /// samples (each then copies the last block, or takes a new one). A request for hidden states gets no token more.
+    /// Blocks that a sequence holds once its tokens are computed, it has one token more, and it is split into samples. Each
+    /// sample then copies the last block, or takes a new one. A request for hidden states gets no token more.
     pub(super) fn prefill_blocks(&self, index: u32) -> u32 {
         let sequence = &self.sequences[index];
         let grows = u32::from(self.output(sequence) == Output::Tokens);
@@ -145,7 +145,7 @@ impl Scheduler {
         let sequence = &mut self.sequences[index];
         let Some(owner) = sequence.request() else { return };
         let request = &mut self.requests[owner];
-        sequence.table = self.cache.open(request.namespace, found);
+        sequence.table = self.cache.start_table(request.namespace, found);
         sequence.table.reserve(request.max_len.div_ceil(self.config.block_size));
         if !request.started {
             request.started = true;
