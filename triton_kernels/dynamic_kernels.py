@@ -1,4 +1,4 @@
-"""Kernels of `dynamic_attention`: scores of all keys, values of the selected blocks, combination and report."""
+"""Kernels of decodes that select blocks: scores of all keys, values of the selected blocks, combination and report."""
 
 from __future__ import annotations
 
