@@ -4,7 +4,7 @@ use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
 
-/// Values that one task computes at least.
+/// Minimum values of one task.
 const VALUES_PER_TASK: usize = 8 << 10;
 
 /// An activation function.
@@ -23,7 +23,7 @@ pub fn activate_and_mul(kernels: &Kernels, f: Activation, gate_up: &[f32], inner
     let rows = out.len() / inner;
     for_row_runs(kernels.pool(), out, rows, inner, VALUES_PER_TASK.div_ceil(inner), |first, count, out| {
         let gate_up = &gate_up[2 * first * inner..2 * (first + count) * inner];
-        dispatch(kernels, Gated { f, gate_up, inner, out });
+        dispatch(kernels, ActivateAndMul { f, gate_up, inner, out });
     });
 }
 
@@ -41,7 +41,7 @@ pub fn gelu_tanh_and_mul(kernels: &Kernels, gate_up: &[f32], inner: usize, out: 
 pub fn activate(kernels: &Kernels, f: Activation, x: &mut [f32]) {
     let rows = x.len().div_ceil(LANES);
     for_row_runs(kernels.pool(), x, rows, LANES, VALUES_PER_TASK / LANES, |_, _, x| {
-        dispatch(kernels, Plain { f, x });
+        dispatch(kernels, ActivateInPlace { f, x });
     });
 }
 
@@ -51,7 +51,7 @@ pub fn add_assign(kernels: &Kernels, x: &mut [f32], y: &[f32]) {
     let rows = x.len().div_ceil(LANES);
     for_row_runs(kernels.pool(), x, rows, LANES, 4 * VALUES_PER_TASK / LANES, |first, _, x| {
         let y = &y[first * LANES..][..x.len()];
-        dispatch(kernels, Sum { x, y });
+        dispatch(kernels, AddAssign { x, y });
     });
 }
 
@@ -63,14 +63,14 @@ pub(crate) fn apply<S: Simd>(s: S, f: Activation, x: S::F) -> S::F {
     }
 }
 
-struct Gated<'a> {
+struct ActivateAndMul<'a> {
     f: Activation,
     gate_up: &'a [f32],
     inner: usize,
     out: &'a mut [f32],
 }
 
-impl Op for Gated<'_> {
+impl Op for ActivateAndMul<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -86,12 +86,12 @@ impl Op for Gated<'_> {
     }
 }
 
-struct Plain<'a> {
+struct ActivateInPlace<'a> {
     f: Activation,
     x: &'a mut [f32],
 }
 
-impl Op for Plain<'_> {
+impl Op for ActivateInPlace<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -102,12 +102,12 @@ impl Op for Plain<'_> {
     }
 }
 
-struct Sum<'a> {
+struct AddAssign<'a> {
     x: &'a mut [f32],
     y: &'a [f32],
 }
 
-impl Op for Sum<'_> {
+impl Op for AddAssign<'_> {
     type Output = ();
 
     #[inline(always)]

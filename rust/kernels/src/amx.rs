@@ -1,6 +1,11 @@
-//! Tiles of AMX (Intel SDM volume 1 chapter 18; volume 2, TDPBUSD and its kin): eight registers of 16 rows x 64 bytes, and products of two of them.
+//! AMX tiles (Intel SDM volume 1 chapter 18; volume 2, TDPBUSD): eight registers of 16 rows x 64 bytes, and tile products.
 //!
-//! The intrinsics are not stable, so each instruction is one `asm!`. None is reordered against another or against memory.
+//! ```text
+//!        A [16][64 i8]  x  B [16][16][4 u8]  -> C [16][16] i32     c[r][n] += sum over i, j of a[r][4 i + j] * b[i][n][j]
+//!        A [16][32 bf16] x B [16][16][2 bf16] -> C [16][16] f32
+//! ```
+//!
+//! The intrinsics are not stable: each instruction is one `asm!`. None is reordered against another or against memory.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
@@ -32,7 +37,7 @@ fn in_hardware() -> bool {
     __cpuid_count(7, 0).edx & features == features && unsafe { _xgetbv(0) } & states == states
 }
 
-/// Asks for the state of tile data; false where the system knows none or refuses.
+/// Requests the state of tile data; false when the system does not support it or refuses.
 #[cfg(target_os = "linux")]
 fn permitted() -> bool {
     const ARCH_PRCTL: i64 = 158;
@@ -61,7 +66,7 @@ fn permitted() -> bool {
 
 /// The shape of each tile: rows, all of 64 bytes.
 #[repr(C, align(64))]
-struct Config {
+struct TileConfig {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -69,7 +74,7 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// This thread's tiles, configured. Their content is undefined at first; dropping gives the state back.
+/// The configured tiles of this thread. Their content is undefined at first; `drop` releases the state.
 pub struct Tiles(());
 
 impl Tiles {
@@ -89,7 +94,7 @@ impl Tiles {
     pub fn configure(&self, rows: [u8; 8]) {
         debug_assert!(rows.iter().all(|&rows| (1..=ROWS as u8).contains(&rows)), "rows of tiles: {rows:?}");
         let mut config =
-            Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+            TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
         config.row_bytes[..8].fill(ROW as u16);
         config.rows[..8].copy_from_slice(&rows);
         // SAFETY: the machine has tiles (promised to `new`), and 64 bytes are read.
@@ -105,7 +110,7 @@ impl Tiles {
         unsafe { asm!("tilezero tmm{t}", t = const T, options(nostack, nomem, preserves_flags)) }
     }
 
-    /// Loads tile T; its row r lies at `from + r * stride`.
+    /// Loads tile T; its row r begins at `from + r * stride`.
     ///
     /// # Safety
     /// 64 bytes can be read at each of the tile's rows.
@@ -224,10 +229,10 @@ mod tests {
                         let (x, y) = (a[row * 32 + k], b[k / 2 * 32 + 2 * column + k % 2]);
                         sums[k % 2] = widen(x).mul_add(widen(y), sums[k % 2]);
                     }
-                    let place = row * 16 + column;
-                    let want = before[place] + (sums[0] + sums[1]);
+                    let index = row * 16 + column;
+                    let want = before[index] + (sums[0] + sums[1]);
                     assert_eq!(
-                        after[place].to_bits(),
+                        after[index].to_bits(),
                         want.to_bits(),
                         "seed {seed} row {row} column {column}"
                     );

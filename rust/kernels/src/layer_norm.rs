@@ -5,7 +5,7 @@ use crate::norm::RmsNorm;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Values that one task normalises at least.
+/// Minimum values of one task.
 const VALUES_PER_TASK: usize = 16 << 10;
 
 /// Normalises the rows of `x` (each `norm.weight.len()` long) in place; `norm.eps` is added to the variance.
@@ -14,16 +14,16 @@ pub fn layer_norm(kernels: &Kernels, x: &mut [f32], norm: RmsNorm<'_>) {
     assert!(width > 0 && x.len().is_multiple_of(width), "{} values in rows of {width}", x.len());
     let rows = x.len() / width;
     for_row_runs(kernels.pool(), x, rows, width, VALUES_PER_TASK.div_ceil(width), |_, _, x| {
-        dispatch(kernels, Rows { x, norm });
+        dispatch(kernels, LayerNormRows { x, norm });
     });
 }
 
-struct Rows<'a> {
+struct LayerNormRows<'a> {
     x: &'a mut [f32],
     norm: RmsNorm<'a>,
 }
 
-impl Op for Rows<'_> {
+impl Op for LayerNormRows<'_> {
     type Output = ();
 
     #[inline(always)]

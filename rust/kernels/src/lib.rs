@@ -1,12 +1,12 @@
 //! CPU kernels of octavo.
 //!
 //! Each op is one algorithm, written once over vectors of 16 lanes and compiled for every instruction set
-//! ([`Isa`]). All levels add in the same order with the same roundings, and no reduction depends on the number
-//! of rows, on tiles or on threads, so a row's result is bit-identical on every machine level, in every batch and
-//! for every thread count.
+//! ([`Isa`]). All levels add in the same order with the same roundings. No reduction depends on the number of rows, on
+//! tiles or on threads. Hence ops are batch-invariant: a row has the same bits on every level, in every batch and for
+//! every thread count.
 //!
-//! A [`Kernels`] value holds the chosen instruction set and the thread pool; every op takes it first. Shapes are
-//! the caller's duty: a wrong shape is a bug and panics with a message that names it.
+//! A [`Kernels`] value holds the instruction set and the thread pool; it is the first argument of every op. A wrong
+//! shape is a bug of the caller: the op panics with a message that names it.
 
 // Loops over rows, panels and lanes index several arrays at once; iterators there hide the arithmetic.
 #![allow(clippy::needless_range_loop)]

@@ -1,4 +1,4 @@
-//! Passes over a row of logits: the largest value, the largest of each block, weights of a softmax. Each reads the row once.
+//! Passes over a row of logits: maximum, block maxima, softmax weights. Each pass reads the row once.
 
 use crate::context::Kernels;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
@@ -8,23 +8,23 @@ pub const PEAK_BLOCK: usize = 64;
 /// Values that share one of [`weight_sums`].
 pub const SUM_BLOCK: usize = 1024;
 
-/// The largest value of a row and its index, the lowest one among equals.
+/// The maximum of a row and its index: the lowest index among equal values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peak {
-    /// 0 where no value is above -inf.
+    /// Index of the maximum; 0 when no value is above -inf.
     pub index: usize,
     /// -inf for an empty row.
     pub value: f32,
-    /// Whether every value is below +inf and none is NaN: logits that can be sampled from.
+    /// Whether every value is below +inf and none is NaN: the row can be sampled.
     pub sound: bool,
 }
 
-/// The largest value of `row`; NaN never is.
+/// The maximum of `row`; NaN is ignored.
 pub fn peak(kernels: &Kernels, row: &[f32]) -> Peak {
-    dispatch(kernels, Find { row })
+    dispatch(kernels, FindPeak { row })
 }
 
-/// The index of the largest value; the lowest one among equals. NaN never wins; 0 where nothing else is there.
+/// Index of the maximum: the lowest among equal values. NaN is ignored; 0 when there is no other value.
 pub fn argmax(kernels: &Kernels, row: &[f32]) -> usize {
     peak(kernels, row).index
 }
@@ -35,21 +35,21 @@ pub fn block_peaks(kernels: &Kernels, row: &[f32], peaks: &mut Vec<f32>) {
     dispatch(kernels, BlockPeaks { row, peaks });
 }
 
-/// What makes a logit a weight: e^((x - largest) / temperature), 0 for x below `limit`.
+/// Weight of a logit x: e^((x - largest) / temperature), 0 for x below `limit`.
 #[derive(Debug, Clone, Copy)]
 pub struct Weighting {
-    /// The row's largest logit, so that weights are at most 1.
+    /// Maximum of the row: weights are at most 1.
     pub largest: f32,
     /// Above 0.
     pub temperature: f32,
-    /// Logits below it weigh nothing.
+    /// Logits below it exp_weight nothing.
     pub limit: f32,
 }
 
 /// The weight of each logit, with a relative error of at most 2e-7 (0 where it is below 1e-38).
 pub fn weights(kernels: &Kernels, row: &[f32], weighting: Weighting, out: &mut Vec<f32>) {
     out.resize(row.len(), 0.0);
-    dispatch(kernels, Weigh { row, weighting, out });
+    dispatch(kernels, ExpWeights { row, weighting, out });
 }
 
 /// The sum of the weights of each block of [`SUM_BLOCK`] logits, the last of which may be short, into `sums`.
@@ -67,14 +67,14 @@ pub fn log_sum_exp(kernels: &Kernels, row: &[f32]) -> f32 {
     largest + dispatch(kernels, SumExp { row, largest }).ln()
 }
 
-struct Find<'a> {
+struct FindPeak<'a> {
     row: &'a [f32],
 }
 
-impl Op for Find<'_> {
+impl Op for FindPeak<'_> {
     type Output = Peak;
 
-    /// The block of the largest value is kept, so that its place needs no second pass.
+    /// Keeps the block of the maximum: its index needs no second pass.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Peak {
         let (mut block, mut value) = (0, f32::NEG_INFINITY);
@@ -129,24 +129,24 @@ impl Op for BlockPeaks<'_> {
 }
 
 #[inline(always)]
-fn weigh<S: Simd>(s: S, x: S::F, w: Weighting) -> S::F {
+fn exp_weight<S: Simd>(s: S, x: S::F, w: Weighting) -> S::F {
     let e = simd::exp(s, s.div(s.sub(x, s.splat(w.largest)), s.splat(w.temperature)));
     s.select_lt(x, s.splat(w.limit), s.zero(), e)
 }
 
-struct Weigh<'a> {
+struct ExpWeights<'a> {
     row: &'a [f32],
     weighting: Weighting,
     out: &'a mut [f32],
 }
 
-impl Op for Weigh<'_> {
+impl Op for ExpWeights<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (x, out) in self.row.chunks(LANES).zip(self.out.chunks_mut(LANES)) {
-            s.store_partial(weigh(s, s.load_partial(x, 0.0), self.weighting), out);
+            s.store_partial(exp_weight(s, s.load_partial(x, 0.0), self.weighting), out);
         }
     }
 }
@@ -160,14 +160,14 @@ struct WeightSums<'a> {
 impl Op for WeightSums<'_> {
     type Output = ();
 
-    /// Lanes are summed in f64, so that what is wrong with a sum is what is wrong with its weights.
+    /// Lanes are summed in f64: the error of a sum is only the error of its weights.
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for block in self.row.chunks(SUM_BLOCK) {
             let mut sums = [0.0; LANES];
             for part in block.chunks(LANES) {
                 let mut lanes = [0.0; LANES];
-                s.store(weigh(s, s.load_partial(part, f32::NEG_INFINITY), self.weighting), &mut lanes);
+                s.store(exp_weight(s, s.load_partial(part, f32::NEG_INFINITY), self.weighting), &mut lanes);
                 for lane in 0..LANES {
                     sums[lane] += f64::from(lanes[lane]);
                 }

@@ -4,7 +4,7 @@ use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Values that one task normalises at least.
+/// Minimum values of one task.
 const VALUES_PER_TASK: usize = 16 << 10;
 
 /// The parameters of an RMS norm over rows of `weight.len()` values.
@@ -26,7 +26,7 @@ pub fn rms_norm(kernels: &Kernels, x: &[f32], norm: RmsNorm<'_>, out: &mut [f32]
     let rows = x.len() / width;
     for_row_runs(kernels.pool(), out, rows, width, VALUES_PER_TASK.div_ceil(width), |first, count, out| {
         let x = &x[first * width..(first + count) * width];
-        dispatch(kernels, Apart { x, norm, out });
+        dispatch(kernels, RmsNormRows { x, norm, out });
     });
 }
 
@@ -42,18 +42,18 @@ pub fn rms_norm_heads(kernels: &Kernels, x: &mut [f32], stride: usize, heads: us
     assert!(x.len() >= (rows - 1) * stride + width, "the last row is short: {} values in x", x.len());
     for_row_runs(kernels.pool(), x, rows, stride, VALUES_PER_TASK.div_ceil(width), |_, _, rows| {
         for row in rows.chunks_mut(stride) {
-            dispatch(kernels, InPlace { x: &mut row[..width], norm });
+            dispatch(kernels, RmsNormInPlace { x: &mut row[..width], norm });
         }
     });
 }
 
-struct Apart<'a> {
+struct RmsNormRows<'a> {
     x: &'a [f32],
     norm: RmsNorm<'a>,
     out: &'a mut [f32],
 }
 
-impl Op for Apart<'_> {
+impl Op for RmsNormRows<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -70,12 +70,12 @@ impl Op for Apart<'_> {
     }
 }
 
-struct InPlace<'a> {
+struct RmsNormInPlace<'a> {
     x: &'a mut [f32],
     norm: RmsNorm<'a>,
 }
 
-impl Op for InPlace<'_> {
+impl Op for RmsNormInPlace<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Arrays of packed weights: made here, or read in place from a file that holds them as they are made.
+//! Arrays of packed weights: owned, or mapped from an octavo file.
 
 use std::marker::PhantomData;
 use std::ops::Deref;
@@ -6,21 +6,21 @@ use std::ops::Deref;
 use crate::pages::{Pages, Plain};
 use crate::region::Region;
 
-/// Why bytes are no packed array.
+/// Why bytes are not a packed array.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PackedError {
-    /// The number of bytes is another.
+    /// Wrong number of bytes.
     #[error("{found} bytes, {expected} are expected")]
     Size {
-        /// Bytes that the shape asks for.
+        /// Bytes of the shape.
         expected: usize,
-        /// Bytes that are there.
+        /// Bytes found.
         found: usize,
     },
-    /// Kernels could not load from there.
+    /// Wrong alignment for kernels.
     #[error("it does not begin at a multiple of {0} bytes")]
     Alignment(usize),
-    /// The shape has more elements than memory has bytes, or there are too many arrays or too few.
+    /// Shape overflow, or a wrong number of arrays.
     #[error("impossible sizes")]
     Shape,
 }
@@ -33,7 +33,7 @@ pub(crate) enum Packed<T: Plain> {
 }
 
 impl<T: Plain> Packed<T> {
-    /// `len` values in `region`, where they stay.
+    /// `len` values in `region`, without a copy.
     pub(crate) fn mapped(region: Region, len: usize) -> Result<Packed<T>, PackedError> {
         let expected = len.checked_mul(size_of::<T>()).ok_or(PackedError::Shape)?;
         if region.len() != expected {
@@ -60,7 +60,7 @@ impl<T: Plain> Deref for Packed<T> {
         match self {
             Packed::Made(pages) => pages,
             // SAFETY: `mapped` has checked length and alignment, a region never moves, and any bytes are a `Plain`.
-            // Whoever made the map has promised that nobody changes the file (see `octavo_model::buffer`).
+            // The creator of the map promises that the file does not change (see `octavo_model::buffer`).
             Packed::Mapped(region, _) => unsafe {
                 std::slice::from_raw_parts(region.as_ptr().cast(), region.len() / size_of::<T>())
             },

@@ -1,17 +1,17 @@
 //! Large zeroed buffers, on huge pages where the system has them.
 //!
-//! Weights and caches are read once a step from end to end. On pages of 4 KiB every page costs a walk of the page tables,
-//! in a virtual machine of two tables, and the prefetcher stops at its end.
+//! A step reads all weights and caches once. With pages of 4 KiB, each page costs a page-table walk (two in a virtual
+//! machine), and the hardware prefetcher stops at its end.
 
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
-/// Buffers below this many bytes come from the allocator: they hold no whole huge page.
+/// Smaller buffers come from the allocator: they have no whole huge page.
 const MAPPED_BYTES: usize = 2 << 20;
 
-/// Types of which any bytes, zeros among them, are a value, and that hold no padding.
+/// Types without padding for which any bytes are a valid value.
 ///
 /// # Safety
 /// As said.
@@ -27,19 +27,19 @@ unsafe impl Plain for i8 {}
 // SAFETY: an array has no padding beyond its elements'.
 unsafe impl<T: Plain, const N: usize> Plain for [T; N] {}
 
-/// A cache line: what small buffers are made of, so that they begin at one as mapped ones do.
+/// A cache line: small buffers are vectors of lines, for their alignment.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+struct CacheLine([u8; 64]);
 
-/// A boxed slice of zeros at first, which begins at a cache line. Memory is taken from the system as it is first written.
+/// A boxed slice, zeroed and aligned to a cache line. The system allocates memory at the first write.
 pub(crate) struct Pages<T> {
-    memory: Memory<T>,
+    memory: PageMemory<T>,
     len: usize,
 }
 
-enum Memory<T> {
-    Small(Vec<Line>, PhantomData<T>),
+enum PageMemory<T> {
+    Small(Vec<CacheLine>, PhantomData<T>),
     Mapped(MmapMut, PhantomData<T>),
 }
 
@@ -50,15 +50,18 @@ impl<T: Plain> Pages<T> {
         let mapped = if bytes < MAPPED_BYTES { None } else { MmapMut::map_anon(bytes).ok() };
         let memory = match mapped {
             Some(map) => {
-                // Refused where the kernel was built without huge pages: then it works as well, a little slower.
+                // Fails on kernels without huge pages: only slower.
                 #[cfg(target_os = "linux")]
                 let _ = map.advise(memmap2::Advice::HugePage);
                 assert!(align_of::<T>() <= 4096, "mappings begin at pages");
-                Memory::Mapped(map, PhantomData)
+                PageMemory::Mapped(map, PhantomData)
             }
             None => {
-                assert!(align_of::<T>() <= align_of::<Line>(), "small buffers begin at lines");
-                Memory::Small(vec![Line([0; 64]); bytes.div_ceil(size_of::<Line>())], PhantomData)
+                assert!(align_of::<T>() <= align_of::<CacheLine>(), "small buffers begin at lines");
+                PageMemory::Small(
+                    vec![CacheLine([0; 64]); bytes.div_ceil(size_of::<CacheLine>())],
+                    PhantomData,
+                )
             }
         };
         Pages { memory, len }
@@ -71,9 +74,13 @@ impl<T: Plain> Deref for Pages<T> {
     fn deref(&self) -> &[T] {
         match &self.memory {
             // SAFETY: the lines hold `len` values, live as long as self, and any bytes are a T; alignment was checked.
-            Memory::Small(lines, _) => unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.len) },
+            PageMemory::Small(lines, _) => unsafe {
+                std::slice::from_raw_parts(lines.as_ptr().cast(), self.len)
+            },
             // SAFETY: as above; the map begins at a page.
-            Memory::Mapped(map, _) => unsafe { std::slice::from_raw_parts(map.as_ptr().cast(), self.len) },
+            PageMemory::Mapped(map, _) => unsafe {
+                std::slice::from_raw_parts(map.as_ptr().cast(), self.len)
+            },
         }
     }
 }
@@ -82,11 +89,11 @@ impl<T: Plain> DerefMut for Pages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.memory {
             // SAFETY: as above; self is borrowed exclusively.
-            Memory::Small(lines, _) => unsafe {
+            PageMemory::Small(lines, _) => unsafe {
                 std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), self.len)
             },
             // SAFETY: as above.
-            Memory::Mapped(map, _) => unsafe {
+            PageMemory::Mapped(map, _) => unsafe {
                 std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), self.len)
             },
         }

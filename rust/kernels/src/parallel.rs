@@ -20,13 +20,13 @@ impl<'a, T> Shared<'a, T> {
         Shared { data: data.as_mut_ptr(), len: data.len(), borrow: PhantomData }
     }
 
-    /// Where the slice begins, to compute addresses with.
+    /// Start of the slice, for address computations.
     pub(crate) fn as_ptr(&self) -> *const T {
         self.data
     }
 
-    /// Where element `index` is; whoever writes there keeps the promise of `part` for what it writes.
-    pub(crate) fn place(&self, index: usize) -> *mut T {
+    /// Address of element `index`. Writes through it must keep the promise of `part`.
+    pub(crate) fn element_ptr(&self, index: usize) -> *mut T {
         assert!(index < self.len, "element {index} of {}", self.len);
         self.data.wrapping_add(index)
     }
@@ -43,8 +43,8 @@ impl<'a, T> Shared<'a, T> {
     }
 }
 
-/// Splits the `rows` rows of `data` (row `r` begins at `r * stride`; the last row may end early) into runs of rows and
-/// calls `f(first row, rows in the run, the run's elements)` for each, in parallel. A run has at least `grain` rows.
+/// Splits the `rows` rows of `data` (row `r` begins at `r * stride`; the last row may end early) into chunks of
+/// rows and calls `f(first row, rows of the chunk, its elements)` for each, in parallel. A chunk has at least `grain` rows.
 pub(crate) fn for_row_runs<T: Send>(
     pool: &ThreadPool,
     data: &mut [T],

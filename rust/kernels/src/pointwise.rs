@@ -4,22 +4,22 @@ use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{self, LANES, Op, Simd, dispatch};
 
-/// Values that one task computes at least.
+/// Minimum values of one task.
 const VALUES_PER_TASK: usize = 8 << 10;
 
 /// x = factor * x.
 pub fn scale(kernels: &Kernels, x: &mut [f32], factor: f32) {
-    each(kernels, x, Function::Scale(factor));
+    apply_function(kernels, x, Function::Scale(factor));
 }
 
 /// x = cap * tanh(x / cap).
 pub fn soft_cap(kernels: &Kernels, x: &mut [f32], cap: f32) {
-    each(kernels, x, Function::SoftCap(cap));
+    apply_function(kernels, x, Function::SoftCap(cap));
 }
 
 /// x = 1 / (1 + e^-x).
 pub fn sigmoid(kernels: &Kernels, x: &mut [f32]) {
-    each(kernels, x, Function::Sigmoid);
+    apply_function(kernels, x, Function::Sigmoid);
 }
 
 /// Softmax of each row of `width` values, in place.
@@ -38,19 +38,19 @@ enum Function {
     Sigmoid,
 }
 
-fn each(kernels: &Kernels, x: &mut [f32], f: Function) {
+fn apply_function(kernels: &Kernels, x: &mut [f32], f: Function) {
     let rows = x.len().div_ceil(LANES);
     for_row_runs(kernels.pool(), x, rows, LANES, VALUES_PER_TASK / LANES, |_, _, x| {
-        dispatch(kernels, Each { x, f });
+        dispatch(kernels, ApplyFunction { x, f });
     });
 }
 
-struct Each<'a> {
+struct ApplyFunction<'a> {
     x: &'a mut [f32],
     f: Function,
 }
 
-impl Op for Each<'_> {
+impl Op for ApplyFunction<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -81,14 +81,14 @@ impl Op for Softmax<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for x in self.x.chunks_exact_mut(self.width) {
-            let mut largest = s.splat(f32::NEG_INFINITY);
+            let mut max = s.splat(f32::NEG_INFINITY);
             for part in x.chunks(LANES) {
-                largest = s.max(s.load_partial(part, f32::NEG_INFINITY), largest);
+                max = s.max(s.load_partial(part, f32::NEG_INFINITY), max);
             }
-            let largest = s.splat(s.reduce_max(largest));
+            let max = s.splat(s.reduce_max(max));
             let mut sum = s.zero();
             for part in x.chunks_mut(LANES) {
-                let e = simd::exp(s, s.sub(s.load_partial(part, f32::NEG_INFINITY), largest));
+                let e = simd::exp(s, s.sub(s.load_partial(part, f32::NEG_INFINITY), max));
                 sum = s.add(sum, e);
                 s.store_partial(e, part);
             }

@@ -1,28 +1,32 @@
-//! Activations as int8: symmetric, one scale per row and group of 128 columns.
+//! int8 quantisation of activations: symmetric, one scale per row and group of 128 columns.
+//!
+//! ```text
+//! x [rows, columns] f32  ->  codes [rows][groups * 128] i8, scales [rows][groups] f32, sums of codes [rows][groups] i32
+//! ```
 
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::packed_rows::{Tiled, Writer};
+use crate::packed_rows::{PackedRows, PackedRowsWriter};
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Columns that share a scale, in weights and activations.
 pub const GROUP: usize = 128;
-/// A group whose largest magnitude is below this counts as zero: 127 / largest would overflow.
-const SMALLEST: f32 = 1e-35;
-/// What the codes of a group sum up to at least.
-const LEAST_SUM: f32 = -127.0 * GROUP as f32;
-/// Rows that one task quantises at least.
-const ROWS_PER_TASK: usize = 4;
-/// Fewer rows than this wait for memory on any level, so they are not laid out for tiles.
+/// Groups with a smaller maximum are zero: 127 / max would overflow.
+const MIN_MAGNITUDE: f32 = 1e-35;
+/// Minimum sum of the codes of a group.
+const MIN_SUM: f32 = -127.0 * GROUP as f32;
+/// Minimum rows of one task.
+const MIN_ROWS_PER_TASK: usize = 4;
+/// Minimum rows for AMX tiles. Fewer rows are limited by memory on any level.
 #[cfg(target_arch = "x86_64")]
-const FEWEST_ROWS: usize = 5;
+const MIN_AMX_ROWS: usize = 5;
 
 /// Rows of activations as int8 codes in -127..=127: x ~ code * scale of its group.
 ///
-/// Made once and used by every matmul over the same input; keep the value and its memory is used again.
+/// Quantise once, then use the value for every matmul over the same input. A value reuses its memory.
 #[derive(Debug, Clone, Default)]
 pub struct QuantizedRows {
     rows: usize,
@@ -34,37 +38,40 @@ pub struct QuantizedRows {
     scales: Vec<f32>,
     /// `[rows][groups]`: the sum of the codes.
     sums: Vec<i32>,
-    /// The same for tiles, where the rows are for them.
+    /// The same rows packed for AMX tiles; valid with `has_packed`.
     #[cfg(target_arch = "x86_64")]
-    tiled: Tiled,
+    packed: PackedRows,
     #[cfg(target_arch = "x86_64")]
-    has_tiles: bool,
+    has_packed: bool,
 }
 
 impl QuantizedRows {
-    /// No rows; memory comes with the first `quantize`.
+    /// No rows; the first `quantize` allocates memory.
     pub fn new() -> QuantizedRows {
         QuantizedRows::default()
     }
 
-    /// Replaces the content by `x`, rows of `columns` f32 each.
+    /// Replaces the content by `x` `[rows, columns]`.
     ///
-    /// Codes are rounded to the nearest, ties to even. A group that holds NaN or an infinity gets the scale NaN, so
-    /// that every output that reads it becomes NaN.
+    /// Codes are rounded to the nearest, ties to even. A group with NaN or an infinity gets the scale NaN: then every
+    /// output of this group is NaN.
     pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], columns: usize) {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
         let rows = x.len() / columns;
-        let parts = self.parts(kernels, rows, columns);
-        let run = rows.div_ceil(4 * kernels.threads()).max(ROWS_PER_TASK);
-        kernels.pool().run(rows.div_ceil(run), &|task| {
-            for row in task * run..rows.min((task + 1) * run) {
-                dispatch(kernels, Row { x: &x[row * columns..(row + 1) * columns], row, parts: &parts });
+        let writer = self.writer(kernels, rows, columns);
+        let rows_per_task = rows.div_ceil(4 * kernels.threads()).max(MIN_ROWS_PER_TASK);
+        kernels.pool().run(rows.div_ceil(rows_per_task), &|task| {
+            for row in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
+                dispatch(
+                    kernels,
+                    QuantizeRow { x: &x[row * columns..(row + 1) * columns], row, writer: &writer },
+                );
             }
         });
     }
 
-    /// Makes room for `rows` rows of `columns`, whose groups several tasks write, all of them.
-    pub(crate) fn parts(&mut self, kernels: &Kernels, rows: usize, columns: usize) -> Parts<'_> {
+    /// A writer for `rows` rows of `columns` values. Several tasks may write; they must write all groups.
+    pub(crate) fn writer(&mut self, kernels: &Kernels, rows: usize, columns: usize) -> RowsWriter<'_> {
         self.rows = rows;
         self.columns = columns;
         self.groups = columns.div_ceil(GROUP);
@@ -74,17 +81,17 @@ impl QuantizedRows {
         self.sums.resize(rows * groups, 0);
         #[cfg(target_arch = "x86_64")]
         {
-            self.has_tiles = kernels.isa() == Isa::Amx && QuantizedRows::takes_tiles(rows);
+            self.has_packed = kernels.isa() == Isa::Amx && QuantizedRows::uses_amx(rows);
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = kernels;
-        Parts {
+        RowsWriter {
             codes: Shared::new(&mut self.codes),
             scales: Shared::new(&mut self.scales),
             sums: Shared::new(&mut self.sums),
             groups,
             #[cfg(target_arch = "x86_64")]
-            tiled: self.has_tiles.then(|| self.tiled.writer(rows, groups)),
+            packed: self.has_packed.then(|| self.packed.writer(rows, groups)),
         }
     }
 
@@ -113,16 +120,16 @@ impl QuantizedRows {
         &self.scales
     }
 
-    /// Whether so many rows are laid out for tiles where there are any.
+    /// Whether this number of rows is packed for AMX tiles on machines with AMX.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn takes_tiles(rows: usize) -> bool {
-        rows >= FEWEST_ROWS
+    pub(crate) fn uses_amx(rows: usize) -> bool {
+        rows >= MIN_AMX_ROWS
     }
 
-    /// The rows as tiles, if [`QuantizedRows::quantize`] was given the level that has them and rows enough.
+    /// The rows packed for AMX tiles; None on other levels and for few rows.
     #[cfg(target_arch = "x86_64")]
-    pub(crate) fn tiled(&self) -> Option<&Tiled> {
-        self.has_tiles.then_some(&self.tiled)
+    pub(crate) fn packed(&self) -> Option<&PackedRows> {
+        self.has_packed.then_some(&self.packed)
     }
 
     /// The sum of each group's codes, `[rows][groups]`.
@@ -131,42 +138,42 @@ impl QuantizedRows {
     }
 }
 
-/// A [`QuantizedRows`] that is being written.
-pub(crate) struct Parts<'a> {
+/// Writes the groups of a [`QuantizedRows`].
+pub(crate) struct RowsWriter<'a> {
     codes: Shared<'a, [i8; GROUP]>,
     scales: Shared<'a, f32>,
     sums: Shared<'a, i32>,
     groups: usize,
     #[cfg(target_arch = "x86_64")]
-    tiled: Option<Writer<'a>>,
+    packed: Option<PackedRowsWriter<'a>>,
 }
 
-impl Parts<'_> {
+impl RowsWriter<'_> {
     /// Quantises group `group` of row `row`, up to 128 values.
     ///
     /// # Safety
     /// No two tasks write the same group of the same row.
     #[inline(always)]
     pub(crate) unsafe fn write<S: Simd>(&self, s: S, row: usize, group: usize, x: &[f32]) {
-        let place = row * self.groups + group;
+        let index = row * self.groups + group;
         // SAFETY: the caller's promise.
         let (codes, scale, sum) = unsafe {
-            let codes = &mut self.codes.part(place..place + 1)[0];
-            (codes, &mut self.scales.part(place..place + 1)[0], &mut self.sums.part(place..place + 1)[0])
+            let codes = &mut self.codes.part(index..index + 1)[0];
+            (codes, &mut self.scales.part(index..index + 1)[0], &mut self.sums.part(index..index + 1)[0])
         };
         (*scale, *sum) = quantize_group(s, x, codes);
         #[cfg(target_arch = "x86_64")]
-        if let Some(tiled) = &self.tiled {
+        if let Some(packed) = &self.packed {
             // SAFETY: the caller's promise.
-            unsafe { tiled.write(row, group, codes, *scale, *sum) };
+            unsafe { packed.write(row, group, codes, *scale, *sum) };
         }
     }
 }
 
-/// Writes the codes of a group of up to 128 values, and zeros after them; gives the scale and the sum of the codes.
+/// Writes the codes of at most 128 values, then zeros. Returns the scale and the sum of the codes.
 #[inline(always)]
 fn quantize_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> (f32, i32) {
-    // Apart, so that the loops over whole groups have a known length.
+    // Two calls: the loops over whole groups have a constant length.
     let done = match x.first_chunk::<GROUP>() {
         Some(whole) => encode_group(s, whole, codes),
         None => encode_group(s, x, codes),
@@ -185,7 +192,7 @@ fn encode_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> Option<(f3
         largest = s.max(s.abs(s.load_partial(part, 0.0)), largest);
     }
     let largest = s.reduce_max(largest);
-    if largest < SMALLEST {
+    if largest < MIN_MAGNITUDE {
         return None;
     }
     codes[x.len().div_ceil(LANES) * LANES..].fill(0);
@@ -195,34 +202,34 @@ fn encode_group<S: Simd>(s: S, x: &[f32], codes: &mut [i8; GROUP]) -> Option<(f3
         sum = s.add(sum, encode(s, s.load_partial(part, 0.0), inverse, codes));
     }
     let sum = s.reduce_add(sum);
-    // The code of what is not finite is the least integer.
-    (sum >= LEAST_SUM).then_some((largest / 127.0, sum as i32))
+    // The code of NaN or an infinity is the minimum integer.
+    (sum >= MIN_SUM).then_some((largest / 127.0, sum as i32))
 }
 
-/// Writes the codes of sixteen values, and gives them: sums of integers this small are exact in f32.
+/// Writes the codes of 16 values and returns them as f32: sums of such small integers are exact.
 #[inline(always)]
 fn encode<S: Simd>(s: S, x: S::F, inverse: S::F, codes: &mut [i8; LANES]) -> S::F {
     let (low, high) = (s.splat(-127.0), s.splat(127.0));
-    // Bounds first: a NaN in the second operand comes through.
+    // Bounds first: a NaN in the second operand passes through.
     let rounded = s.round(s.max(low, s.min(high, s.mul(x, inverse))));
     s.store_i8(rounded, codes);
     s.to_f32(rounded)
 }
 
-struct Row<'a> {
+struct QuantizeRow<'a> {
     x: &'a [f32],
     row: usize,
-    parts: &'a Parts<'a>,
+    writer: &'a RowsWriter<'a>,
 }
 
-impl Op for Row<'_> {
+impl Op for QuantizeRow<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (group, x) in self.x.chunks(GROUP).enumerate() {
             // SAFETY: each row is in one task.
-            unsafe { self.parts.write(s, self.row, group, x) };
+            unsafe { self.writer.write(s, self.row, group, x) };
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Bytes of a mapped file, which packed weights read where they lie.
+//! Bytes of a mapped file, read in place by packed weights.
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 
-/// A part of a read-only map; the map stays as long as one of its parts.
+/// A part of a read-only map. The map lives as long as any of its parts.
 #[derive(Debug, Clone)]
 pub struct Region {
     map: Arc<Mmap>,
@@ -13,13 +13,13 @@ pub struct Region {
 }
 
 impl Region {
-    /// The bytes `range` of `map`; None if they are not all in it.
+    /// The bytes `range` of `map`; None if out of bounds.
     pub fn new(map: &Arc<Mmap>, range: Range<usize>) -> Option<Region> {
         map.get(range.clone())?;
         Some(Region { map: Arc::clone(map), range })
     }
 
-    /// `count` parts of equal size, one after the other; None if the size cannot be divided so.
+    /// `count` consecutive parts of equal size; None if the size is not divisible.
     pub fn split(&self, count: usize) -> Option<Vec<Region>> {
         let size = self.range.len().checked_div(count).filter(|size| size * count == self.range.len())?;
         let starts = (0..count).map(|i| self.range.start + i * size);

@@ -4,15 +4,15 @@ use crate::context::Kernels;
 use crate::parallel::for_row_runs;
 use crate::simd::{Op, Simd, dispatch};
 
-/// Values that one task rotates at least.
+/// Minimum values of one task.
 const VALUES_PER_TASK: usize = 16 << 10;
 
 /// Which values of a head form a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RopeStyle {
-    /// Places i and i + rotary_dim / 2 (as in NeoX and Llama in the Hugging Face layout).
+    /// Values i and i + rotary_dim / 2 (as in NeoX and Llama in the Hugging Face layout).
     Half,
-    /// Places 2 i and 2 i + 1 (as in GPT-J).
+    /// Values 2 i and 2 i + 1 (as in GPT-J).
     Interleaved,
 }
 
@@ -23,13 +23,13 @@ pub struct RopeTable<'a> {
     pub cos: &'a [f32],
     /// Sines.
     pub sin: &'a [f32],
-    /// How many leading values of a head turn; even, at most head_dim.
+    /// Number of leading values of a head to rotate; even, at most head_dim.
     pub rotary_dim: usize,
     /// Which values pair up.
     pub style: RopeStyle,
 }
 
-/// Where the heads lie in the rows of x.
+/// Layout of the heads in the rows of x.
 #[derive(Debug, Clone, Copy)]
 pub struct RopeLayout {
     /// Values from one row to the next.
@@ -40,7 +40,7 @@ pub struct RopeLayout {
     pub head_dim: usize,
 }
 
-/// Turns each pair (a, b) of the row at position p into (a cos - b sin, b cos + a sin). One row per position.
+/// Rotates each pair (a, b) of the row at position p to (a cos - b sin, b cos + a sin). One row per position.
 pub fn rope(kernels: &Kernels, x: &mut [f32], layout: RopeLayout, positions: &[u32], table: RopeTable<'_>) {
     let RopeLayout { stride, heads, head_dim } = layout;
     let width = heads * head_dim;
@@ -61,26 +61,29 @@ pub fn rope(kernels: &Kernels, x: &mut [f32], layout: RopeLayout, positions: &[u
         x.len(),
         positions.len()
     );
-    let known = table.cos.len() / half;
+    let num_positions = table.cos.len() / half;
     for &position in positions {
-        assert!((position as usize) < known, "position {position} beyond the table's {known}");
+        assert!(
+            (position as usize) < num_positions,
+            "position {position} beyond the table's {num_positions}"
+        );
     }
     let end = x.len().min(positions.len() * stride);
     let grain = VALUES_PER_TASK.div_ceil(width);
     for_row_runs(kernels.pool(), &mut x[..end], positions.len(), stride, grain, |first, count, x| {
         let positions = &positions[first..first + count];
-        dispatch(kernels, Turn { x, layout, positions, table });
+        dispatch(kernels, RotateRows { x, layout, positions, table });
     });
 }
 
-struct Turn<'a> {
+struct RotateRows<'a> {
     x: &'a mut [f32],
     layout: RopeLayout,
     positions: &'a [u32],
     table: RopeTable<'a>,
 }
 
-impl Op for Turn<'_> {
+impl Op for RotateRows<'_> {
     type Output = ();
 
     /// Scalar code: products and sums are rounded one by one on every level, and the compiler vectorises the loop.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long an idle worker spins before it sleeps: longer than the gap between two ops of a step.
 const SPIN: Duration = Duration::from_micros(80);
-/// Spins between two looks at the clock.
-const SPINS_PER_LOOK: u32 = 64;
+/// Spins between two reads of the clock.
+const SPINS_PER_CHECK: u32 = 64;
 /// Spins after which a waiting caller lets other threads have its core.
 const SPINS_BEFORE_YIELD: u32 = 20_000;
 
@@ -37,23 +37,23 @@ pub fn default_threads() -> usize {
 /// A pool of `threads - 1` workers beside the caller.
 #[derive(Debug)]
 pub struct ThreadPool {
-    shared: Arc<Shared>,
+    shared: Arc<PoolState>,
     /// Held during a run: one job at a time.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
 }
 
-struct Job {
+struct PoolJob {
     tasks: usize,
     /// Tasks taken at once.
     chunk: usize,
     f: *const (dyn Fn(usize) + Sync),
 }
 
-struct Shared {
+struct PoolState {
     state: AtomicU64,
     /// Written only while the job is closed and no worker is inside; read only from inside an open job.
-    job: UnsafeCell<Option<Job>>,
+    job: UnsafeCell<Option<PoolJob>>,
     next: AtomicUsize,
     sleepers: AtomicUsize,
     sleep: Mutex<()>,
@@ -65,22 +65,22 @@ struct Shared {
 // SAFETY: `job` is the only part that is not Send and Sync by itself. It is written by the thread that holds `turn`
 // while `state` is closed with no worker inside, and read after a successful join of an open job; the release store
 // that opens and the acquire compare-and-swap that joins order the two. The function it points to is Sync.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for PoolState {}
 // SAFETY: as above; the pointer inside is only followed during a run, while its target is borrowed by the caller.
-unsafe impl Send for Shared {}
+unsafe impl Send for PoolState {}
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for PoolState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("PoolState").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
 impl ThreadPool {
     /// A pool in which `threads` threads work on a job, the caller being one of them. At least one.
     ///
-    /// Threads that the system refuses to start are left out; the pool works with those it got.
+    /// When the system refuses to start a thread, the pool works with fewer threads.
     pub fn new(threads: usize) -> ThreadPool {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(PoolState {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             next: AtomicUsize::new(0),
@@ -123,10 +123,10 @@ impl ThreadPool {
         // function does not return before the job is closed and empty.
         let f: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
         // SAFETY: the last job is closed and empty (the end of the last run saw to it), and `turn` is held.
-        unsafe { *shared.job.get() = Some(Job { tasks, chunk, f }) };
+        unsafe { *shared.job.get() = Some(PoolJob { tasks, chunk, f }) };
         shared.next.store(0, Ordering::Relaxed);
         let epoch = (shared.state.load(Ordering::Relaxed) >> EPOCH_SHIFT).wrapping_add(1);
-        // SeqCst pairs with the sleeper's count-then-look: either it sees this job, or it is seen here as asleep.
+        // SeqCst pairs with the sleeper's count-then-check: either it sees this job, or it is seen here as asleep.
         shared.state.store(epoch << EPOCH_SHIFT | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             let _sleep = lock(&shared.sleep);
@@ -163,7 +163,7 @@ impl Drop for ThreadPool {
     }
 }
 
-impl Shared {
+impl PoolState {
     fn work_until_shutdown(&self) {
         IN_TASK.set(true);
         let mut seen = 0;
@@ -185,7 +185,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a job other than number `seen` and gives the state word; None at shutdown.
+    /// Waits for a job other than number `seen`. Returns the state word; None at shutdown.
     fn wait_for_job(&self, seen: u64) -> Option<u64> {
         let poll = || {
             let state = self.state.load(Ordering::SeqCst);
@@ -194,7 +194,7 @@ impl Shared {
         let stop = || self.shutdown.load(Ordering::SeqCst);
         let start = Instant::now();
         while start.elapsed() < SPIN {
-            for _ in 0..SPINS_PER_LOOK {
+            for _ in 0..SPINS_PER_CHECK {
                 if let Some(state) = poll() {
                     return Some(state);
                 }
@@ -221,8 +221,8 @@ impl Shared {
 
     /// Runs chunks of the open job until none is left. Only the caller and workers that joined may be here.
     fn take_tasks(&self) {
-        // SAFETY: the job is open and this thread counts as inside it (or is the caller), so nobody writes the cell.
-        let Some(Job { tasks, chunk, f }) = (unsafe { &*self.job.get() }) else { return };
+        // SAFETY: the job is open and this thread counts as inside it (or is the caller), so no thread writes the cell.
+        let Some(PoolJob { tasks, chunk, f }) = (unsafe { &*self.job.get() }) else { return };
         // SAFETY: the caller's borrow of the function lasts until the job is closed and empty.
         let f = unsafe { &**f };
         loop {

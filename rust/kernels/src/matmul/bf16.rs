@@ -1,9 +1,15 @@
-//! Weights in bf16: panels `[ceil(K / 2)][16][2]`, widened to f32 on the way; x stays f32.
+//! bf16 weights, widened to f32 in registers; x is f32.
+//!
+//! ```text
+//! panels [ceil(n / 16)][ceil(k / 2)] of 32 bf16: one pair of columns of 16 rows
+//!   n0:k0 n0:k1  n1:k0 n1:k1  ...  n15:k0 n15:k1
+//! even k: shift left by 16 bits;  odd k: mask the upper 16 bits
+//! ```
 
 use half::bf16;
 
 use super::driver::TileKernel;
-use super::prefetch::{Fetch, STEP};
+use super::prefetch::{Prefetch, STEP};
 use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::packed::Packed;
@@ -61,17 +67,17 @@ impl MatmulBf16 {
     }
 
     pub(super) fn with<'a>(&'a self, x: &'a [f32]) -> impl TileKernel + 'a {
-        Product { weights: self, x }
+        Bf16Product { weights: self, x }
     }
 }
 
-struct Product<'a> {
+struct Bf16Product<'a> {
     weights: &'a MatmulBf16,
     /// `[m][K]`
     x: &'a [f32],
 }
 
-impl TileKernel for Product<'_> {
+impl TileKernel for Bf16Product<'_> {
     fn row_bytes(&self) -> usize {
         self.weights.columns * size_of::<f32>()
     }
@@ -86,7 +92,7 @@ impl TileKernel for Product<'_> {
         s: S,
         row: usize,
         panel: usize,
-        mut fetch: Fetch,
+        mut prefetch: Prefetch,
     ) -> [[S::F; NP]; MR] {
         let (k, pairs) = (self.weights.columns, self.weights.pairs());
         let x = self.x.as_ptr().wrapping_add(row * k);
@@ -94,11 +100,11 @@ impl TileKernel for Product<'_> {
         let mut acc = [[s.zero(); NP]; MR];
         for start in (0..k / 2).step_by(STEP) {
             if !NEAR {
-                fetch.share(s);
+                prefetch.next_lines(s);
             }
             for pair in start..(k / 2).min(start + STEP) {
                 if NEAR {
-                    fetch.near::<S, NP>(s, pair);
+                    prefetch.ahead::<S, NP>(s, pair);
                 }
                 let mut vectors = [(s.zero(), s.zero()); NP];
                 for p in 0..NP {
@@ -121,7 +127,7 @@ impl TileKernel for Product<'_> {
         }
         if !k.is_multiple_of(2) {
             for p in 0..NP {
-                // SAFETY: as above; the last pair holds the last column at its even place.
+                // SAFETY: as above; the last pair has the last column at its even position.
                 let vector = s.load_bf16_pairs(unsafe { &*w.wrapping_add(p * pairs + k / 2) }).0;
                 for r in 0..MR {
                     // SAFETY: as above.

@@ -1,7 +1,7 @@
-//! Weights in f32: panels `[K][16]`.
+//! f32 weights: panels `[ceil(n / 16)][k][16]`.
 
 use super::driver::TileKernel;
-use super::prefetch::{Fetch, STEP};
+use super::prefetch::{Prefetch, STEP};
 use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::packed::Packed;
@@ -50,17 +50,17 @@ impl MatmulF32 {
     }
 
     pub(super) fn with<'a>(&'a self, x: &'a [f32]) -> impl TileKernel + 'a {
-        Product { weights: self, x }
+        F32Product { weights: self, x }
     }
 }
 
-struct Product<'a> {
+struct F32Product<'a> {
     weights: &'a MatmulF32,
     /// `[m][K]`
     x: &'a [f32],
 }
 
-impl TileKernel for Product<'_> {
+impl TileKernel for F32Product<'_> {
     fn row_bytes(&self) -> usize {
         self.weights.columns * size_of::<f32>()
     }
@@ -75,7 +75,7 @@ impl TileKernel for Product<'_> {
         s: S,
         row: usize,
         panel: usize,
-        mut fetch: Fetch,
+        mut prefetch: Prefetch,
     ) -> [[S::F; NP]; MR] {
         let k = self.weights.columns;
         let x = self.x.as_ptr().wrapping_add(row * k);
@@ -83,11 +83,11 @@ impl TileKernel for Product<'_> {
         let mut acc = [[s.zero(); NP]; MR];
         for start in (0..k).step_by(STEP) {
             if !NEAR {
-                fetch.share(s);
+                prefetch.next_lines(s);
             }
             for column in start..k.min(start + STEP) {
                 if NEAR {
-                    fetch.near::<S, NP>(s, column);
+                    prefetch.ahead::<S, NP>(s, column);
                 }
                 let mut vectors = [s.zero(); NP];
                 for p in 0..NP {

@@ -1,19 +1,25 @@
-//! Weights in int8, symmetric, one scale per row and group of 128 columns.
+//! int8 weights: symmetric, one bf16 scale per row and group of 128 columns.
+//!
+//! ```text
+//! codes [ceil(n / 16) panels][groups][32] Quad       Quad = 64 bytes, one cache line:
+//!                                                      n0:k0 k1 k2 k3  n1:k0 k1 k2 k3  ...  n15:k0 k1 k2 k3
+//! scales [panels][groups][16] bf16                   each code stored as code + 128 (u8)
+//! ```
 //!
 //! y = sum over groups, in order, of (sum of code products, exact in i32) * (scale of x * scale of w).
 
 use half::bf16;
 
 use super::driver::TileKernel;
-use super::prefetch::Fetch;
+use super::prefetch::Prefetch;
 use crate::packed::Packed;
 use crate::pages::Plain;
 use crate::quantize::{GROUP, QuantizedRows};
 use crate::simd::{LANES, Simd};
 
-/// Steps of four columns in a group.
+/// Quads of a group: steps of four columns.
 pub(super) const QUADS: usize = GROUP / 4;
-/// Codes of 16 rows x 4 columns, each as code + 128: one cache line.
+/// Codes of 16 rows x 4 columns as code + 128: one cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Quad(pub(super) [u8; 4 * LANES]);
@@ -35,10 +41,10 @@ impl MatmulInt8 {
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let (panel, lane) = (row / LANES, row % LANES);
         for (group, out) in out.chunks_mut(GROUP).enumerate() {
-            let place = panel * self.groups() + group;
-            let scale = bf16::from_bits(self.scales[place][lane]).to_f32();
+            let index = panel * self.groups() + group;
+            let scale = bf16::from_bits(self.scales[index][lane]).to_f32();
             for (column, to) in out.iter_mut().enumerate() {
-                let code = self.codes[place * QUADS + column / 4].0[4 * lane + column % 4];
+                let code = self.codes[index * QUADS + column / 4].0[4 * lane + column % 4];
                 *to = (f32::from(code) - 128.0) * scale;
             }
         }
@@ -57,16 +63,16 @@ impl MatmulInt8 {
     }
 
     pub(super) fn with<'a>(&'a self, x: &'a QuantizedRows) -> impl TileKernel + 'a {
-        Product { weights: self, x }
+        Int8Product { weights: self, x }
     }
 }
 
-struct Product<'a> {
+struct Int8Product<'a> {
     weights: &'a MatmulInt8,
     x: &'a QuantizedRows,
 }
 
-impl TileKernel for Product<'_> {
+impl TileKernel for Int8Product<'_> {
     fn row_bytes(&self) -> usize {
         self.weights.groups() * GROUP
     }
@@ -81,7 +87,7 @@ impl TileKernel for Product<'_> {
         s: S,
         row: usize,
         panel: usize,
-        mut fetch: Fetch,
+        mut prefetch: Prefetch,
     ) -> [[S::F; NP]; MR] {
         let groups = self.weights.groups();
         let first = row * groups;
@@ -98,11 +104,11 @@ impl TileKernel for Product<'_> {
                 acc[r] = [s.dot_start(unsafe { *sums.wrapping_add(r * groups + group) }); NP];
             }
             if !NEAR {
-                fetch.share(s);
+                prefetch.next_lines(s);
             }
             for quad in 0..QUADS {
                 if NEAR {
-                    fetch.near::<S, NP>(s, group * QUADS + quad);
+                    prefetch.ahead::<S, NP>(s, group * QUADS + quad);
                 }
                 let mut vectors = [s.weights(&[0; 4 * LANES]); NP];
                 for p in 0..NP {

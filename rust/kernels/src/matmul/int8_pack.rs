@@ -1,4 +1,4 @@
-//! Rows of a checkpoint to packed int8, with what that changes.
+//! Quantises rows of a checkpoint to packed int8 and estimates the quantisation error.
 
 use half::bf16;
 
@@ -10,14 +10,14 @@ use crate::parallel::Shared;
 use crate::quantize::GROUP;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// How many times the typical magnitude the largest of a group of activations is: that of normal values.
-const PEAK: f64 = 3.0;
-/// Added to a value below 2^22 it leaves the value's integer, ties to even, in the low bits.
+/// Maximum of a group of activations divided by their typical magnitude, for normally distributed values.
+const MAX_TO_TYPICAL: f64 = 3.0;
+/// value + ROUND, for values below 2^22, has the nearest integer (ties to even) in its low bits.
 const ROUND: f32 = 12_582_912.0;
 
-/// What int8 changes in an output, expected over inputs that are independent, each channel of its own size.
+/// Expected squares of one output over independent inputs, each channel with its own magnitude.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Squares {
+pub(super) struct MeanSquares {
     /// Mean square of the error: of rounding the weights, and of rounding the inputs.
     pub errors: f64,
     /// Mean square of the output.
@@ -25,15 +25,15 @@ pub(super) struct Squares {
 }
 
 /// The typical magnitudes of the channels of x, group by group.
-struct Inputs {
+struct ChannelMagnitudes {
     /// The largest of each group.
     largest: Vec<f64>,
-    /// Squares of the others as shares of it, `[groups * 128]`, zero beyond K.
+    /// Squares of the magnitudes relative to `largest`, `[groups * 128]`, zero beyond k.
     shares: Vec<f32>,
 }
 
-impl Inputs {
-    fn new(inputs: &[f32]) -> Inputs {
+impl ChannelMagnitudes {
+    fn new(inputs: &[f32]) -> ChannelMagnitudes {
         let mut shares = vec![0.0; inputs.len().next_multiple_of(GROUP)];
         let mut largest = Vec::new();
         for (inputs, shares) in inputs.chunks(GROUP).zip(shares.chunks_exact_mut(GROUP)) {
@@ -43,25 +43,25 @@ impl Inputs {
                 shares.iter_mut().zip(inputs).for_each(|(share, x)| *share = (x / top) * (x / top));
             }
         }
-        Inputs { largest, shares }
+        ChannelMagnitudes { largest, shares }
     }
 }
 
-/// Packs `source`. Also gives, per row, what int8 changes for `inputs`: `[ceil(N / 16)][16]`.
+/// Packs `source`. Also returns the mean squares of each row for the magnitudes `inputs`, `[ceil(n / 16)][16]`.
 pub(super) fn pack(
     kernels: &Kernels,
     source: &StackedRows<'_>,
     inputs: &[f32],
-) -> (MatmulInt8, Vec<[Squares; LANES]>) {
+) -> (MatmulInt8, Vec<[MeanSquares; LANES]>) {
     let columns = source.columns;
     let groups = columns.div_ceil(GROUP);
     let count = source.rows.div_ceil(LANES);
     let mut codes = Pages::zeroed(count * groups * QUADS);
     let mut scales: Pages<[u16; LANES]> = Pages::zeroed(count * groups);
-    let mut squares = vec![[Squares::default(); LANES]; count];
+    let mut squares = vec![[MeanSquares::default(); LANES]; count];
     let (code_parts, scale_parts) = (Shared::new(&mut codes), Shared::new(&mut scales));
     let square_parts = Shared::new(&mut squares);
-    let inputs = Inputs::new(inputs);
+    let inputs = ChannelMagnitudes::new(inputs);
     kernels.pool().run(count, &|panel| {
         // SAFETY: each panel is one task, and the parts of different panels are disjoint.
         let (codes, scales, squares) = unsafe {
@@ -69,13 +69,16 @@ pub(super) fn pack(
             let scales = scale_parts.part(panel * groups..(panel + 1) * groups);
             (codes, scales, &mut square_parts.part(panel..panel + 1)[0])
         };
-        dispatch(kernels, Panel { source, inputs: &inputs, first: panel * LANES, codes, scales, squares });
+        dispatch(
+            kernels,
+            PackPanel { source, inputs: &inputs, first: panel * LANES, codes, scales, squares },
+        );
         source.done(panel * LANES, LANES);
     });
     (MatmulInt8 { codes: codes.into(), scales: scales.into(), columns }, squares)
 }
 
-/// The smallest bf16 that is not below `x` (x >= 0): codes then never leave -127..=127.
+/// The smallest bf16 >= `x` (x >= 0): then codes stay within -127..=127.
 #[inline(always)]
 fn round_up(x: f32) -> bf16 {
     let bits = x.to_bits();
@@ -84,20 +87,20 @@ fn round_up(x: f32) -> bf16 {
     bf16::from_bits(up as u16)
 }
 
-/// Sixteen rows of the matrix, from row `first` on.
-struct Panel<'a> {
+/// Op: packs 16 rows, from row `first` on.
+struct PackPanel<'a> {
     source: &'a StackedRows<'a>,
-    inputs: &'a Inputs,
+    inputs: &'a ChannelMagnitudes,
     first: usize,
     codes: &'a mut [Quad],
     scales: &'a mut [[u16; LANES]],
-    squares: &'a mut [Squares; LANES],
+    squares: &'a mut [MeanSquares; LANES],
 }
 
-impl Op for Panel<'_> {
+impl Op for PackPanel<'_> {
     type Output = ();
 
-    // Loops over whole groups of plain values: the compiler turns them into vectors of the level. No operation depends on it.
+    // Plain loops over whole groups: the compiler vectorises them for the level. No rounding depends on it.
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         self.codes.fill(Quad([128; 4 * LANES]));
@@ -120,9 +123,9 @@ impl Op for Panel<'_> {
     }
 }
 
-/// Writes the codes of one row of a group, adds what they change and gives the scale.
+/// Writes the codes of one row of a group, adds its squares and returns the scale.
 ///
-/// A group with NaN or an infinity gets the scale NaN, so that the fault shows in every output of the row.
+/// A group with NaN or an infinity gets the scale NaN: then every output of the row is NaN.
 #[inline(always)]
 fn quantize_group(
     values: &[f32; GROUP],
@@ -130,13 +133,13 @@ fn quantize_group(
     largest_input: f64,
     lane: usize,
     quads: &mut [Quad],
-    squares: &mut Squares,
+    squares: &mut MeanSquares,
 ) -> bf16 {
-    // Magnitudes order as their bits do, and what is not finite has the largest.
+    // Magnitudes have the order of their bits; NaN and infinities are the largest.
     let top = values.iter().fold(0, |top, v| (v.to_bits() & 0x7fff_ffff).max(top));
     let largest = f32::from_bits(top);
     if !largest.is_finite() {
-        *squares = Squares { errors: f64::NAN, outputs: f64::NAN };
+        *squares = MeanSquares { errors: f64::NAN, outputs: f64::NAN };
         return bf16::NAN;
     }
     // Too small for codes: the group counts as zero.
@@ -167,18 +170,18 @@ fn quantize_group(
         quad.0[4 * lane..4 * lane + 4].copy_from_slice(codes);
     }
     let sum = |lanes: [f32; LANES]| lanes.iter().map(|x| f64::from(*x)).sum::<f64>();
-    // An input is rounded by up to half a step of largest / 127: a uniform error.
-    let rounding = (PEAK / 127.0).powi(2) / 12.0;
+    // The rounding error of an input is uniform, up to half a step of largest / 127.
+    let rounding = (MAX_TO_TYPICAL / 127.0).powi(2) / 12.0;
     let unit = (f64::from(step) * largest_input).powi(2);
     squares.errors += unit * (sum(errors) + rounding * sum(weights));
     squares.outputs += unit * sum(outputs);
     scale
 }
 
-/// Takes over a row that is int8 already: its codes as they are, its scale in every group, rounded to bf16.
+/// Copies a row that is already int8: the same codes, and its scale (rounded to bf16) in every group.
 ///
-/// The code -128, which other quantisers use at times for a row's largest weight, becomes -127: kernels need codes that can
-/// change their sign. One weight moves by one step; quantising its group anew would move all of them.
+/// The code -128 becomes -127: kernels negate codes. Some quantisers use -128 for the largest weight of a row. One weight
+/// changes by one step; a new quantisation would change the whole group.
 fn keep_codes(row: &[u8], scale: f32, lane: usize, codes: &mut [Quad], scales: &mut [[u16; LANES]]) {
     for (column, &code) in row.iter().enumerate() {
         codes[column / 4].0[4 * lane + column % 4] = (code ^ 0x80).max(1);
@@ -201,13 +204,13 @@ mod tests {
     #[test]
     fn codes_are_rounded_quotients() {
         for seed in 0..200_u32 {
-            // Halves among them, so that ties come.
+            // Includes halves, for ties.
             let value = |i: usize| {
                 let bits = (seed.wrapping_mul(2_654_435_761).wrapping_add(i as u32 * 40_503)) >> 7;
                 (bits % 509) as f32 - 254.0
             };
             let values: [f32; GROUP] = std::array::from_fn(|i| value(i) / 2.0);
-            let (mut quads, mut squares) = ([Quad([128; 4 * LANES]); QUADS], Squares::default());
+            let (mut quads, mut squares) = ([Quad([128; 4 * LANES]); QUADS], MeanSquares::default());
             let scale = quantize_group(&values, &[1.0; GROUP], 1.0, 3, &mut quads, &mut squares).to_f32();
             for (i, v) in values.iter().enumerate() {
                 let code = i32::from(quads[i / 4].0[12 + i % 4]) - 128;

@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::bf16::MatmulBf16;
-use super::driver::{self, Output};
+use super::driver::{self, MatmulOutput};
 use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
 use super::weight_rows::{StackedRows, WeightRows};
@@ -15,26 +15,26 @@ use crate::isa::Isa;
 use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
 
-/// How packed weights are stored.
+/// Element type of packed weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightDtype {
     /// f32; products with f32 activations.
     F32,
-    /// bf16; widened, products with f32 activations.
+    /// bf16, widened to f32; products with f32 activations.
     Bf16,
     /// int8 with a bf16 scale per row and group of 128 columns; activations are quantised to int8 alike.
     Int8,
 }
 
-/// A packed weight matrix `[rows (n), columns (k)]`.
+/// A packed weight matrix `[out_features (n), in_features (k)]`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    pub(super) weights: Weights,
+    pub(super) weights: PackedWeights,
     pub(super) out_features: usize,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Weights {
+pub(super) enum PackedWeights {
     F32(MatmulF32),
     Bf16(MatmulBf16),
     Int8(MatmulInt8),
@@ -48,37 +48,37 @@ impl Linear {
         Linear::pack_releasing(kernels, parts, columns, dtype, &|_| ())
     }
 
-    /// As [`Linear::pack`]; `taken` is called with bytes of `..Bytes` and int8 rows that will not be read again, so that
-    /// their memory can be given back meanwhile. It is called from several threads.
+    /// As [`Linear::pack`]. `release` is called from several threads with bytes of `..Bytes` and int8 rows after their last
+    /// read. The caller may then release this memory.
     pub fn pack_releasing(
         kernels: &Kernels,
         parts: &[WeightRows<'_>],
         columns: usize,
         dtype: WeightDtype,
-        taken: &(dyn Fn(&[u8]) + Sync),
+        release: &(dyn Fn(&[u8]) + Sync),
     ) -> Linear {
-        let source = StackedRows::new(parts, columns, taken);
+        let source = StackedRows::new(parts, columns, release);
         let weights = match dtype {
-            WeightDtype::F32 => Weights::F32(MatmulF32::pack(kernels, &source)),
-            WeightDtype::Bf16 => Weights::Bf16(MatmulBf16::pack(kernels, &source)),
-            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None, taken).0,
+            WeightDtype::F32 => PackedWeights::F32(MatmulF32::pack(kernels, &source)),
+            WeightDtype::Bf16 => PackedWeights::Bf16(MatmulBf16::pack(kernels, &source)),
+            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None, release).0,
         };
         Linear { weights, out_features: source.rows }
     }
 
-    /// As [`Linear::pack`] with int8, and for each part the relative root mean square error of its outputs.
+    /// As [`Linear::pack`] with int8. Also estimates the quantisation error: the relative RMS error of the outputs of each part.
     ///
-    /// The error is that of rounding weights and activations, expected over activations whose channels are independent and
-    /// of the typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all alike). It is 0 for
-    /// a part that gives zeros, and NaN for one with values that are not finite. `taken` as for [`Linear::pack_releasing`].
+    /// The error includes the rounding of weights and activations. It is an expectation over independent channels with the
+    /// typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all equal). It is 0 for a part
+    /// whose outputs are zero, and NaN for a part with NaN or infinities. `release` as for [`Linear::pack_releasing`].
     pub fn quantize(
         kernels: &Kernels,
         parts: &[WeightRows<'_>],
         columns: usize,
         inputs: Option<&[f32]>,
-        taken: &(dyn Fn(&[u8]) + Sync),
+        release: &(dyn Fn(&[u8]) + Sync),
     ) -> (Linear, Vec<f64>) {
-        let source = StackedRows::new(parts, columns, taken);
+        let source = StackedRows::new(parts, columns, release);
         let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
         let inputs = inputs.unwrap_or(&alike);
         assert_eq!(inputs.len(), columns, "magnitudes of inputs");
@@ -93,12 +93,12 @@ impl Linear {
             if outputs == 0.0 { 0.0 } else { (errors / outputs).sqrt() }
         });
         let errors = errors.collect();
-        (Linear { weights: Weights::Int8(weights), out_features: source.rows }, errors)
+        (Linear { weights: PackedWeights::Int8(weights), out_features: source.rows }, errors)
     }
 
-    /// y = x w^T + bias: x `[m, columns]`, y `[m, rows]`.
+    /// y = x w^T + bias: x `[m, in_features]`, y `[m, out_features]`.
     ///
-    /// `scratch` takes the int8 form of x where the weights are int8, and is left alone otherwise.
+    /// `scratch` receives x as int8 when the weights are int8; otherwise it is unchanged.
     pub fn forward(
         &self,
         kernels: &Kernels,
@@ -129,18 +129,18 @@ impl Linear {
             "x holds {} values, not [m = {m}, k = {columns}]",
             x.len()
         );
-        let output = Output { m, n: self.out_features, bias, y, stride: y_stride };
+        let output = MatmulOutput { m, n: self.out_features, bias, y, stride: y_stride };
         match &self.weights {
-            Weights::F32(weights) => driver::run(kernels, &weights.with(x), output),
-            Weights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
-            Weights::Int8(weights) => {
+            PackedWeights::F32(weights) => driver::run(kernels, &weights.with(x), output),
+            PackedWeights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
+            PackedWeights::Int8(weights) => {
                 scratch.quantize(kernels, x, columns);
                 multiply_int8(kernels, weights, scratch, output);
             }
         }
     }
 
-    /// y = x w^T + bias for rows that are already int8, so that several matrices share one quantisation of x.
+    /// y = x w^T + bias for int8 rows: several matrices can share one quantisation of x.
     ///
     /// # Panics
     /// When the weights are not int8 (see [`Linear::dtype`]).
@@ -152,19 +152,19 @@ impl Linear {
         y: &mut [f32],
         y_stride: usize,
     ) {
-        let Weights::Int8(weights) = &self.weights else {
+        let PackedWeights::Int8(weights) = &self.weights else {
             panic!("forward_quantized on {:?} weights", self.dtype());
         };
         assert_eq!(x.columns(), self.in_features(), "columns of x");
-        let output = Output { m: x.rows(), n: self.out_features, bias, y, stride: y_stride };
+        let output = MatmulOutput { m: x.rows(), n: self.out_features, bias, y, stride: y_stride };
         multiply_int8(kernels, weights, x, output);
     }
 
-    /// f(gate) * up as int8, in one pass: gate and up are x times the upper and the lower half of the rows.
+    /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up.
     ///
-    /// x `[m, columns]`, `out` `[m, rows / 2]`: the bits of [`Linear::forward`], [`activate_and_mul`](crate::activate_and_mul)
-    /// and [`QuantizedRows::quantize`] one after the other. Says whether it did so: false, and `out` is left alone, where
-    /// nothing is gained by it.
+    /// x `[m, in_features]`, `out` `[m, out_features / 2]`. The bits are those of [`Linear::forward`],
+    /// [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`]. Returns false, with `out` unchanged,
+    /// when one pass is not faster.
     pub fn forward_gated(
         &self,
         kernels: &Kernels,
@@ -173,16 +173,16 @@ impl Linear {
         out: &mut QuantizedRows,
         scratch: &mut QuantizedRows,
     ) -> bool {
-        let Weights::Int8(weights) = &self.weights else { return false };
+        let PackedWeights::Int8(weights) = &self.weights else { return false };
         let (columns, inner) = (self.in_features(), self.out_features / 2);
         let m = x.len() / columns;
         if !self.out_features.is_multiple_of(2 * LANES) {
             return false;
         }
         #[cfg(target_arch = "x86_64")]
-        if kernels.isa() == Isa::Amx && QuantizedRows::takes_tiles(m) {
+        if kernels.isa() == Isa::Amx && QuantizedRows::uses_amx(m) {
             scratch.quantize(kernels, x, columns);
-            let x = scratch.tiled().expect("rows enough for tiles");
+            let x = scratch.packed().expect("rows enough for tiles");
             amx::run_gated(kernels, weights, x, m, (inner, f), out);
             return true;
         }
@@ -194,54 +194,54 @@ impl Linear {
         true
     }
 
-    /// Writes row `row` as f32 into `out` (`columns` values): the look-up of an embedding.
+    /// Writes row `row` as f32 into `out` (`in_features` values): an embedding lookup.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.out_features, "row {row} of {}", self.out_features);
         assert_eq!(out.len(), self.in_features(), "length of a row");
         match &self.weights {
-            Weights::F32(weights) => weights.row(row, out),
-            Weights::Bf16(weights) => weights.row(row, out),
-            Weights::Int8(weights) => weights.row(row, out),
+            PackedWeights::F32(weights) => weights.row(row, out),
+            PackedWeights::Bf16(weights) => weights.row(row, out),
+            PackedWeights::Int8(weights) => weights.row(row, out),
         }
     }
 
-    /// n: the number of outputs.
+    /// n: number of outputs.
     pub fn out_features(&self) -> usize {
         self.out_features
     }
 
-    /// k: the number of inputs.
+    /// k: number of inputs.
     pub fn in_features(&self) -> usize {
         match &self.weights {
-            Weights::F32(weights) => weights.columns(),
-            Weights::Bf16(weights) => weights.columns(),
-            Weights::Int8(weights) => weights.columns(),
+            PackedWeights::F32(weights) => weights.columns(),
+            PackedWeights::Bf16(weights) => weights.columns(),
+            PackedWeights::Int8(weights) => weights.columns(),
         }
     }
 
-    /// How the weights are stored.
+    /// Element type of the stored weights.
     pub fn dtype(&self) -> WeightDtype {
         match &self.weights {
-            Weights::F32(_) => WeightDtype::F32,
-            Weights::Bf16(_) => WeightDtype::Bf16,
-            Weights::Int8(_) => WeightDtype::Int8,
+            PackedWeights::F32(_) => WeightDtype::F32,
+            PackedWeights::Bf16(_) => WeightDtype::Bf16,
+            PackedWeights::Int8(_) => WeightDtype::Int8,
         }
     }
 
     /// Memory of the packed weights, in bytes.
     pub fn bytes(&self) -> usize {
         match &self.weights {
-            Weights::F32(weights) => weights.bytes(),
-            Weights::Bf16(weights) => weights.bytes(),
-            Weights::Int8(weights) => weights.bytes(),
+            PackedWeights::F32(weights) => weights.bytes(),
+            PackedWeights::Bf16(weights) => weights.bytes(),
+            PackedWeights::Int8(weights) => weights.bytes(),
         }
     }
 }
 
-/// The same bits either way.
-fn multiply_int8(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: Output<'_>) {
+/// Both paths give the same bits.
+fn multiply_int8(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: MatmulOutput<'_>) {
     #[cfg(target_arch = "x86_64")]
-    if let (Isa::Amx, Some(x)) = (kernels.isa(), x.tiled()) {
+    if let (Isa::Amx, Some(x)) = (kernels.isa(), x.packed()) {
         return amx::run(kernels, weights, x, output);
     }
     driver::run(kernels, &weights.with(x), output);

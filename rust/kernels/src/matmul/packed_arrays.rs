@@ -1,11 +1,11 @@
-//! The packed form as arrays of numbers: how a file keeps it.
+//! The packed form as named arrays: the layout in an octavo file.
 
 use std::fmt;
 
 use super::bf16::MatmulBf16;
 use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
-use super::linear::{Linear, WeightDtype, Weights};
+use super::linear::{Linear, PackedWeights, WeightDtype};
 use crate::packed::{Packed, PackedError};
 use crate::quantize::GROUP;
 use crate::region::Region;
@@ -25,16 +25,16 @@ pub enum ArrayDtype {
 /// One array of a packed matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedArray {
-    /// What it holds, in a word.
+    /// Name of the array.
     pub name: &'static str,
-    /// Its element type, little-endian.
+    /// Element type, little-endian.
     pub dtype: ArrayDtype,
-    /// Its sizes, outermost first.
+    /// Sizes, outermost first.
     pub shape: Vec<usize>,
 }
 
 impl PackedArray {
-    /// Its size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         let element = match self.dtype {
             ArrayDtype::U8 => 1,
@@ -46,8 +46,8 @@ impl PackedArray {
 
     /// The arrays of a matrix `[rows, columns]`, in the order of [`Linear::arrays`] and [`Linear::mapped`].
     ///
-    /// Rows lie in panels of 16, the last one filled up. The formulas are those of the types that hold them; the first array
-    /// is a multiple of 64 bytes, and kernels want it to begin at one.
+    /// Rows are in panels of 16; the last panel is padded. The size of the first array is a multiple of 64 bytes, and kernels
+    /// require its start at a multiple of 64 bytes.
     pub fn of(dtype: WeightDtype, rows: usize, columns: usize) -> Vec<PackedArray> {
         let panels = rows.div_ceil(LANES);
         let groups = columns.div_ceil(GROUP);
@@ -73,16 +73,16 @@ impl Linear {
     /// The arrays as bytes in the order of this machine, as [`PackedArray::of`] describes them.
     pub fn arrays(&self) -> Vec<&[u8]> {
         match &self.weights {
-            Weights::F32(weights) => vec![weights.panels.bytes()],
-            Weights::Bf16(weights) => vec![weights.panels.bytes()],
-            Weights::Int8(weights) => vec![weights.codes.bytes(), weights.scales.bytes()],
+            PackedWeights::F32(weights) => vec![weights.panels.bytes()],
+            PackedWeights::Bf16(weights) => vec![weights.panels.bytes()],
+            PackedWeights::Int8(weights) => vec![weights.codes.bytes(), weights.scales.bytes()],
         }
     }
 
-    /// A matrix whose arrays lie in `arrays`, where they stay. What it computes is bounded whatever the bytes are.
+    /// A matrix over mapped `arrays`, without a copy. Any bytes are safe: they change values, not memory accesses.
     ///
     /// # Errors
-    /// The number of the array that is not as [`PackedArray::of`] says, and why.
+    /// The index of the array that differs from [`PackedArray::of`], and why.
     pub fn mapped(
         dtype: WeightDtype,
         rows: usize,
@@ -102,19 +102,19 @@ impl Linear {
         let weights = match dtype {
             WeightDtype::F32 => {
                 let panels = Packed::mapped(next(0)?, elements(0, columns)?).map_err(at(0))?;
-                Weights::F32(MatmulF32 { panels, columns })
+                PackedWeights::F32(MatmulF32 { panels, columns })
             }
             WeightDtype::Bf16 => {
                 let pairs = elements(0, columns.div_ceil(2))?;
                 let panels = Packed::mapped(next(0)?, pairs).map_err(at(0))?;
-                Weights::Bf16(MatmulBf16 { panels, columns })
+                PackedWeights::Bf16(MatmulBf16 { panels, columns })
             }
             WeightDtype::Int8 => {
                 let groups = columns.div_ceil(GROUP);
                 let quads = elements(0, groups.saturating_mul(GROUP / 4))?;
                 let codes = Packed::mapped(next(0)?, quads).map_err(at(0))?;
                 let scales = Packed::mapped(next(1)?, elements(1, groups)?).map_err(at(1))?;
-                Weights::Int8(MatmulInt8 { codes, scales, columns })
+                PackedWeights::Int8(MatmulInt8 { codes, scales, columns })
             }
         };
         Ok(Linear { weights, out_features: rows })
@@ -122,7 +122,7 @@ impl Linear {
 }
 
 impl fmt::Display for ArrayDtype {
-    /// As safetensors names it.
+    /// The name in safetensors.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ArrayDtype::U8 => "U8",

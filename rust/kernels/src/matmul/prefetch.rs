@@ -1,8 +1,9 @@
-//! Fetching weights from memory before they are needed.
+//! Prefetch of weights.
 //!
-//! Tiles read NP panels side by side, a cache line of each at a step. With one tile of rows, what limits is memory: lines
-//! are asked for a fixed distance ahead. With more, the first tile would wait for memory and the others leave it idle: each
-//! tile fetches its share of the panels that come next into the second-level cache, so that memory and arithmetic overlap.
+//! A tile reads NP panels in parallel, one cache line of each per step.
+//! - One tile of rows: memory is the limit. `ahead` prefetches a fixed distance ahead, tuned per CPU.
+//! - Several tiles: only the first tile would wait for memory. Each tile prefetches its part of the next panels into the
+//!   L2 cache with `next_lines`. Memory and arithmetic overlap.
 
 use std::sync::OnceLock;
 
@@ -10,32 +11,38 @@ use crate::simd::Simd;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;
-/// Steps of a tile between two calls of `share`: in the innermost loop it would cost more than it gains.
+/// Steps of a tile between two calls of `next_lines`: a call per step is too expensive.
 pub(super) const STEP: usize = 32;
-/// Fractions of a line, so that a step may fetch less than one.
+/// One line in units of `rate`: a step may prefetch a fraction of a line.
 const ONE: usize = 256;
 
-/// How lines are asked for where one tile of rows reads the panels.
+/// Prefetch distance of the decode path (one tile of rows).
 #[derive(Clone, Copy)]
-struct Near {
-    /// Lines ahead, those of all panels together.
+struct Distance {
+    /// Lines ahead, summed over all panels.
     lines: usize,
-    /// Whether they go to the second-level cache: else to the first.
-    second: bool,
+    /// Prefetch into the L2 cache instead of L1.
+    to_l2: bool,
 }
 
-impl Near {
-    /// What is fastest on this machine: on Zen 4, 80 lines to the second-level cache read a matrix 1.3 times as fast as 192 to the first; on
-    /// Zen 5 and Sapphire Rapids, whose first-level caches are larger, the second level was no faster.
-    fn of_machine() -> Near {
-        static FOUND: OnceLock<Near> = OnceLock::new();
+impl Distance {
+    /// The decode prefetch distance, tuned per CPU.
+    ///
+    /// Zen 4: 80 lines into L2 read a matrix 1.3 times as fast as 192 lines into L1. Zen 5 and Sapphire Rapids have
+    /// larger L1 caches; L2 was not faster there.
+    fn of_cpu() -> Distance {
+        static FOUND: OnceLock<Distance> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            if before_zen_5() { Near { lines: 80, second: true } } else { Near { lines: 192, second: false } }
+            if before_zen_5() {
+                Distance { lines: 80, to_l2: true }
+            } else {
+                Distance { lines: 192, to_l2: false }
+            }
         })
     }
 }
 
-/// Whether this is a core of AMD's older than Zen 5 (AMD, CPUID Specification: vendor and family).
+/// Whether this CPU is from AMD and older than Zen 5 (AMD, CPUID Specification: vendor and family).
 fn before_zen_5() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
@@ -50,28 +57,27 @@ fn before_zen_5() -> bool {
     false
 }
 
-/// What a tile fetches while it computes.
+/// Prefetch state of one tile.
 #[derive(Clone, Copy)]
-pub(super) struct Fetch {
-    /// The panels being read.
+pub(super) struct Prefetch {
+    /// The current panels.
     here: *const u8,
-    /// The panels that come next; null: none.
+    /// The next panels; null: none.
     next: *const u8,
     panel_bytes: usize,
-    /// Lines that each step of `share` fetches, times `ONE`.
+    /// Lines per step of `next_lines`, times `ONE`.
     rate: usize,
     credit: usize,
-    /// The next line to fetch.
+    /// The next line to prefetch.
     at: *const u8,
     tile: usize,
     tiles: usize,
     panels: usize,
-    near: Near,
+    distance: Distance,
 }
 
-impl Fetch {
-    /// For `tiles` tiles over `panels` panels, the first two of which begin at `here` and `second`; the panels at `next`
-    /// come after them.
+impl Prefetch {
+    /// For `tiles` tiles over `panels` panels. The first two panels begin at `here` and `second`, the next ones at `next`.
     #[inline(always)]
     pub(super) fn new(
         here: *const u8,
@@ -79,11 +85,11 @@ impl Fetch {
         next: Option<*const u8>,
         panels: usize,
         tiles: usize,
-    ) -> Fetch {
+    ) -> Prefetch {
         let panel_bytes = second.addr() - here.addr();
         let next = next.unwrap_or(std::ptr::null());
         let rate = if !next.is_null() { panels * ONE / tiles } else { 0 };
-        Fetch {
+        Prefetch {
             here,
             next,
             panel_bytes,
@@ -93,18 +99,18 @@ impl Fetch {
             tile: 0,
             tiles,
             panels,
-            near: Near::of_machine(),
+            distance: Distance::of_cpu(),
         }
     }
 
-    /// For a tile that fetches nothing.
+    /// For a tile without prefetch.
     #[inline(always)]
-    pub(super) fn nothing() -> Fetch {
+    pub(super) fn nothing() -> Prefetch {
         let null = std::ptr::null();
-        Fetch::new(null, null, None, 0, 2)
+        Prefetch::new(null, null, None, 0, 2)
     }
 
-    /// Goes on to the next tile's share.
+    /// Moves on to the part of the next tile.
     #[inline(always)]
     pub(super) fn next_tile(&mut self) {
         self.tile += 1;
@@ -112,10 +118,10 @@ impl Fetch {
         self.at = self.next.wrapping_add(lines * self.tile / self.tiles * LINE);
     }
 
-    /// Where one tile reads the panels: fetches ahead of line `line` of each of NP panels.
+    /// One tile of rows: prefetches ahead of line `line` of each of NP panels.
     #[inline(always)]
-    pub(super) fn near<S: Simd, const NP: usize>(&self, s: S, line: usize) {
-        let ahead = (line + self.near.lines / NP) * LINE;
+    pub(super) fn ahead<S: Simd, const NP: usize>(&self, s: S, line: usize) {
+        let ahead = (line + self.distance.lines / NP) * LINE;
         let (base, ahead) = match ahead.checked_sub(self.panel_bytes) {
             None => (self.here, ahead),
             Some(_) if self.next.is_null() => return,
@@ -123,13 +129,13 @@ impl Fetch {
         };
         for p in 0..NP {
             let line = base.wrapping_add(p * self.panel_bytes + ahead);
-            if self.near.second { s.prefetch_l2(line) } else { s.prefetch(line) }
+            if self.distance.to_l2 { s.prefetch_l2(line) } else { s.prefetch(line) }
         }
     }
 
-    /// Where several tiles read the panels: fetches what falls to `STEP` steps of this tile.
+    /// Several tiles of rows: prefetches the lines of `STEP` steps of this tile.
     #[inline(always)]
-    pub(super) fn share<S: Simd>(&mut self, s: S) {
+    pub(super) fn next_lines<S: Simd>(&mut self, s: S) {
         self.credit += self.rate * STEP;
         while self.credit >= ONE {
             s.prefetch_l2(self.at);
@@ -143,7 +149,7 @@ impl Fetch {
 mod tests {
     use super::*;
 
-    /// What the system calls this machine.
+    /// A field of /proc/cpuinfo.
     fn field(of: &str, name: &str) -> Option<String> {
         let line = of.lines().find(|line| line.starts_with(name))?;
         Some(line.split(':').nth(1)?.trim().to_owned())

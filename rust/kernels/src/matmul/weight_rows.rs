@@ -1,10 +1,10 @@
-//! Where weights come from: rows of a checkpoint's matrix in its own dtype.
+//! Source of weights: rows of a checkpoint matrix in its own dtype.
 
 use half::{bf16, f16};
 
-/// A row-major matrix `[rows, columns]` to be packed; the column count is given beside it.
+/// A row-major matrix `[rows, columns]` to pack. The caller passes the column count separately.
 ///
-/// The `..Bytes` forms read little-endian values at any alignment, as they lie in a mapped file.
+/// The `..Bytes` forms read little-endian values at any alignment, directly from a mapped file.
 #[derive(Debug, Clone, Copy)]
 pub enum WeightRows<'a> {
     /// f32 values.
@@ -76,7 +76,7 @@ impl WeightRows<'_> {
     }
 }
 
-/// A bf16 as f32, NaN with their bits as they are: without a branch, so that loops over it become vectors.
+/// A bf16 as f32, NaN bits unchanged. Without a branch: loops over it vectorise.
 #[inline(always)]
 fn widen(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
@@ -89,11 +89,11 @@ fn convert<T>(from: &[T], to: &mut [f32], f: impl Fn(&T) -> f32) {
     }
 }
 
-/// Several matrices with the same column count, one below the other.
+/// Several matrices with the same column count, stacked by rows.
 pub(super) struct StackedRows<'a> {
     parts: &'a [WeightRows<'a>],
-    /// Is told of bytes that have been read.
-    taken: &'a (dyn Fn(&[u8]) + Sync),
+    /// Called with bytes after their last read.
+    release: &'a (dyn Fn(&[u8]) + Sync),
     pub(super) rows: usize,
     pub(super) columns: usize,
 }
@@ -102,7 +102,7 @@ impl<'a> StackedRows<'a> {
     pub(super) fn new(
         parts: &'a [WeightRows<'a>],
         columns: usize,
-        taken: &'a (dyn Fn(&[u8]) + Sync),
+        release: &'a (dyn Fn(&[u8]) + Sync),
     ) -> StackedRows<'a> {
         assert!(columns > 0, "a matrix of no columns");
         for part in parts {
@@ -114,7 +114,7 @@ impl<'a> StackedRows<'a> {
         }
         let rows = parts.iter().map(|part| part.values() / columns).sum();
         assert!(rows > 0, "a matrix of no rows");
-        StackedRows { parts, taken, rows, columns }
+        StackedRows { parts, release, rows, columns }
     }
 
     /// Writes row `row`, `columns` values.
@@ -130,20 +130,20 @@ impl<'a> StackedRows<'a> {
         panic!("row beyond the {} of the stack", self.rows);
     }
 
-    /// Says that `count` rows from `first` on, as many of them as there are, have been read for the last time.
+    /// Releases `count` rows from `first` on (fewer at the end) after their last read.
     pub(super) fn done(&self, first: usize, count: usize) {
         let (mut start, end) = (0, first + count);
         for part in self.parts {
             let rows = part.values() / self.columns;
             let of_part = first.max(start)..end.min(start + rows);
             if !of_part.is_empty() {
-                part.bytes(of_part.start - start..of_part.end - start, self.columns).map(self.taken);
+                part.bytes(of_part.start - start..of_part.end - start, self.columns).map(self.release);
             }
             start += rows;
         }
     }
 
-    /// The codes and the scale of a row that is stored as int8.
+    /// Codes and scale of a row that is stored as int8.
     pub(super) fn codes(&self, mut row: usize) -> Option<(&'a [u8], f32)> {
         for part in self.parts {
             let rows = part.values() / self.columns;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Simd};
+use super::vector::{LANES, Simd};
 
 /// Proof that the machine has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ pub(super) fn fold_max(a: __m256) -> f32 {
     })
 }
 
-/// Places 0..8 and 8..16 of 16 bf16 values as f32.
+/// Eight bf16 values as f32.
 #[inline(always)]
 fn widen(half: __m128i) -> __m256 {
     intrinsics!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half))))
@@ -60,7 +60,7 @@ fn widen(half: __m128i) -> __m256 {
 
 /// (codes as i8) . x for 8 rows, added to `acc`.
 ///
-/// maddubs wants one unsigned side and saturates at i16: |x| * (w with the sign of x) is the same product, and two of
+/// maddubs needs one unsigned side and saturates at i16: |x| * (w with the sign of x) is the same product, and two of
 /// them are at most 2 * 127 * 127 = 32258.
 #[inline(always)]
 fn dot_half(acc: __m256i, w: __m256i, x: __m256i, x_abs: __m256i) -> __m256i {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{fold_add, fold_max};
-use super::{LANES, Simd};
+use super::vector::{LANES, Simd};
 
 /// Proof that the machine has AVX-512 F, BW, VL and VNNI, and all of AVX2's level.
 #[derive(Clone, Copy)]
@@ -205,7 +205,7 @@ impl Simd for Avx512 {
     fn quad(self, codes: &[i8; 4]) -> Self::Q {
         intrinsics!(_mm512_set1_epi32(i32::from_le_bytes(codes.map(|code| code as u8))))
     }
-    /// Weights stay unsigned here (code + 128), so every chain starts at minus what the 128s will add.
+    /// Weights stay unsigned (code + 128): a chain starts at -128 * (sum of the activation codes).
     #[inline(always)]
     fn dot_start(self, sum: i32) -> Self::I {
         intrinsics!(_mm512_set1_epi32(-128 * sum))

@@ -1,11 +1,11 @@
 //! Elementary functions over vectors, the same on every level.
 
-use super::Simd;
+use super::vector::Simd;
 
 /// Below this exp is 0: 2^-126, the smallest normal number.
-const LOWEST: f32 = -87.336_54;
+const MIN_INPUT: f32 = -87.336_54;
 /// Above this exp is +inf: the largest argument whose power of two fits the exponent.
-const HIGHEST: f32 = 88.376_26;
+const MAX_INPUT: f32 = 88.376_26;
 /// ln 2 in two parts; the first has few enough bits that n * LN2_HIGH is exact.
 const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -15,8 +15,8 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 /// x = n ln 2 + r with |r| <= ln 2 / 2, then e^r by its Taylor sum up to r^7 / 7! (the rest is below 6e-9).
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
-    // Constant first: a NaN in the second operand comes through.
-    let bounded = s.max(s.splat(LOWEST), s.min(s.splat(HIGHEST), x));
+    // Constant first: a NaN in the second operand passes through.
+    let bounded = s.max(s.splat(MIN_INPUT), s.min(s.splat(MAX_INPUT), x));
     let n = s.nearest(s.mul(bounded, s.splat(std::f32::consts::LOG2_E)));
     let r = s.fma(n, s.splat(-LN2_HIGH), bounded);
     let r = s.fma(n, s.splat(-LN2_LOW), r);
@@ -25,13 +25,13 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         sum = s.fma(sum, r, s.splat(coefficient));
     }
     let value = s.times_exp2(sum, n);
-    let value = s.select_lt(x, s.splat(LOWEST), s.zero(), value);
-    s.select_lt(s.splat(HIGHEST), x, s.splat(f32::INFINITY), value)
+    let value = s.select_lt(x, s.splat(MIN_INPUT), s.zero(), value);
+    s.select_lt(s.splat(MAX_INPUT), x, s.splat(f32::INFINITY), value)
 }
 
-/// Base-2 logarithm below which [`weight`] is 0: products with less might be too small for the numbers that tiles know.
-const LIGHTEST: f32 = -60.0;
-/// 2^r for |r| <= 1/2 with the least relative error of its degree: 7.5e-5, a fiftieth of half a step of bf16.
+/// Base-2 logarithm below which [`weight`] is 0: products of smaller weights could be denormal, which AMX tiles treat as 0.
+const MIN_WEIGHT_LOG2: f32 = -60.0;
+/// 2^r for |r| <= 1/2 with the minimum relative error of its degree: 7.5e-5, a fiftieth of half a step of bf16.
 const EXP2: [f32; 4] = [0.055_171_67, 0.242_611_13, 0.693_260_97, 0.999_928_06];
 
 /// e^(score - reference) to the nearest bf16, or to the other one where both are about as near; 0 below 2^-60, NaN for NaN. For scores
@@ -41,17 +41,17 @@ pub(crate) fn weight<S: Simd>(s: S, score: S::F, reference: f32) -> S::F {
     let log = std::f32::consts::LOG2_E;
     let x = s.fma(score, s.splat(log), s.splat(-reference * log));
     let value = round_to_bf16(s, exp2(s, x));
-    s.select_lt(x, s.splat(LIGHTEST), s.zero(), value)
+    s.select_lt(x, s.splat(MIN_WEIGHT_LOG2), s.zero(), value)
 }
 
-/// Base-2 logarithms that [`exp2_rough`] tells apart.
-const POWERS: [f32; 2] = [-125.0, 125.0];
+/// Range of the argument of [`exp2_rough`]; values outside are clamped.
+const EXP2_RANGE: [f32; 2] = [-125.0, 125.0];
 
 /// 2^x with a relative error of at most 1e-4; 2^-125 below and 2^125 above that, NaN for NaN.
 #[inline(always)]
 pub(crate) fn exp2_rough<S: Simd>(s: S, x: S::F) -> S::F {
-    // Constant first: a NaN in the second operand comes through.
-    exp2(s, s.max(s.splat(POWERS[0]), s.min(s.splat(POWERS[1]), x)))
+    // Constant first: a NaN in the second operand passes through.
+    exp2(s, s.max(s.splat(EXP2_RANGE[0]), s.min(s.splat(EXP2_RANGE[1]), x)))
 }
 
 /// 2^x for x in -126..=127, by `EXP2`.
@@ -133,7 +133,7 @@ mod tests {
             let inputs: Vec<f32> = (0..1 << 18).map(|i| (i as f32 - 131_072.0) * 6.7e-4).collect();
             for (x, e, t) in dispatch(&kernels, Both(inputs)) {
                 let want = f64::from(x).exp();
-                if x < LOWEST {
+                if x < MIN_INPUT {
                     assert_eq!(e, 0.0, "{isa}: e^{x}");
                 } else {
                     let error = (f64::from(e) / want - 1.0).abs();

@@ -1,6 +1,6 @@
 //! The plain Rust level: the definition that the others must match.
 
-use super::{LANES, Simd};
+use super::vector::{LANES, Simd};
 
 /// Plain Rust; needs no feature.
 #[derive(Clone, Copy)]

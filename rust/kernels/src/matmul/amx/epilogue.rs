@@ -1,43 +1,49 @@
-//! Where finished sums go: to rows of f32, or through a gated activation to int8.
+//! Epilogues: store the sums as f32 rows, or apply a gated activation and quantise to int8.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::Part;
+use super::layout::PanelBlock;
 use crate::activation::{Activation, apply};
 use crate::parallel::Shared;
-use crate::quantize::{GROUP, Parts};
+use crate::quantize::{GROUP, RowsWriter};
 use crate::simd::{Avx512, LANES, Simd};
 
-/// Takes the sums of jobs. Jobs have different rows or panels.
-pub(super) trait Sink: Sync {
-    /// Whether a product's two panels are a panel of gates and its panel of factors.
+/// Consumes the sums of jobs. Jobs have different rows or panels.
+pub(super) trait Epilogue: Sync {
+    /// Whether the two panels of a product are a gate panel and its up panel.
     const GATED: bool;
 
-    /// Says that the sums of a part will come soon.
-    fn expect<const NP: usize>(&self, part: Part);
+    /// Prefetches the output of a block.
+    fn prefetch<const NP: usize>(&self, part: PanelBlock);
 
-    /// Takes the sums `[rows][NP][16]` of a part, `done` rows after the first of its job. `kept` is the thread's, for what it
-    /// keeps until `end`.
-    fn take<const NP: usize>(&self, part: Part, done: usize, totals: &[[f32; LANES]], kept: &mut Vec<f32>);
+    /// Consumes the sums `[rows][NP][16]` of a block, `done` rows after the first row of its job. `pending` is the
+    /// thread's buffer for values until `finish_panels`.
+    fn store<const NP: usize>(
+        &self,
+        part: PanelBlock,
+        done: usize,
+        totals: &[[f32; LANES]],
+        pending: &mut Vec<f32>,
+    );
 
-    /// All panels before `panel` are done for these rows.
-    fn end(&self, rows: Range<usize>, panel: usize, kept: &[f32]);
+    /// Called when all panels before `panel` are done for these rows.
+    fn finish_panels(&self, rows: Range<usize>, panel: usize, pending: &[f32]);
 }
 
-/// y + bias, row `r` beginning at `r * stride`.
-pub(super) struct Plain<'a> {
+/// Stores sum + bias; row `r` of y begins at `r * stride`.
+pub(super) struct StoreEpilogue<'a> {
     pub(super) n: usize,
     pub(super) bias: Option<&'a [f32]>,
     pub(super) y: &'a Shared<'a, f32>,
     pub(super) stride: usize,
 }
 
-impl Sink for Plain<'_> {
+impl Epilogue for StoreEpilogue<'_> {
     const GATED: bool = false;
 
     #[inline(always)]
-    fn expect<const NP: usize>(&self, part: Part) {
+    fn prefetch<const NP: usize>(&self, part: PanelBlock) {
         for row in part.row..part.row + part.rows {
             let y = self.y.as_ptr().wrapping_add(row * self.stride + part.panel * LANES);
             for p in 0..NP {
@@ -48,17 +54,17 @@ impl Sink for Plain<'_> {
     }
 
     #[inline(always)]
-    fn take<const NP: usize>(&self, part: Part, _: usize, totals: &[[f32; LANES]], _: &mut Vec<f32>) {
-        // SAFETY: sums come from threads whose level is AMX.
+    fn store<const NP: usize>(&self, part: PanelBlock, _: usize, totals: &[[f32; LANES]], _: &mut Vec<f32>) {
+        // SAFETY: the level of the calling thread is AMX.
         unsafe { self.write::<NP>(part, totals) }
     }
 
-    fn end(&self, _: Range<usize>, _: usize, _: &[f32]) {}
+    fn finish_panels(&self, _: Range<usize>, _: usize, _: &[f32]) {}
 }
 
-impl Plain<'_> {
+impl StoreEpilogue<'_> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn write<const NP: usize>(&self, part: Part, totals: &[[f32; LANES]]) {
+    fn write<const NP: usize>(&self, part: PanelBlock, totals: &[[f32; LANES]]) {
         let totals = &totals[..part.rows * NP];
         for p in 0..NP {
             let first = (part.panel + p) * LANES;
@@ -73,7 +79,7 @@ impl Plain<'_> {
                 let start = (part.row + r) * self.stride + first;
                 // SAFETY: jobs have different rows or panels, so different parts of y; one part is held at a time.
                 let y = unsafe { self.y.part(start..start + count) };
-                // SAFETY: 16 values are read, and those of the mask are written.
+                // SAFETY: 16 values are read, and the lanes of the mask are written.
                 unsafe {
                     let total = _mm512_loadu_ps(total.as_ptr());
                     let value = if self.bias.is_some() { _mm512_add_ps(total, bias) } else { total };
@@ -84,42 +90,48 @@ impl Plain<'_> {
     }
 }
 
-/// f(gate) * up, quantised a group of columns at a time.
-pub(super) struct Gated<'a> {
+/// Writes f(gate) * up as int8, one group of 128 columns at a time.
+pub(super) struct GatedEpilogue<'a> {
     pub(super) f: Activation,
     pub(super) inner: usize,
-    pub(super) out: &'a Parts<'a>,
+    pub(super) out: &'a RowsWriter<'a>,
 }
 
-impl Sink for Gated<'_> {
+impl Epilogue for GatedEpilogue<'_> {
     const GATED: bool = true;
 
-    fn expect<const NP: usize>(&self, _: Part) {}
+    fn prefetch<const NP: usize>(&self, _: PanelBlock) {}
 
-    /// Keeps the activated values, `[rows][128]`.
+    /// Keeps the activated values in `pending`, `[rows][128]`.
     #[inline(always)]
-    fn take<const NP: usize>(&self, part: Part, done: usize, totals: &[[f32; LANES]], kept: &mut Vec<f32>) {
+    fn store<const NP: usize>(
+        &self,
+        part: PanelBlock,
+        done: usize,
+        totals: &[[f32; LANES]],
+        pending: &mut Vec<f32>,
+    ) {
         let rows = done + part.rows;
-        if kept.len() < rows * GROUP {
-            kept.resize(rows * GROUP, 0.0);
+        if pending.len() < rows * GROUP {
+            pending.resize(rows * GROUP, 0.0);
         }
         let column = part.panel * LANES % GROUP;
-        // SAFETY: sums come from threads whose level is AMX.
-        unsafe { self.activate(&totals[..2 * part.rows], &mut kept[done * GROUP + column..rows * GROUP]) }
+        // SAFETY: the level of the calling thread is AMX.
+        unsafe { self.activate(&totals[..2 * part.rows], &mut pending[done * GROUP + column..rows * GROUP]) }
     }
 
-    fn end(&self, rows: Range<usize>, panel: usize, kept: &[f32]) {
+    fn finish_panels(&self, rows: Range<usize>, panel: usize, pending: &[f32]) {
         let columns = panel * LANES;
         if columns.is_multiple_of(GROUP) || columns == self.inner {
             let group = (columns - 1) / GROUP;
             let width = columns - group * GROUP;
             // SAFETY: as above; jobs have different rows or groups.
-            unsafe { self.quantize(rows, group, width, kept) }
+            unsafe { self.quantize(rows, group, width, pending) }
         }
     }
 }
 
-impl Gated<'_> {
+impl GatedEpilogue<'_> {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn activate(&self, totals: &[[f32; LANES]], to: &mut [f32]) {
         // SAFETY: this function's own features.
@@ -133,10 +145,10 @@ impl Gated<'_> {
     /// # Safety
     /// No other thread writes these rows of the group.
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
-    unsafe fn quantize(&self, rows: Range<usize>, group: usize, width: usize, kept: &[f32]) {
+    unsafe fn quantize(&self, rows: Range<usize>, group: usize, width: usize, pending: &[f32]) {
         // SAFETY: this function's own features.
         let s = unsafe { Avx512::new() };
-        for (row, x) in rows.zip(kept.chunks(GROUP)) {
+        for (row, x) in rows.zip(pending.chunks(GROUP)) {
             // SAFETY: the caller's promise.
             unsafe { self.out.write(s, row, group, &x[..width]) };
         }
