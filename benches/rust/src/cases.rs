@@ -154,10 +154,12 @@ struct ValueBuffers {
     rows: QuantizedRows,
 }
 
-fn values(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
+/// Kernel, values of a row, rows of a block, bytes of memory for each value of x.
+type ValueOp = (&'static str, usize, usize, f64, PerValue);
+
+fn value_ops(shape: &ModelShape) -> [ValueOp; 7] {
     let ModelShape { hidden, intermediate, vocab, .. } = *shape;
-    // Kernel, values of a row, rows of a block, bytes of memory for each value of x.
-    let ops: [(&'static str, usize, usize, f64, PerValue); 7] = [
+    [
         ("rms_norm", hidden, VALUE_ROWS, 8.0, |kernels, b| {
             rms_norm(kernels, &b.x, RmsNorm { weight: &b.weight, eps: 1e-6, offset: 0.0 }, &mut b.out);
         }),
@@ -190,8 +192,11 @@ fn values(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
                 black_box(sums);
             });
         }),
-    ];
-    ops.into_iter().map(move |(kernel, width, rows, bytes, op)| KernelCase {
+    ]
+}
+
+fn values(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
+    value_ops(shape).into_iter().map(move |(kernel, width, rows, bytes, op)| KernelCase {
         kernel,
         dtype: "f32",
         shape: shape.name,

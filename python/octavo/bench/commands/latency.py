@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -14,6 +14,7 @@ from octavo._core import build_info
 from octavo.bench import Lengths, Spread, random_jobs
 from octavo.bench.commands.options import command_line, show, tokenizer, write
 from octavo.cli.options import EngineOptions, with_model
+from octavo.llm import LLM
 from octavo.params import SamplingParams
 
 
@@ -38,21 +39,8 @@ def latency(
         count = batch_size * (num_iters_warmup + num_iters)
         jobs = random_jobs(count, Lengths(input_len), Lengths(output_len), seed=seed, tokenize=tokenizer(llm))
         prompts = [j.prompt for j in jobs]
-        seconds: list[float] = []
-        deadline = time.perf_counter() + max_seconds
-        for i in range(num_iters_warmup + num_iters):
-            if seconds and time.perf_counter() > deadline:
-                print(f"octavo: {len(seconds)} of {num_iters} batches in {max_seconds:g} s", file=sys.stderr)
-                break
-            batch = prompts[i * batch_size : (i + 1) * batch_size]
-            begin = time.perf_counter()
-            outputs = llm.generate(batch, params, use_tqdm=False)  # type: ignore[arg-type]
-            taken = time.perf_counter() - begin
-            for output in outputs:
-                if output.error is not None:
-                    raise output.error
-            if i >= num_iters_warmup:
-                seconds.append(taken)
+        batches = [prompts[i : i + batch_size] for i in range(0, count, batch_size)]
+        seconds = _time_batches(llm, batches, num_iters_warmup, params, max_seconds)
         name = repr(llm)
     spread = Spread.of(seconds)
     assert spread is not None
@@ -80,3 +68,24 @@ def latency(
         ("output tokens/s", f"{result['output_tokens_per_second']:,.0f}"),
     ]
     show(name, facts, {"one batch": spread})
+
+
+def _time_batches(
+    llm: LLM, batches: list[list[Any]], warmups: int, sampling: SamplingParams, max_seconds: float
+) -> list[float]:
+    """Seconds of each batch after the warm-up; no batch begins after `max_seconds`."""
+    seconds: list[float] = []
+    deadline = time.perf_counter() + max_seconds
+    for i, batch in enumerate(batches):
+        if seconds and time.perf_counter() > deadline:
+            print(f"octavo: {len(seconds)} of {len(batches) - warmups} batches in {max_seconds:g} s", file=sys.stderr)
+            break
+        begin = time.perf_counter()
+        outputs = llm.generate(batch, sampling, use_tqdm=False)
+        taken = time.perf_counter() - begin
+        for output in outputs:
+            if output.error is not None:
+                raise output.error
+        if i >= warmups:
+            seconds.append(taken)
+    return seconds

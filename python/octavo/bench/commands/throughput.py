@@ -16,6 +16,7 @@ from octavo.bench import Job, Lengths, Spread, random_jobs, read_jobs
 from octavo.bench.commands.options import command_line, show, tokenizer, write
 from octavo.cli.options import EngineOptions, with_model
 from octavo.llm import LLM
+from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
 
 
@@ -45,8 +46,7 @@ def throughput(
             jobs = random_jobs(
                 num_prompts, inputs, outputs, prefix_tokens=random_prefix_len, seed=seed, tokenize=tokenizer(llm)
             )
-        prompts = [_prompt(llm, job) for job in jobs]
-        params = [
+        sampling = [
             SamplingParams(
                 n=n,
                 max_tokens=job.output_tokens or 256,
@@ -57,17 +57,38 @@ def throughput(
             )
             for i, job in enumerate(jobs)
         ]
-        llm.generate(prompts[0], SamplingParams(max_tokens=4), use_tqdm=False)
-        before = llm.stats()["cached_prompt_tokens"]
-        begin = time.perf_counter()
-        results = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
-        seconds = time.perf_counter() - begin
-        cached = llm.stats()["cached_prompt_tokens"] - before
+        results, seconds, cached = _timed(llm, [_prompt(llm, job) for job in jobs], sampling)
         name = repr(llm)
+    result = _result(name, results, seconds, cached)
+    if output_json is not None:
+        write(output_json, result)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False, indent=2))
+    else:
+        _show(result, results)
+    if failed := [r for r in results if r.error is not None or r.metrics is None]:
+        faults = {str(r.error) for r in results if r.error is not None}
+        print(f"octavo: {len(failed)} requests failed: {'; '.join(sorted(faults)[:3])}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _timed(
+    llm: LLM, prompts: list[str | list[int]], sampling: list[SamplingParams]
+) -> tuple[list[RequestOutput], float, int]:
+    """Outputs, seconds, and prompt tokens from the prefix cache."""
+    llm.generate(prompts[0], SamplingParams(max_tokens=4), use_tqdm=False)
+    before = llm.stats()["cached_prompt_tokens"]
+    begin = time.perf_counter()
+    results = llm.generate(prompts, sampling, use_tqdm=sys.stderr.isatty())
+    seconds = time.perf_counter() - begin
+    return results, seconds, llm.stats()["cached_prompt_tokens"] - before
+
+
+def _result(name: str, results: list[RequestOutput], seconds: float, cached: int) -> dict[str, Any]:
     good = [r for r in results if r.error is None and r.metrics is not None]
     prompt_tokens = sum(len(r.prompt_token_ids) for r in good)
     output_tokens = sum(len(o.token_ids) for r in good for o in r.outputs)
-    result: dict[str, Any] = {
+    return {
         "command": command_line(),
         "model": name,
         "machine": build_info(),
@@ -81,26 +102,20 @@ def throughput(
         "output_tokens_per_second": output_tokens / seconds,
         "total_tokens_per_second": (prompt_tokens + output_tokens) / seconds,
     }
-    if output_json is not None:
-        write(output_json, result)
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    else:
-        facts = [
-            ("requests", f"{len(good):,} of {len(results):,}"),
-            ("duration", f"{seconds:.2f} s"),
-            ("prompt tokens, output tokens", f"{prompt_tokens:,}, {output_tokens:,}"),
-            ("prompt tokens from the prefix cache", f"{cached:,}"),
-            ("requests/s", f"{result['requests_per_second']:.2f}"),
-            ("output tokens/s", f"{result['output_tokens_per_second']:,.0f}"),
-            ("all tokens/s", f"{result['total_tokens_per_second']:,.0f}"),
-        ]
-        times = [r.metrics for r in good if r.metrics is not None]
-        show(name, facts, {"end to end": Spread.of([m.total_seconds for m in times])})
-    if len(good) < len(results):
-        faults = {str(r.error) for r in results if r.error is not None}
-        print(f"octavo: {len(results) - len(good)} requests failed: {'; '.join(sorted(faults)[:3])}", file=sys.stderr)
-        raise typer.Exit(1)
+
+
+def _show(result: dict[str, Any], results: list[RequestOutput]) -> None:
+    facts = [
+        ("requests", f"{result['completed']:,} of {result['requests']:,}"),
+        ("duration", f"{result['seconds']:.2f} s"),
+        ("prompt tokens, output tokens", f"{result['prompt_tokens']:,}, {result['output_tokens']:,}"),
+        ("prompt tokens from the prefix cache", f"{result['cached_prompt_tokens']:,}"),
+        ("requests/s", f"{result['requests_per_second']:.2f}"),
+        ("output tokens/s", f"{result['output_tokens_per_second']:,.0f}"),
+        ("all tokens/s", f"{result['total_tokens_per_second']:,.0f}"),
+    ]
+    times = [r.metrics.total_seconds for r in results if r.error is None and r.metrics is not None]
+    show(result["model"], facts, {"end to end": Spread.of(times)})
 
 
 def _prompt(llm: LLM, job: Job) -> str | list[int]:
