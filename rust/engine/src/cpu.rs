@@ -23,13 +23,7 @@ pub struct CpuExecutor {
 impl CpuExecutor {
     /// An executor for `model` with the pool `kv`. `selector`: selects the blocks that queries read, from an int8 pool only.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool, selector: Option<Selector>) -> Self {
-        Self {
-            kernels: Arc::new(kernels),
-            model,
-            kv,
-            scratch: Scratch::new(selector),
-            rows: Vec::new(),
-        }
+        Self { kernels: Arc::new(kernels), model, kv, scratch: Scratch::new(selector), rows: Vec::new() }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::tokenizer::Tokenizer;
 const PROMPT_CONTEXT: usize = 6;
 /// Tokens kept as context of the next decode.
 const CONTEXT: usize = 4;
-/// Beyond this many undecided tokens only every eighth one is tried, so that endless broken bytes stay cheap.
+/// Beyond this many undecided tokens only every eighth one is tried: endless broken bytes stay cheap.
 const PATIENCE: usize = 64;
 
 /// Turns the tokens of one sequence into text, piece by piece.

@@ -7,7 +7,7 @@ use crate::EngineError;
 use crate::params::SamplingDefaults;
 use crate::tokenizer::Tokenizer;
 
-/// The model's own habits.
+/// Defaults of the model's own.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct GenerationDefaults {
     /// Sampling defaults.

@@ -10,7 +10,7 @@ use crate::EngineError;
 pub enum Health {
     /// Idle, or working within the limit.
     Ready,
-    /// The engine thread has been in one step for longer than the limit. It may still come back.
+    /// One step has taken longer than the limit. It may still end.
     Stalled {
         /// Since when, in seconds.
         seconds: f64,

@@ -1,7 +1,7 @@
 //! The engine's end of a request: deltas go out through a mailbox that the reader empties.
 //!
-//! The engine never waits for a reader. Deltas that have not been read are merged with later ones, so a slow reader loses
-//! nothing and delays nobody.
+//! The engine never waits for a reader. Unread deltas are merged with later ones: a slow reader loses nothing and delays
+//! no other request.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! Distributions of times and sizes, as a monitoring system reads them: cumulative buckets that any thread may look at.
+//! Distributions of times and sizes for monitoring: cumulative buckets that any thread may read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,7 +51,7 @@ impl Histogram {
     fn observe(&self, value: f64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         add(&self.counts[bucket], 1);
-        // There is one writer, so that nothing comes between the load and the store.
+        // There is one writer: the sum does not change between the load and the store.
         let sum = f64::from_bits(self.sum.load(Ordering::Relaxed)) + value;
         self.sum.store(sum.to_bits(), Ordering::Relaxed);
     }

@@ -16,7 +16,7 @@ pub enum Pooling {
     Last,
 }
 
-/// What the caller of `Engine::embed` asks for.
+/// Parameters of `Engine::embed`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolingParams {
@@ -54,9 +54,9 @@ impl PoolingParams {
     }
 }
 
-/// Takes the hidden states of one prompt as they come.
+/// Pools the hidden states of one prompt.
 ///
-/// Sums are f64 and go token by token, so that no chunking and no neighbour in the batch changes a bit.
+/// Sums are f64 and go token by token: bit-identical for every chunking and every batch.
 #[derive(Debug)]
 pub(crate) struct Pooler {
     params: PoolingParams,

@@ -62,7 +62,7 @@ impl RequestStream {
         &self.prompt
     }
 
-    /// What has come, as one delta; waits for it. None after `timeout`, or if the last delta was taken.
+    /// Waits for output, and returns all of it as one delta. None after `timeout`, or if the last delta was taken.
     pub fn next(&self, timeout: Duration) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
@@ -78,7 +78,7 @@ impl RequestStream {
                 return Some(delta);
             }
             match self.bell.recv_deadline(deadline) {
-                // It may ring for news that has been read.
+                // It may ring for a delta that was already read.
                 Ok(()) => {}
                 Err(RecvTimeoutError::Timeout) => return self.take(),
                 Err(RecvTimeoutError::Disconnected) => return self.take().or_else(|| Some(self.orphaned())),
@@ -86,8 +86,8 @@ impl RequestStream {
         }
     }
 
-    /// What has come, as one delta. News is announced once, and not again before a `poll` that finds nothing: who looks
-    /// again by himself is not woken, but for the end.
+    /// All unread output as one delta. Output is announced once, and not again before a `poll` that finds none. The end
+    /// is always announced.
     pub fn poll(&self) -> Option<Delta> {
         if self.done.load(Ordering::SeqCst) {
             return None;
@@ -97,7 +97,7 @@ impl RequestStream {
         }
         self.mailbox.announced.store(false, Ordering::SeqCst);
         let closed = matches!(self.bell.try_recv(), Err(TryRecvError::Disconnected));
-        // What came before the lines above was not announced; what comes after them is.
+        // Output from before the lines above was not announced; later output is.
         self.take().or_else(|| closed.then(|| self.orphaned()))
     }
 
@@ -114,8 +114,8 @@ impl RequestStream {
         self.done.load(Ordering::SeqCst)
     }
 
-    /// From now on the engine's ready queue names this request when it has news (see `poll`); with `only_end`, all later news comes
-    /// as one delta, the last.
+    /// Puts the request's id into the engine's ready queue whenever it has an unread delta (see `poll`). With `only_end`,
+    /// all later output comes as one delta, the last.
     pub fn subscribe(&self, only_end: bool) {
         self.mailbox.only_end.store(only_end, Ordering::Relaxed);
         self.mailbox.wanted.store(true, Ordering::SeqCst);
@@ -124,7 +124,7 @@ impl RequestStream {
         }
     }
 
-    /// Ends the request; its last delta says so.
+    /// Cancels the request; its last delta has the finish reason `Abort`.
     pub fn cancel(&self) {
         if !self.done.load(Ordering::SeqCst) && !self.cancelled.swap(true, Ordering::SeqCst) {
             // A closed engine has ended the request already.
@@ -132,7 +132,7 @@ impl RequestStream {
         }
     }
 
-    /// The engine thread is gone without a last word.
+    /// Last delta of a request whose engine thread ended without one.
     fn orphaned(&self) -> Delta {
         self.done.store(true, Ordering::SeqCst);
         let error =
@@ -172,7 +172,7 @@ mod tests {
         outbox.pending.finished = true;
         outbox.flush();
         assert!(outbox.pending.is_empty());
-        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [7, 7], "the first news, and the end");
+        assert_eq!(announced.try_iter().collect::<Vec<_>>(), [7, 7], "the first delta, and the end");
         let mut text = String::new();
         while let Some(delta) = stream.poll() {
             text.extend(delta.outputs.into_iter().map(|o| o.text));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn who_looks_again_by_himself_is_not_woken_before_he_found_nothing() {
+    fn a_reader_that_polls_is_not_woken_before_it_found_nothing() {
         let (commands, _keep) = crossbeam_channel::unbounded();
         let (ready, announced) = crossbeam_channel::unbounded();
         let (mut outbox, stream) = channel(5, vec![1], commands, &ready);
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(stream.poll().expect("news").outputs[0].text, "c");
         assert!(stream.poll().is_none());
         send("d");
-        assert_eq!(announced.try_iter().count(), 1, "now he waits to be told");
+        assert_eq!(announced.try_iter().count(), 1, "now the reader waits");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The draw without a look at every candidate: the same token as [`super::exact`], to the last seed.
+//! The draw that reads few candidates: the same token as [`super::exact`] for every seed.
 //!
 //! What top-k or top-p keeps lies in the blocks with the largest peaks, so only these are read. Sums over the whole
 //! vocabulary are taken with the kernels' exponential, whose error is bounded; where a decision is so close that the error
@@ -89,7 +89,7 @@ impl Candidates {
                 return (mass > goal + margin).then(|| pick(nucleus, draw * mass));
             }
             if mass * GROWTH < goal - margin {
-                // Each further candidate weighs no more than these do: the next size would not reach it either.
+                // No further candidate has more weight than these: the next size would not reach the goal either.
                 return None;
             }
         }

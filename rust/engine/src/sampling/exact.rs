@@ -6,7 +6,7 @@ use super::best::Best;
 /// How many candidates the first partial sort takes; grows eightfold until the nucleus is covered.
 const FIRST_CUT: usize = 128;
 
-/// What a draw is restricted by.
+/// Restrictions of a draw.
 #[derive(Clone, Copy, Debug)]
 pub struct Cuts {
     /// Above 0.

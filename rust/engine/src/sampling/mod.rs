@@ -1,5 +1,6 @@
-//! From a row of logits to a token: processors in vLLM's order, then a draw that depends on nothing but the row, the
-//! parameters, the seed, the sample and the position.
+//! From a row of logits to a token: processors in vLLM's order, then a draw.
+//!
+//! The draw depends on the row, the parameters, the seed, the sample and the position only.
 
 mod best;
 mod candidates;
