@@ -84,7 +84,8 @@ def quantize_weights(
     model: str, output: str, source: str, *, quantization: str = "auto", threads: int | None = None
 ) -> dict[str, Any]:
     """Writes the weights of the folder `model` to the new file `output`, as kernels read them. `source` is what the
-    file calls the model. Keys: `bytes`, `kept_in_bf16`, `warnings`, `origin`, `quantization_config` (for config.json)."""
+    file calls the model. Keys: `bytes`, `kept_in_bf16`, `warnings`, `origin`, `quantization_config` for
+    config.json."""
 
 def read_model(folder: str, *, context: int = 0) -> dict[str, Any]:
     """What config.json of `folder` says, for executors in Python: `spec` (the decoder as data), `names` (of its

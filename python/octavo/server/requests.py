@@ -10,12 +10,24 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from octavo._core import sampling_schema
 from octavo.server.errors import ApiError, bad_request
 
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+_RANGES: dict[str, dict[str, float]] = sampling_schema()["properties"]
 # Maximum length of a rejected value in an error message.
 _SHOWN = 80
+
+
+def _in_range(name: str) -> Any:
+    """The engine's range of a sampling field."""
+    limits = _RANGES[name]
+    return Field(
+        ge=limits.get("minimum"),
+        gt=limits.get("exclusiveMinimum"),
+        le=limits.get("maximum"),
+        lt=limits.get("exclusiveMaximum"),
+    )
 
 
 class Strict(BaseModel):
@@ -47,8 +59,8 @@ class Sampling(Strict):
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
+    frequency_penalty: Annotated[float, _in_range("frequency_penalty")] | None = None
+    presence_penalty: Annotated[float, _in_range("presence_penalty")] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -57,8 +69,8 @@ class Sampling(Strict):
     user: str | None = None
     # vLLM's further fields
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    min_p: Annotated[float, _in_range("min_p")] | None = None
+    repetition_penalty: Annotated[float, _in_range("repetition_penalty")] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
@@ -69,9 +81,9 @@ class Sampling(Strict):
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     # octavo's own: at most the engine's bound
-    attention_error_bound: Annotated[float, Field(gt=0, lt=1)] | None = None
+    attention_error_bound: Annotated[float, _in_range("attention_error_bound")] | None = None
     return_token_ids: bool | None = None
-    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    timeout: Annotated[float, _in_range("timeout")] | None = None
     structured_outputs: StructuredOutputs | None = None
 
 
@@ -185,7 +197,7 @@ class EmbeddingRequest(Strict):
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     # octavo's
     pooling: Literal["mean", "last"] | None = None
-    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    timeout: Annotated[float, _in_range("timeout")] | None = None
 
 
 class TokenizeRequest(Strict):

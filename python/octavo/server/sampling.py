@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from octavo.errors import InvalidRequestError
@@ -10,12 +11,9 @@ from octavo.server.config import Limits
 from octavo.server.errors import bad_request, from_octavo
 from octavo.server.requests import Sampling
 
-# Fields with the same name and meaning in both.
-_SAME = (
-    "temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-    "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "bad_words", "skip_special_tokens", "min_tokens",
-    "priority", "timeout", "attention_error_bound",
-)  # fmt: skip
+# Fields that `sampling_params` converts, and fields with the same name and meaning in both.
+_OWN_RULES = {"n", "max_tokens", "top_p", "stop", "logit_bias", "logprobs", "prompt_logprobs", "cache_salt"}
+_SAME = [f.name for f in fields(SamplingParams) if f.name in Sampling.model_fields and f.name not in _OWN_RULES]
 
 
 def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more: Any) -> SamplingParams:
@@ -24,29 +22,29 @@ def sampling_params(request: Sampling, limits: Limits, salt: str | None, **more:
     Raises:
         ApiError: 400 with the parameter's name.
     """
-    fields: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
-    fields["n"] = request.n or 1
-    fields["max_tokens"] = request.max_tokens
+    values: dict[str, Any] = {name: value for name in _SAME if (value := getattr(request, name)) is not None}
+    values["n"] = request.n or 1
+    values["max_tokens"] = request.max_tokens
     if request.top_p is not None:
         # OpenAI allows 0, which means the best token only.
-        fields["top_p"] = request.top_p or 1e-9
+        values["top_p"] = request.top_p or 1e-9
     if request.stop:
         stop = [request.stop] if isinstance(request.stop, str) else request.stop
         if len(stop) > limits.stop:
             raise bad_request(f"stop has {len(stop)} strings: at most {limits.stop} are taken", "stop")
         if any(len(s.encode()) > limits.stop_bytes for s in stop):
             raise bad_request(f"stop has a string of more than {limits.stop_bytes} bytes", "stop")
-        fields["stop"] = stop
+        values["stop"] = stop
     if request.logit_bias:
-        fields["logit_bias"] = _bias(request.logit_bias, limits)
+        values["logit_bias"] = _bias(request.logit_bias, limits)
     if request.prompt_logprobs is not None:
-        fields["prompt_logprobs"] = candidates("prompt_logprobs", request.prompt_logprobs, limits)
-    fields["cache_salt"] = cache_salt(salt, request.cache_salt)
-    fields.update(more)
-    if fields["n"] > limits.n:
-        raise bad_request(f"n is {fields['n']}: at most {limits.n} is taken", "n")
+        values["prompt_logprobs"] = candidates("prompt_logprobs", request.prompt_logprobs, limits)
+    values["cache_salt"] = cache_salt(salt, request.cache_salt)
+    values.update(more)
+    if values["n"] > limits.n:
+        raise bad_request(f"n is {values['n']}: at most {limits.n} is taken", "n")
     try:
-        return SamplingParams(**fields)
+        return SamplingParams(**values)
     except InvalidRequestError as error:
         raise from_octavo(error) from error
 

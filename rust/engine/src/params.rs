@@ -183,7 +183,7 @@ impl NumberRange {
     }
 
     fn schema(&self) -> Value {
-        let number = |x: f64| if self.integer { json!(x as i64) } else { json!(x) };
+        let number = |x: f64| if x.fract() == 0.0 { json!(x as i64) } else { json!(x) };
         let min = if self.above_min { "exclusiveMinimum" } else { "minimum" };
         let max = if self.below_max { "exclusiveMaximum" } else { "maximum" };
         let kind = if self.integer { "integer" } else { "number" };
