@@ -28,8 +28,9 @@ def _from_config(*, serve: bool) -> Callable[[C], C]:
             if metadata and metadata.pop("serve_only", False) == serve:
                 cls.__annotations__[option.name] = Annotated[kind, Option(**metadata)]
                 setattr(cls, option.name, option.default)
-        make: Callable[[C], C] = dataclass(frozen=True)
-        return make(cls)
+        make: Any = dataclass(frozen=True)
+        made: C = make(cls)
+        return made
 
     return add
 
