@@ -13,7 +13,7 @@ import torch
 from octavo.gpu.batch import Batch
 from octavo.gpu.experts import mixture
 from octavo.gpu.kv import KvPool, LatentKV
-from octavo.gpu.latent import latent_attention
+from octavo.gpu.mla import mla
 from octavo.gpu.ops import Ops, layer_norm
 from octavo.gpu.spec import Experts, Heads, Spec
 from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
@@ -51,7 +51,7 @@ class Model:
                 assert not isinstance(a, Heads)
                 assert isinstance(w, LatentWeights)
                 assert isinstance(cache, LatentKV)
-                branch = latent_attention(x, a, w, cache, angles[a.rope], s.ropes[a.rope].interleaved, batch, self.ops)
+                branch = mla(x, a, w, cache, angles[a.rope], s.ropes[a.rope].interleaved, batch, self.ops)
             stream.add(branch, weights.attention_post_norm)
             if s.norm_placement != "parallel":
                 x = stream.normed(weights.mlp_norm)

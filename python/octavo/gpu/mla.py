@@ -1,7 +1,8 @@
-"""Multi-head latent attention (DeepSeek-V2) in its absorbed form: what is cached is what attention reads.
+"""Multi-head latent attention (MLA, DeepSeek-V2) in its absorbed form: attention reads the cached latents c.
 
-q . (W_k c) = (W_k^T q) . c, and a weighted sum of W_v c is W_v times the weighted sum of c: queries go into the space
-of the latents and results come back from it. Plain torch: right on every device, with no kernel of its own yet.
+    q . (W_k c) = (W_k^T q) . c          sum of p_i W_v c_i = W_v (sum of p_i c_i)
+
+Plain torch: correct on every device, without a kernel of its own yet.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from octavo.gpu.spec import Latent
 from octavo.gpu.weights import LatentWeights
 
 
-def latent_attention(
+def mla(
     x: torch.Tensor,
     a: Latent,
     w: LatentWeights,
