@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use octavo_kernels::DynamicParams;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
-use crate::AttentionMode;
+use crate::attention::{self, AttentionConfig};
 
 /// Options of `Engine::load`; each has a default. `resolve` checks them.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -19,9 +18,9 @@ pub struct EngineConfig {
     pub kv_cache_dtype: String,
     /// Size of the KV cache; None: what fits.
     pub kv_cache_memory: Option<CacheSize>,
-    /// Parameters of dynamic attention; None: dense attention.
-    #[serde(deserialize_with = "dynamic_attention")]
-    pub attention: Option<DynamicParams>,
+    /// Which keys and values queries may omit; None: dense attention.
+    #[serde(deserialize_with = "attention::deserialize")]
+    pub attention: Option<AttentionConfig>,
     /// Longest sequence in tokens, prompt and output together.
     pub max_model_len: Option<usize>,
     /// Sequences that run at once.
@@ -81,35 +80,4 @@ pub enum CacheSize {
     Bytes(u64),
     /// Share of the device's memory.
     Fraction(f64),
-}
-
-/// Dynamic attention as `octavo.DynamicAttention` has it.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DynamicAttention {
-    mode: String,
-    error_bound: f32,
-    min_context: usize,
-    sink_blocks: usize,
-    local_blocks: usize,
-    max_blocks: Option<usize>,
-    audit: usize,
-}
-
-fn dynamic_attention<'de, D: Deserializer<'de>>(d: D) -> Result<Option<DynamicParams>, D::Error> {
-    let Some(a) = Option::<DynamicAttention>::deserialize(d)? else { return Ok(None) };
-    let known = || AttentionMode::ALL.map(AttentionMode::name).join(", ");
-    let mode = AttentionMode::ALL.into_iter().find(|mode| mode.name() == a.mode);
-    let mode = mode.ok_or_else(|| {
-        serde::de::Error::custom(format!("mode {:?} is unknown, expected one of {}", a.mode, known()))
-    })?;
-    Ok(Some(DynamicParams {
-        mode,
-        error_bound: a.error_bound,
-        min_context: a.min_context,
-        sink_blocks: a.sink_blocks,
-        local_blocks: a.local_blocks,
-        max_blocks: a.max_blocks.unwrap_or(usize::MAX),
-        audit: a.audit,
-    }))
 }

@@ -1,9 +1,9 @@
 //! The memory plan on the CPU.
 
-use octavo_kernels::DynamicParams;
 use octavo_model::{Model, ModelSpec, block_bytes, tail_bytes};
 
 use crate::EngineError;
+use crate::attention::AttentionConfig;
 use crate::executor::ROWS_PER_READ;
 use crate::memory::{MemoryFacts, MemoryPart, machine_memory};
 use crate::resolve::ResolvedConfig;
@@ -68,7 +68,7 @@ pub(crate) fn memory_parts(
     }
     if resolved.attention.is_some() {
         let context = limits.max_model_len as usize;
-        let bytes = threads * DynamicParams::buffer_bytes(spec.largest_group(), context);
+        let bytes = threads * AttentionConfig::buffer_bytes(spec.largest_group(), context);
         let reason = format!(
             "float32 masses of blocks for queries that choose what they read, over {context} tokens on {threads} \
              threads; grown by the longest context that runs"

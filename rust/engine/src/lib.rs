@@ -4,6 +4,7 @@
 //! Between them stand one queue in and one queue per request out, and no lock.
 #![forbid(unsafe_code)]
 
+mod attention;
 mod command;
 mod config;
 mod cpu;
@@ -49,6 +50,7 @@ mod template;
 mod test_engine;
 mod tokenizer;
 
+pub use attention::{AttentionConfig, AttentionMode};
 pub use config::{CacheSize, EngineConfig};
 pub use cpu::CpuExecutor;
 pub use engine::{Engine, EngineParts, Prompt};
@@ -61,7 +63,6 @@ pub use info::ExecutorFacts;
 pub use limits::Limits;
 pub use memory::{MemoryFacts, MemoryPart, machine_memory};
 pub use metrics::HistogramSnapshot;
-pub use octavo_kernels::{DynamicParams, Mode as AttentionMode};
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use octavo_kernels::{DynamicParams, Isa, Mode, WeightDtype};
+use octavo_kernels::{Isa, Mode, WeightDtype};
 use octavo_model::{AttentionSpec, Dtype, KvFormat, ModelSpec, WeightFormat, open, read_family};
 
 use crate::EngineError;
+use crate::attention::{self, AttentionConfig};
 use crate::config::EngineConfig;
 use crate::limits::{Device, Limits};
 use crate::memory::{self, MemoryFacts, MemoryPart};
@@ -28,7 +29,7 @@ pub struct ResolvedConfig {
     /// Format of the KV cache.
     pub kv_format: KvFormat,
     /// Parameters of dynamic attention; None: dense.
-    pub attention: Option<DynamicParams>,
+    pub attention: Option<AttentionConfig>,
     /// Limits; `num_blocks` is set by `plan_memory`.
     pub limits: Limits,
     /// The memory plan; empty before `plan_memory`.
@@ -166,17 +167,11 @@ fn check_latent(spec: &ModelSpec, format: KvFormat) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Checks dynamic attention against the other options.
+/// Checks the options of attention, alone and against the others.
 fn check_attention(config: &EngineConfig, device: Device) -> Result<(), EngineError> {
     let Some(a) = &config.attention else { return Ok(()) };
     let invalid = |text: String| Err(EngineError::InvalidRequest(text));
-    if !(a.error_bound > 0.0 && a.error_bound < 1.0) {
-        let value = a.error_bound;
-        return invalid(format!("error_bound is {value:?}: a number above 0 and below 1 is expected"));
-    }
-    if a.mode == Mode::Budget && a.max_blocks == 0 {
-        return invalid("max_blocks is 0: at least 1 is expected".into());
-    }
+    attention::check(a)?;
     if !matches!(config.kv_cache_dtype.as_str(), "auto" | "int8") {
         return invalid(format!(
             "attention is dynamic and kv_cache_dtype '{}': give \"auto\" or \"int8\"",

@@ -123,26 +123,26 @@ impl PlanSeq {
 #[repr(C)]
 pub struct AttentionPolicy {
     /// Softmax mass that attention may omit, at most; 0: dense attention.
-    pub error_bound: f32,
+    bound: f32,
 }
 
 impl AttentionPolicy {
     /// Dense attention.
-    pub const DENSE: Self = Self { error_bound: 0.0 };
+    pub const DENSE: Self = Self { bound: 0.0 };
 
     /// A policy with this bound on the omitted softmax mass.
     pub const fn new(bound: f32) -> Self {
-        Self { error_bound: bound }
+        Self { bound }
     }
 
     /// Bound on the omitted softmax mass.
     pub fn bound(self) -> f32 {
-        self.error_bound
+        self.bound
     }
 
     /// The policy as a key.
     pub fn bits(self) -> u32 {
-        self.error_bound.to_bits()
+        self.bound.to_bits()
     }
 }
 

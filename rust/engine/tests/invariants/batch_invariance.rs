@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use octavo_engine::{CacheSize, DynamicParams, Engine, EngineConfig, Prompt, RequestStream, SamplingParams};
+use octavo_engine::{
+    AttentionConfig, CacheSize, Engine, EngineConfig, Prompt, RequestStream, SamplingParams,
+};
 use octavo_kernels::Isa;
 
 use crate::folder::{self, TestModel};
@@ -81,12 +83,12 @@ fn options(formats: Formats) -> EngineConfig {
         dtype: formats.0.into(),
         quantization: formats.1.into(),
         kv_cache_dtype: if formats.2 == "dynamic" { "auto" } else { formats.2 }.into(),
-        attention: (formats.2 == "dynamic").then_some(DynamicParams {
+        attention: (formats.2 == "dynamic").then_some(AttentionConfig {
             error_bound: 0.2,
             min_context: 64,
             sink_blocks: 0,
             local_blocks: 0,
-            ..DynamicParams::default()
+            ..AttentionConfig::default()
         }),
         kv_cache_memory: Some(CacheSize::Bytes(4 << 20)),
         isa: Some("portable".into()),

@@ -49,7 +49,7 @@ fn owner(request: &NewRequest) -> u64 {
         Some(text) => text.bytes().fold(1, |hash, byte| mix(hash, u64::from(byte))),
         None => 0,
     };
-    let policy = mix(u64::from(request.adapter), u64::from(request.attention.error_bound.to_bits()));
+    let policy = mix(u64::from(request.adapter), u64::from(request.attention.bits()));
     mix(name(&request.salt), policy)
 }
 

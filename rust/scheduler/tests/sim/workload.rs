@@ -114,9 +114,7 @@ pub fn request(
             .then(|| now_us + u64::from(random.range(0, 40))),
         salt: name(random),
         adapter: if features.namespaces { random.pick(&[NO_ADAPTER, 0, 1]) } else { NO_ADAPTER },
-        attention: AttentionPolicy {
-            error_bound: if features.namespaces && id.is_multiple_of(5) { 0.5 } else { 0.0 },
-        },
+        attention: AttentionPolicy::new(if features.namespaces && id.is_multiple_of(5) { 0.5 } else { 0.0 }),
         prompt_logits: features.prompt_logits && random.one_in(2),
         output: Output::Tokens,
     };
