@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use octavo_kernels::{Isa, IsaError, Kernels, ThreadPool};
 
@@ -85,13 +85,17 @@ fn work_is_shared() {
     let pool = ThreadPool::new(2);
     let caller = std::thread::current().id();
     let elsewhere = AtomicUsize::new(0);
+    let begin = Instant::now();
     pool.run(8, &|_| {
-        std::thread::sleep(Duration::from_millis(20));
         if std::thread::current().id() != caller {
             elsewhere.fetch_add(1, Ordering::Relaxed);
         }
+        // The caller has work until the worker takes a part of it.
+        while elsewhere.load(Ordering::Relaxed) == 0 && begin.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     });
-    assert!(elsewhere.load(Ordering::Relaxed) > 0, "the worker did nothing in 160 ms of work");
+    assert!(elsewhere.load(Ordering::Relaxed) > 0, "the worker did nothing in a minute of work");
 }
 
 #[test]
