@@ -274,7 +274,8 @@ def test_an_engine_dropped_without_close_ends(tiny: Path) -> None:
     for _ in range(3):
         llm: LLM | None = torch_llm(tiny)
         assert llm is not None
-        stream = llm._engine.submit([1, 2, 3], {"max_tokens": 400, "ignore_eos": True})
+        params = _core.SamplingParams({"max_tokens": 400, "ignore_eos": True})
+        stream = llm._engine.submit([1, 2, 3], params)
         raw, llm._engine = llm._engine, None  # type: ignore[assignment]
         del raw, stream
         llm.__dict__.clear()
