@@ -33,7 +33,7 @@ class Process:
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        if not self._ready.wait(60):
+        if not self._ready.wait(180):
             self.stop()
             raise AssertionError(f"the server did not start: {self.log}")
 
@@ -56,7 +56,7 @@ class Process:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait(120)
         self._reader.join(10)
         assert self.process.stderr is not None
         self.process.stderr.close()
