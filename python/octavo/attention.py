@@ -16,13 +16,14 @@ _MODES = ("certified", "estimated", "budget")
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicAttention:
-    """Each query looks at all keys, and reads only blocks that matter. docs/dynamic-attention.md explains the bound.
+    """Each query estimates all keys, and reads only blocks that matter. docs/dynamic-attention.md explains the bound.
 
     Attributes:
         mode: "certified": what a query leaves out never exceeds `error_bound`, by proof. "estimated": by an estimate
-            from the high halves of the keys, which reads a quarter less; the proven bound is told, and may be more.
-            "budget": a query reads at most `max_blocks` blocks for each KV head, those with the most mass; what it
-            leaves out is told, and may be more than `error_bound`.
+            from the high halves of the keys, which reads a quarter less. The proven bound is reported; it may be
+            larger.
+            "budget": a query reads at most `max_blocks` blocks for each KV head, those with the most mass; the
+            omitted mass is reported, and may be larger than `error_bound`.
         error_bound: most softmax mass that a query head leaves out in a layer, above 0 and below 1: the total variation
             distance between the exact attention weights and those used.
         min_context: queries that see fewer tokens read everything.
@@ -73,8 +74,8 @@ class DynamicAttention:
 class AttentionMetrics:
     """What one request's queries read and left out. A call is one query of one query head in one layer.
 
-    Bounds are relative to dense attention over the same int8 cache, one call at a time: they neither hold the
-    error of the int8 cache itself nor bound the model's logits.
+    Bounds are relative to dense attention over the same int8 cache, for one call. They contain no error of the int8
+    cache itself, and they do not bound the model's logits.
 
     Attributes:
         calls: calls of all steps, prompt and output.
@@ -84,7 +85,7 @@ class AttentionMetrics:
         mean_omitted_mass: mean of those bounds.
         max_output_error: largest bound on the norm of an output's difference from the exact one.
         audited_calls: calls that were compared with reading everything (`audit`).
-        violations: those of them that were further off than they said; 0, or a fault of octavo worth a report.
+        violations: audited calls whose error exceeded the reported bound; 0, or a fault of octavo worth a report.
         max_audited_mass: largest mass that an audited call had left out in truth; None if none was audited.
         max_audited_error: largest norm of an audited output's difference from the exact one; None likewise.
         max_estimated_mass: largest estimate of the mass that a call left out, from what it looked at.

@@ -15,7 +15,7 @@ from octavo.params import SamplingParams
 if TYPE_CHECKING:
     from types import TracebackType
 
-# Seconds between looks at all running requests while the oldest one is waited for.
+# Seconds between two polls of all running requests.
 _SLICE = 0.05
 
 Output = TypeVar("Output", RequestOutput, EmbeddingRequestOutput)
@@ -25,6 +25,7 @@ def run_batch(
     engine: _core.Engine,
     prompts: Sequence[str | list[int]],
     sampling_params: Sequence[SamplingParams],
+    *,
     add_special_tokens: bool,
     progress: bool,
 ) -> list[RequestOutput]:
@@ -53,7 +54,7 @@ def _run(
     """Starts all requests, each as soon as the queue has room, and gathers their outputs."""
     outputs: list[Output] = []
     running: dict[int, _core.Stream] = {}
-    with Progress(len(prompts), progress) as bar:
+    with Progress(len(prompts), progress and len(prompts) > 1) as bar:
 
         def add(streams: list[_core.Stream]) -> None:
             for stream in streams:

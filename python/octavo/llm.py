@@ -97,7 +97,9 @@ class LLM:
             OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`, and
                 `finish_reason` is "error".
         """
-        return self._run(many_prompts(prompts), True, sampling_params, use_tqdm)
+        items = [one_prompt(p) for p in many_prompts(prompts)]
+        each = _one_for_each(sampling_params, len(items))
+        return _single_error(run_batch(self._engine, items, each, add_special_tokens=True, progress=use_tqdm))
 
     @accept_params
     def chat(
@@ -125,7 +127,8 @@ class LLM:
             for c in conversations
         ]
         # The template writes the special tokens itself.
-        return self._run(texts, False, sampling_params, use_tqdm)
+        each = _one_for_each(sampling_params, len(texts))
+        return _single_error(run_batch(self._engine, texts, each, add_special_tokens=False, progress=use_tqdm))
 
     def submit(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
@@ -316,33 +319,26 @@ class LLM:
     ) -> RequestHandle[RequestOutput]:
         return self.submit(self.render_chat(messages, **template), sampling_params, add_special_tokens=False)
 
-    def _run(
-        self,
-        prompts: Sequence[Prompt],
-        add_special_tokens: bool,
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
-        if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            each = [_checked(sampling_params)] * len(prompts)
-        else:
-            if not isinstance(sampling_params, Sequence):
-                raise InvalidRequestError(_wrong_type(sampling_params))
-            each = [_checked(p) for p in sampling_params]
-            if len(each) != len(prompts):
-                raise InvalidRequestError(
-                    f"sampling_params has {len(each)} entries for {len(prompts)} prompts: give one for all, or one for "
-                    "each"
-                )
-        items = [one_prompt(p) for p in prompts]
-        return _single_error(run_batch(self._engine, items, each, add_special_tokens, use_tqdm and len(items) > 1))
-
 
 def _single_error(outputs: list[Output]) -> list[Output]:
     """Raises the error of the only output, if it has one."""
     if len(outputs) == 1 and outputs[0].error is not None:
         raise outputs[0].error
     return outputs
+
+
+def _one_for_each(
+    sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
+) -> list[SamplingParams]:
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [_checked(sampling_params)] * count
+    if not isinstance(sampling_params, Sequence):
+        raise InvalidRequestError(_wrong_type(sampling_params))
+    if len(sampling_params) != count:
+        raise InvalidRequestError(
+            f"sampling_params has {len(sampling_params)} entries for {count} prompts: give one for all, or one for each"
+        )
+    return [_checked(p) for p in sampling_params]
 
 
 def _checked(sampling_params: SamplingParams | None) -> SamplingParams:

@@ -30,7 +30,7 @@ class SamplingParams:
         repetition_penalty: divides logits (multiplies negative ones) of tokens in prompt or output.
         presence_penalty: subtracted once from logits of tokens in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
-        seed: equal seeds draw equal outputs, whatever runs beside them.
+        seed: equal seeds give equal outputs, whatever else is in the batch.
         stop: the output ends before the first of these strings.
         stop_token_ids: the output ends with the first of these tokens.
         include_stop_str_in_output: keep the stop string, or the text of the stop token.

@@ -89,7 +89,10 @@ impl Executor for CpuExecutor {
     }
 
     fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {
-        let Some(&(output, _)) = self.rows.get(rows.start) else { return Ok(out.clear()) };
+        let Some(&(output, _)) = self.rows.get(rows.start) else {
+            out.clear();
+            return Ok(());
+        };
         let spec = self.model.spec();
         let width = if output == Output::Hidden { spec.hidden } else { spec.vocab };
         let rows: Vec<u32> = self.rows[rows].iter().map(|(_, row)| *row).collect();

@@ -76,6 +76,7 @@ pub use stats::EngineStats;
 pub use stream::RequestStream;
 pub use strict_json::{JsonLimits, parse_strict};
 pub use structured::Structure;
+pub use submit::OnFull;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
 

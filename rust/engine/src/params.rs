@@ -41,7 +41,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Subtracted per occurrence in the output.
     pub frequency_penalty: f32,
-    /// The same seed draws the same output, whatever runs beside it.
+    /// Equal seeds give equal output, whatever else is in the batch.
     #[serde(deserialize_with = "seed")]
     pub seed: Option<u64>,
     /// The output ends before the first of these strings.

@@ -1,5 +1,6 @@
 //! From a prompt and its parameters to a queued request: everything that the caller's thread checks and prepares.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,31 @@ use crate::stream::{self, RequestStream};
 /// Max number of token ids of one of `bad_words`.
 const MAX_BAD_WORD_TOKENS: usize = 64;
 
+/// Waits while the queue is full. It may take the streams.
+pub type OnFull<'a> = dyn FnMut(&mut Vec<RequestStream>) -> Result<(), EngineError> + 'a;
+
+/// Adds the stream that `submit` returns once the queue has room.
+fn when_room(
+    submit: impl Fn() -> Result<RequestStream, EngineError>,
+    streams: &mut Vec<RequestStream>,
+    on_full: &mut OnFull<'_>,
+) -> Result<(), EngineError> {
+    loop {
+        let failed = match submit() {
+            Ok(stream) => {
+                streams.push(stream);
+                return Ok(());
+            }
+            Err(EngineError::QueueFull(_)) => on_full(streams).err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failed {
+            streams.iter().for_each(RequestStream::cancel);
+            return Err(error);
+        }
+    }
+}
+
 impl Engine {
     /// Queues a request. Tokenises and checks in the calling thread, so every error in the input is raised here.
     ///
@@ -30,6 +56,57 @@ impl Engine {
         let prompt = self.prompt_tokens(prompt)?;
         let max_tokens = self.check(&prompt, params)?;
         self.enqueue(|| self.prepare(prompt, params, max_tokens))
+    }
+
+    /// Checks all requests, then queues each as soon as the queue has room. While the queue is full, `on_full` waits; it may
+    /// take the streams so far. Returns the others.
+    ///
+    /// # Errors
+    /// As `submit` but `QueueFull`, and those of `on_full`. An error cancels the streams that `on_full` has not taken.
+    pub fn submit_many(
+        &self,
+        prompts: Vec<Prompt>,
+        params: &[Arc<SamplingParams>],
+        on_full: &mut OnFull<'_>,
+    ) -> Result<Vec<RequestStream>, EngineError> {
+        self.check_process()?;
+        self.status.check_open()?;
+        let checked = |(prompt, params): (Prompt, &Arc<SamplingParams>)| {
+            let prompt = self.prompt_tokens(prompt)?;
+            let max_tokens = self.check(&prompt, params)?;
+            Ok((prompt, max_tokens))
+        };
+        let checked =
+            prompts.into_iter().zip(params).map(checked).collect::<Result<Vec<_>, EngineError>>()?;
+        let mut streams = Vec::with_capacity(checked.len());
+        for ((prompt, max_tokens), params) in checked.into_iter().zip(params) {
+            let queue = || self.enqueue(|| self.prepare(prompt.clone(), params, max_tokens));
+            when_room(queue, &mut streams, on_full)?;
+        }
+        Ok(streams)
+    }
+
+    /// `submit_many` for embeddings.
+    ///
+    /// # Errors
+    /// As `submit_many`, and `UnsupportedModel` if the executor has none.
+    pub fn embed_many(
+        &self,
+        prompts: Vec<Prompt>,
+        params: &PoolingParams,
+        on_full: &mut OnFull<'_>,
+    ) -> Result<Vec<RequestStream>, EngineError> {
+        let checked = |prompt| {
+            let prompt = self.prompt_tokens(prompt)?;
+            self.check_embed(&prompt, params)?;
+            Ok(prompt)
+        };
+        let checked = prompts.into_iter().map(checked).collect::<Result<Vec<_>, EngineError>>()?;
+        let mut streams = Vec::with_capacity(checked.len());
+        for prompt in checked {
+            when_room(|| self.embed(Prompt::Tokens(prompt.clone()), params), &mut streams, on_full)?;
+        }
+        Ok(streams)
     }
 
     /// Queues a request for the embedding of a prompt; its one delta carries it.
@@ -102,7 +179,7 @@ impl Engine {
         self.limits.check_hidden(len).map_err(refused)
     }
 
-    /// The prompt's length, if the model knows all its tokens.
+    /// The prompt's length, if all its tokens are in the vocabulary.
     fn check_ids(&self, prompt: &[u32]) -> Result<u32, EngineError> {
         if let Some(id) = prompt.iter().find(|id| **id as usize >= self.vocab) {
             return Err(EngineError::InvalidRequest(format!(
@@ -113,11 +190,7 @@ impl Engine {
         Ok(u32::try_from(prompt.len()).unwrap_or(u32::MAX))
     }
 
-    /// Token ids of a prompt.
-    ///
-    /// # Errors
-    /// `InvalidRequest`.
-    pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
+    fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
         match prompt {
             Prompt::Text(text, special) => self.tokenizer.encode(&text, special),
             Prompt::Tokens(tokens) => Ok(tokens),

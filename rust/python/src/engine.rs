@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octavo_engine::{EngineConfig, EngineError, Health, Prompt, RequestStream};
+use octavo_engine::{EngineConfig, EngineError, Health, OnFull, Prompt, RequestStream};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use serde_json::{Map, Value, json};
@@ -77,47 +77,41 @@ pub fn resolve<'py>(
     json::to_python(py, &value)
 }
 
+/// Runs `submit` without the GIL. While the queue is full, `on_full` gets the streams and waits; without it the wait is here.
+fn submit_with(
+    py: Python<'_>,
+    on_full: Option<Py<PyAny>>,
+    submit: impl FnOnce(&mut OnFull<'_>) -> Result<Vec<RequestStream>, EngineError> + Send,
+) -> PyResult<Vec<Stream>> {
+    let mut raised = None;
+    let mut wait = |streams: &mut Vec<RequestStream>| {
+        let waited = Python::attach(|py| match &on_full {
+            Some(on_full) => {
+                let streams: Vec<Stream> = streams.drain(..).map(Stream).collect();
+                on_full.call1(py, (streams,)).map(drop)
+            }
+            None => {
+                py.detach(|| std::thread::sleep(SIGNAL_CHECK));
+                py.check_signals()
+            }
+        });
+        waited.map_err(|error| {
+            raised = Some(error);
+            EngineError::closed()
+        })
+    };
+    let streams = py.detach(|| submit(&mut wait));
+    match raised {
+        Some(error) => Err(error),
+        None => Ok(streams.map_err(|e| to_python(py, &e))?.into_iter().map(Stream).collect()),
+    }
+}
+
 /// One model, its KV cache and the thread that runs it.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Engine(octavo_engine::Engine);
 
 impl Engine {
-    /// Submits `count` requests, each as soon as the queue has room. While the queue is full it hands the streams so far to
-    /// `on_full`, which waits. Returns the streams that `on_full` did not get. An error cancels those.
-    fn submit_all(
-        &self,
-        py: Python<'_>,
-        count: usize,
-        on_full: Option<&Bound<'_, PyAny>>,
-        submit: impl Fn(usize) -> Result<RequestStream, EngineError> + Sync,
-    ) -> PyResult<Vec<Py<Stream>>> {
-        let mut streams: Vec<Py<Stream>> = Vec::with_capacity(count);
-        let cancelled = |streams: &[Py<Stream>], error: PyErr| {
-            streams.iter().for_each(|stream| stream.get().0.cancel());
-            error
-        };
-        for i in 0..count {
-            let stream = loop {
-                match py.detach(|| submit(i)) {
-                    Ok(stream) => break stream,
-                    Err(EngineError::QueueFull(_)) => {
-                        let waited = match on_full {
-                            Some(wait) => wait.call1((std::mem::take(&mut streams),)).map(|_| ()),
-                            None => {
-                                py.detach(|| std::thread::sleep(SIGNAL_CHECK));
-                                py.check_signals()
-                            }
-                        };
-                        waited.map_err(|e| cancelled(&streams, e))?;
-                    }
-                    Err(e) => return Err(cancelled(&streams, to_python(py, &e))),
-                }
-            };
-            streams.push(Py::new(py, Stream(stream))?);
-        }
-        Ok(streams)
-    }
-
     /// The engine that `load` makes.
     fn started(
         py: Python<'_>,
@@ -170,19 +164,12 @@ impl Engine {
         prompts: Vec<Bound<'_, PyAny>>,
         params: Vec<PyRef<'_, SamplingParams>>,
         add_special_tokens: bool,
-        on_full: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Vec<Py<Stream>>> {
+        on_full: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Stream>> {
         let params: Vec<_> = params.iter().map(|p| Arc::clone(&p.0)).collect();
         let prompts =
             prompts.iter().map(|p| prompt_of(p, add_special_tokens)).collect::<PyResult<Vec<_>>>()?;
-        let checked = |(prompt, params): (Prompt, &Arc<octavo_engine::SamplingParams>)| {
-            let ids = self.0.prompt_tokens(prompt)?;
-            self.0.check(&ids, params)?;
-            Ok(ids)
-        };
-        let ids = py.detach(|| prompts.into_iter().zip(&params).map(checked).collect::<Result<Vec<_>, _>>());
-        let ids = ids.map_err(|e| to_python(py, &e))?;
-        self.submit_all(py, ids.len(), on_full, |i| self.0.submit(Prompt::Tokens(ids[i].clone()), &params[i]))
+        submit_with(py, on_full, |wait| self.0.submit_many(prompts, &params, wait))
     }
 
     #[pyo3(signature = (prompts, params, *, on_full=None))]
@@ -191,18 +178,11 @@ impl Engine {
         py: Python<'_>,
         prompts: Vec<Bound<'_, PyAny>>,
         params: &Bound<'_, PyAny>,
-        on_full: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<Vec<Py<Stream>>> {
+        on_full: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Stream>> {
         let params = pooling::read(params)?;
         let prompts = prompts.iter().map(|p| prompt_of(p, true)).collect::<PyResult<Vec<_>>>()?;
-        let checked = |prompt| {
-            let ids = self.0.prompt_tokens(prompt)?;
-            self.0.check_embed(&ids, &params)?;
-            Ok(ids)
-        };
-        let ids = py.detach(|| prompts.into_iter().map(checked).collect::<Result<Vec<_>, _>>());
-        let ids = ids.map_err(|e| to_python(py, &e))?;
-        self.submit_all(py, ids.len(), on_full, |i| self.0.embed(Prompt::Tokens(ids[i].clone()), &params))
+        submit_with(py, on_full, |wait| self.0.embed_many(prompts, &params, wait))
     }
 
     #[pyo3(signature = (prompt, params, *, add_special_tokens=true))]

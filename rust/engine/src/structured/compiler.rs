@@ -130,7 +130,7 @@ impl Compiler {
         let (done, inbox) = crossbeam_channel::bounded(1);
         let work = move || {
             let _running = running;
-            // Whoever waited may have gone.
+            // The caller may have stopped waiting.
             let _ = done.send(build(&factory, grammar));
         };
         let thread = std::thread::Builder::new().name("octavo-grammar".into()).spawn(work);

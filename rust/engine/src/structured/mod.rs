@@ -1,5 +1,5 @@
-//! Outputs that are valid by construction: a JSON schema, a regular expression or a Lark grammar decides which tokens may
-//! come next (llguidance: an Earley parser over a lazily derived lexer).
+//! Outputs that are valid by construction. A JSON schema, a regular expression or a Lark grammar decides which tokens may
+//! come next. llguidance parses: an Earley parser over a lazily derived lexer.
 //!
 //! `Compiler` checks and compiles in the caller's thread, against the clock, and keeps what it compiled. `Constraint` is
 //! the state of one sample; the mask for its next token is computed on a worker thread while the model's step runs.

@@ -56,7 +56,7 @@ pub fn call(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Valu
     }
 }
 
-/// A letter after anything but a letter is large, as in Python; minijinja looks at white space only.
+/// A letter after any other character is large, as in Python. minijinja capitalises only after white space.
 fn title(text: &str) -> String {
     let mut inside = false;
     let mut out = String::with_capacity(text.len());
