@@ -144,3 +144,8 @@ def resolve(attention: object) -> DynamicAttention | None:
     if isinstance(attention, DynamicAttention):
         return attention
     raise InvalidRequestError(f"attention is {attention!r}: 'dense', 'dynamic' or DynamicAttention(...) is expected")
+
+
+def from_fields(fields: Mapping[str, Any] | None) -> DynamicAttention | None:
+    """The inverse of `asdict`; None stands for dense attention."""
+    return None if fields is None else DynamicAttention(**fields)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from octavo import _core
-from octavo.attention import DynamicAttention
+from octavo.attention import from_fields
 from octavo.errors import DeviceMemoryError
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def _load(folder: Path, config: Mapping[str, Any], backend: Backend) -> tuple[Ru
     spec = read_spec(facts)
     dtype = getattr(torch, resolved["dtype"])
     kv_format = KvFormat(dtype, resolved["kv_cache_dtype"] == "int8")
-    dynamic = None if config["attention"] is None else DynamicAttention(**config["attention"])
+    dynamic = from_fields(config["attention"])
     deterministic = config["deterministic"]
     with torch.inference_mode():
         checkpoint = Checkpoint(folder, backend.device)

@@ -28,7 +28,7 @@ pub struct ResolvedConfig {
     pub weights: WeightFormat,
     /// Format of the KV cache.
     pub kv_format: KvFormat,
-    /// Parameters of dynamic attention; None: dense.
+    /// What attention may omit; None: nothing.
     pub attention: Option<AttentionConfig>,
     /// Limits; `num_blocks` is set by `plan_memory`.
     pub limits: Limits,

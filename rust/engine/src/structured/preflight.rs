@@ -166,7 +166,7 @@ fn pattern_text(kind: &str, pattern: &str) -> Result<(), EngineError> {
     counted_repeats(kind, pattern)
 }
 
-/// Max remainders that an automaton for multiples of `step` may have as states.
+/// Number of states of an automaton for multiples of `step`: one for each remainder.
 fn states(step: f64) -> u64 {
     if !(step.is_finite() && step > 0.0) {
         return 1;
