@@ -1,8 +1,8 @@
 //! Speed of the kernels: one row per op, instruction set and thread count.
 //!
-//! `cargo bench -p octavo-bench` prints p20/p50/p80 of each rate; `-- gemm avx512 t2` only the rows whose label holds one
-//! of the words, on that level and number of threads. Weights cover many layers, so that they come from memory as in a model, and a plain read of as many bytes
-//! stands beside the products with one row as the limit.
+//! `cargo bench -p octavo-bench` prints p20/p50/p80 of each rate; `-- gemm avx512 t2` selects rows by label,
+//! level and number of threads. Weights cover many layers: they come from memory, as in a model. A plain read of as many
+//! bytes is the limit of the products with one row.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -31,7 +31,7 @@ fn report(name: &str, kernels: &Kernels, unit: &str, work: f64, mut f: impl FnMu
     println!("{name:<44} {isa:<9} {threads:>2} threads  {:8.2} {:8.2} {:8.2} {unit}", at(2), at(5), at(8));
 }
 
-/// Numbers that are neither equal nor all positive.
+/// Numbers of both signs.
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
@@ -80,7 +80,7 @@ fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
     });
 }
 
-/// Layers of keys and values enough to come from memory. The last block of a decode is partly filled.
+/// Enough layers of keys and values to come from memory. The last block of a decode is partly filled.
 fn attention(
     kernels: &Kernels,
     query_len: usize,
@@ -131,8 +131,8 @@ fn attention(
     });
 }
 
-/// One decode of 32k tokens: dense in bf16 and in int8, and with a choice, of heads that look at a few spans and of heads that
-/// look everywhere. All in one run, in turn; milliseconds of all layers together.
+/// One decode of 32k tokens: dense bf16, dense int8 and dynamic int8, for heads with a few spans and for diffuse heads. All
+/// variants run in turn; milliseconds of all layers together.
 fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)) {
     let name = format!("dynamic {heads}/{kv_heads}x{head_dim}");
     if !wanted(&name, false) {
@@ -146,7 +146,7 @@ fn dynamic(kernels: &Kernels, (heads, kv_heads, head_dim): (usize, usize, usize)
     let layer = |dtype: KvDtype, spans: bool| {
         let mut rows = numbers(context_len * width);
         for (t, row) in rows.chunks_mut(width).enumerate() {
-            // Every query head of a KV head looks for the same: that of its first one.
+            // All query heads of a KV head have the query of its first head.
             let near = spans && (t < 4 || [9000, 17_500, 25_000].iter().any(|&at| (at..at + 4).contains(&t)));
             for (head, row) in row.chunks_mut(head_dim).enumerate() {
                 let wanted = &q[head * (heads / kv_heads) * head_dim..][..head_dim];

@@ -1,8 +1,8 @@
-//! What this machine allows, whatever the software: memory reads, int8 products, bfloat16 products.
+//! Limits of the machine: memory reads, int8 products, bf16 products.
 //!
-//! `cargo bench -p octavo-bench --bench limits` prints one JSON object: bytes or operations a second with one thread
-//! and with all (`-- --threads N` for another number). A rate is the median of several readings in the best
-//! way found, and the best reading stands beside it. benches/compare divides by these.
+//! `cargo bench -p octavo-bench --bench limits` prints one JSON object: bytes or operations per second with one
+//! thread and with all (`-- --threads N` for another number). Each rate has the median and the best of several readings
+//! with the best loop. benches/compare divides by these rates.
 
 use octavo_bench::{MachineLimits, PeakRate, Rate};
 

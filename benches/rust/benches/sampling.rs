@@ -1,8 +1,8 @@
-//! What a row of logits costs on one thread: this sampler, and the plain way beside it, in turn.
+//! Time to sample one row of logits on one thread: the sampler and a plain implementation, in turn.
 //!
-//! `cargo bench -p octavo-bench --bench sampling` prints, for each way to sample, the microseconds of both in their fastest
-//! rounds and the ratio. Rounds alternate and are short, so that what else the machine does spoils few of them and both alike. The
-//! plain way reads the row once for each thing it needs to know; its draw is the definition that the sampler falls back to.
+//! `cargo bench -p octavo-bench --bench sampling` prints, for each sampling method, the microseconds of the fastest rounds of
+//! both, and their ratio. Rounds are short and alternate: other load disturbs both alike. The plain implementation reads the
+//! row once per value. Its draw is the definition that the sampler falls back to.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ const ROUNDS: u32 = 40;
 /// Calls that are timed together.
 const CALLS: u32 = 5;
 
-/// Logits as of a model that knows what comes (a few tokens stand out), or of one that does not.
+/// Logits with a few likely tokens (`peaked`), or without.
 fn row(vocab: usize, peaked: bool) -> Vec<f32> {
     let mut state = 1_u64;
     let mut uniform = || {

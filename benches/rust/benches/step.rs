@@ -1,10 +1,10 @@
-//! What the core costs: a step of running decodes, a prefix look-up with its hashing, an admission of many prompts.
+//! Time of the core: a step of running decodes, a prefix lookup with its hashing, an admission of many prompts.
 //!
-//! `cargo bench -p octavo-bench --bench step` prints p20 / p50 / p80 / p99 in microseconds, of the quietest of some rounds, and
-//! the median of the slowest round beside them. `OCTAVO_BENCH_RESULT=<file>` (from this crate's folder) writes them as
-//! JSON with the date and the machine's name.
+//! `cargo bench -p octavo-bench --bench step` prints p20 / p50 / p80 / p99 in microseconds of the
+//! fastest round, and the median of the slowest round. `OCTAVO_BENCH_RESULT=<file>` (relative to this crate) writes them
+//! as JSON with the date and the machine's name.
 //!
-//! Not criterion: it times many calls together and reports their mean, and a tail of single steps is what matters here.
+//! Criterion times many calls together and reports their mean. Here the tail of single steps matters.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
 
 /// Measurements a round.
 const SAMPLES: usize = 3000;
-/// Rounds a row; the one with the smallest p99 counts, as the others were disturbed by the machine.
+/// Rounds of a row. The round with the smallest p99 counts: other load disturbed the others.
 const ROUNDS: usize = 7;
 
 /// One line of the table, in microseconds.

@@ -1,4 +1,4 @@
-//! Dynamic attention beside dense attention: one decode step of one layer, for heads that look at little and at much.
+//! Benchmark of dynamic and dense attention: one decode step of one layer, for concentrated and diffuse heads.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -8,47 +8,47 @@ use octavo_kernels::{
     SealedBlock, Selection, SeqView, paged_attention, seal_blocks, write_kv,
 };
 
-/// Runs of a way at least, the first of which only warms up.
+/// Minimum number of runs of each variant. The first run only warms up.
 const MIN_RUNS: usize = 4;
 const MAX_RUNS: usize = 60;
-/// Tokens whose keys are written at once.
+/// Tokens of one call of `write_kv`.
 const CHUNK: usize = 4096;
 
-/// What is measured.
+/// Cases to measure.
 #[derive(Debug, Clone)]
 pub struct AttentionBenchPlan {
-    /// Tokens that the query sees.
+    /// Context lengths in tokens.
     pub contexts: Vec<usize>,
-    /// How long each context and kind of head is measured.
+    /// Time for each context and kind of heads.
     pub time: Duration,
 }
 
-/// One way of attention over one cache.
+/// Speed and error of one attention variant over one cache.
 #[derive(Debug, Clone)]
 pub struct AttentionReading {
-    /// Query heads, KV heads, values of a head.
+    /// Query heads, KV heads, head_dim.
     pub shape: [usize; 3],
-    /// Tokens.
+    /// Context length in tokens.
     pub context: usize,
-    /// Where the heads look: "spans", "near" or "everywhere".
+    /// Focus of the heads: "spans", "near" or "everywhere".
     pub heads: &'static str,
-    /// How attention reads, such as "int8 dense".
+    /// Attention variant, such as "int8 dense".
     pub way: &'static str,
-    /// The time of a query, in the mean over those of a block: the fifth, the half and the four fifths of all runs are below.
+    /// Mean time of a query over the queries of one block, in seconds: p20, p50, p80.
     pub seconds: [f64; 3],
-    /// Bytes of keys and values that were read.
+    /// Bytes of keys and values read.
     pub bytes: f64,
-    /// Largest norm of an output's difference from dense attention over the same cache, relative to the exact output's.
+    /// Maximum over heads of |output - dense output| / |dense output|, L2 norms, same cache.
     pub error: f64,
-    /// What the run said of itself, if it had a choice.
+    /// Report of the run; None for dense attention.
     pub report: Option<AttentionReport>,
 }
 
-/// Those of Llama-3.2-1B and of a model with heads of 128.
+/// Shapes of Llama-3.2-1B and of a model with heads of 128.
 const SHAPES: [[usize; 3]; 2] = [[32, 8, 64], [32, 8, 128]];
 const HEADS: [&str; 3] = ["spans", "near", "everywhere"];
 
-/// The ways, and what queries may leave out in each; None: dense.
+/// The variants and their parameters; None: dense.
 fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
     let base = DynamicParams { min_context: 0, ..DynamicParams::default() };
     let bound = |error_bound| Some(DynamicParams { error_bound, ..base });
@@ -68,7 +68,7 @@ fn ways() -> Vec<(&'static str, Option<DynamicParams>)> {
     ]
 }
 
-/// Measures every way, in turn, and hands each reading to `each`, which may end it.
+/// Measures all variants in turn. Calls `each` with each reading; it may stop the run.
 pub fn bench_attention(
     kernels: &Kernels,
     plan: &AttentionBenchPlan,
@@ -87,7 +87,7 @@ pub fn bench_attention(
     }
 }
 
-/// Numbers of mean 0 and variance 1, close to normal: sums of four even ones.
+/// Pseudo-random numbers, approximately normal (mean 0, variance 1): sums of four uniform numbers.
 struct Normal(u64);
 
 impl Normal {
@@ -100,7 +100,7 @@ impl Normal {
     }
 }
 
-/// A cache in both forms, and a query.
+/// A bf16 cache, an int8 cache and a query.
 struct AttentionCase {
     shape: [usize; 3],
     context: usize,
@@ -115,7 +115,7 @@ impl AttentionCase {
     fn new(kernels: &Kernels, shape: [usize; 3], context: usize, heads: &'static str) -> AttentionCase {
         let [query_heads, kv_heads, head_dim] = shape;
         let mut random = Normal(context as u64);
-        // What the heads of a group look for differs by half of its size.
+        // Queries of a group differ by half of their norm.
         let wanted: Vec<f32> = (0..kv_heads * head_dim).map(|_| random.next()).collect();
         let group = query_heads / kv_heads;
         let q: Vec<f32> = (0..query_heads * head_dim)
@@ -130,7 +130,7 @@ impl AttentionCase {
             let count = CHUNK.min(context - first);
             let mut keys: Vec<f32> = (0..count * width).map(|_| random.next()).collect();
             for (t, key) in keys.chunks_mut(width).enumerate() {
-                // Scores of the same size for every size of heads.
+                // Equal score magnitudes for every head_dim.
                 let size = attraction(heads, first + t, context) * (128.0 / head_dim as f32).sqrt();
                 key.iter_mut().zip(&wanted).for_each(|(k, w)| *k += size * w);
             }
@@ -162,7 +162,7 @@ impl AttentionCase {
                     let result = self.run(kernels, *name == "bf16 dense", *choice, context);
                     (begin.elapsed().as_secs_f64(), result)
                 };
-                // The first token of a block tries whether choosing pays, for the others of the block.
+                // The first token of a block probes whether selection is faster; the other tokens of the block inherit the decision.
                 let first = (self.context - 1) / BLOCK_SIZE * BLOCK_SIZE + 1;
                 let share = 1.0 / BLOCK_SIZE as f64;
                 let tried = if choice.is_some() { timed(first).0 } else { 0.0 };
@@ -226,7 +226,7 @@ impl AttentionCase {
     }
 }
 
-/// How much of what is wanted lies in the key of token `t`.
+/// Component of the query direction in the key of token `t`.
 fn attraction(heads: &str, t: usize, context: usize) -> f32 {
     match heads {
         // The beginning, and three spans of four tokens.
@@ -235,13 +235,13 @@ fn attraction(heads: &str, t: usize, context: usize) -> f32 {
         {
             1.6
         }
-        // Fades over some hundred tokens.
+        // Decays over a few hundred tokens.
         "near" => 1.5 * (-((context - 1 - t) as f32) / 300.0).exp(),
         _ => 0.0,
     }
 }
 
-/// The largest norm of a head's difference, relative to the exact output's.
+/// Maximum over heads of |out - exact| / |exact|, L2 norms.
 fn largest_error(out: &[f32], exact: &[f32], head_dim: usize) -> f64 {
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
     let relative = |(out, exact): (&[f32], &[f32])| {

@@ -16,10 +16,10 @@ const MIN_BYTES: usize = 160 << 20;
 const BATCH_ROWS: [usize; 5] = [1, 8, 32, 256, 512];
 /// Maximum number of rows of logits of one step.
 const MAX_LOGIT_ROWS: usize = 32;
-/// Rows of the ops that work value by value.
+/// Rows of elementwise ops.
 const VALUE_ROWS: usize = 256;
 
-/// The limit on computing that a case is held limit.
+/// Limit of computation that a case is compared with.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum ComputeLimit {
     Int8,
@@ -28,7 +28,7 @@ pub(super) enum ComputeLimit {
     Memory,
 }
 
-/// A case before its data is there.
+/// A case without its data.
 pub(super) struct KernelCase {
     pub kernel: &'static str,
     pub dtype: &'static str,
@@ -45,12 +45,12 @@ pub(super) struct Work {
     pub run: Box<dyn FnMut(&Kernels)>,
 }
 
-/// All cases, in the order in which they are measured.
+/// All cases in the order of measurement.
 pub(super) fn all() -> impl Iterator<Item = KernelCase> {
     MODEL_SHAPES.iter().flat_map(|shape| matmuls(shape).chain(attentions(shape)).chain(values(shape)))
 }
 
-/// Numbers that are neither equal nor all positive.
+/// Numbers of both signs.
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| ((i * 7919) % 2003) as f32 / 1001.5 - 1.0).collect()
 }
@@ -78,7 +78,7 @@ fn matmuls(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
 
 fn matmul(kernels: &Kernels, dtype: WeightDtype, m: usize, n: usize, k: usize) -> Work {
     let one = Linear::pack(kernels, &[WeightRows::F32(&numbers(n * k))], k, dtype);
-    // With many rows computing is the limit, and one matrix shows it.
+    // With many rows computation is the limit: one matrix is enough.
     let copies = if m <= MAX_LOGIT_ROWS { MIN_BYTES.div_ceil(one.bytes()) } else { 1 };
     let layers = vec![one; copies];
     let (x, mut y, mut scratch) = (numbers(m * k), vec![0.0; m * n], QuantizedRows::new());
@@ -142,7 +142,7 @@ fn attention(kernels: &Kernels, shape: &ModelShape, query_len: usize, context_le
     }
 }
 
-/// An op that works value by value on a block of rows.
+/// An elementwise op over a block of rows.
 type PerValue = fn(&Kernels, &mut ValueBuffers);
 
 /// Buffers of such an op.

@@ -1,4 +1,4 @@
-//! What this machine allows, whatever the software: memory reads, int8, bfloat16 and float32 products.
+//! Limits of the machine, independent of the kernels: memory reads, and products of int8, bf16 and f32.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -13,37 +13,37 @@ use octavo_kernels::amx;
 #[cfg(target_arch = "x86_64")]
 use super::x86;
 
-/// Far more than any cache holds.
+/// Bytes to read: more than any cache holds.
 const BYTES: usize = 512 << 20;
 
-/// Median and best of some readings, in units a second.
+/// Median and best of several readings, in units per second.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
-    /// Of the readings in the best way found.
+    /// Median of the readings with the best loop.
     pub median: f64,
-    /// The best of them.
+    /// Best of these readings.
     pub best: f64,
 }
 
-/// A product's limit.
+/// Limit of one product type.
 #[derive(Debug, Clone, Copy)]
 pub struct PeakRate {
-    /// Operations a second; a multiply and an add are two.
+    /// Operations per second; a multiply and an add count as two.
     pub rate: Rate,
-    /// The instruction that reaches it.
+    /// The fastest instruction.
     pub instruction: &'static str,
 }
 
-/// The limits of this machine with some number of threads.
+/// The limits of the machine with `threads` threads.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineLimits {
-    /// The threads.
+    /// Number of threads.
     pub threads: usize,
-    /// Bytes a second read from memory.
+    /// Memory reads in bytes per second.
     pub read: Rate,
-    /// None where the machine has no instruction that is known here.
+    /// None without a supported instruction.
     pub int8: Option<PeakRate>,
-    /// That of float32 where the machine has no products of bfloat16, since these are then widened.
+    /// The limit of f32 on machines without bf16 products: kernels then widen bf16.
     pub bf16: Option<PeakRate>,
     /// As `int8`.
     pub f32: Option<PeakRate>,
@@ -53,10 +53,10 @@ impl MachineLimits {
     /// Measures with `readings` readings of each rate.
     ///
     /// # Errors
-    /// When there is no memory for the buffer that is read.
+    /// When the buffer cannot be allocated.
     pub fn measure(threads: usize, readings: usize) -> std::io::Result<MachineLimits> {
         let mut data = MmapMut::map_anon(BYTES)?;
-        // Where the kernel refuses, small pages serve.
+        // Small pages on kernels without huge pages.
         #[cfg(target_os = "linux")]
         let _ = data.advise(Advice::HugePage);
         data.fill(1);
@@ -103,7 +103,7 @@ fn rate(threads: usize, count: usize, units: f64, f: impl Fn(usize) + Sync) -> R
     Rate { median: readings[count / 2], best: readings[count - 1] }
 }
 
-/// The best way to read memory with so many threads: streams a thread, and lines that are asked for ahead.
+/// The best read rate over several numbers of streams per thread and prefetch distances.
 fn read(threads: usize, readings: usize, data: &[u8]) -> Rate {
     let share = data.len() / threads;
     let ways = [1, 2, 4, 8].into_iter().flat_map(|streams| [0, 8, 32, 64].map(|ahead| (streams, ahead)));
@@ -122,7 +122,7 @@ fn read(threads: usize, readings: usize, data: &[u8]) -> Rate {
     .expect("there are ways")
 }
 
-/// Sums all words of `part`, in `STREAMS` equal pieces side by side, prefetching `ahead` lines.
+/// Sums all words of `part` in `STREAMS` parallel streams, with a prefetch distance of `ahead` lines.
 fn read_streams<const STREAMS: usize>(part: &[u8], ahead: usize) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
@@ -167,7 +167,7 @@ fn int8_peak() -> Option<Loop> {
     None
 }
 
-/// The fastest bfloat16 product of this machine; float32 where it has none, since bfloat16 is then widened.
+/// The fastest bf16 product of this machine; f32 on machines without bf16 products.
 fn bf16_peak() -> Option<Loop> {
     #[cfg(target_arch = "x86_64")]
     if amx::available() {
@@ -187,7 +187,7 @@ fn bf16_peak() -> Option<Loop> {
     f32_peak()
 }
 
-/// The fastest float32 product of this machine.
+/// The fastest f32 product of this machine.
 fn f32_peak() -> Option<Loop> {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,4 +1,4 @@
-//! The loops that reach the limits of x86-64: reads in several streams, chains of one instruction from registers.
+//! Loops for the limits of x86-64: reads in several streams, and independent chains of one instruction.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -16,7 +16,7 @@ pub(super) const CHAINS: usize = 12;
 /// 1.0 in bfloat16.
 const ONE: i16 = 0x3f80;
 
-/// Asks for the line `ahead` lines after `line`.
+/// Prefetches the line `ahead` lines after `line`.
 #[inline(always)]
 fn prefetch(line: *const u8, ahead: usize) {
     if ahead > 0 {
@@ -107,7 +107,7 @@ pub(super) const TILE_CHAINS: usize = 4;
 macro_rules! tile_chains {
     ($name:ident, $dot:ident) => {
         pub(super) fn $name() {
-            // SAFETY: the caller has asked for tiles (`amx::available`), and this thread holds none.
+            // SAFETY: the caller has checked `amx::available`, and this thread holds none.
             let tiles = unsafe { Tiles::new([ROWS as u8; 8]) };
             tiles.zero::<0>();
             tiles.zero::<1>();

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::errors::raise;
 use crate::json::to_python;
 
-/// Measures the kernels whose line holds each of `words`, hands each row to `on_row`, and returns the machine's limits, or None
-/// where no line does.
+/// Measures the kernels whose line contains each of `words` and calls `on_row` with each row. Returns the limits of the
+/// machine, or None when no line matches.
 #[pyfunction]
 #[pyo3(signature = (on_row, *, words = Vec::new(), isa = None, threads = None, seconds = 0.3))]
 pub fn bench_kernels<'py>(
@@ -48,7 +48,7 @@ pub fn bench_kernels<'py>(
     )
 }
 
-/// Kernels for a measurement, and how long it takes.
+/// Kernels and time of a measurement.
 fn prepare(
     py: Python<'_>,
     isa: Option<String>,
@@ -64,7 +64,7 @@ fn prepare(
     Ok((Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(&e))?, time))
 }
 
-/// Calls `each` with a row; what it raises, a signal's exception too, goes to `outcome` and ends the measurement.
+/// Calls `each` with a row. An exception (also of a signal) goes to `outcome` and ends the measurement.
 fn hand_on(each: &Py<PyAny>, row: &Value, outcome: &mut PyResult<()>) -> ControlFlow<()> {
     *outcome = Python::attach(|py| {
         py.check_signals()?;
@@ -73,7 +73,7 @@ fn hand_on(each: &Py<PyAny>, row: &Value, outcome: &mut PyResult<()>) -> Control
     if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
-/// Measures dense and dynamic attention over `contexts` tokens, and hands each row to `on_row`.
+/// Measures dense and dynamic attention over `contexts` tokens and calls `on_row` with each row.
 #[pyfunction]
 #[pyo3(signature = (on_row, contexts, *, isa = None, threads = None, seconds = 1.0))]
 pub fn bench_attention(

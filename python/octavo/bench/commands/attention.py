@@ -1,4 +1,4 @@
-"""`octavo bench attention`: what dynamic attention reads, how long it takes and how far off it is."""
+"""`octavo bench attention`: time, bytes and error of dynamic attention beside dense attention."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def attention(
 
     def take(row: dict[str, Any]) -> None:
         rows.append(row)
-        # Both come before the ways that are held against them, int8 first.
+        # The dense rows come before the rows that are compared with them, int8 first.
         if row["way"] == "int8 dense":
             dense.clear()
         if row["way"].endswith("dense"):

@@ -1,4 +1,4 @@
-"""`octavo bench kernels`: how fast each kernel is here, beside what the machine allows."""
+"""`octavo bench kernels`: speed of each kernel and its share of the limit of the machine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def limits_line(limits: dict[str, Any]) -> str:
-    """What the machine allows, in words."""
+    """The limits of the machine as one line."""
     parts = [f"reads {limits['read'] / 1e9:.1f} GB/s"]
     for name in ("int8", "bf16", "f32"):
         if (peak := limits[name]) is not None:

@@ -1,4 +1,4 @@
-"""`octavo bench latency`: how long one batch takes, in this process."""
+"""`octavo bench latency`: time of one batch in this process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def latency(
     """Time one batch of requests, over and over: the latency of a fixed load without a server."""
     params = SamplingParams(n=n, max_tokens=output_len, temperature=1.0, seed=seed, ignore_eos=True)
     with with_model(engine, folder).load() as llm:
-        # A batch that has been seen would be read from the cache of prefixes: each is new.
+        # Each batch is new: a repeated batch would hit the prefix cache.
         count = batch_size * (num_iters_warmup + num_iters)
         jobs = random_jobs(count, Lengths(input_len), Lengths(output_len), seed=seed, tokenize=tokenizer(llm))
         prompts = [j.prompt for j in jobs]

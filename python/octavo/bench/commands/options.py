@@ -1,4 +1,4 @@
-"""What the bench commands share: their options for the engine, and how results are shown and kept."""
+"""Shared by the bench commands: tables on the screen, result files, and parsed options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show(title: str, facts: Iterable[tuple[str, str]], spreads: Mapping[str, Spr
 
 
 def milliseconds(value: float) -> str:
-    """Three digits that mean something."""
+    """Three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

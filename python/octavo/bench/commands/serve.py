@@ -1,4 +1,4 @@
-"""`octavo bench serve`: load on a server, of octavo or of anyone else."""
+"""`octavo bench serve`: load on any OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def serve(
     load = Load(request_rate, burstiness, max_concurrency, max_seconds, seed)
     fields = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     fields["ignore_eos"] = (dataset_path is None) if ignore_eos is None else ignore_eos
-    # A server that does not know a field may refuse it: only what was asked for is sent.
+    # A server may reject unknown fields: only given fields are sent.
     extra = {k: v for k, v in fields.items() if v is not None and v is not False} | as_object(
         "--extra-body", extra_body
     )
@@ -142,12 +142,12 @@ def serve(
 
 
 async def _random(target: Target, count: int, lengths: tuple[Lengths, Lengths], prefix: int, seed: int) -> list[Job]:
-    """Prompts of exact lengths where the server can tokenise, else of about these."""
+    """Prompts of exact lengths when the server can tokenise, else of approximate lengths."""
     pool = await target.tokenize(" ".join(str(j.prompt) for j in random_jobs(1, Lengths(64), Lengths(1), seed=seed)))
     if pool is None:
         return random_jobs(count, *lengths, prefix_tokens=prefix, seed=seed)
     texts: dict[str, list[int]] = {}
-    # The same draws twice: once to see which texts are needed, once with their tokens.
+    # The same draws twice: first to collect the texts, then with their tokens.
     random_jobs(count, *lengths, prefix_tokens=prefix, seed=seed, tokenize=lambda text: texts.setdefault(text, []))
     limit = asyncio.Semaphore(8)
 

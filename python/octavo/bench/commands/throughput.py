@@ -1,4 +1,4 @@
-"""`octavo bench throughput`: how much all requests at once bring, in this process."""
+"""`octavo bench throughput`: tokens per second of all requests at once, in this process."""
 
 from __future__ import annotations
 
