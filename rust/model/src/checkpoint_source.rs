@@ -1,4 +1,4 @@
-//! ModelWeights from a checkpoint of floats (or int8 with a scale per row): looked at, packed, and given back to the system.
+//! Weights from a checkpoint of floats (or int8 with a scale per row): scanned, packed, and released to the system.
 
 use std::cell::RefCell;
 
@@ -20,7 +20,7 @@ pub(crate) struct CheckpointSource<'a> {
     kept_in_bf16: RefCell<Vec<KeptInBf16>>,
 }
 
-/// Where the rows of a matrix come from.
+/// Rows of a matrix as stored.
 enum Stored<'a> {
     Float(Tensor<'a>),
     /// Codes with one scale per row.
@@ -63,16 +63,16 @@ impl<'a> CheckpointSource<'a> {
         Self { kernels, checkpoint, format, nonfinite: RefCell::default(), kept_in_bf16: RefCell::default() }
     }
 
-    /// What was odd about the files, and what stayed in bfloat16.
+    /// Warnings about the files, and tensors that stayed in bfloat16.
     pub fn findings(self) -> (Vec<String>, Vec<KeptInBf16>) {
         (self.nonfinite.into_inner().warnings(), self.kept_in_bf16.into_inner())
     }
 
-    /// The tensor, with its values looked at.
+    /// The tensor, its values scanned.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
         let tensor = self.checkpoint.tensor(name, shape)?;
         let taken = |bytes: &[u8]| self.checkpoint.give_back(bytes);
-        self.nonfinite.borrow_mut().look(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
+        self.nonfinite.borrow_mut().scan(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
         Ok(tensor)
     }
 
@@ -106,8 +106,8 @@ impl WeightSource for CheckpointSource<'_> {
         Ok(self.tensor(name, &[len])?.to_f32())
     }
 
-    /// In the format of the model, or in bfloat16 where int8 would change the outputs of one of the parts too much. Those
-    /// that come in int8 stay so.
+    /// In the format of the model; in bfloat16 where the int8 error of one of the parts exceeds the budget. Parts that are
+    /// stored as int8 stay int8.
     fn matrix(
         &self,
         parts: &[(String, usize)],

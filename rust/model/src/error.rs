@@ -1,4 +1,4 @@
-//! What can go wrong between a model folder and a model in memory.
+//! Errors of reading a model folder.
 
 use std::path::PathBuf;
 

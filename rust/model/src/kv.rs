@@ -61,7 +61,7 @@ impl KvFormat {
     }
 }
 
-/// Bytes that one block of 32 tokens takes in all layers together, padding included.
+/// Bytes of one block of 32 tokens, all layers together, padding included.
 ///
 /// # Errors
 /// `BadOption` for a format that the cache cannot have on the CPU.
@@ -74,8 +74,8 @@ pub fn block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelErr
     Ok(spec.layers.iter().map(bytes).sum())
 }
 
-/// Bytes of the floats that an int8 pool holds beside its blocks, at most: of the blocks that `seqs` sequences are filling,
-/// and of those that a step of `tokens` tokens touches. 0 for other pools.
+/// Bytes of the open blocks of an int8 pool with one block for each of `seqs` sequences, and those that a step of `tokens`
+/// tokens writes. 0 for other pools.
 ///
 /// # Errors
 /// As [`block_bytes`].

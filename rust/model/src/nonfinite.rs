@@ -1,7 +1,6 @@
-//! A look at every weight while it is loaded: values that are no numbers are the mark of a damaged or overflowed checkpoint.
+//! Counts weights that are NaN or infinite while they are loaded: the mark of a damaged or overflowed checkpoint.
 //!
-//! Such a model is loaded all the same (a tensor may be one that hardly matters), but its user is told. The pass reads the
-//! pages that packing is about to read anyway.
+//! Such a model loads, with a warning for each tensor. The pass reads the pages that packing reads next.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,11 +8,11 @@ use octavo_kernels::ThreadPool;
 
 use crate::spec::Dtype;
 
-/// Bytes that one task looks at.
+/// Bytes of one task.
 const PART_BYTES: usize = 1 << 20;
-/// Bytes between two looks at the running result.
+/// Bytes of one run, which is counted only if it has a non-finite value.
 const RUN_BYTES: usize = 4096;
-/// Tensors that are named, before the rest is only counted.
+/// Maximum number of tensors that are named; the rest is counted.
 const MAX_NAMED: usize = 8;
 
 /// Tensors found with values that are not finite.
@@ -23,8 +22,8 @@ pub(crate) struct NonFinite {
 }
 
 impl NonFinite {
-    /// Looks at all values of the tensor `name`; `taken` is told of bytes that have been read.
-    pub fn look(
+    /// Counts the non-finite values of the tensor `name`. Calls `taken` with bytes that have been read.
+    pub fn scan(
         &mut self,
         pool: &ThreadPool,
         name: &str,

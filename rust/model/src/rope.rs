@@ -1,8 +1,8 @@
 //! Rotary position embedding (Su et al., RoFormer, arXiv 2104.09864) and its long-context scalings.
 //!
 //! Angles are computed as transformers does: inverse frequencies and their products with positions in f32. No scaling
-//! looks at the length of a sequence: what depends on a length takes that of the longest context the engine serves, so
-//! that a token's angles never depend on what follows it.
+//! depends on the length of a sequence. Where a formula has a length, it is that of the longest context that the engine
+//! serves. A token's angles never depend on later tokens.
 
 use serde::Serialize;
 

@@ -6,7 +6,7 @@ use crate::ModelError;
 use crate::config::Config;
 use crate::rope::{RopeScaling, RopeSpec};
 
-/// What a family knows of its rope beyond config.json.
+/// Rope properties of a family that config.json does not give.
 #[derive(Clone, Copy)]
 pub struct RopeTraits {
     /// Channels of a head; all turn, unless `partial` says otherwise.

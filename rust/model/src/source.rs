@@ -1,4 +1,4 @@
-//! Where the weights of a model come from, as the walk over its layers sees it.
+//! The source of a model's weights, as `walk` uses it: a checkpoint, a file of `octavo quantize`, or a writer of one.
 
 use octavo_kernels::{Linear, WeightDtype, WeightRows};
 
@@ -11,7 +11,7 @@ pub(crate) trait WeightSource {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError>;
 
     /// Matrices `(name, rows)` of the same input, packed below each other in the format of the model. `inputs`: the typical
-    /// magnitude of each column's input, where a norm before tells it.
+    /// magnitude of each column's input, if a norm precedes.
     fn matrix(
         &self,
         parts: &[(String, usize)],
@@ -34,7 +34,7 @@ pub(crate) struct Absorbed {
     pub to_value: Vec<Linear>,
 }
 
-/// What stands for a matrix where weights are only passed on.
+/// A placeholder where weights are only passed on.
 pub(crate) fn stand_in(kernels: &octavo_kernels::Kernels) -> Linear {
     Linear::pack(kernels, &[WeightRows::F32(&[0.0])], 1, WeightDtype::F32)
 }

@@ -46,7 +46,7 @@ pub enum ActivationKind {
     GeluTanh,
 }
 
-/// What a norm does to a row before it multiplies by its weights.
+/// Normalisation of a row, before the product with the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormKind {
@@ -67,7 +67,7 @@ pub struct NormSpec {
     pub offset: f32,
 }
 
-/// Where the norms of a layer stand; f is the attention or the feed-forward block.
+/// Position of the norms of a layer; f is the attention or the feed-forward block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
@@ -93,7 +93,7 @@ pub enum QkNorm {
     Whole,
 }
 
-/// Multi-head attention of one layer.
+/// Grouped-query attention (GQA) of one layer; with `kv_heads == heads` multi-head attention.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GqaSpec {
     /// Query heads.
@@ -148,9 +148,9 @@ pub struct MlaSpec {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum AttentionSpec {
-    /// Keys and values for each KV head.
+    /// Grouped-query attention: keys and values for each KV head.
     Gqa(GqaSpec),
-    /// One latent for all heads.
+    /// Multi-head latent attention: one latent for all heads.
     Mla(MlaSpec),
 }
 
@@ -159,7 +159,7 @@ pub enum AttentionSpec {
 pub struct MlpSpec {
     /// Width between the projections.
     pub intermediate: usize,
-    /// ActivationKind of the gate.
+    /// Activation of the gate.
     pub activation: ActivationKind,
     /// Bias on all three projections.
     pub bias: bool,
@@ -204,7 +204,7 @@ pub struct MoeSpec {
     pub num_experts_per_tok: usize,
     /// Width between an expert's projections.
     pub intermediate: usize,
-    /// ActivationKind of the gates.
+    /// Activation of the gates.
     pub activation: ActivationKind,
     /// Logits to scores.
     pub scoring: Scoring,
@@ -212,7 +212,7 @@ pub struct MoeSpec {
     pub e_score_correction_bias: bool,
     /// Restriction to some groups.
     pub groups: Option<ExpertGroups>,
-    /// ModelWeights of a token's experts are divided by their sum.
+    /// Weights of a token's experts are divided by their sum.
     pub normalize: bool,
     /// Factor on the weights.
     pub scale: f32,
@@ -252,7 +252,7 @@ pub struct ModelSpec {
     pub max_position: usize,
     /// Every norm but those of latents.
     pub norm: NormSpec,
-    /// Where the norms of layers stand.
+    /// Position of the norms of layers.
     pub norm_placement: NormPlacement,
     /// The output head is the embedding.
     pub tied_embeddings: bool,
@@ -380,7 +380,7 @@ impl ModelSpec {
         3 * self.hidden + self.layers.iter().map(layer).max().unwrap_or(0)
     }
 
-    /// Most query heads of one KV head in any layer; 1 where attention is latent.
+    /// Maximum number of query heads of one KV head in any layer; 1 for MLA.
     pub fn largest_group(&self) -> usize {
         let group = |l: &LayerSpec| match &l.attention {
             AttentionSpec::Gqa(a) => a.heads / a.kv_heads.max(1),

@@ -212,7 +212,7 @@ impl Loader<'_> {
     }
 
     /// Several projections `(name, rows)` of the same input, packed below each other. `inputs`: the typical magnitude of
-    /// each column's input, where a norm before tells it.
+    /// each column's input, if a norm precedes.
     fn projection(
         &self,
         parts: &[(String, usize)],

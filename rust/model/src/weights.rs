@@ -12,7 +12,7 @@ pub(crate) struct Projection {
     pub bias: Option<Vec<f32>>,
 }
 
-/// ModelWeights of one decoder layer. Which norms there are follows from their placement.
+/// Weights of one decoder layer. Which norms there are follows from their placement.
 pub(crate) struct LayerWeights {
     pub attention_norm: Option<Vec<f32>>,
     pub attention: AttentionWeights,
@@ -22,22 +22,22 @@ pub(crate) struct LayerWeights {
     pub mlp_post_norm: Option<Vec<f32>>,
 }
 
-/// ModelWeights of an attention block.
+/// Weights of an attention block.
 pub(crate) enum AttentionWeights {
     Gqa(Box<GqaWeights>),
     Mla(Box<MlaWeights>),
 }
 
-/// ModelWeights of multi-head attention.
+/// Weights of multi-head attention.
 pub(crate) struct GqaWeights {
     /// q, k and v below each other: `[(heads + 2 kv_heads) * head_dim, hidden]`.
     pub qkv: Projection,
-    /// ModelWeights of the norms of queries and keys.
+    /// Weights of the norms of queries and keys.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     pub o: Projection,
 }
 
-/// ModelWeights of latent attention in its absorbed form: queries are turned into the space of the latents, and what attention
+/// Weights of latent attention in its absorbed form: queries are turned into the space of the latents, and what attention
 /// gives is turned into values afterwards.
 pub(crate) struct MlaWeights {
     /// The projection to the latent of queries and its norm, where queries have one.
@@ -54,20 +54,20 @@ pub(crate) struct MlaWeights {
     pub o: Projection,
 }
 
-/// ModelWeights of a feed-forward block.
+/// Weights of a feed-forward block.
 pub(crate) enum FeedForwardWeights {
     Dense(MlpWeights),
     Experts(Box<MoeWeights>),
 }
 
-/// ModelWeights of a gated feed-forward block.
+/// Weights of a gated feed-forward block.
 pub(crate) struct MlpWeights {
     /// gate and up below each other: `[2 * intermediate, hidden]`.
     pub gate_up: Projection,
     pub down: Projection,
 }
 
-/// ModelWeights of a mixture of experts.
+/// Weights of a mixture of experts.
 pub(crate) struct MoeWeights {
     /// `[experts, hidden]`, in f32: a rounded router sends tokens elsewhere.
     pub router: Linear,

@@ -1,4 +1,4 @@
-//! What the families share: sizes, activation, and the layers of the Llama layout. A family whose layers differ changes the
+//! Shared parts of the families: sizes, activation, and the layers of the Llama layout. A family whose layers differ changes the
 //! spec that `llama_layout` gives.
 
 use serde_json::Value;
@@ -15,7 +15,7 @@ use crate::spec::{
     NormPlacement, NormSpec, QkNorm,
 };
 
-/// What differs between families of the Llama layout.
+/// Differences between families of the Llama layout.
 pub struct Traits {
     /// Name of the architecture.
     pub architecture: &'static str,
@@ -43,7 +43,7 @@ pub struct Traits {
     pub interleaved: bool,
     /// Rotary embeddings where the family has read them itself; the first one serves all layers.
     pub ropes: Option<Vec<RopeSpec>>,
-    /// ActivationKind where the family has read it itself; None: as `hidden_act` says.
+    /// Activation where the family has read it itself; None: as `hidden_act` says.
     pub activation: Option<ActivationKind>,
     /// Default of `tie_word_embeddings`.
     pub tied: bool,

@@ -1,10 +1,20 @@
 //! The file of `octavo quantize`: safetensors whose tensors are the arrays that kernels read. docs/quantized-files.md
 //! describes it for other readers.
 //!
-//! A matrix is named after its tensors in the checkpoint, `model.layers.0.mlp.{gate_proj,up_proj}.weight` for two that are
-//! packed below each other; its arrays are that name and `.codes`, `.scales` or `.panels`. The header's `__metadata__` says what
-//! the matrices are (`matrices`) and where they come from. Arrays that kernels read with aligned loads are multiples of
-//! 64 bytes and come first, so that each begins at one; then the scales, then what is in plain f32.
+//! ```text
+//! bytes
+//! 0..8        size of the header, u64
+//! 8..8+size   header, JSON, padded with spaces; 8 + size is a multiple of 4096
+//!               "__metadata__": format, version, layout, group_size, made_by, source, stored_dtype,
+//!                               error_budget, spared: [{tensor, error}], matrices: {KEY: MatrixEntry}
+//!               "KEY.codes": {dtype, shape, data_offsets}, ...
+//! data        arrays for aligned loads     KEY.codes, KEY.panels: each a multiple of 64 bytes
+//!             scales                       KEY.scales
+//!             plain f32                    norms, biases, small panels
+//! ```
+//!
+//! KEY is the name of the matrix in the checkpoint. Matrices that are packed below each other have one key, such as
+//! `model.layers.0.mlp.{gate_proj,up_proj}.weight`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,7 +33,7 @@ pub const VERSION: &str = "1";
 /// Every array that kernels load from begins at a multiple of this, in bytes.
 pub const ALIGNMENT: usize = 64;
 
-/// What `matrices` says of one matrix.
+/// The entry of one matrix in `matrices`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MatrixEntry {
     /// Rows of each of its tensors.
@@ -32,12 +42,12 @@ pub struct MatrixEntry {
     pub columns: usize,
     /// "int8", "bfloat16" or "float32".
     pub dtype: String,
-    /// Matrices of this form that follow each other under the name, where there are several (one for each head).
+    /// Number of matrices of this form under the name, one after the other (one for each head); None: a single one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<usize>,
 }
 
-/// Where a quantised file comes from.
+/// Origin of a quantised file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Origin {
     /// Name of the model that was quantised.
@@ -78,7 +88,7 @@ pub fn name_of(dtype: WeightDtype) -> &'static str {
     }
 }
 
-/// One name for tensors that are packed below each other: what differs stands in braces.
+/// One name for tensors that are packed below each other: the parts that differ are in braces.
 pub fn key_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let split: Vec<Vec<&str>> = names.map(|name| name.split('.').collect()).collect();
     let [first, others @ ..] = split.as_slice() else { return String::new() };
@@ -156,11 +166,11 @@ pub fn metadata(
     map
 }
 
-/// What a reader takes from the metadata.
+/// The metadata of a file.
 pub struct Metadata {
-    /// Where the file comes from.
+    /// Origin of the file.
     pub origin: Origin,
-    /// What is held in bfloat16.
+    /// Tensors in bfloat16.
     pub kept_in_bf16: Vec<KeptInBf16>,
     /// By name.
     pub matrices: BTreeMap<String, MatrixEntry>,

@@ -1,7 +1,7 @@
-//! ModelWeights from a file of `octavo quantize`: read where they are mapped, nothing is copied but norms and biases.
+//! Weights from a file of `octavo quantize`. Kernels read the mapped file; only norms and biases are copied.
 //!
-//! Every name, type, shape and size is held against the spec before use, and all bytes are looked at once, which also
-//! brings their pages into memory before the first step wants them.
+//! Every name, type, shape and size is checked against the spec before use. A scan of all bytes checks their values, and
+//! loads their pages before the first step.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -19,7 +19,7 @@ use crate::spec::{Dtype, MlaSpec};
 use crate::weight_format::WeightFormat;
 use crate::weights::{Loaded, ModelWeights};
 
-/// Bytes that one task looks at.
+/// Bytes of one task.
 const PART_BYTES: usize = 1 << 20;
 
 /// A mapped file of packed weights.
@@ -28,12 +28,12 @@ pub(crate) struct OctavoFileReader<'a> {
     checkpoint: &'a Checkpoint,
     metadata: Metadata,
     nonfinite: RefCell<NonFinite>,
-    /// Tensors that the model has asked for.
+    /// Tensors that the model has requested.
     used: RefCell<HashSet<String>>,
 }
 
 impl<'a> OctavoFileReader<'a> {
-    /// The checkpoint as a packed file; None if it is an ordinary one.
+    /// A reader of the checkpoint; None if it is not a file of `octavo quantize`.
     ///
     /// # Errors
     /// `Unsupported` for another version, `Corrupt` for bad metadata, `BadOption` for a format that it does not hold.
@@ -71,7 +71,7 @@ impl<'a> OctavoFileReader<'a> {
         Ok(Some(Self { kernels, checkpoint, metadata, nonfinite, used }))
     }
 
-    /// What was loaded; all of the file must have been asked for.
+    /// The result. The model must have requested every tensor of the file.
     pub fn finish(self, weights: ModelWeights) -> Result<Loaded, ModelError> {
         let used = self.used.into_inner();
         if let Some(name) = self.checkpoint.names().find(|name| !used.contains(*name)) {
@@ -94,7 +94,7 @@ impl<'a> OctavoFileReader<'a> {
         })
     }
 
-    /// The matrices under `key`, held against the spec.
+    /// The matrices under `key`, checked against the spec.
     fn matrices(
         &self,
         key: &str,
@@ -120,7 +120,7 @@ impl<'a> OctavoFileReader<'a> {
         let mut parts: Vec<Vec<Region>> = vec![Vec::new(); count.unwrap_or(1)];
         for (name, array) in asked.arrays(key, dtype) {
             let region = self.checkpoint.region(&name, array.dtype, &array.shape)?;
-            self.look(&name, array.dtype, &region)?;
+            self.scan(&name, array.dtype, &region)?;
             let split = region.split(parts.len());
             let split = split.ok_or_else(|| corrupt(format!("tensor {name} cannot be divided")))?;
             parts.iter_mut().zip(split).for_each(|(part, region)| part.push(region));
@@ -146,8 +146,8 @@ impl<'a> OctavoFileReader<'a> {
         self.matrices(key, rows, columns, None, allowed)?.pop().ok_or_else(missing)
     }
 
-    /// Reads an array once. A byte that is no code is refused: instruction sets would differ in what they make of it.
-    fn look(&self, name: &str, element: ArrayDtype, region: &Region) -> Result<(), ModelError> {
+    /// Reads an array once. A byte that is no code is an error: instruction sets would compute different results.
+    fn scan(&self, name: &str, element: ArrayDtype, region: &Region) -> Result<(), ModelError> {
         let pool = self.kernels.pool();
         let dtype = match element {
             ArrayDtype::F32 => Dtype::Float32,
@@ -171,7 +171,7 @@ impl<'a> OctavoFileReader<'a> {
                 };
             }
         };
-        self.nonfinite.borrow_mut().look(pool, name, dtype, region, &|_| ());
+        self.nonfinite.borrow_mut().scan(pool, name, dtype, region, &|_| ());
         Ok(())
     }
 }
@@ -198,7 +198,7 @@ fn check_format(format: WeightFormat, metadata: &Metadata) -> Result<(), ModelEr
 impl WeightSource for OctavoFileReader<'_> {
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let region = self.checkpoint.region(name, ArrayDtype::F32, &[len])?;
-        self.look(name, ArrayDtype::F32, &region)?;
+        self.scan(name, ArrayDtype::F32, &region)?;
         self.used.borrow_mut().insert(name.to_string());
         Ok(region.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }

@@ -1,4 +1,4 @@
-//! Writes a model's weights as a file that is loaded by mapping it (see `packed_form`).
+//! Writes a model's weights as a file that is loaded by mapping it (see `format`).
 //!
 //! The weights pass through one matrix at a time: memory holds the largest of them, and the scales of all (a 64th of the file),
 //! which come behind the codes.
@@ -26,19 +26,19 @@ use crate::weight_format::{KeptInBf16, WeightFormat};
 const WRITE_BYTES: usize = 2 << 20;
 /// Data begins at a multiple of this.
 const PAGE_BYTES: usize = 4096;
-/// Room in the header for each tensor's numbers, beyond those that were foreseen.
+/// Extra room in the header for the numbers of each tensor.
 const SLACK_BYTES: usize = 96;
 
-/// What `quantize` has done.
+/// The result of `quantize`.
 #[derive(Clone, Debug)]
 pub struct Quantized {
     /// Bytes of the file.
     pub bytes: u64,
     /// The tensors that stayed in bfloat16.
     pub kept_in_bf16: Vec<KeptInBf16>,
-    /// What is odd about the model's files.
+    /// Oddities of the model's files.
     pub warnings: Vec<String>,
-    /// What the file says of its origin.
+    /// Origin, as the file has it.
     pub origin: Origin,
 }
 
@@ -112,7 +112,7 @@ struct PlannedTensor {
     bytes: usize,
 }
 
-/// What the file will hold, in order.
+/// Content of the file, in order.
 #[derive(Default)]
 struct Layout {
     /// Arrays that are multiples of `ALIGNMENT`.
@@ -152,7 +152,7 @@ impl Layout {
         Value::Object(header).to_string()
     }
 
-    /// Bytes before the data that suffice whatever is kept_in_bf16.
+    /// Bytes before the data, enough for any choice of bfloat16 tensors.
     fn room(&self, origin: &Origin) -> usize {
         let names = self
             .matrices
@@ -172,7 +172,7 @@ fn is_first(array: &str, bytes: usize) -> bool {
     array != "scales" && bytes.is_multiple_of(ALIGNMENT)
 }
 
-/// Learns what there will be.
+/// First pass: collects the layout without weights.
 struct HeaderPlan<'a> {
     kernels: &'a Kernels,
     layout: RefCell<Layout>,
@@ -215,7 +215,7 @@ impl WeightSource for HeaderPlan<'_> {
     }
 }
 
-/// Writes what `floats` packs.
+/// Second pass: writes the matrices that `floats` packs.
 struct OctavoFileWriter<'a> {
     floats: CheckpointSource<'a>,
     kernels: &'a Kernels,
