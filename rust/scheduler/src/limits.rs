@@ -6,8 +6,8 @@ use crate::rejection::Rejection;
 impl SchedulerConfig {
     /// Whether a request of this size could ever run, alone.
     ///
-    /// The worst case counts a full-length table for each of the `n` samples, with the full blocks of the prompt
-    /// shared; the copies of a partly filled prompt block are among them.
+    /// The worst case counts a full-length table for each of the `n` samples, with the full blocks of the prompt shared. The
+    /// copies of a partly filled prompt block are among them.
     pub fn check(&self, prompt_len: u32, n: u32, max_tokens: u32) -> Result<(), Rejection> {
         let (max_model_len, max_num_seqs) = (self.max_model_len, self.max_num_seqs);
         if prompt_len == 0 {
