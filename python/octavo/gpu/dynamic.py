@@ -120,6 +120,11 @@ class Dynamic:
         }
 
 
+def score_bytes(spec: Spec) -> int:
+    """Bytes of the workspace for one block of a sequence."""
+    return Workspace.block_bytes(max_query_heads(spec))
+
+
 def max_query_heads(spec: Spec) -> int:
     """Largest number of query heads of a layer."""
     return max(layer.attention.heads for layer in spec.layers)

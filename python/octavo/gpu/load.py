@@ -16,7 +16,7 @@ from octavo.attention import from_fields
 from octavo.errors import DeviceMemoryError
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
-from octavo.gpu.dynamic import Dynamic, max_query_heads
+from octavo.gpu.dynamic import Dynamic, score_bytes
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
 from octavo.gpu.kv import KvFormat, KvPool, block_bytes, open_block_bytes
@@ -25,7 +25,6 @@ from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
 from octavo.gpu.weights import Format, Weights, load_weights
-from octavo.triton_kernels.dynamic_attention import Workspace
 
 _INT8 = {"auto": None, "int8": True, "none": False}
 """`Format.int8` of a quantisation option."""
@@ -124,7 +123,7 @@ def _measure_memory(
         "free_bytes": max(0, free - step),
         "block_bytes": block_bytes(model.spec, kv_format),
         "open_block_bytes": open_block_bytes(model.spec, kv_format),
-        "score_bytes": Workspace.block_bytes(max_query_heads(model.spec)) if dynamic else 0,
+        "score_bytes": score_bytes(model.spec) if dynamic else 0,
         "weight_bytes": _weight_bytes(model.weights),
         "step_bytes": step,
     }

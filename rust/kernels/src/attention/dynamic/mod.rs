@@ -27,12 +27,10 @@ mod estimate;
 mod probe;
 mod report;
 mod select;
-mod selection;
 mod task;
 
 pub(super) use probe::{QueryRange, Role, query_ranges, reads_all};
-pub use report::{AttentionReport, DynamicParams, Mode};
-pub use selection::{Selection, Selector};
+pub use report::{AttentionReport, DynamicParams, Mode, Selection, Selector};
 pub(super) use task::DynamicTask;
 
 use std::cell::RefCell;
