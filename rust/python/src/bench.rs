@@ -73,7 +73,7 @@ fn hand_on(each: &Py<PyAny>, row: &Value, outcome: &mut PyResult<()>) -> Control
     if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
 }
 
-/// Measures dense and dynamic attention over `contexts` tokens and calls `on_row` with each row.
+/// Measures attention with and without selection of blocks over `contexts` tokens; calls `on_row` with each row.
 #[pyfunction]
 #[pyo3(signature = (on_row, contexts, *, isa = None, threads = None, seconds = 1.0))]
 pub fn bench_attention(

@@ -1,4 +1,4 @@
-"""`octavo bench attention`: time, bytes and error of dynamic attention beside dense attention."""
+"""`octavo bench attention`: time, bytes and error of attention over selected blocks, beside dense attention."""
 
 from __future__ import annotations
 
