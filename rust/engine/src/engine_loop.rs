@@ -1,6 +1,7 @@
 //! The engine thread: receive commands, schedule a step, execute it, send results. It alone owns scheduler, executor and
 //! requests.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -70,7 +71,7 @@ impl EngineLoop {
         let overlaps = self.info.max_in_flight > 1;
         let run = || if overlaps { self.overlapped_loop() } else { self.normal_loop() };
         let cause = match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Stopped) => EngineError::closed(),
+            Ok(_) => EngineError::closed(),
             Err(p) => EngineError::EngineDead(format!(
                 "the engine stopped on an internal fault: {}. Make a new LLM, and please report this",
                 panic_text(p)
@@ -80,26 +81,20 @@ impl EngineLoop {
     }
 
     /// One step at a time.
-    fn normal_loop(&mut self) -> Stopped {
-        let mut round = || {
+    fn normal_loop(&mut self) -> Result<Infallible, Stopped> {
+        loop {
             self.receive(false)?;
             if let Some(plan) = self.schedule() {
                 let step = self.submit(plan);
                 self.finish(step)?;
             }
-            Ok(())
-        };
-        loop {
-            if let Err(stopped) = round() {
-                return stopped;
-            }
         }
     }
 
     /// Schedules and submits step n + 1 while the executor runs step n.
-    fn overlapped_loop(&mut self) -> Stopped {
+    fn overlapped_loop(&mut self) -> Result<Infallible, Stopped> {
         let mut running: Option<RunningStep> = None;
-        let mut round = || {
+        loop {
             self.receive(running.is_some())?;
             let mut next = self.schedule().map(|plan| self.submit(plan));
             if let Some(step) = running.take().or_else(|| next.take_if(|next| !next.overlaps)) {
@@ -108,12 +103,6 @@ impl EngineLoop {
             running = next;
             if let Some(RunningStep { overlaps: true, input, .. }) = &running {
                 self.inbox.events.push(Event::ScheduleAsync { step: input.plan.step });
-            }
-            Ok(())
-        };
-        loop {
-            if let Err(stopped) = round() {
-                return stopped;
             }
         }
     }
