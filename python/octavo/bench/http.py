@@ -16,7 +16,7 @@ _CONNECT_SECONDS = 10.0
 
 
 class HttpError(Exception):
-    """An answer that is none, or that says no."""
+    """An invalid answer, or an answer with an error status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"HTTP {status}: {message}" if status else message)

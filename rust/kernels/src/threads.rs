@@ -1,8 +1,8 @@
 //! A fork-join thread pool for steps of a few microseconds.
 //!
 //! The caller publishes a job, works on it itself, and closes it. Workers join an open job by a compare-and-swap on
-//! one state word, so the caller waits only for workers that have begun, never for one that is still asleep or has
-//! lost its core. Idle workers spin for [`SPIN`], then sleep.
+//! one state word. Hence the caller waits only for workers that have begun, never for a sleeping one or one without a
+//! core. Idle workers spin for [`SPIN`], then sleep.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -62,8 +62,8 @@ struct PoolState {
     shutdown: AtomicBool,
 }
 
-// SAFETY: `job` is the only part that is not Send and Sync by itself. It is written by the thread that holds `turn`
-// while `state` is closed with no worker inside, and read after a successful join of an open job; the release store
+// SAFETY: `job` is the only part that is not Send and Sync by itself. The thread that holds `turn` writes it while
+// `state` is closed with no worker inside. Workers read it after a successful join of an open job. The release store
 // that opens and the acquire compare-and-swap that joins order the two. The function it points to is Sync.
 unsafe impl Sync for PoolState {}
 // SAFETY: as above; the pointer inside is only followed during a run, while its target is borrowed by the caller.

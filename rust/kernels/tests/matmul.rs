@@ -135,7 +135,7 @@ fn int8_products_match_exact_sums(isa: Isa) {
     }
 }
 
-/// The error that quantising foretells is the one that products of such inputs then show, part by part.
+/// The estimated quantisation error equals the measured error of products of such inputs, part by part.
 #[test]
 fn quantize_foretells_the_error_of_each_part() {
     let (n, k, m) = ([19, 5, 40, 3], 300, 200);

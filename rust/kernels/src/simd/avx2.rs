@@ -60,8 +60,8 @@ fn widen(half: __m128i) -> __m256 {
 
 /// (codes as i8) . x for 8 rows, added to `acc`.
 ///
-/// maddubs needs one unsigned side and saturates at i16: |x| * (w with the sign of x) is the same product, and two of
-/// them are at most 2 * 127 * 127 = 32258.
+/// maddubs needs one unsigned side and saturates at i16. |x| * (w with the sign of x) is the same product. The sum of
+/// two products is at most 2 * 127 * 127 = 32258.
 #[inline(always)]
 fn dot_half(acc: __m256i, w: __m256i, x: __m256i, x_abs: __m256i) -> __m256i {
     intrinsics!({

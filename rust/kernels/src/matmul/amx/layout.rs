@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! x        [ceil(m / 16)][groups] PackedGroup   codes [2][16 rows][64]: two tiles, scales [16], excess [16]
+//!
 //! weights  [panels][groups][32] Quad            one group of a panel = 128 k x 16 outputs = two tiles
 //!
 //! A tile (16 rows of x, 64 k)       B tile (64 k, 16 outputs)           C tile (i32)
+//!
 //!   r0   k0 k1 ... k63                k0..3    n0:4 n1:4 ... n15:4        r0   n0 n1 ... n15
-//!   ...                               ...                                 ...
+//!
 //!   r15  k0 k1 ... k63                k60..63  n0:4 n1:4 ... n15:4        r15  n0 n1 ... n15
 //! ```
 //!
