@@ -9,8 +9,8 @@ Z: sum of e^score over either.
 
 Both are relative to dense attention over the int8 cache. The comparison with `error_bound` includes the rounding errors
 of scores, exponentials and sums. The rule is that of octavo's CPU kernels (docs/dynamic-attention.md) except for groups
-of query heads: there a head does not count blocks that an earlier head of the group reads; here every head counts its
-own, and reads slightly more.
+of query heads. On the CPU a head does not count blocks that an earlier head of the group reads. Here every head counts
+its own, and reads slightly more.
 
     qk_kernel -> scores, mass [blocks] -> select_blocks_kernel -> selected, omitted -> pv_kernel -> combine_kernel
 

@@ -5,9 +5,9 @@
 Groups have 128 columns, or there is one per row. Products of int8 are exact in i32 inside a group and summed in f32
 across groups. W8A16 multiplies by the codes as floats (exact in bf16 and f16) and has no x_scale.
 
-Few rows are bound by the memory that the weights are read from: tiles of 16 rows, the depth split over programs until
-the device is full, the parts added in a fixed order by a second kernel. Many rows are bound by the tensor cores: large
-tiles, on Hopper persistent programs that load through tensor descriptors (TMA).
+Few rows are bound by memory: tiles have 16 rows, and the depth is split over programs until the device is full. A
+second kernel adds the parts in a fixed order. Many rows are bound by the tensor cores: large tiles, on Hopper
+persistent programs that load through tensor descriptors (TMA).
 """
 
 from __future__ import annotations

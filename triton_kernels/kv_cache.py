@@ -15,9 +15,9 @@ the high plane.
     k_low  u8 [32, h]    | low nibble of channel j+h   | low nibble of channel j  |
     k_lo, k_step bf16 [d]      v i8 [32, d]      v_scale bf16 [32]      k_reach, v_norm f32 [1]
 
-k_lo is the largest bfloat16 not above the minimum of the channel. k_step is the smallest bfloat16 with which 255 steps
-reach its maximum: no code is clamped. v_norm is an upper bound of the norms of the stored values, k_reach one of the
-norm of |k_lo| + 255 k_step: error bounds use both. Codes and scales are bit-identical to octavo's CPU kernels.
+`k_lo` is the largest bfloat16 not above the minimum of the channel. `k_step` is the smallest bfloat16 with which 255
+steps reach its maximum: no code is clamped. Error bounds use two upper bounds: `v_norm` of the norms of the stored
+values, and `k_reach` of the norm of |k_lo| + 255 k_step. Codes and scales are bit-identical to octavo's CPU kernels.
 
     block_tables[s]      | 7 | 2 | 9 |        sealed, sealed, open (block numbers of sequence s)
                                    |

@@ -24,14 +24,23 @@ MAX_TOP_LOGPROBS = 64
 
 @dataclass(frozen=True)
 class SamplingBatch:
-    """The rules of R rows, tensors on the device; None where no row uses a rule.
+    """The rules of R rows, on the device.
 
-    `[R]`: temperature f32 (below 1e-5: greedy), seed i64 (the bits of an unsigned seed), sample i32 (index among n
-    samples), position i32 (tokens generated so far), top_k i32 (0: all), top_p f32 (1: off), min_p f32 (0: off).
-    Penalties: repetition, presence, frequency f32 `[R]` with seen_ids and seen_counts i32 `[R, L]`: distinct ids (-1:
-    padding) and their counts in the output (0: only in the prompt). banned i32 `[R, B]` and bias_ids i32, bias f32
-    `[R, N]`: distinct ids, -1 padding. allowed i32 `[R, ceil(V / 32)]`: a bit per token, for rows whose allowed_rows
-    i32 `[R]` is not 0.
+        temperature      f32 [R]                 below 1e-5: greedy
+        seed             i64 [R]                 the bits of an unsigned seed
+        sample           i32 [R]                 index among n samples
+        position         i32 [R]                 tokens generated so far
+        top_k            i32 [R]                 0: all
+        top_p, min_p     f32 [R]                 1, 0: off
+        repetition, presence, frequency   f32 [R]
+        seen_ids         i32 [R, L]              distinct ids; -1: padding
+        seen_counts      i32 [R, L]              their counts in the output; 0: only in the prompt
+        banned           i32 [R, B]              distinct ids; -1: padding
+        bias_ids, bias   i32, f32 [R, N]         likewise
+        allowed          i32 [R, ceil(V / 32)]   a bit per token, for rows whose allowed_rows is not 0
+        allowed_rows     i32 [R]
+
+    A rule that no row uses is None.
     """
 
     temperature: torch.Tensor

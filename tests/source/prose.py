@@ -50,9 +50,14 @@ def words(sentence: str) -> int:
 def rust_comments(file: Path) -> Iterator[str]:
     """The texts of the comments of a Rust file: lines that follow each other are one text."""
     block: list[str] = []
+    drawing = False
     for line in [*file.read_text(encoding="utf-8").splitlines(), ""]:
         comment = re.match(r"\s*//[/!]?(?: (.*)|$)", line)
-        if comment and (comment.group(1) or "").strip():
+        if comment and (comment.group(1) or "").startswith("```"):
+            drawing = not drawing
+        elif comment and drawing:
+            continue
+        elif comment and (comment.group(1) or "").strip():
             block.append(comment.group(1))
         elif block:
             yield _plain(" ".join(block))
@@ -66,8 +71,9 @@ def python_comments(file: Path) -> Iterator[str]:
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and (
             doc := ast.get_docstring(node)
         ):
-            for paragraph in re.split(r"\n\s*\n|\n(?=\s+\w+: )", doc):
-                yield _plain(paragraph)
+            for paragraph in re.split(r"\n\s*\n", doc):
+                if not paragraph.startswith("    "):  # else a formula or the drawing of a layout
+                    yield from map(_plain, re.split(r"\n(?=\s+\w+: )", paragraph))
     block: list[str] = []
     for line in [*text.splitlines(), ""]:
         comment = re.match(r"\s*# (.*)", line)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import click
 import prose
 import pytest
 import tree
@@ -34,9 +34,9 @@ def test_documents(file: Path) -> None:
     assert not found, "\n".join(found)
 
 
-def _help_texts(command: click.Command, name: str) -> list[tuple[str, str]]:
+def _help_texts(command: Any, name: str) -> list[tuple[str, str]]:
     texts = [(name, command.help or "")]
-    texts += [(f"{name} {p.name}", p.help) for p in command.params if isinstance(p, click.Option) and p.help]
+    texts += [(f"{name} {p.name}", p.help) for p in command.params if getattr(p, "help", None)]
     for child, sub in getattr(command, "commands", {}).items():
         texts += _help_texts(sub, f"{name} {child}")
     return texts
@@ -63,6 +63,6 @@ def test_comments(kind: str) -> None:
 
 
 def test_the_check_finds_what_it_is_for() -> None:
-    text = "Short. `code` is one word. " + "word " * 31 + ".\n\n- Whoever looks at it knows.\n\n> so that a quotation may say it\n"
+    text = "Short. `code` is one word. " + "Word " * 31 + ".\n\n- Whoever looks at it knows.\n\n> so that a quotation may say it\n"
     found = faults(list(prose.markdown_sentences(text)))
     assert [f.split(":")[0] for f in found] == ["31 words", "'Whoever'"]

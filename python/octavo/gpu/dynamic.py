@@ -1,7 +1,7 @@
 """Dynamic attention on the device: the policy of a KV pool in which decodes select the value blocks that they read.
 
-These read all blocks: prefill chunks, layers with a sliding window, sequences below `min_context`, and sequences whose
-scores the workspace cannot hold (shared prefixes take room in it once per sequence).
+These read all blocks: prefill chunks, layers with a sliding window, and sequences below `min_context`. So do sequences
+whose scores the workspace cannot hold (shared prefixes take room in it once per sequence).
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class Runner:
         """Waits for the oldest step. Results for the `samples` of its plan, in order, and a report of named numbers.
 
         Returns:
-            Tokens uint32 `[D]` (2^32 - 1: the logits were not numbers); ids, log-probabilities and ranks as
-            `sampler.logprobs` gives them, if a sample asks for some; and a report, f64 `[S]` for each name, or None.
+            Tokens uint32 `[D]` (2^32 - 1: the logits were not numbers). Ids, log-probabilities and ranks as
+            `sampler.logprobs` gives them, if a sample asks for some. A report, f64 `[S]` for each name, or None.
         """
         step = self._submitted.popleft()
         with faults("a step"), self._on_device(), torch.inference_mode():

@@ -30,7 +30,7 @@ unsafe impl Plain for PlanSeq {}
 unsafe impl Plain for SampleSpec {}
 const _: () = assert!(size_of::<PlanSeq>() == 8 + 12 * 4 && size_of::<SampleSpec>() == 4 * 4 + 8 + 8 + 4 * 4);
 
-/// Bytes of a value that Rust owns, read-only. Whoever reads them keeps the value alive. Python sees it as a memoryview.
+/// Bytes of a value that Rust owns, read-only. A reader keeps the value alive. Python sees it as a memoryview.
 #[pyclass(frozen, module = "octavo._core")]
 pub struct Buffer {
     /// Address of the first byte; inside what `owner` holds.

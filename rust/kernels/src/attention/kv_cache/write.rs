@@ -12,8 +12,8 @@ use crate::parallel::Shared;
 /// Values below which a write stays on the calling thread.
 const VALUES_PER_TASK: usize = 16 << 10;
 
-/// Writes the keys and values of new tokens: row t of `k` begins at `t * k_stride` (`v` alike) and holds `[kv_heads,
-/// head_dim]`; it goes to `slots[t]`, which is block * 32 + offset, or of an int8 layer open block * 32 + offset.
+/// Writes the keys and values of new tokens. Row t of `k` begins at `t * k_stride` (`v` alike), holds `[kv_heads,
+/// head_dim]` and goes to `slots[t]` = block * 32 + offset, or open block * 32 + offset in an int8 layer.
 pub fn write_kv(
     kernels: &Kernels,
     layer: &mut KvLayer,
