@@ -25,9 +25,9 @@ use crate::folder::ModelFolder;
 use crate::kv::{KvPool, LayerStore};
 use crate::load;
 use crate::rope::RopeAngles;
-use crate::spec::{AttentionSpec, FeedForwardSpec, LayerSpec};
+use crate::spec::{AttentionSpec, FeedForwardSpec};
 use crate::weight_format::WeightFormat;
-use crate::weights::{AttentionWeights, FeedForwardWeights, LayerWeights, Loaded};
+use crate::weights::{AttentionWeights, FeedForwardWeights, Loaded};
 
 impl Model {
     /// Loads the weights of `folder` in `format`.
@@ -58,55 +58,48 @@ impl Model {
     }
 
     /// Runs one step: writes the batch's keys and values into `kv` and leaves the last layer's output in `scratch`.
-    pub fn forward(&self, kernels: &Kernels, kv: &mut KvPool, batch: &Batch<'_>, scratch: &mut Scratch) {
-        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
-        let embed = self.weights.embed.as_ref().unwrap_or(&self.weights.head);
-        for (row, &token) in take(&mut scratch.x, rows * hidden).chunks_exact_mut(hidden).zip(batch.tokens) {
-            embed.row(token as usize, row);
-        }
-        if self.spec.embedding_scale != 1.0 {
-            k::scale(kernels, &mut scratch.x[..rows * hidden], self.spec.embedding_scale);
-        }
-        scratch.rows.clear();
-        scratch.rows.extend(0..rows as u32);
-        scratch.ropes.resize_with(self.inverse_frequencies.len(), RopeAngles::default);
-        let ropes = self.spec.ropes.iter().zip(&self.inverse_frequencies);
-        for (table, (rope, frequencies)) in scratch.ropes.iter_mut().zip(ropes) {
-            table.fill(frequencies, rope.amplitude(), batch.positions);
-        }
-        for ((layer, weights), store) in self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers)
-        {
-            self.layer(kernels, layer, weights, store, batch, scratch);
+    pub fn forward(&self, kernels: &Kernels, kv: &mut KvPool, batch: &Batch<'_>, s: &mut Scratch) {
+        self.embed(kernels, batch, s);
+        let rows = batch.tokens.len();
+        let layers = self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers);
+        for ((layer, weights), store) in layers {
+            match (&layer.attention, &weights.attention, store) {
+                (AttentionSpec::Gqa(a), AttentionWeights::Gqa(w), LayerStore::Gqa(cache)) => {
+                    self.gqa(kernels, a, weights, w, cache, batch, s);
+                }
+                (AttentionSpec::Mla(a), AttentionWeights::Mla(w), LayerStore::Mla(cache)) => {
+                    self.mla(kernels, a, weights, w, cache, batch, s);
+                }
+                _ => unreachable!("weights and cache are made from the spec"),
+            }
+            match (&layer.mlp, &weights.mlp) {
+                (FeedForwardSpec::Dense(m), FeedForwardWeights::Dense(w)) => {
+                    self.mlp(kernels, m, weights, w, rows, s);
+                }
+                (FeedForwardSpec::Experts(m), FeedForwardWeights::Experts(w)) => {
+                    self.experts(kernels, m, weights, w, rows, s);
+                }
+                _ => unreachable!("weights are made from the spec"),
+            }
         }
     }
 
-    fn layer(
-        &self,
-        kernels: &Kernels,
-        layer: &LayerSpec,
-        weights: &LayerWeights,
-        store: &mut LayerStore,
-        batch: &Batch<'_>,
-        s: &mut Scratch,
-    ) {
-        match (&layer.attention, &weights.attention, store) {
-            (AttentionSpec::Gqa(a), AttentionWeights::Gqa(w), LayerStore::Gqa(cache)) => {
-                self.gqa(kernels, a, weights, w, cache, batch, s);
-            }
-            (AttentionSpec::Mla(a), AttentionWeights::Mla(w), LayerStore::Mla(cache)) => {
-                self.mla(kernels, a, weights, w, cache, batch, s);
-            }
-            _ => unreachable!("weights and cache are made from the spec"),
+    /// Fills the residual stream with the embeddings of the tokens, and the rope angles of their positions.
+    fn embed(&self, kernels: &Kernels, batch: &Batch<'_>, s: &mut Scratch) {
+        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
+        let embed = self.weights.embed.as_ref().unwrap_or(&self.weights.head);
+        for (row, &token) in take(&mut s.x, rows * hidden).chunks_exact_mut(hidden).zip(batch.tokens) {
+            embed.row(token as usize, row);
         }
-        let rows = batch.tokens.len();
-        match (&layer.mlp, &weights.mlp) {
-            (FeedForwardSpec::Dense(m), FeedForwardWeights::Dense(w)) => {
-                self.mlp(kernels, m, weights, w, rows, s);
-            }
-            (FeedForwardSpec::Experts(m), FeedForwardWeights::Experts(w)) => {
-                self.experts(kernels, m, weights, w, rows, s);
-            }
-            _ => unreachable!("weights are made from the spec"),
+        if self.spec.embedding_scale != 1.0 {
+            k::scale(kernels, &mut s.x[..rows * hidden], self.spec.embedding_scale);
+        }
+        s.rows.clear();
+        s.rows.extend(0..rows as u32);
+        s.ropes.resize_with(self.inverse_frequencies.len(), RopeAngles::default);
+        let ropes = self.spec.ropes.iter().zip(&self.inverse_frequencies);
+        for (table, (rope, frequencies)) in s.ropes.iter_mut().zip(ropes) {
+            table.fill(frequencies, rope.amplitude(), batch.positions);
         }
     }
 
