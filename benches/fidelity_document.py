@@ -32,12 +32,12 @@ independent inputs, the tensor's outputs have the same relative error.
 {noise}
 
 KL grows with the square of the error. `quantization="auto"` estimates the error of every projection when it quantises.
-The estimate is the expected error of rounding weights and inputs to int8. It assumes independent inputs, with the channel
-magnitudes of the norm before them. A projection with an estimate above 0.05 stays in bfloat16, and `octavo info` names
-it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, and the budget of int8 is 0.005. Tensors without
-outliers are near 0.01. Rounding weights alone cannot exceed the budget: each group of 128 columns has its own scale. A
-channel can exceed it that a norm scales down and the weights scale up, or the reverse. Then the other channels of its
-group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
+The estimate is the expected error of rounding weights and inputs to int8. It assumes independent inputs, with the
+channel magnitudes of the norm before them. A projection with an estimate above 0.05 stays in bfloat16, and
+`octavo info` names it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, and the budget
+of int8 is 0.005. Tensors without outliers are near 0.01. Rounding weights alone cannot exceed the budget: each group of
+128 columns has its own scale. A channel can exceed it that a norm scales down and the weights scale up, or the reverse.
+Then the other channels of its group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
 """
 
 

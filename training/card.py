@@ -36,9 +36,9 @@ matters.
 
 _MEASURED = """## Measured
 
-By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that are not in the training data
-(the facts are all {facts} that there are). Intervals are 95 % confidence intervals. Perplexity is measured on the right answers
-after their prompts, or on the whole text of a story.
+By `octavo eval`, as users run it ({quantization} weights), greedily, on cases from seeds that are not in the training
+data (the facts are all {facts} that there are). Intervals are 95 % confidence intervals. Perplexity is measured on the
+right answers after their prompts, or on the whole text of a story.
 """
 
 STORY_REQUESTS = ("Tell me a story about a fox.", "Tell me a story about a lantern.", "Tell me a short story.")

@@ -214,9 +214,7 @@ class Engine:
         executor: `memory` (as for `resolve`), `quantization`, `checkpoint_dtype`, `warnings`, `kernels`,
         `load_seconds`. Raises as the constructor does for what else the folder holds."""
 
-    def submit(
-        self, prompt: str | Sequence[int], params: SamplingParams, *, add_special_tokens: bool = True
-    ) -> Stream:
+    def submit(self, prompt: str | Sequence[int], params: SamplingParams, *, add_special_tokens: bool = True) -> Stream:
         """Queues one request and returns at once. Tokenises in the calling thread with the GIL released.
         Raises `InvalidRequestError`, `ContextLengthError`, `QueueFullError`, `EngineDeadError`.
         """

@@ -11,7 +11,8 @@ MAX_WORDS = 30
 # Verbs of persons said of code, and chains that hide the subject. A plain word says the same.
 AVOIDED = re.compile(
     r"\b(whoever|whatever runs|nobody|somebody|foretells?|foretold|at hand|as it lies|where it lies|says? no|takes? in"
-    r"|those of them|is told|are told|was told|tells|so that|habits?|heeds?|wishes|a look\b|looks at|weighs?|weighed|knows)\b",
+    r"|those of them|is told|are told|was told|tells|so that|habits?|heeds?|wishes|a look\b|looks at|weighs?|weighed"
+    r"|knows)\b",
     re.IGNORECASE,
 )
 _FENCE = re.compile(r"^ *(```|~~~).*?^ *\1`* *$", re.DOTALL | re.MULTILINE)

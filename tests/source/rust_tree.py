@@ -100,8 +100,8 @@ def _use_tree(tree: str) -> list[tuple[str, str]]:
 class Crate:
     """The modules of one crate, and which file uses which.
 
-    A use that goes through a re-export counts as a use of the file that defines the item. A re-export itself (`pub use`)
-    is not a use: a facade does not depend on what it shows.
+    A use that goes through a re-export counts as a use of the file that defines the item. A re-export itself
+    (`pub use`) is not a use: a facade does not depend on what it shows.
     """
 
     def __init__(self, src: Path, files: list[Path]) -> None:

@@ -63,6 +63,10 @@ def test_comments(kind: str) -> None:
 
 
 def test_the_check_finds_what_it_is_for() -> None:
-    text = "Short. `code` is one word. " + "Word " * 31 + ".\n\n- Whoever looks at it knows.\n\n> so that a quotation may say it\n"
+    text = (
+        "Short. `code` is one word. "
+        + "Word " * 31
+        + ".\n\n- Whoever looks at it knows.\n\n> so that a quotation may say it\n"
+    )
     found = faults(list(prose.markdown_sentences(text)))
     assert [f.split(":")[0] for f in found] == ["35 words", "'Whoever'"]

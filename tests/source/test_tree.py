@@ -34,7 +34,9 @@ def test_a_circle_through_a_re_export_is_found(tmp_path: Path) -> None:
 
 def test_a_child_that_uses_its_parent_is_a_circle_if_the_parent_uses_it(tmp_path: Path) -> None:
     files = {"lib.rs": "mod m;\n", "m/child.rs": "use super::SIZE;\npub fn f() -> usize { SIZE }\n"}
-    uses = _crate(tmp_path, {**files, "m/mod.rs": "mod child;\npub const SIZE: usize = 1;\npub fn g() { child::f(); }\n"})
+    uses = _crate(
+        tmp_path, {**files, "m/mod.rs": "mod child;\npub const SIZE: usize = 1;\npub fn g() { child::f(); }\n"}
+    )
     assert _circles(uses.edges()) == [["child.rs", "mod.rs"]]
     shows = _crate(tmp_path, {**files, "m/mod.rs": "mod child;\npub use child::f;\npub const SIZE: usize = 1;\n"})
     assert _circles(shows.edges()) == []
@@ -46,7 +48,8 @@ def test_comments_strings_and_tests_do_not_count(tmp_path: Path) -> None:
         {
             "lib.rs": "mod a;\nmod b;\n",
             "a.rs": "use crate::b::f;\npub struct A;\npub fn g() { f(); }\n",
-            "b.rs": '// crate::a::A\npub fn f() { print("crate::a::A"); }\n#[cfg(test)]\nmod tests {\n    use crate::a::A;\n}\n',
+            "b.rs": '// crate::a::A\npub fn f() { print("crate::a::A"); }\n'
+            "#[cfg(test)]\nmod tests {\n    use crate::a::A;\n}\n",
         },
     )
     assert _circles(crate.edges()) == []
@@ -54,7 +57,9 @@ def test_comments_strings_and_tests_do_not_count(tmp_path: Path) -> None:
 
 
 def test_lengths_of_functions(tmp_path: Path) -> None:
-    (tmp_path / "a.rs").write_text('fn one() { print("}"); }\nfn three() {\n    one();\n}\ntrait T { fn none(&self); }\n')
+    (tmp_path / "a.rs").write_text(
+        'fn one() { print("}"); }\nfn three() {\n    one();\n}\ntrait T { fn none(&self); }\n'
+    )
     assert rust_tree.functions(tmp_path / "a.rs") == [("one", 1), ("three", 3)]
     (tmp_path / "a.py").write_text("def f():\n    def g():\n        pass\n    return g\n")
     assert sorted(python_tree.functions(tmp_path / "a.py")) == [("f", 4), ("g", 2)]

@@ -12,8 +12,8 @@ import rust_tree
 ROOT = Path(__file__).resolve().parents[2]
 # Where a reader finds a name of dynamic attention.
 DYNAMIC_ATTENTION = re.compile(
-    r"dynamic[_ ]?attention|attention::dynamic|\bdynamic::|DynamicParams|AttentionReport|AttentionBound|AttentionMetrics"
-    r"|error_bound",
+    r"dynamic[_ ]?attention|attention::dynamic|\bdynamic::|DynamicParams|AttentionReport|AttentionBound"
+    r"|AttentionMetrics|error_bound",
     re.IGNORECASE,
 )
 _SKIPPED = {"target", "__pycache__", "node_modules"}
@@ -92,7 +92,8 @@ def _name(file: Path) -> str:
 
 def main() -> None:
     lines = source_lines()
-    print(f"source lines: {sum(lines.values())}; of the binding: {sum(n for f, n in lines.items() if 'rust/python/' in str(f))}")
+    binding = sum(n for f, n in lines.items() if "rust/python/" in str(f))
+    print(f"source lines: {sum(lines.values())}; of the binding: {binding}")
     for circle in circles():
         print(f"circle of {len(circle)}:", *map(_name, circle))
     for name, files in duplicated_types().items():
