@@ -119,7 +119,7 @@ fn run(engine: &Engine, params: &SamplingParams) -> (Vec<u32>, Vec<Vec<TokenLogp
     let stream = engine.submit(Prompt::Tokens(vec![97]), params).expect("submitted");
     let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
     loop {
-        let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
+        let delta = stream.next(Duration::from_secs(120)).expect("the request hangs");
         for news in delta.outputs {
             tokens.extend(&news.token_ids);
             logprobs.extend(news.logprobs.unwrap_or_default());
@@ -217,7 +217,7 @@ fn a_sample_that_stopped_gets_no_token_that_is_being_sampled() {
     let stream = engine.submit(Prompt::Tokens(vec![97]), &params).expect("submitted");
     let mut tokens: [Vec<u32>; 2] = Default::default();
     loop {
-        let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
+        let delta = stream.next(Duration::from_secs(120)).expect("the request hangs");
         for news in delta.outputs {
             tokens[news.index as usize].extend(&news.token_ids);
         }

@@ -243,6 +243,11 @@ impl Engine {
         ended
     }
 
+    /// Whether `close` was called: the engine thread ends behind the step that runs.
+    pub fn is_closing(&self) -> bool {
+        self.status.closing.load(Ordering::SeqCst)
+    }
+
     /// Aborts what runs, joins the thread, frees the memory. Idempotent.
     pub fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -252,6 +257,7 @@ impl Engine {
             Some(thread) => {
                 // An error means that the thread has ended already; it catches its own panics.
                 let _ = self.commands.send(Command::Close);
+                self.status.closing.store(true, Ordering::SeqCst);
                 let _ = thread.join();
             }
             None => {}

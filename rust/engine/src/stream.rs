@@ -249,7 +249,7 @@ mod tests {
         while !stream.is_done() {
             // Both ways to read, in turns.
             let found = if tokens.len().is_multiple_of(2) { stream.poll() } else { None };
-            let found = found.or_else(|| stream.next(Duration::from_secs(20))).expect("news");
+            let found = found.or_else(|| stream.next(Duration::from_secs(120))).expect("news");
             assert_eq!(found.outputs[0].text.len(), found.outputs[0].token_ids.len());
             tokens.extend(&found.outputs[0].token_ids);
         }

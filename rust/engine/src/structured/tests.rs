@@ -142,7 +142,8 @@ fn bombs_end_within_the_deadline() {
             }
         }
         let seconds = begin.elapsed().as_secs_f64();
-        assert!(seconds < 5.0, "{structure:?}: {seconds} s");
+        // A limit for hangs, not a measurement: without bounds these structures take minutes to forever.
+        assert!(seconds < 60.0, "{structure:?}: {seconds} s");
     }
 }
 

@@ -25,7 +25,7 @@ fn refused(class: &str, words: &[&str], damage: impl FnOnce(&Path, TestModel)) {
     damage(dir.path(), qwen3());
     let begin = Instant::now();
     let error = Engine::load(dir.path(), &options()).err().unwrap_or_else(|| panic!("{words:?} loads"));
-    assert!(begin.elapsed() < Duration::from_secs(10), "{words:?}: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(120), "{words:?}: {:?}", begin.elapsed());
     assert_eq!(error.class_name(), class, "{error}");
     for word in words {
         assert!(error.to_string().contains(word), "{word:?} is not in: {error}");

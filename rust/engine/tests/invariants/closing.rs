@@ -11,7 +11,7 @@ use crate::oracle::{Fault, Script, continuation, engine};
 
 const STEPS: std::ops::RangeInclusive<u64> = 1..=24;
 const REQUESTS: usize = 12;
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(120);
 
 /// Submits the workload and waits until the engine stands in `step`. None: it had no such step.
 fn stand_in(step: u64, script: &Arc<Script>, engine: &Engine) -> Option<Vec<RequestStream>> {
@@ -25,6 +25,15 @@ fn stand_in(step: u64, script: &Arc<Script>, engine: &Engine) -> Option<Vec<Requ
         std::thread::sleep(Duration::from_micros(100));
     }
     Some(streams)
+}
+
+/// Waits until another thread has told the engine to close.
+fn until_closing(engine: &Engine) {
+    let begin = Instant::now();
+    while !engine.is_closing() {
+        assert!(begin.elapsed() < LONG, "the engine is not told to close");
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Every end of a request that may come when the engine closes. Returns whether it was cut off.
@@ -66,7 +75,7 @@ fn closed_at_each_step() {
         std::thread::scope(|scope| {
             // It joins the engine thread, which stands in the step.
             let closer = scope.spawn(|| engine.close());
-            std::thread::sleep(Duration::from_millis(2));
+            until_closing(&engine);
             script.release();
             closer.join().expect("closed");
         });
@@ -118,7 +127,7 @@ fn a_drain_that_takes_too_long_closes() {
     let streams = stand_in(3, &script, &engine).expect("a third step");
     std::thread::scope(|scope| {
         let drainer = scope.spawn(|| engine.drain(Duration::from_millis(5)));
-        std::thread::sleep(Duration::from_millis(50));
+        until_closing(&engine);
         script.release();
         assert!(!drainer.join().expect("closed"), "the limit passed");
     });

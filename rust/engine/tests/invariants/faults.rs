@@ -132,7 +132,7 @@ fn a_stalled_step_turns_health_red_and_back() {
             Health::Ready => std::thread::sleep(Duration::from_millis(5)),
             Health::Dead(cause) => panic!("{cause}"),
         }
-        assert!(begin.elapsed() < Duration::from_secs(10), "the stall is not seen");
+        assert!(begin.elapsed() < Duration::from_secs(120), "the stall is not seen");
     };
     assert!(seconds > 0.1, "{seconds}");
     // While it stalls, callers are not blocked: they queue, cancel and ask.
@@ -160,7 +160,7 @@ fn a_stall_at_any_step_changes_no_answer() {
         let begin = Instant::now();
         let done = || engine.stats().requests_finished == 12;
         while script.happened.lock().expect("lock").is_empty() && !done() {
-            assert!(begin.elapsed() < Duration::from_secs(10), "step {step} does not come");
+            assert!(begin.elapsed() < Duration::from_secs(120), "step {step} does not come");
             std::thread::sleep(Duration::from_millis(1));
         }
         stalled += u32::from(!done());
@@ -198,7 +198,7 @@ fn a_dead_executor_ends_every_request_and_health_says_so() {
         let mut failed = 0;
         for (i, stream) in &streams {
             let mut out = Gathered::default();
-            while let Some(delta) = stream.next(Duration::from_secs(20)) {
+            while let Some(delta) = stream.next(Duration::from_secs(120)) {
                 out.add(&delta);
             }
             assert!(stream.is_done(), "request {i} hangs");
@@ -227,7 +227,7 @@ fn closing_while_others_submit_ends_each_request_once() {
                     for i in (c..40).cycle() {
                         match engine.submit(Prompt::Tokens(prompt(i)), &params(i)) {
                             Ok(stream) => {
-                                while stream.next(Duration::from_secs(20)).is_some() {}
+                                while stream.next(Duration::from_secs(120)).is_some() {}
                                 assert!(stream.is_done(), "a request hangs over the close");
                             }
                             Err(e) if e.class_name() == "QueueFullError" => {}
