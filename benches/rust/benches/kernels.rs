@@ -54,7 +54,7 @@ fn gemv(kernels: &Kernels, dtype: WeightDtype, layers: usize) {
     let (x, mut y) = (numbers(k), vec![0.0; n]);
     let mut scratch = QuantizedRows::new();
     let bytes: usize = layers.iter().map(Linear::bytes).sum();
-    report(&format!("{dtype:?} m=1 k={k} n={n}"), kernels, "GB/s", bytes as f64, || {
+    report(&format!("{dtype} m=1 k={k} n={n}"), kernels, "GB/s", bytes as f64, || {
         for layer in &layers {
             layer.forward(kernels, black_box(&x), 1, None, &mut y, &mut scratch);
         }
@@ -62,12 +62,12 @@ fn gemv(kernels: &Kernels, dtype: WeightDtype, layers: usize) {
 }
 
 fn gemm(kernels: &Kernels, dtype: WeightDtype, m: usize, k: usize, n: usize) {
-    let name = format!("{dtype:?} m={m} k={k} n={n}");
+    let name = format!("{dtype} m={m} k={k} n={n}");
     if !wanted(&format!("gemm {name}"), false) {
         return;
     }
     let weights = numbers(n * k);
-    let layers = if dtype == WeightDtype::Int8 { (1 << 28) / (n * k) } else { 1 };
+    let layers = if dtype == WeightDtype::INT8 { (1 << 28) / (n * k) } else { 1 };
     let layers: Vec<Linear> =
         (0..layers).map(|_| Linear::pack(kernels, &[WeightRows::F32(&weights)], k, dtype)).collect();
     let (x, mut y) = (numbers(m * k), vec![0.0; m * n]);
@@ -230,15 +230,15 @@ fn main() {
                 plain_read(kernels, 1 << 29);
             }
             if wanted("gemv", false) {
-                gemv(kernels, WeightDtype::Int8, 32);
+                gemv(kernels, WeightDtype::INT8, 32);
                 gemv(kernels, WeightDtype::Bf16, 16);
             }
             for m in [2, 4, 6, 8, 12, 16, 32, 64, 256] {
-                gemm(kernels, WeightDtype::Int8, m, 2048, 8192);
+                gemm(kernels, WeightDtype::INT8, m, 2048, 8192);
             }
             for m in [1, 8, 32, 512] {
-                gemm(kernels, WeightDtype::Int8, m, 896, 9728);
-                gemm(kernels, WeightDtype::Int8, m, 4864, 896);
+                gemm(kernels, WeightDtype::INT8, m, 896, 9728);
+                gemm(kernels, WeightDtype::INT8, m, 4864, 896);
             }
             gemm(kernels, WeightDtype::F32, 256, 2048, 8192);
             gemm(kernels, WeightDtype::Bf16, 256, 2048, 8192);

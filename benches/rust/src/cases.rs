@@ -56,21 +56,21 @@ fn numbers(n: usize) -> Vec<f32> {
 }
 
 fn matmuls(shape: &'static ModelShape) -> impl Iterator<Item = KernelCase> {
-    let dtypes = [WeightDtype::Int8, WeightDtype::Bf16, WeightDtype::F32];
+    let dtypes = [WeightDtype::INT8, WeightDtype::Bf16, WeightDtype::F32];
     let matrices = dtypes.into_iter().flat_map(|dtype| shape.matrices().map(|matrix| (dtype, matrix)));
     matrices.flat_map(move |(dtype, (name, n, k))| {
         let rows = BATCH_ROWS.into_iter().filter(move |m| name != "head" || *m <= MAX_LOGIT_ROWS);
         rows.map(move |m| KernelCase {
             kernel: "matmul",
             dtype: match dtype {
-                WeightDtype::Int8 => "int8",
+                WeightDtype::Quantized(_) => "int8",
                 WeightDtype::Bf16 => "bf16",
                 WeightDtype::F32 => "f32",
             },
             shape: shape.name,
             sizes: format!("{name} m={m} k={k} n={n}"),
             // bfloat16 weights are widened to float32.
-            limit: if dtype == WeightDtype::Int8 { ComputeLimit::Int8 } else { ComputeLimit::F32 },
+            limit: if dtype == WeightDtype::INT8 { ComputeLimit::Int8 } else { ComputeLimit::F32 },
             prepare: Box::new(move |kernels| matmul(kernels, dtype, m, n, k)),
         })
     })

@@ -79,7 +79,7 @@ pub(crate) fn memory_parts(
 }
 
 fn weights_reason(model: &Model) -> String {
-    let held = format!("{} weights, held as {:?}", model.spec().parameters(), model.weight_dtype());
+    let held = format!("{} weights, held as {}", model.spec().parameters(), model.weight_dtype());
     let kept_in_bf16 = match model.kept_in_bf16().len() {
         0 => String::new(),
         n => format!(", {n} tensors of them as Bf16"),

@@ -134,14 +134,17 @@ fn cpu_facts(
     let budget = model.origin().map_or(weights.error_budget, |origin| origin.error_budget);
     let way = if resolved.attention.is_some() { "dynamic" } else { "dense" };
     let rows = [
-        ("matmul", json!(format!("{:?} weights, {isa}", weights.dtype))),
+        ("matmul", json!(format!("{} weights, {isa}", weights.dtype))),
         ("attention", json!(format!("{way}, paged, {} KV, {isa}", resolved.kv_format.name()))),
         ("norm, rope, activation", json!(format!("float32, {isa}"))),
         ("threads", json!(kernels.threads())),
     ];
     ExecutorFacts {
         memory,
-        quantization: if weights.dtype == WeightDtype::Int8 { "int8" } else { "none" }.into(),
+        quantization: match weights.dtype {
+            WeightDtype::Quantized(scheme) => scheme.name(),
+            WeightDtype::F32 | WeightDtype::Bf16 => "none".into(),
+        },
         checkpoint_dtype: Some(model.stored_dtype().name().into()),
         kept_in_bf16: kept_in_bf16_sentences(model.kept_in_bf16(), budget),
         quantized_file: json!(model.origin()),

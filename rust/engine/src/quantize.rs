@@ -28,12 +28,12 @@ pub fn quantize_weights(
     let kernels = kernels(options)?;
     let made_by = concat!("octavo ", env!("CARGO_PKG_VERSION"));
     let made = quantize(&kernels, folder, &family, format, output, source, made_by)?;
-    let Quantized { bytes, kept_in_bf16, warnings, origin } = made;
+    let Quantized { bytes, kept_in_bf16, warnings, origin, scheme } = made;
     Ok(json!({
         "bytes": bytes,
         "kept_in_bf16": kept_in_bf16_sentences(&kept_in_bf16, format.error_budget),
         "warnings": warnings,
         "origin": origin,
-        "quantization_config": quantization_config(),
+        "quantization_config": quantization_config(scheme),
     }))
 }

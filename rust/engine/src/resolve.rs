@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use octavo_kernels::{Isa, Mode, WeightDtype};
+use octavo_kernels::{Isa, Mode, QuantScheme, WeightDtype};
 use octavo_model::{AttentionSpec, Dtype, KvFormat, ModelSpec, WeightFormat, open, read_family};
 
 use crate::EngineError;
@@ -118,12 +118,16 @@ fn float_dtype(config: &EngineConfig, declared: Option<Dtype>, device: Device) -
 
 /// Format of the weights.
 fn weight_format(config: &EngineConfig, float: Dtype) -> Result<WeightFormat, EngineError> {
+    let expected = "\"auto\", \"int8\" or None is expected";
     match (config.quantization.as_str(), float) {
-        ("auto", _) => Ok(WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(INT8_ERROR_BUDGET) }),
-        ("int8", _) => Ok(WeightDtype::Int8.into()),
+        ("auto", _) => Ok(WeightFormat { dtype: WeightDtype::INT8, error_budget: Some(INT8_ERROR_BUDGET) }),
         ("none", Dtype::Float32) => Ok(WeightDtype::F32.into()),
         ("none", _) => Ok(WeightDtype::Bf16.into()),
-        (other, _) => refuse("quantization", other, "\"auto\", \"int8\" or None is expected"),
+        (name, _) => match QuantScheme::from_name(name).map(QuantScheme::check) {
+            Some(Ok(scheme)) => Ok(WeightDtype::Quantized(scheme).into()),
+            Some(Err(error)) => refuse("quantization", name, &format!("{error}; {expected}")),
+            None => refuse("quantization", name, expected),
+        },
     }
 }
 

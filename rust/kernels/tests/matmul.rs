@@ -6,12 +6,12 @@ mod common;
 
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::{
-    Activation, GROUP, Isa, Kernels, Linear, QuantizedRows, WeightDtype, WeightRows, activate_and_mul, bf16,
-    f16,
+    Activation, GROUP, Isa, Kernels, Linear, QuantScheme, QuantizedRows, WeightDtype, WeightRows,
+    activate_and_mul, bf16, f16,
 };
 use proptest::prelude::*;
 
-const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::Int8];
+const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::INT8];
 /// (m, n, k) around vector, panel, tile, group, block and job borders.
 const SHAPES: [(usize, usize, usize); 17] = [
     (1, 1, 1),
@@ -122,7 +122,7 @@ fn int8_products_match_exact_sums(isa: Isa) {
     for (seed, (m, n, k)) in SHAPES.into_iter().enumerate() {
         let mut rng = Rng(100 + seed as u64);
         let (w, x) = (rng.floats(n * k), rng.floats(m * k));
-        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::INT8);
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
@@ -150,7 +150,8 @@ fn quantize_foretells_the_error_of_each_part() {
     let x: Vec<f32> = (0..m).flat_map(|_| normal(&mut rng, &inputs)).collect();
     let rows: Vec<WeightRows<'_>> = parts.iter().map(|part| WeightRows::F32(part)).collect();
     for kernels in every_context() {
-        let (linear, errors) = Linear::quantize(&kernels, &rows, k, Some(&inputs), &|_| ());
+        let (linear, errors) =
+            Linear::quantize(&kernels, &rows, k, QuantScheme::INT8, Some(&inputs), &|_| ());
         let exact = Linear::pack(&kernels, &rows, k, WeightDtype::F32);
         let (got, want) = (forward(&kernels, &linear, &x, m, None), reference(&exact, &x, m));
         let mut first = 0;
@@ -170,8 +171,14 @@ fn quantize_foretells_the_error_of_each_part() {
         assert!(errors[0] < 0.02 && errors[1] > 0.05, "{errors:?}");
     }
     let broken = [1.0, f32::NAN, 3.0];
-    let (_, errors) =
-        Linear::quantize(&kernels(Isa::Portable, 1), &[WeightRows::F32(&broken)], 3, None, &|_| ());
+    let (_, errors) = Linear::quantize(
+        &kernels(Isa::Portable, 1),
+        &[WeightRows::F32(&broken)],
+        3,
+        QuantScheme::INT8,
+        None,
+        &|_| (),
+    );
     assert!(errors[0].is_nan());
 }
 
@@ -189,7 +196,7 @@ fn int8_extremes_do_not_saturate() {
         let k = 256;
         for (sign_w, sign_x) in [(1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
             let (w, x) = (vec![sign_w * 127.0; 16 * k], vec![sign_x * 127.0; k]);
-            let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::INT8);
             let want = sign_w * sign_x * (127 * 127 * k) as f32;
             assert_eq!(forward(&kernels, &linear, &x, 1, None), vec![want; 16], "{}", kernels.isa());
         }
@@ -248,7 +255,7 @@ fn rows_read_back(isa: Isa) {
     }
     linear.row(10 + n + 2, &mut out);
     assert_eq!(out, short[2 * k..3 * k].iter().map(|v| v.to_f32()).collect::<Vec<_>>(), "f16 row");
-    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::INT8);
     for (row, w) in w.chunks_exact(k).enumerate() {
         linear.row(row, &mut out);
         for (w, out) in w.chunks(GROUP).zip(out.chunks(GROUP)) {
@@ -276,11 +283,11 @@ fn faults_show(isa: Isa) {
         }
     }
     // Zeros and numbers too small for a scale give zero, not NaN.
-    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::INT8);
     for tiny in [0.0, 1e-40, -1e-38] {
         assert!(forward(&kernels, &linear, &vec![tiny; k], 1, None).iter().all(|&v| v == 0.0), "x = {tiny}");
     }
-    let linear = Linear::pack(&kernels, &[WeightRows::F32(&vec![1e-39; n * k])], k, WeightDtype::Int8);
+    let linear = Linear::pack(&kernels, &[WeightRows::F32(&vec![1e-39; n * k])], k, WeightDtype::INT8);
     assert!(forward(&kernels, &linear, &x[..k], 1, None).iter().all(|&v| v == 0.0), "tiny weights");
 }
 
@@ -293,7 +300,7 @@ fn random_shapes(isa: Isa) {
         let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::F32);
         let y = forward(&kernels, &linear, &x, m, None);
         assert_close(&format!("{m}x{n}x{k}"), &y, &reference(&linear, &x, m), 6e-8 * k as f64 + 1e-7);
-        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::Int8);
+        let linear = Linear::pack(&kernels, &[WeightRows::F32(&w)], k, WeightDtype::INT8);
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
@@ -347,7 +354,7 @@ fn gated_is_its_steps(isa: Isa) {
             let mut rng = Rng(900 + number as u64);
             let weights = rng.floats(2 * inner * columns);
             let x = rng.floats(m * columns);
-            let linear = Linear::pack(&kernels, &[WeightRows::F32(&weights)], columns, WeightDtype::Int8);
+            let linear = Linear::pack(&kernels, &[WeightRows::F32(&weights)], columns, WeightDtype::INT8);
             let (mut got, mut want) = (QuantizedRows::new(), QuantizedRows::new());
             let mut scratch = QuantizedRows::new();
             if !linear.forward_gated(&kernels, &x, f, &mut got, &mut scratch) {
@@ -362,7 +369,7 @@ fn gated_is_its_steps(isa: Isa) {
             assert_eq!(bits(got.scales()), bits(want.scales()), "m = {m}, inner {inner}, {f:?}");
             // What the next product reads of it.
             let down =
-                Linear::pack(&kernels, &[WeightRows::F32(&rng.floats(48 * inner))], inner, WeightDtype::Int8);
+                Linear::pack(&kernels, &[WeightRows::F32(&rng.floats(48 * inner))], inner, WeightDtype::INT8);
             let (mut a, mut b) = (vec![0.0; m * 48], vec![0.0; m * 48]);
             down.forward_quantized(&kernels, &got, None, &mut a, 48);
             down.forward_quantized(&kernels, &want, None, &mut b, 48);

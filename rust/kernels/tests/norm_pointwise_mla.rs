@@ -156,9 +156,9 @@ fn int8_rows(isa: Isa) {
     let codes: Vec<u8> = (0..rows * columns).map(|i| (i * 37 % 256) as u8).collect();
     let scales: Vec<f32> = (0..rows).map(|r| bf16::from_f32(0.01 + r as f32 / 77.0).to_f32()).collect();
     let source = WeightRows::Int8 { codes: &codes, scales: &scales };
-    for dtype in [WeightDtype::Int8, WeightDtype::F32] {
+    for dtype in [WeightDtype::INT8, WeightDtype::F32] {
         let packed = Linear::pack(&kernels, &[source], columns, dtype);
-        let lowest = if dtype == WeightDtype::Int8 { -127 } else { -128 };
+        let lowest = if dtype == WeightDtype::INT8 { -127 } else { -128 };
         for r in 0..rows {
             let mut row = vec![0.0; columns];
             packed.row(r, &mut row);

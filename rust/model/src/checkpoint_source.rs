@@ -118,11 +118,12 @@ impl WeightSource for CheckpointSource<'_> {
         let stored = stored.collect::<Result<Vec<_>, _>>()?;
         let floats = stored.iter().all(|stored| matches!(stored, Stored::Float(_)));
         let linear = match self.format {
-            WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(budget) } if floats => {
+            WeightFormat { dtype: WeightDtype::Quantized(scheme), error_budget: Some(budget) } if floats => {
                 let rows = stored.iter().map(Stored::rows).collect::<Vec<_>>();
                 let checkpoint = self.checkpoint;
+                let release = |bytes: &[u8]| checkpoint.passed(bytes);
                 let (packed, errors) =
-                    Linear::quantize(self.kernels, &rows, columns, inputs, &|bytes| checkpoint.passed(bytes));
+                    Linear::quantize(self.kernels, &rows, columns, scheme, inputs, &release);
                 // An error that is NaN is damage: it is reported as such, and shows in any format.
                 if errors.iter().all(|error| *error <= budget || error.is_nan()) {
                     packed

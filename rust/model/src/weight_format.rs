@@ -7,7 +7,7 @@ use octavo_kernels::WeightDtype;
 pub struct WeightFormat {
     /// Element type of all projections.
     pub dtype: WeightDtype,
-    /// With int8: maximum relative RMS error of a projection's outputs. A projection above it stays in bfloat16. None: no limit.
+    /// When quantised: maximum relative RMS error of a projection's outputs. A projection above it stays in bfloat16. None: no limit.
     pub error_budget: Option<f64>,
 }
 

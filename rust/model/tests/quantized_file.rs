@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use octavo_kernels::{BLOCK_SIZE, Kernels, SeqView, WeightDtype};
+use octavo_kernels::{BLOCK_SIZE, Kernels, QuantScheme, SeqView, WeightDtype};
 use octavo_model::{
     Batch, Dtype, KvPool, Model, ModelError, Quantized, Scratch, WeightFormat, open, quantization_config,
     quantize, read_entries, read_family,
 };
 use serde_json::{Map, Value, json};
 
-const AUTO: WeightFormat = WeightFormat { dtype: WeightDtype::Int8, error_budget: Some(0.05) };
+const AUTO: WeightFormat = WeightFormat { dtype: WeightDtype::INT8, error_budget: Some(0.05) };
 const HIDDEN: usize = 72;
 const TOKENS: [u32; 5] = [3, 1, 4, 1, 5];
 
@@ -87,7 +87,7 @@ fn quantized(from: &Path, to: &Path, format: WeightFormat) -> Quantized {
     let mut config: Value =
         serde_json::from_slice(&std::fs::read(from.path().join("config.json")).expect("config"))
             .expect("JSON");
-    config["quantization_config"] = quantization_config();
+    config["quantization_config"] = quantization_config(QuantScheme::INT8);
     std::fs::write(to.join("config.json"), config.to_string()).expect("write");
     made.expect("quantize")
 }
@@ -157,7 +157,7 @@ fn what_is_spared_stays_spared() {
         assert!(got.tensor == want.tensor && (got.error - want.error).abs() < 1e-12, "{got:?}, {want:?}");
     }
     assert_eq!(got.kept_in_bf16().len(), want.kept_in_bf16().len());
-    let as_int8 = load(packed.path(), WeightDtype::Int8.into()).err().expect("refused");
+    let as_int8 = load(packed.path(), WeightDtype::INT8.into()).err().expect("refused");
     assert!(matches!(&as_int8, ModelError::BadOption(what) if what.contains("2 tensors")), "{as_int8}");
     let as_floats = load(packed.path(), WeightDtype::Bf16.into()).err().expect("refused");
     assert!(matches!(&as_floats, ModelError::BadOption(what) if what.contains("a model")), "{as_floats}");
@@ -289,7 +289,7 @@ fn a_config_that_contradicts_its_file_is_refused() {
         edit(&mut config);
         std::fs::write(path, config.to_string()).expect("write");
     };
-    config(plain.path(), &|c| c["quantization_config"] = quantization_config());
+    config(plain.path(), &|c| c["quantization_config"] = quantization_config(QuantScheme::INT8));
     assert!(corrupt(plain.path(), "an ordinary file").contains("octavo quantize"));
     config(packed.path(), &|c| c["num_hidden_layers"] = 1.into());
     assert!(corrupt(packed.path(), "fewer layers").contains("model.layers.1."));
@@ -300,6 +300,14 @@ fn a_config_that_contradicts_its_file_is_refused() {
     config(packed.path(), &|c| c["quantization_config"] = json!({"quant_method": "octavo", "version": 9}));
     let error = read_family(&*open(packed.path()).expect("folder")).err().expect("refused").to_string();
     assert!(error.contains("version 9") && error.contains("octavo quantize"), "{error}");
+    for (key, value, words) in [("bits", 4, "4 bits"), ("group_size", 64, "groups of 64")] {
+        config(packed.path(), &|c| {
+            c["quantization_config"] = quantization_config(QuantScheme::INT8);
+            c["quantization_config"][key] = value.into();
+        });
+        let error = read_family(&*open(packed.path()).expect("folder")).err().expect("refused");
+        assert!(matches!(&error, ModelError::Unsupported(what) if what.contains(words)), "{error}");
+    }
 }
 
 /// No header makes a load do more than fail.

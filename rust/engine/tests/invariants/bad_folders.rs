@@ -263,4 +263,5 @@ fn options_that_cannot_be() {
     invalid(EngineConfig { max_num_seqs: Some(0), ..options() }, "max_num_seqs");
     invalid(EngineConfig { chat_template: Some("{% if".into()), ..options() }, "template");
     invalid(EngineConfig { dtype: "float8".into(), ..options() }, "dtype");
+    invalid(EngineConfig { quantization: "int4".into(), ..options() }, "4 bits");
 }

@@ -1,5 +1,7 @@
 //! A packed weight matrix and its products.
 
+use std::fmt;
+
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::bf16::MatmulBf16;
@@ -12,6 +14,7 @@ use crate::activation::Activation;
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
+use crate::quant_scheme::QuantScheme;
 use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
 
@@ -22,8 +25,23 @@ pub enum WeightDtype {
     F32,
     /// bf16, widened to f32; products with f32 activations.
     Bf16,
-    /// int8 with a bf16 scale per row and group of 128 columns; activations are quantised to int8 alike.
-    Int8,
+    /// Integer codes with bf16 scales; activations are quantised to int8 alike.
+    Quantized(QuantScheme),
+}
+
+impl WeightDtype {
+    /// int8 codes with one scale per row and group of 128 columns.
+    pub const INT8: Self = Self::Quantized(QuantScheme::INT8);
+}
+
+impl fmt::Display for WeightDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::F32 => f.write_str("F32"),
+            Self::Bf16 => f.write_str("Bf16"),
+            Self::Quantized(scheme) => write!(f, "Int{}", scheme.bits),
+        }
+    }
 }
 
 /// A packed weight matrix `[out_features (n), in_features (k)]`.
@@ -61,23 +79,30 @@ impl Linear {
         let weights = match dtype {
             WeightDtype::F32 => PackedWeights::F32(MatmulF32::pack(kernels, &source)),
             WeightDtype::Bf16 => PackedWeights::Bf16(MatmulBf16::pack(kernels, &source)),
-            WeightDtype::Int8 => return Linear::quantize(kernels, parts, columns, None, release).0,
+            WeightDtype::Quantized(scheme) => {
+                return Linear::quantize(kernels, parts, columns, scheme, None, release).0;
+            }
         };
         Linear { weights, out_features: source.rows }
     }
 
-    /// As [`Linear::pack`] with int8. Also estimates the quantisation error: the relative RMS error of the outputs of each part.
+    /// As [`Linear::pack`] with `scheme`. Also estimates the quantisation error: the relative RMS error of the outputs of each part.
     ///
     /// The error includes the rounding of weights and activations. It is an expectation over independent channels with the
     /// typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all equal). It is 0 for a part
     /// whose outputs are zero, and NaN for a part with NaN or infinities. `release` as for [`Linear::pack_releasing`].
+    ///
+    /// # Panics
+    /// When kernels do not implement `scheme` (see [`QuantScheme::check`]).
     pub fn quantize(
         kernels: &Kernels,
         parts: &[WeightRows<'_>],
         columns: usize,
+        scheme: QuantScheme,
         inputs: Option<&[f32]>,
         release: &(dyn Fn(&[u8]) + Sync),
     ) -> (Linear, Vec<f64>) {
+        assert_eq!(scheme.check(), Ok(scheme));
         let source = StackedRows::new(parts, columns, release);
         let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
         let inputs = inputs.unwrap_or(&alike);
@@ -153,7 +178,7 @@ impl Linear {
         y_stride: usize,
     ) {
         let PackedWeights::Int8(weights) = &self.weights else {
-            panic!("forward_quantized on {:?} weights", self.dtype());
+            panic!("forward_quantized on {} weights", self.dtype());
         };
         assert_eq!(x.columns(), self.in_features(), "columns of x");
         let output = MatmulOutput { m: x.rows(), n: self.out_features, bias, y, stride: y_stride };
@@ -224,7 +249,7 @@ impl Linear {
         match &self.weights {
             PackedWeights::F32(_) => WeightDtype::F32,
             PackedWeights::Bf16(_) => WeightDtype::Bf16,
-            PackedWeights::Int8(_) => WeightDtype::Int8,
+            PackedWeights::Int8(_) => WeightDtype::INT8,
         }
     }
 

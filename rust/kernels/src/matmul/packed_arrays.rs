@@ -7,6 +7,7 @@ use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
 use super::linear::{Linear, PackedWeights, WeightDtype};
 use crate::packed::{Packed, PackedError};
+use crate::quant_scheme::QuantScheme;
 use crate::quantize::GROUP;
 use crate::region::Region;
 use crate::simd::LANES;
@@ -50,14 +51,16 @@ impl PackedArray {
     /// require its start at a multiple of 64 bytes.
     pub fn of(dtype: WeightDtype, rows: usize, columns: usize) -> Vec<PackedArray> {
         let panels = rows.div_ceil(LANES);
-        let groups = columns.div_ceil(GROUP);
         let array =
             |name, element, shape: &[usize]| PackedArray { name, dtype: element, shape: shape.to_vec() };
         match dtype {
-            WeightDtype::Int8 => vec![
-                array("codes", ArrayDtype::U8, &[panels, groups, GROUP / 4, LANES, 4]),
-                array("scales", ArrayDtype::Bf16, &[panels, groups, LANES]),
-            ],
+            WeightDtype::Quantized(QuantScheme { group, .. }) => {
+                let groups = columns.div_ceil(group);
+                vec![
+                    array("codes", ArrayDtype::U8, &[panels, groups, group / 4, LANES, 4]),
+                    array("scales", ArrayDtype::Bf16, &[panels, groups, LANES]),
+                ]
+            }
             WeightDtype::Bf16 => {
                 vec![array("panels", ArrayDtype::Bf16, &[panels, columns.div_ceil(2), LANES, 2])]
             }
@@ -83,6 +86,9 @@ impl Linear {
     ///
     /// # Errors
     /// The index of the array that differs from [`PackedArray::of`], and why.
+    ///
+    /// # Panics
+    /// When kernels do not implement the scheme of `dtype`.
     pub fn mapped(
         dtype: WeightDtype,
         rows: usize,
@@ -109,7 +115,9 @@ impl Linear {
                 let panels = Packed::mapped(next(0)?, pairs).map_err(at(0))?;
                 PackedWeights::Bf16(MatmulBf16 { panels, columns })
             }
-            WeightDtype::Int8 => {
+            WeightDtype::Quantized(scheme) => {
+                // The arrays have the sizes that kernels read.
+                assert_eq!(scheme.check(), Ok(scheme));
                 let groups = columns.div_ceil(GROUP);
                 let quads = elements(0, groups.saturating_mul(GROUP / 4))?;
                 let codes = Packed::mapped(next(0)?, quads).map_err(at(0))?;

@@ -200,7 +200,7 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
         ropes,
         checkpoint_dtype: dtype(config)?,
     };
-    Ok(Family { spec, names: traits.names, packed: false })
+    Ok(Family { spec, names: traits.names, packed: None })
 }
 
 /// The multi-head attention of every layer, to be changed.

@@ -1,5 +1,7 @@
 //! The result of reading config.json.
 
+use octavo_kernels::QuantScheme;
+
 use super::names::TensorNames;
 use crate::spec::ModelSpec;
 
@@ -9,6 +11,6 @@ pub struct Family {
     pub spec: ModelSpec,
     /// Where its weights are.
     pub names: TensorNames,
-    /// config.json says that the weights lie in a file of `octavo quantize`.
-    pub packed: bool,
+    /// Scheme of the file of `octavo quantize` that holds the weights; None: config.json names no such file.
+    pub packed: Option<QuantScheme>,
 }

@@ -78,9 +78,11 @@ pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
         )));
     };
     let packed = match config.object("quantization_config")? {
-        None => false,
-        Some(q) if octavo_file::is_octavo(&q)? => true,
-        Some(q) => compressed_tensors::check(&q).map(|()| false)?,
+        None => None,
+        Some(q) => match octavo_file::scheme_of(&q)? {
+            None => compressed_tensors::check(&q).map(|()| None)?,
+            scheme => scheme,
+        },
     };
     Ok(Family { packed, ..family(config)? })
 }

@@ -58,7 +58,7 @@ pub(super) fn gated(
         ActivationKind::GeluTanh => k::Activation::GeluTanh,
     };
     let (up, down) = (&weights.gate_up, &weights.down);
-    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::Int8;
+    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8;
     if joined && up.weight.forward_gated(kernels, x, activation, b.next, b.rows) {
         let stride = down.weight.out_features();
         return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), out, stride);

@@ -17,8 +17,9 @@
 //! `model.layers.0.mlp.{gate_proj,up_proj}.weight`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::ParseIntError;
 
-use octavo_kernels::{GROUP, Linear, PackedArray, WeightDtype};
+use octavo_kernels::{Linear, PackedArray, QuantScheme, WeightDtype};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -71,20 +72,20 @@ impl MatrixEntry {
         named.collect()
     }
 
-    /// The type of its elements, if it is a known one.
-    pub fn weight_dtype(&self) -> Option<WeightDtype> {
-        [WeightDtype::Int8, WeightDtype::Bf16, WeightDtype::F32]
+    /// The type of its elements, if a file of `scheme` may hold it.
+    pub fn weight_dtype(&self, scheme: QuantScheme) -> Option<WeightDtype> {
+        [WeightDtype::Quantized(scheme), WeightDtype::Bf16, WeightDtype::F32]
             .into_iter()
             .find(|d| name_of(*d) == self.dtype)
     }
 }
 
 /// The name of an element type in `matrices`.
-pub fn name_of(dtype: WeightDtype) -> &'static str {
+pub fn name_of(dtype: WeightDtype) -> String {
     match dtype {
-        WeightDtype::Int8 => "int8",
-        WeightDtype::Bf16 => "bfloat16",
-        WeightDtype::F32 => "float32",
+        WeightDtype::Quantized(scheme) => scheme.name(),
+        WeightDtype::Bf16 => "bfloat16".into(),
+        WeightDtype::F32 => "float32".into(),
     }
 }
 
@@ -106,21 +107,26 @@ pub fn key_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// `quantization_config` for config.json of a quantised folder.
-pub fn quantization_config() -> Value {
-    json!({"quant_method": METHOD, "version": 1, "layout": Linear::LAYOUT, "bits": 8, "group_size": GROUP})
+pub fn quantization_config(scheme: QuantScheme) -> Value {
+    let QuantScheme { bits, group, .. } = scheme;
+    json!({"quant_method": METHOD, "version": 1, "layout": Linear::LAYOUT, "bits": bits, "group_size": group})
 }
 
-/// Whether a `quantization_config` is that of `octavo quantize`.
+/// The scheme of a `quantization_config` of `octavo quantize`; None: it is of another method.
 ///
 /// # Errors
-/// `Unsupported` for another version or layout.
-pub fn is_octavo(q: &Config<'_>) -> Result<bool, ModelError> {
+/// `Unsupported` for another version, layout or scheme.
+pub fn scheme_of(q: &Config<'_>) -> Result<Option<QuantScheme>, ModelError> {
     if q.text("quant_method")? != Some(METHOD) {
-        return Ok(false);
+        return Ok(None);
     }
     let version = q.int("version", 0..=u64::from(u32::MAX))?.map(|version| version.to_string());
     check_layout(version.as_deref(), q.text("layout")?, "config.json")?;
-    Ok(true)
+    let default = QuantScheme::INT8;
+    let bits = q.int("bits", 0..=u64::from(u8::MAX))?.map_or(default.bits, |bits| bits as u8);
+    let group = q.int("group_size", 0..=u64::from(u32::MAX))?.unwrap_or(default.group);
+    let scheme = QuantScheme { bits, group, ..default }.check();
+    scheme.map(Some).map_err(|e| ModelError::Unsupported(format!("quantization_config of config.json: {e}")))
 }
 
 /// Refuses a version or layout that this program does not read.
@@ -144,6 +150,7 @@ pub fn check_layout(version: Option<&str>, layout: Option<&str>, file: &str) -> 
 /// The header's `__metadata__`.
 pub fn metadata(
     origin: &Origin,
+    scheme: QuantScheme,
     kept_in_bf16: &[KeptInBf16],
     matrices: &BTreeMap<String, MatrixEntry>,
 ) -> Value {
@@ -153,7 +160,7 @@ pub fn metadata(
         "format": METHOD,
         "version": VERSION,
         "layout": Linear::LAYOUT,
-        "group_size": GROUP.to_string(),
+        "group_size": scheme.group.to_string(),
         "made_by": origin.made_by,
         "source": origin.source,
         "stored_dtype": origin.stored_dtype,
@@ -170,6 +177,8 @@ pub fn metadata(
 pub struct Metadata {
     /// Origin of the file.
     pub origin: Origin,
+    /// Scheme of its quantised matrices.
+    pub scheme: QuantScheme,
     /// Tensors in bfloat16.
     pub kept_in_bf16: Vec<KeptInBf16>,
     /// By name.
@@ -188,9 +197,8 @@ pub fn read_metadata(map: &HashMap<String, String>) -> Result<Metadata, String> 
     }
     let text = |key: &str| map.get(key).ok_or_else(|| format!("its metadata has no {key}"));
     let bad = |key: &str, what: &dyn std::fmt::Display| format!("{key} in its metadata: {what}");
-    if *text("group_size")? != GROUP.to_string() {
-        return Err(bad("group_size", &format!("{GROUP} is expected")));
-    }
+    let group = text("group_size")?.parse().map_err(|e: ParseIntError| bad("group_size", &e))?;
+    let scheme = QuantScheme { group, ..QuantScheme::INT8 }.check().map_err(|e| bad("group_size", &e))?;
     let error_budget = match map.get("error_budget") {
         None => None,
         Some(budget) => Some(budget.parse::<f64>().map_err(|e| bad("error_budget", &e))?),
@@ -209,6 +217,7 @@ pub fn read_metadata(map: &HashMap<String, String>) -> Result<Metadata, String> 
             stored_dtype: text("stored_dtype")?.clone(),
             error_budget,
         },
+        scheme,
         kept_in_bf16: kept_in_bf16
             .into_iter()
             .map(|s| KeptInBf16 { tensor: s.tensor, error: s.error })

@@ -45,7 +45,7 @@ impl<'a> OctavoFileReader<'a> {
     ) -> Result<Option<Self>, ModelError> {
         let metadata = checkpoint.metadata();
         let corrupt = |what: &str| ModelError::corrupt(checkpoint.files(), what);
-        match (metadata.get("format").map(String::as_str) == Some(METHOD), family.packed) {
+        match (metadata.get("format").map(String::as_str) == Some(METHOD), family.packed.is_some()) {
             (true, true) => {}
             (false, false) => return Ok(None),
             (true, false) => {
@@ -107,7 +107,7 @@ impl<'a> OctavoFileReader<'a> {
         let Some(entry) = self.metadata.matrices.get(key) else {
             return Err(corrupt(format!("tensor {key} is missing")));
         };
-        let dtype = entry.weight_dtype().filter(|dtype| allowed.contains(dtype));
+        let dtype = entry.weight_dtype(self.metadata.scheme).filter(|dtype| allowed.contains(dtype));
         let Some(dtype) = dtype else {
             return Err(corrupt(format!("tensor {key} is held as {:?}, which is not expected", entry.dtype)));
         };
@@ -179,10 +179,11 @@ impl<'a> OctavoFileReader<'a> {
 /// Refuses a format that is not the file's.
 fn check_format(format: WeightFormat, metadata: &Metadata) -> Result<(), ModelError> {
     let source = &metadata.origin.source;
-    if format.dtype != WeightDtype::Int8 {
+    if format.dtype != WeightDtype::Quantized(metadata.scheme) {
         return Err(ModelError::BadOption(format!(
-            "quantization is None, and this model is already quantised to int8: leave quantization at \"auto\", or load the model that it was \
-             made from ({source})"
+            "quantization is None, and this model is already quantised to {}: leave quantization at \"auto\", or load the model that it was \
+             made from ({source})",
+            metadata.scheme.name()
         )));
     }
     if format.error_budget.is_none() && !metadata.kept_in_bf16.is_empty() {
@@ -211,7 +212,7 @@ impl WeightSource for OctavoFileReader<'_> {
     ) -> Result<Linear, ModelError> {
         let rows = parts.iter().map(|(_, rows)| *rows).collect::<Vec<_>>();
         let key = key_of(parts.iter().map(|(name, _)| name.as_str()));
-        self.one(&key, &rows, columns, &[WeightDtype::Int8, WeightDtype::Bf16])
+        self.one(&key, &rows, columns, &[WeightDtype::Quantized(self.metadata.scheme), WeightDtype::Bf16])
     }
 
     fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
@@ -219,8 +220,9 @@ impl WeightSource for OctavoFileReader<'_> {
     }
 
     fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
+        let allowed = [WeightDtype::Quantized(self.metadata.scheme)];
         let of = |part: &str, rows, columns| {
-            self.matrices(&format!("{name}.{part}"), &[rows], columns, Some(a.heads), &[WeightDtype::Int8])
+            self.matrices(&format!("{name}.{part}"), &[rows], columns, Some(a.heads), &allowed)
         };
         Ok(Absorbed {
             to_latent: of("to_latent", a.kv_lora_rank, a.qk_nope_head_dim)?,

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 
-use octavo_kernels::{Kernels, Linear, WeightDtype};
+use octavo_kernels::{Kernels, Linear, QuantScheme, WeightDtype};
 use serde_json::{Map, Value, json};
 
 use crate::ModelError;
@@ -40,6 +40,8 @@ pub struct Quantized {
     pub warnings: Vec<String>,
     /// Origin, as the file has it.
     pub origin: Origin,
+    /// Scheme of the matrices.
+    pub scheme: QuantScheme,
 }
 
 /// Quantises the weights of `folder` into the new file `output`, as they are held when the folder is loaded in `format`.
@@ -57,15 +59,15 @@ pub fn quantize(
     source: &str,
     made_by: &str,
 ) -> Result<Quantized, ModelError> {
-    if family.packed {
+    if family.packed.is_some() {
         let what =
             format!("{} is quantised already: give the model that it was made from", folder.path().display());
         return Err(ModelError::BadOption(what));
     }
-    if format.dtype != WeightDtype::Int8 || cfg!(target_endian = "big") {
+    let (WeightDtype::Quantized(scheme), true) = (format.dtype, cfg!(target_endian = "little")) else {
         let what = "only int8 can be written, and on little-endian machines";
         return Err(ModelError::BadOption(what.into()));
-    }
+    };
     let checkpoint = folder.tensors()?;
     let spec = &family.spec;
     let stored = checkpoint.tensor(family.names.embed, &[spec.vocab, spec.hidden])?.dtype;
@@ -76,9 +78,9 @@ pub fn quantize(
         error_budget: format.error_budget,
     };
     // First without weights: the header stands in front, so its size must be known.
-    let plan = HeaderPlan { kernels, layout: RefCell::default() };
+    let plan = HeaderPlan { kernels, dtype: format.dtype, layout: RefCell::default() };
     walk(&plan, family)?;
-    let room = plan.layout.into_inner().room(&origin);
+    let room = plan.layout.into_inner().room(&origin, scheme);
     let io = |e| ModelError::write(output, e);
     let file = File::create_new(output).map_err(io)?;
     let writer = OctavoFileWriter {
@@ -95,13 +97,13 @@ pub fn quantize(
     let (warnings, kept_in_bf16) = floats.findings();
     let mut file = file.into_inner();
     file.write(&late.into_inner()).map_err(io)?;
-    let header = layout.into_inner().header(&origin, &kept_in_bf16);
+    let header = layout.into_inner().header(&origin, scheme, &kept_in_bf16);
     if header.len() > room - 8 {
         let what = format!("a header of {} bytes, {} were foreseen", header.len(), room - 8);
         return Err(ModelError::write(output, std::io::Error::other(what)));
     }
     let bytes = file.finish(&((room - 8) as u64).to_le_bytes(), header.as_bytes()).map_err(io)?;
-    Ok(Quantized { bytes, kept_in_bf16, warnings, origin })
+    Ok(Quantized { bytes, kept_in_bf16, warnings, origin, scheme })
 }
 
 /// One tensor of the file.
@@ -139,9 +141,9 @@ impl Layout {
         self.late.push(entry);
     }
 
-    fn header(&self, origin: &Origin, kept_in_bf16: &[KeptInBf16]) -> String {
+    fn header(&self, origin: &Origin, scheme: QuantScheme, kept_in_bf16: &[KeptInBf16]) -> String {
         let mut header = Map::new();
-        header.insert("__metadata__".into(), metadata(origin, kept_in_bf16, &self.matrices));
+        header.insert("__metadata__".into(), metadata(origin, scheme, kept_in_bf16, &self.matrices));
         let mut at = 0;
         for t in self.first.iter().chain(&self.late) {
             let offsets = [at, at + t.bytes];
@@ -153,7 +155,7 @@ impl Layout {
     }
 
     /// Bytes before the data, enough for any choice of bfloat16 tensors.
-    fn room(&self, origin: &Origin) -> usize {
+    fn room(&self, origin: &Origin, scheme: QuantScheme) -> usize {
         let names = self
             .matrices
             .keys()
@@ -162,7 +164,7 @@ impl Layout {
         let parts: usize = self.matrices.values().map(|entry| entry.rows.len()).sum();
         let tensors = self.first.len() + self.late.len() + parts;
         let longest = self.matrices.keys().map(String::len).max().unwrap_or(0);
-        let foreseen = self.header(origin, &kept_in_bf16).len() + (SLACK_BYTES + longest) * tensors;
+        let foreseen = self.header(origin, scheme, &kept_in_bf16).len() + (SLACK_BYTES + longest) * tensors;
         (8 + foreseen).next_multiple_of(PAGE_BYTES)
     }
 }
@@ -175,12 +177,13 @@ fn is_first(array: &str, bytes: usize) -> bool {
 /// First pass: collects the layout without weights.
 struct HeaderPlan<'a> {
     kernels: &'a Kernels,
+    dtype: WeightDtype,
     layout: RefCell<Layout>,
 }
 
 impl HeaderPlan<'_> {
     fn add(&self, key: &str, rows: Vec<usize>, columns: usize, dtype: WeightDtype, count: Option<usize>) {
-        let entry = MatrixEntry { rows, columns, dtype: name_of(dtype).into(), count };
+        let entry = MatrixEntry { rows, columns, dtype: name_of(dtype), count };
         self.layout.borrow_mut().matrix(key, entry, dtype);
     }
 }
@@ -198,7 +201,7 @@ impl WeightSource for HeaderPlan<'_> {
         _inputs: Option<&[f32]>,
     ) -> Result<Linear, ModelError> {
         let key = key_of(parts.iter().map(|(name, _)| name.as_str()));
-        self.add(&key, parts.iter().map(|(_, rows)| *rows).collect(), columns, WeightDtype::Int8, None);
+        self.add(&key, parts.iter().map(|(_, rows)| *rows).collect(), columns, self.dtype, None);
         Ok(stand_in(self.kernels))
     }
 
@@ -209,8 +212,8 @@ impl WeightSource for HeaderPlan<'_> {
 
     fn absorbed(&self, name: &str, a: &MlaSpec) -> Result<Absorbed, ModelError> {
         let (latent, value) = (format!("{name}.to_latent"), format!("{name}.to_value"));
-        self.add(&latent, vec![a.kv_lora_rank], a.qk_nope_head_dim, WeightDtype::Int8, Some(a.heads));
-        self.add(&value, vec![a.v_head_dim], a.kv_lora_rank, WeightDtype::Int8, Some(a.heads));
+        self.add(&latent, vec![a.kv_lora_rank], a.qk_nope_head_dim, self.dtype, Some(a.heads));
+        self.add(&value, vec![a.v_head_dim], a.kv_lora_rank, self.dtype, Some(a.heads));
         Ok(Absorbed { to_latent: Vec::new(), to_value: Vec::new() })
     }
 }
@@ -236,7 +239,7 @@ impl OctavoFileWriter<'_> {
     ) -> Result<(), ModelError> {
         let Some(first) = all.first() else { return Ok(()) };
         let (columns, dtype) = (first.in_features(), first.dtype());
-        let entry = MatrixEntry { rows, columns, dtype: name_of(dtype).into(), count };
+        let entry = MatrixEntry { rows, columns, dtype: name_of(dtype), count };
         for (number, (_, array)) in entry.arrays(key, dtype).iter().enumerate() {
             for linear in all {
                 let bytes = linear.arrays()[number];
