@@ -73,7 +73,7 @@ def test_ragged_batches_and_prefix_hits(backend: load.Backend, tiny: Path, opene
         assert info["model"]["kv_cache_dtype"] == "int8"
         memory = {part["name"]: part["bytes"] for part in info["memory"]}
         assert memory["kv_cache"] == info["limits"]["num_blocks"] * BLOCK_BYTES
-        assert memory["kv_tails"] == 2 * 2 * 32 * 16 * 2 * 4 * (3 * 8 + 256 // 32)
+        assert memory["kv_open_blocks"] == 2 * 2 * 32 * 16 * 2 * 4 * (3 * 8 + 256 // 32)
     assert_open_blocks_are_distinct_and_reused(opened, 3 * 8 + 256 // 32)
 
 

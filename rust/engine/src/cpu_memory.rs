@@ -1,11 +1,11 @@
 //! The memory plan on the CPU.
 
-use octavo_model::{Model, ModelSpec, block_bytes, tail_bytes};
+use octavo_model::{Model, ModelSpec, block_bytes, open_block_bytes};
 
 use crate::EngineError;
 use crate::attention::AttentionConfig;
 use crate::executor::ROWS_PER_READ;
-use crate::memory::{MemoryFacts, MemoryPart, machine_memory};
+use crate::memory::{MemoryFacts, MemoryPart, machine_memory, open_blocks_part};
 use crate::resolve::ResolvedConfig;
 
 /// Memory figures of a loaded model on this machine.
@@ -58,14 +58,8 @@ pub(crate) fn memory_parts(
             format!("f32 rows of {} entries, at most {ROWS_PER_READ} at a time", spec.vocab),
         ),
     ];
-    let tails = tail_bytes(spec, resolved.kv_format, seqs, tokens)?;
-    if tails > 0 {
-        let reason = format!(
-            "{} values of blocks that are not full yet, one block a sequence and those of a step",
-            resolved.kv_format.float.name()
-        );
-        parts.push(MemoryPart::new("kv_tails", tails as u64, reason));
-    }
+    let open_block_bytes = open_block_bytes(spec, resolved.kv_format)? as u64;
+    parts.extend(open_blocks_part(resolved.kv_format.float, limits, open_block_bytes));
     if resolved.attention.is_some() {
         let context = limits.max_model_len as usize;
         let bytes = threads * AttentionConfig::buffer_bytes(spec.largest_group(), context);

@@ -164,13 +164,24 @@ pub(crate) fn fit_kv_cache(
 /// Free bytes without the open blocks and the scores that go with KV blocks.
 fn free_for_blocks(limits: Limits, facts: &MemoryFacts) -> u64 {
     let block = facts.block_bytes.max(1);
-    let free = u128::from(facts.free_bytes.saturating_sub(open_bytes(limits, facts)));
+    let open = open_bytes(limits, facts.open_block_bytes);
+    let free = u128::from(facts.free_bytes.saturating_sub(open));
     (free * u128::from(block) / u128::from(block + facts.score_bytes)) as u64
 }
 
-/// Bytes of all open blocks of an int8 cache on a GPU.
-fn open_bytes(limits: Limits, facts: &MemoryFacts) -> u64 {
-    facts.open_block_bytes * u64::from(limits.max_open_blocks())
+/// Bytes of all open blocks of an int8 cache.
+fn open_bytes(limits: Limits, open_block_bytes: u64) -> u64 {
+    open_block_bytes * u64::from(limits.max_open_blocks())
+}
+
+/// The open blocks of an int8 cache in `dtype`, as many as can be open at once; None for other caches.
+pub(crate) fn open_blocks_part(dtype: Dtype, limits: Limits, open_block_bytes: u64) -> Option<MemoryPart> {
+    let why = format!(
+        "{} values of blocks that are not full yet, three a sequence and those of a step at most",
+        dtype.name()
+    );
+    let bytes = open_bytes(limits, open_block_bytes);
+    (bytes > 0).then(|| MemoryPart::new("kv_open_blocks", bytes, why))
 }
 
 /// The memory plan on a GPU.
@@ -181,20 +192,17 @@ pub(crate) fn gpu_parts(
     kv_reason: String,
 ) -> Vec<MemoryPart> {
     let num_blocks = u64::from(limits.num_blocks);
-    let dtype = dtype.name();
     let step = format!("measured: a step of {} tokens at its peak", limits.max_num_batched_tokens);
     let mut parts = vec![
-        MemoryPart::new("weights", facts.weight_bytes, format!("held as {dtype}, or int8 where quantised")),
+        MemoryPart::new(
+            "weights",
+            facts.weight_bytes,
+            format!("held as {}, or int8 where quantised", dtype.name()),
+        ),
         MemoryPart::new("kv_cache", num_blocks * facts.block_bytes, kv_reason),
         MemoryPart::new("step_buffers", facts.step_bytes, step),
     ];
-    let open = open_bytes(limits, facts);
-    if open > 0 {
-        let why = format!(
-            "{dtype} values of blocks that are not full yet, three a sequence and those of a step at most"
-        );
-        parts.push(MemoryPart::new("kv_tails", open, why));
-    }
+    parts.extend(open_blocks_part(dtype, limits, facts.open_block_bytes));
     if facts.score_bytes > 0 {
         let why = "f32 scores of the keys that decodes see, of one layer at a time".into();
         parts.push(MemoryPart::new("attention_scores", facts.score_bytes * num_blocks, why));

@@ -1,6 +1,6 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{BLOCK_SIZE, KvDtype, KvLayer, MlaCache, OpenDtype};
+use octavo_kernels::{KvDtype, KvLayer, MlaCache, OpenDtype};
 
 use crate::ModelError;
 use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
@@ -74,23 +74,17 @@ pub fn block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelErr
     Ok(spec.layers.iter().map(bytes).sum())
 }
 
-/// Bytes of the open blocks of an int8 pool with one block for each of `seqs` sequences, and those that a step of `tokens`
-/// tokens writes. 0 for other pools.
+/// Bytes of one open block of an int8 pool, all layers together. 0 for other pools.
 ///
 /// # Errors
 /// As [`block_bytes`].
-pub fn tail_bytes(
-    spec: &ModelSpec,
-    format: KvFormat,
-    seqs: usize,
-    tokens: usize,
-) -> Result<usize, ModelError> {
+pub fn open_block_bytes(spec: &ModelSpec, format: KvFormat) -> Result<usize, ModelError> {
     let dtype = format.dtype(spec)?;
     let bytes = |l: &LayerSpec| match &l.attention {
         AttentionSpec::Gqa(a) => KvLayer::bytes_per_open_block(a.kv_heads, a.head_dim, dtype),
         AttentionSpec::Mla(_) => 0,
     };
-    Ok((seqs + tokens.div_ceil(BLOCK_SIZE)) * spec.layers.iter().map(bytes).sum::<usize>())
+    Ok(spec.layers.iter().map(bytes).sum())
 }
 
 impl KvPool {

@@ -38,7 +38,7 @@ pub use folder::{
     DEFAULT_TEMPLATE, HfFolder, ModelFolder, TokenizerFiles, open, open_tokenizer, read_family,
 };
 pub use forward::{Batch, Model, Scratch};
-pub use kv::{KvFormat, KvPool, block_bytes, tail_bytes};
+pub use kv::{KvFormat, KvPool, block_bytes, open_block_bytes};
 pub use octavo_file::format::{Origin, quantization_config};
 pub use octavo_file::writer::{Quantized, quantize};
 pub use rope::{RopeAngles, RopeScaling, RopeSpec};
