@@ -21,7 +21,7 @@ pub(crate) struct EngineStatus {
     pub heartbeat: Heartbeat,
     /// New requests are rejected.
     pub draining: AtomicBool,
-    /// The engine thread was told to close.
+    /// The engine thread has a command to close.
     pub closing: AtomicBool,
     pub dead: AtomicBool,
     /// Error of every later call; written once, before `dead` is set.
