@@ -105,8 +105,12 @@ class EngineConfig:
         """The engine's part of the fields, in types of JSON. The engine checks them.
 
         Raises:
-            InvalidRequestError: attention or kv_cache_memory.
+            InvalidRequestError: attention, kv_cache_memory, or None where an option has no such value.
         """
+        for f in fields(self):
+            # The engine reads None as "not given".
+            if getattr(self, f.name) is None and f.default is not None and f.name != "quantization":
+                raise InvalidRequestError(f"{f.name} is None: leave it out, or give a value such as {f.default!r}")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "revision")}
         dynamic = resolve_attention(self.attention)
         size, fraction = parse_bytes(self.kv_cache_memory)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
-from octavo import DynamicAttention, EngineConfig, SamplingParams, _core
+from octavo import LLM, DynamicAttention, EngineConfig, SamplingParams, _core
 from octavo.config import EngineArguments
 from octavo.errors import InvalidRequestError
 from octavo.hub import embedded_model
@@ -63,3 +63,11 @@ def test_the_schema_has_the_ranges_that_are_checked() -> None:
             if limit in found:
                 with pytest.raises(InvalidRequestError, match=name):
                     SamplingParams(**{"max_tokens": None, name: found[limit] + step})
+
+
+@pytest.mark.parametrize(
+    "name", ["device", "dtype", "kv_cache_dtype", "attention", "seed", "deterministic", "enable_prefix_caching"]
+)
+def test_none_is_refused_where_it_is_no_value(name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{name} is None"):
+        LLM(**{name: None})  # type: ignore[arg-type]
