@@ -10,6 +10,7 @@ import pytest
 from octavo import LLM, SamplingParams
 from octavo.server import ServerConfig, create_app, create_wsgi_app, discover
 from octavo.server.context import Context
+from octavo.server.errors import ApiError
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.requests import Strict
 from octavo.server.response import Response
@@ -82,7 +83,29 @@ def test_an_entry_point_adds_routes(llm: LLM, caplog: pytest.LogCaptureFixture) 
 
 
 def test_no_two_routes_of_a_path() -> None:
-    paths = [route.path for route in discover.all_routes()]
+    paths = [(route.method, route.path) for route in discover.all_routes()]
     assert len(set(paths)) == len(paths)
     with pytest.raises(ValueError, match="same path"):
         RouteTable([ROUTES[0], ROUTES[0]])
+
+
+def test_names_and_methods_in_paths() -> None:
+    def handler(_context: Context, _call: Call) -> Reply:
+        return Reply()
+
+    paths = [("GET", "/a/{id}"), ("DELETE", "/a/{id}"), ("GET", "/a/{id}/items"), ("POST", "/a/count")]
+    table = RouteTable([Route(method, path, handler, "") for method, path in paths])
+    wanted = {
+        "/a/x": "/a/{id}",
+        "/a/x/items": "/a/{id}/items",
+        "/a/count": "/a/count",
+        "/a/b/c": "/a/{id}",
+        "/a/": None,
+    }
+    for path, route in wanted.items():
+        found = table.find(path)
+        assert (found and found.path) == route, path
+    assert table.handler("DELETE", "/a/x") is table.handler("HEAD", "/a/x/items") is handler
+    with pytest.raises(ApiError) as refused:
+        table.handler("POST", "/a/x")
+    assert (refused.value.status, refused.value.headers) == (405, {"allow": "GET, DELETE"})

@@ -105,7 +105,8 @@ class ServiceMiddleware:
             return
         if body is None:
             return
-        call = Call(scope["method"], path, passed.headers, body, access.request_id, passed.salt)
+        query = scope.get("query_string", b"").decode("latin-1")
+        call = Call(scope["method"], path, passed.headers, body, access.request_id, passed.salt, query)
         try:
             if access.route != OTHER:
                 await self._answer(call, access, receive, send)

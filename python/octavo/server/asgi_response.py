@@ -48,7 +48,7 @@ class AsgiResponse:
                 raise
         finally:
             self._ended = True
-            self._response.generation.close()
+            self._response.close()
             self._timer.cancel()
             watcher.cancel()
 

@@ -22,6 +22,7 @@ class Call:
         path: below the application's root.
         headers: names in lower case.
         salt: part of the prefix cache that belongs to the caller's key; None without keys.
+        query: what follows "?" in the URL.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Call:
     body: bytes
     request_id: str
     salt: str | None = None
+    query: str = ""
 
     def json(self, limits: Limits) -> dict[str, Any]:
         """The body as an object.

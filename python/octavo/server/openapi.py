@@ -29,7 +29,7 @@ def document(service: Service) -> dict[str, Any]:
             body = {"schema": {"$ref": _REF.format(model=route.request.__name__)}}
             operation["requestBody"] = {"required": True, "content": {"application/json": body}}
         if "{" in route.path:
-            name = route.path.partition("{")[2].rstrip("}")
+            name = route.path.partition("{")[2].partition("}")[0]
             operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
         paths.setdefault(route.path, {})[route.method.lower()] = operation
     schema: dict[str, Any] = {

@@ -38,6 +38,10 @@ class Response(ABC):
         """The last events of a stream."""
         return DONE
 
+    def close(self) -> None:
+        """Cancels what still runs. Every stream ends with this call, also if its client has left."""
+        self.generation.close()
+
     def error(self, error: ApiError) -> bytes:
         """The last event of a failed stream. No [DONE] follows: the response is incomplete."""
         return event(error.body())

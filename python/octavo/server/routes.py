@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
@@ -18,7 +19,8 @@ class Route(NamedTuple):
     """An endpoint.
 
     Attributes:
-        path: `{name}` at its end matches the rest of a request's path.
+        path: `{name}` at its end matches the rest of a request's path; elsewhere it matches one segment. Several routes
+            may share a path if their methods differ.
         handler: runs in a thread, or on the event loop if the body is short.
         summary: for the OpenAPI document.
         request: model of the body, if the route reads one.
@@ -37,23 +39,31 @@ class RouteTable:
     """Finds the route of a path.
 
     Raises:
-        ValueError: two routes have the same path.
+        ValueError: two routes have the same method and path.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
-        self._exact = {route.path: route for route in self.routes}
-        if len(self._exact) < len(self.routes):
-            raise ValueError(f"two routes have the same path: {[r.path for r in self.routes]}")
-        self._prefixes = [(route.path.partition("{")[0], route) for route in self.routes if "{" in route.path]
+        self._by_path: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            methods = self._by_path.setdefault(route.path, {})
+            if route.method in methods:
+                raise ValueError(f"two routes have the same path and method: {route.method} {route.path}")
+            methods[route.method] = route
+        # The path with the most text of its own is the closest match.
+        named = sorted((p for p in self._by_path if "{" in p), key=lambda p: -len(re.sub(r"{\w+}", "", p)))
+        self._patterns = [(_pattern(path), self._by_path[path]) for path in named]
+
+    def _methods(self, path: str) -> dict[str, Route]:
+        """The routes at `path` by method."""
+        found = self._by_path.get(path)
+        if found is None:
+            found = next((methods for pattern, methods in self._patterns if pattern.fullmatch(path)), {})
+        return found
 
     def find(self, path: str) -> Route | None:
-        """The route of `path`; None if there is none."""
-        found = self._exact.get(path)
-        if found is None:
-            matches = (r for prefix, r in self._prefixes if path.startswith(prefix) and len(path) > len(prefix))
-            found = next(matches, None)
-        return found
+        """A route of `path`; None if there is none."""
+        return next(iter(self._methods(path).values()), None)
 
     def handler(self, method: str, path: str) -> Handler:
         """The handler of a request.
@@ -61,10 +71,18 @@ class RouteTable:
         Raises:
             ApiError: 404, 405.
         """
-        found = self.find(path)
-        if found is None:
+        methods = self._methods(path)
+        if not methods:
             raise ApiError(404, f"there is nothing at {path[:200]!r}", code="not_found")
-        if method != found.method and not (method == "HEAD" and found.method == "GET"):
-            message = f"{method} is not possible here: use {found.method}"
-            raise ApiError(405, message, headers={"allow": found.method})
+        found = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
+        if found is None:
+            raise ApiError(
+                405, f"{method} is not possible here: use {' or '.join(methods)}", headers={"allow": ", ".join(methods)}
+            )
         return found.handler
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """A path with names as a regular expression."""
+    *parts, last = re.split(r"{\w+}", path)
+    return re.compile("[^/]+".join(map(re.escape, parts)) + ("[^/]+" if last else ".+") + re.escape(last), re.DOTALL)

@@ -56,7 +56,8 @@ class WsgiApp:
                 access.end()
                 return [b""]
             body = self._body(environ, passed.headers)
-            outcome = service.respond(Call(method, path, passed.headers, body, access.request_id, passed.salt))
+            query = environ.get("QUERY_STRING", "")
+            outcome = service.respond(Call(method, path, passed.headers, body, access.request_id, passed.salt, query))
             if isinstance(outcome, Response):
                 batches = outcome.generation.deltas(_is_connected(environ), _KEEPALIVE_SECONDS)
                 if outcome.stream:
@@ -117,7 +118,7 @@ class Body:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._response.generation.close()
+            self._response.close()
             with contextlib.suppress(ValueError):
                 # ValueError: the iterator runs in another thread, where it ends by itself.
                 self._pieces.close()  # type: ignore[attr-defined]
