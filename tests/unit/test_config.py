@@ -30,10 +30,13 @@ def test_the_engine_takes_every_field() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_num_seqs": "many"}, "max_num_seqs is 'many': an integer"),
+        ({"max_num_seqs": "many"}, "max_num_seqs is 'many': an integer is expected"),
+        ({"max_num_seqs": -1}, "max_num_seqs is -1: an integer from 0 on"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0: an integer from 1 on"),
         ({"max_queue": 1.5}, "max_queue is 1.5"),
         ({"threads": True}, "threads is True"),
-        ({"seed": 2**70}, "seed is 1180591620717411303424: an integer"),
+        ({"threads": 0}, "threads is 0: a number from 1 to 1024"),
+        ({"seed": 2**70}, "seed is 1180591620717411303424: an integer of 64 bits"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching is 'no': True or False"),
         ({"dtype": 16}, "dtype is 16: a string"),
         ({"chat_template": b"x"}, "chat_template is b'x'"),

@@ -53,8 +53,12 @@ fn expectation(message: &str) -> String {
     }
     let Some((_, kind)) = message.rsplit_once("expected ") else { return message.to_string() };
     let words = match kind {
-        "u32" | "usize" | "u64" => "an integer from 0 on",
-        "i32" | "i64" | "i128" => "an integer",
+        // Of a negative number; a limit above 0 is the limit's own check.
+        "u32" | "usize" | "u64" if message.starts_with("invalid value") => "an integer from 0 on",
+        "u32" | "usize" | "u64" => "an integer",
+        "i32" => "an integer of 32 bits",
+        "i64" => "an integer of 64 bits",
+        "i128" => "an integer",
         "f32" | "f64" => "a number",
         "a boolean" => "True or False",
         "a sequence" => "a list",

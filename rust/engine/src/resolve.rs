@@ -204,7 +204,9 @@ fn check_attention(config: &EngineConfig, device: Device) -> Result<(), EngineEr
 pub(crate) fn check_threads(config: &EngineConfig) -> Result<(), EngineError> {
     match config.threads {
         None | Some(1..=1024) => Ok(()),
-        Some(_) => Err(EngineError::InvalidRequest("threads: a number from 1 to 1024 is expected".into())),
+        Some(n) => {
+            Err(EngineError::InvalidRequest(format!("threads is {n}: a number from 1 to 1024 is expected")))
+        }
     }
 }
 

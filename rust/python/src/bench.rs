@@ -57,8 +57,8 @@ fn prepare(
 ) -> PyResult<(Kernels, Duration)> {
     let refuse = |what: &dyn std::fmt::Display| raise(py, "InvalidRequestError", &what.to_string());
     let isa = isa.map(|name| name.parse::<Isa>()).transpose().map_err(|e| refuse(&e))?;
-    if threads == Some(0) || threads.is_some_and(|t| t > 1024) {
-        return Err(refuse(&"threads: a number from 1 to 1024 is expected"));
+    if let Some(n) = threads.filter(|n| !(1..=1024).contains(n)) {
+        return Err(refuse(&format!("threads is {n}: a number from 1 to 1024 is expected")));
     }
     let time = Duration::try_from_secs_f64(seconds).map_err(|e| refuse(&format!("seconds: {e}")))?;
     Ok((Kernels::new(threads.unwrap_or(0), isa).map_err(|e| refuse(&e))?, time))
