@@ -21,8 +21,10 @@ from octavo.params import SamplingParams
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import model_registry
-    from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    from octavo.lm_eval_keys import generation_keys
 except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] == "octavo":
         raise
@@ -36,7 +38,6 @@ __all__ = ["OctavoLM", "main"]
 T = TypeVar("T")
 # Requests per batch: enough to fill the engine; their results fit in memory.
 _BATCH = 512
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
 _SCORE = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True)
 
 
@@ -48,7 +49,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         max_length: maximum context of a prediction in tokens; None: two tokens less than `max_model_len`.
         add_bos_token: None: as the tokenizer does.
         max_gen_toks: maximum output of tasks without a limit, in tokens.
-        think_end_token: generated text up to this token is dropped.
+        think_end_token: output up to this text, or up to the token of this id, is dropped.
         device: "cpu"; other values: octavo chooses.
         batch_size, max_batch_size: ignored: the engine batches continuously.
         options: arguments of `octavo.LLM`; `quantization="none"`: no quantisation.
@@ -64,7 +65,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         max_length: int | None = None,
         add_bos_token: bool | None = None,
         max_gen_toks: int = 256,
-        think_end_token: str | None = None,
+        think_end_token: str | int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -85,7 +86,8 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = max_gen_toks
         self.batch_size = batch_size or "auto"
         self._add_bos = add_bos_token
-        self._think_end = think_end_token
+        by_id = isinstance(think_end_token, str) and think_end_token.isdigit()
+        self._think_end = int(think_end_token) if by_id and think_end_token else think_end_token
         self._eos, self._bos = _special_ids(self.llm)
 
     # --- tokens -------------------------------------------------------------------------------------------------------
@@ -162,25 +164,32 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
             stops: list[list[str]] = []
             for request in batch:
                 context, given = request.args
-                fields = normalize_gen_kwargs(given, self.max_gen_toks)
-                until = [s for s in handle_stop_sequences(fields.pop("until", None), eos) if s]
-                most = int(fields.pop("max_gen_toks"))
+                wanted = generation_keys(given, self.max_gen_toks)
+                until = [s for s in handle_stop_sequences(wanted.until, eos) if s]
+                most = wanted.max_tokens
                 if most > self.max_length:
                     raise InvalidRequestError(f"max_gen_toks is {most}: the context has {self.max_length} tokens")
-                known = {name: fields[name] for name in _SAMPLING if fields.get(name) is not None}
                 # The end-of-sequence token always ends an output. Reasoning may contain stop texts of the answer.
-                wanted = [] if self._think_end else [s for s in until if s != eos]
-                params.append(SamplingParams(max_tokens=most, stop=wanted or None, **known))
+                stop = [s for s in until if s != eos] if self._think_end is None else []
+                params.append(SamplingParams(max_tokens=most, stop=stop or None, **wanted.sampling))
                 # An empty context is the beginning of a text.
                 ids = self.tok_encode(context) or [self.prefix_token_id]
                 prompts.append(ids[-max(1, self.max_length - most) :])
                 stops.append(until)
             outputs = self.llm.generate(prompts, params, use_tqdm=False)
             for request, output, until in zip(batch, outputs, stops, strict=True):
-                text = postprocess_generated_text(_whole(output).text, until, self._think_end)
+                text = self._answer(_whole(output), until)
                 texts.append(text)
                 self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
+
+    def _answer(self, output: RequestOutput, until: list[str]) -> str:
+        """The text behind the reasoning, up to the first of `until`."""
+        end, ids = self._think_end, output.outputs[0].token_ids
+        if isinstance(end, str) or end not in ids:
+            return str(postprocess_generated_text(output.text, until, None if isinstance(end, int) else end))
+        behind = self.llm.detokenize(ids[len(ids) - ids[::-1].index(end) :]).lstrip()
+        return str(postprocess_generated_text(behind, until, None))
 
     def get_model_info(self) -> dict[str, Any]:
         """For the harness's results."""

@@ -48,7 +48,16 @@ TASKS = {
         "generation_kwargs": {"until": ["t", "\n\n"], "max_gen_toks": 12, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     },
+    # A third of the harness's own generation tasks give neither do_sample nor a temperature.
+    "tiny_bare_answer": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"until": ["t", "\n\n"], "max_new_tokens": 12},
+        "metric_list": [{"metric": "exact_match"}],
+    },
 }
+ANSWERS = ("tiny_answer", "tiny_bare_answer")
 ROWS = [
     {"question": "Once upon a time", "choices": [" there", " a fox ", "\nSam"], "answer": 0},
     {"question": "The fox said ", "choices": ["hello", "no", "yes, of course"], "answer": 1},
@@ -60,7 +69,7 @@ TEXTS = ["One day Sam packed cheese.", "She saw a key. " * 60, "x", "東京, П�
 
 def rows_of(task: str) -> list[dict[str, Any]]:
     # The harness's own model generates nothing from nothing.
-    return [row for row in ROWS if row["question"] or task != "tiny_answer"]
+    return [row for row in ROWS if row["question"] or task not in ANSWERS]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +125,7 @@ def test_the_same_responses(both: tuple[dict[str, Any], dict[str, Any]], task: s
     assert len(ours) == len(theirs) == (len(TEXTS) if task == "tiny_text" else len(rows_of(task)))
     for one, other in zip(ours, theirs, strict=True):
         assert one["arguments"] == other["arguments"]
-        if task == "tiny_answer":
+        if task in ANSWERS:
             assert one["resps"] == other["resps"]
             continue
         for a, b in zip(one["resps"], other["resps"], strict=True):
