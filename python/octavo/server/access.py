@@ -8,12 +8,18 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from octavo.server.errors import ApiError
+from octavo.server.http import Reply
+
 if TYPE_CHECKING:
     from starlette.types import Message, Send
 
     from octavo.server.service import Service
 
 log = logging.getLogger("octavo.access")
+
+# Headers with the id of a request: OpenAI's name and Anthropic's.
+ID_HEADERS = ("x-request-id", "request-id")
 
 
 class Access:
@@ -29,11 +35,15 @@ class Access:
         self.status = 0
         self._first: float | None = None
 
+    def error_reply(self, error: ApiError) -> Reply:
+        """`error` in the form of the API that was called."""
+        return self._service.error_reply(error, self._path, self.request_id)
+
     def start(self, status: int, headers: Mapping[str, str]) -> Message:
         """The first ASGI message of a response, with the request's id."""
         self.started(status)
         fields = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        fields.append((b"x-request-id", self.request_id.encode("ascii")))
+        fields += self._ids()
         return {"type": "http.response.start", "status": status, "headers": fields}
 
     def wrap(self, send: Send) -> Send:
@@ -42,10 +52,14 @@ class Access:
         async def inner(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.started(message["status"])
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode("ascii"))]
+                message["headers"] = [*message.get("headers", ()), *self._ids()]
             await send(message)
 
         return inner
+
+    def _ids(self) -> list[tuple[bytes, bytes]]:
+        value = self.request_id.encode("ascii")
+        return [(name.encode(), value) for name in ID_HEADERS]
 
     def started(self, status: int) -> None:
         self.status = status

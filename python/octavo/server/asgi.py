@@ -17,16 +17,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo import __version__
 from octavo.llm import LLM
-from octavo.server.access import Access
+from octavo.server.access import ID_HEADERS, Access
 from octavo.server.asgi_response import AsgiResponse, send_reply
 from octavo.server.config import ServerConfig
 from octavo.server.discover import all_routes
 from octavo.server.errors import ApiError
-from octavo.server.http import Call, Reply, error_reply
+from octavo.server.http import Call, Reply
 from octavo.server.openapi import document
 from octavo.server.service import OTHER, Service
 
 _CALL = "octavo.call"
+# Headers that pages of other origins may read.
+EXPOSED_HEADERS = [*ID_HEADERS, "retry-after", "x-should-retry", "allow", "www-authenticate"]
 
 
 def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> FastAPI:
@@ -49,7 +51,11 @@ def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) ->
     app.add_middleware(ServiceMiddleware, service=service)
     if config.allowed_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(config.allowed_origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=list(config.allowed_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
         )
     return app
 
@@ -64,7 +70,8 @@ def _not_routed(service: Service) -> Callable[[Request, Exception], Any]:
                 service.respond(request.scope[_CALL])
             except ApiError as nothing:
                 fault = nothing
-        reply = error_reply(fault)
+        call: Call = request.scope[_CALL]
+        reply = service.error_reply(fault, call.path, call.request_id)
         return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
 
     return handler
@@ -98,7 +105,7 @@ class ServiceMiddleware:
             body = await self._body(receive, int(passed.headers.get("content-length", "0")))
         except ApiError as error:
             # The rest of a rejected body is not read.
-            reply = error_reply(error)
+            reply = access.error_reply(error)
             reply = Reply(reply.status, reply.body, headers={**reply.headers, "connection": "close"})
             await send_reply(send, access, reply)
             access.end()
@@ -124,7 +131,7 @@ class ServiceMiddleware:
             else:
                 outcome = await run_in_threadpool(service.respond, call)
         except ApiError as error:
-            outcome = error_reply(error)
+            outcome = access.error_reply(error)
         if isinstance(outcome, Reply):
             await send_reply(send, access, outcome)
         else:

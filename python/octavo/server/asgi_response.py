@@ -13,7 +13,7 @@ from starlette.types import Receive, Send
 
 from octavo.server.access import Access
 from octavo.server.errors import ApiError, from_octavo
-from octavo.server.http import EVENT_STREAM, PING, Reply, error_reply
+from octavo.server.http import EVENT_STREAM, Reply
 from octavo.server.response import Response
 
 log = logging.getLogger("octavo.server")
@@ -89,7 +89,7 @@ class AsgiResponse:
                     response.feed(deltas)
                 reply = response.reply()
             except Exception as error:
-                reply = error_reply(_as_api_error(error))
+                reply = self._access.error_reply(_as_api_error(error))
             self._write_start = time.monotonic()
             await send_reply(self._send, self._access, reply)
 
@@ -101,13 +101,13 @@ class AsgiResponse:
                 if not started:
                     started = True
                     await self._send(self._access.start(200, EVENT_STREAM))
-                await self._write(response.feed(deltas) if deltas else PING)
+                await self._write(response.feed(deltas) if deltas else response.ping())
             last = response.end()
         except Exception as error:
             fault = _as_api_error(error)
             if not started:
                 # Nothing has been sent yet: the error determines the status.
-                await send_reply(self._send, self._access, error_reply(fault))
+                await send_reply(self._send, self._access, self._access.error_reply(fault))
                 return
             last = response.error(fault)
         if not started:

@@ -17,6 +17,8 @@ from octavo.server.page import PATHS
 
 # Paths that need no key. Matched exactly: every other spelling needs the key.
 PUBLIC_PATHS = frozenset({"/health", "/version"})
+# Headers of Anthropic's and of Azure's clients for the key.
+KEY_HEADERS = ("x-api-key", "api-key")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\s]*)(:\d+)?")
 
@@ -67,11 +69,11 @@ class Auth:
             raise ApiError(400, "the Content-Length is no number")
         if int(length) > self._limits.body_bytes:
             raise self.too_large()
-        salt = self._key_salt(headers.get("authorization", ""))
+        salt = self._salt(headers)
         if salt is None and self._keys and path not in PUBLIC_PATHS and not self._is_page(method, path):
             raise ApiError(
                 401,
-                "a valid API key is needed: send it as 'Authorization: Bearer KEY'",
+                "a valid API key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
@@ -90,19 +92,31 @@ class Auth:
         if found is None or found.group(1).lower() not in self._hosts:
             raise ApiError(403, f"the Host header names {host[:80]!r}, which is not served: see --allowed-host")
 
-    def _key_salt(self, authorization: str) -> str | None:
-        """A salt for the given key, which does not reveal the key; None without a valid key."""
-        scheme, _, given = authorization.partition(" ")
-        given = given.strip()
-        if scheme.lower() == "basic":
-            # For tools that send passwords only.
-            try:
-                given = base64.b64decode(given, validate=True).decode().partition(":")[2]
-            except (binascii.Error, ValueError):
-                return None
-        elif scheme.lower() != "bearer":
+    def _salt(self, headers: dict[str, str]) -> str | None:
+        """A salt for the key of a request, which does not reveal the key; None without a valid key."""
+        if not self._keys:
             return None
+        given = [_authorized(headers.get("authorization", "")), *(headers.get(name) for name in KEY_HEADERS)]
+        # Clients may send a key for another service beside the right one: one valid key is enough.
+        found = [self._key_salt(key.strip()) for key in given if key is not None]
+        return next((salt for salt in found if salt is not None), None)
+
+    def _key_salt(self, given: str) -> str | None:
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
         # All keys are compared, each in constant time.
         matches = [hmac.compare_digest(digest, key) for key in self._keys]
         return f"key:{digest.hex()[:32]}" if any(matches) else None
+
+
+def _authorized(authorization: str) -> str | None:
+    """The key of an Authorization header; None if there is none."""
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return given
+    if scheme.lower() == "basic":
+        # For tools that send passwords only.
+        try:
+            return base64.b64decode(given.strip(), validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return None
+    return None

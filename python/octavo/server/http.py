@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,18 +38,36 @@ class Call:
         """The body as an object.
 
         Raises:
-            ApiError: 415 for another type of content (a form of a foreign web page could send that), 400 for no JSON.
+            ApiError: 415 for another type of content (a form of a foreign web page could send that) and for a
+                compressed body, 400 for no JSON.
         """
+        coding = self.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            message = f"the content coding is {coding[:40]}: send the body without compression"
+            raise ApiError(415, message, code="unsupported_encoding", headers={"accept-encoding": "identity"})
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise ApiError(415, f"the content type is {kind or 'not given'}: send application/json")
         try:
-            value = _core.parse_json(self.body, max_depth=limits.json_depth, max_values=limits.json_values)
+            value = _core.parse_json(_utf8(self.body), max_depth=limits.json_depth, max_values=limits.json_values)
         except InvalidRequestError as error:
             raise bad_request(f"the body is {error}", code="invalid_json") from error
         if not isinstance(value, dict):
             raise bad_request("the body is no JSON object: send {...}", code="invalid_json")
         return value
+
+
+def _utf8(body: bytes) -> bytes:
+    """The body without a byte order mark, which some Windows tools write.
+
+    Raises:
+        ApiError: 400 for the mark of another encoding.
+    """
+    if body.startswith(codecs.BOM_UTF8):
+        return body[len(codecs.BOM_UTF8) :]
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise bad_request("the body begins with the mark of UTF-16 or UTF-32: send UTF-8", code="invalid_json")
+    return body
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from octavo import __version__
+from octavo.server.auth import KEY_HEADERS
 from octavo.server.service import Service
 
 _REF = "#/components/schemas/{model}"
@@ -39,8 +40,11 @@ def document(service: Service) -> dict[str, Any]:
         "components": {"schemas": {**definitions.get("$defs", {}), "Error": _ERROR}},
     }
     if service.config.api_keys:
-        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}]
+        schema["components"]["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
+        }
+        schema["security"] = [{"key": []}, *({name: []} for name in KEY_HEADERS)]
     return schema
 
 

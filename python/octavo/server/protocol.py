@@ -1,9 +1,17 @@
-"""The HTTP/1.1 parser: uvicorn's httptools protocol, with a limit for the size of request heads."""
+"""The HTTP/1.1 parser: uvicorn's httptools protocol, with a limit for the size of request heads.
+
+It also answers HTTP/1.0 in its own form. uvicorn would send chunks, which such a client cannot read.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from starlette.types import Send
+    from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 def http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
@@ -19,9 +27,6 @@ def http_protocol() -> type[asyncio.Protocol] | Literal["h11"]:
 
 def _bounded() -> type[asyncio.Protocol]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    if TYPE_CHECKING:
-        from uvicorn.config import Config
 
     class Bounded(HttpToolsProtocol):
         """Closes a connection that sends too many bytes outside of a body without ending the head."""
@@ -53,6 +58,9 @@ def _bounded() -> type[asyncio.Protocol]:
         def on_headers_complete(self) -> None:
             self._spoke = self._past_head = True
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0" and self.cycle is not None:
+                # The task of the request has not begun: it calls the new `send`.
+                self.cycle.send = _until_close(self.cycle)  # type: ignore[assignment,method-assign]
 
         def on_body(self, body: bytes) -> None:
             self._spoke = True
@@ -63,3 +71,22 @@ def _bounded() -> type[asyncio.Protocol]:
             super().on_message_complete()
 
     return Bounded
+
+
+def _until_close(cycle: RequestResponseCycle) -> Send:
+    """The `send` of a request whose client cannot read chunks: a body without a length ends with the connection."""
+    inner = cycle.send
+    unbounded = False
+
+    async def send(message: Any) -> None:
+        nonlocal unbounded
+        if message["type"] == "http.response.start":
+            unbounded = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            if unbounded:
+                cycle.chunked_encoding = False
+        elif unbounded:
+            # The protocol compares each body with the length that is left.
+            cycle.expected_content_length = len(message.get("body", b""))
+        await inner(message)
+
+    return send

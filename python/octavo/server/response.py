@@ -11,7 +11,7 @@ from octavo import _core
 from octavo.request_handle import RequestHandle
 from octavo.server.errors import ApiError
 from octavo.server.generation import Deltas, Generation
-from octavo.server.http import DONE, Reply, event
+from octavo.server.http import DONE, PING, Reply, event
 
 
 class Response(ABC):
@@ -41,6 +41,10 @@ class Response(ABC):
     def close(self) -> None:
         """Cancels what still runs. Every stream ends with this call, also if its client has left."""
         self.generation.close()
+
+    def ping(self) -> bytes:
+        """A sign of life, sent while there is no output."""
+        return PING
 
     def error(self, error: ApiError) -> bytes:
         """The last event of a failed stream. No [DONE] follows: the response is incomplete."""

@@ -8,11 +8,19 @@ from typing import NamedTuple, TypeAlias
 
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
-from octavo.server.http import Call, Reply
+from octavo.server.http import Call, Reply, error_reply
+from octavo.server.near_paths import nearest
 from octavo.server.requests import Strict
 from octavo.server.response import Response
 
 Handler: TypeAlias = Callable[[Context, Call], Reply | Response]
+# Error, id of the request -> the reply.
+ErrorForm: TypeAlias = Callable[[ApiError, str], Reply]
+
+
+def openai_error(error: ApiError, _request_id: str) -> Reply:
+    """The form of an error that most routes have."""
+    return error_reply(error)
 
 
 class Route(NamedTuple):
@@ -25,6 +33,7 @@ class Route(NamedTuple):
         summary: for the OpenAPI document.
         request: model of the body, if the route reads one.
         documented: the OpenAPI document contains the route.
+        error: form of this route's errors, also of those that are found before the handler runs.
     """
 
     method: str
@@ -33,6 +42,7 @@ class Route(NamedTuple):
     summary: str
     request: type[Strict] | None = None
     documented: bool = True
+    error: ErrorForm = openai_error
 
 
 class RouteTable:
@@ -65,6 +75,15 @@ class RouteTable:
         """A route of `path`; None if there is none."""
         return next(iter(self._methods(path).values()), None)
 
+    def error_form(self, path: str) -> ErrorForm:
+        """The form of errors at `path`. An unknown path below a route has the route's form."""
+        while path:
+            found = self.find(path)
+            if found is not None:
+                return found.error
+            path = path.rpartition("/")[0]
+        return openai_error
+
     def handler(self, method: str, path: str) -> Handler:
         """The handler of a request.
 
@@ -73,7 +92,9 @@ class RouteTable:
         """
         methods = self._methods(path)
         if not methods:
-            raise ApiError(404, f"there is nothing at {path[:200]!r}", code="not_found")
+            near = nearest(path, [route.path for route in self.routes if route.documented and "{" not in route.path])
+            hint = "" if near is None else f": did you mean {near}?"
+            raise ApiError(404, f"there is nothing at {path[:200]!r}{hint}", code="not_found")
         found = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)
         if found is None:
             raise ApiError(

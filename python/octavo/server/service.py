@@ -25,6 +25,9 @@ _QUICK_BYTES = 8 << 10
 _SLOW = re.compile(rb'"(?:tools|response_format|structured_outputs|text|\\u)')
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+# Longer paths are no routes.
+_LONGEST_PATH = 200
+
 # Route name in logs and metrics for paths without a route.
 OTHER = "other"
 
@@ -76,6 +79,10 @@ class Service:
         """The route of `path`, or `OTHER`: unknown paths must not create new metric series."""
         found = self._table.find(path)
         return OTHER if found is None else found.path
+
+    def error_reply(self, error: ApiError, path: str, request_id: str) -> Reply:
+        """`error` in the form of the API at `path`."""
+        return self._table.error_form(path[:_LONGEST_PATH])(error, request_id)
 
     def count_request(self, method: str, route: str, status: int) -> None:
         """Counts an answered request."""

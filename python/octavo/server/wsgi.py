@@ -11,12 +11,12 @@ from http import HTTPStatus
 from typing import Any
 
 from octavo.llm import LLM
-from octavo.server.access import Access
+from octavo.server.access import ID_HEADERS, Access
 from octavo.server.config import ServerConfig
 from octavo.server.discover import all_routes
 from octavo.server.errors import ApiError, from_octavo
 from octavo.server.generation import Deltas
-from octavo.server.http import EVENT_STREAM, PING, Call, error_reply
+from octavo.server.http import EVENT_STREAM, Call
 from octavo.server.response import Response
 from octavo.server.service import Service
 
@@ -45,7 +45,7 @@ class WsgiApp:
 
         def start(status: int, headers: dict[str, str]) -> None:
             access.started(status)
-            fields = [*headers.items(), ("x-request-id", access.request_id)]
+            fields = [*headers.items(), *((name, access.request_id) for name in ID_HEADERS)]
             start_response(f"{status} {_phrase(status)}", fields)
 
         try:
@@ -61,7 +61,7 @@ class WsgiApp:
             if isinstance(outcome, Response):
                 batches = outcome.generation.deltas(_is_connected(environ), _KEEPALIVE_SECONDS)
                 if outcome.stream:
-                    return Body(_stream(outcome, batches, start), outcome, access)
+                    return Body(_stream(outcome, batches, start, access), outcome, access)
                 try:
                     for deltas in batches:
                         outcome.feed(deltas)
@@ -69,10 +69,10 @@ class WsgiApp:
                 finally:
                     batches.close()  # type: ignore[attr-defined]
         except ApiError as error:
-            outcome = error_reply(error)
+            outcome = access.error_reply(error)
         except Exception as error:
             log.exception("an internal fault in %s", path)
-            outcome = error_reply(from_octavo(error))
+            outcome = access.error_reply(from_octavo(error))
         headers = {"content-type": outcome.content_type, "content-length": str(len(outcome.body)), **outcome.headers}
         start(outcome.status, headers)
         access.end()
@@ -129,7 +129,7 @@ class Body:
 
 
 def _stream(
-    response: Response, batches: Iterator[Deltas], start: Callable[[int, dict[str, str]], None]
+    response: Response, batches: Iterator[Deltas], start: Callable[[int, dict[str, str]], None], access: Access
 ) -> Iterator[bytes]:
     started = False
     try:
@@ -137,7 +137,7 @@ def _stream(
             if not started:
                 started = True
                 start(200, EVENT_STREAM)
-            piece = response.feed(deltas) if deltas else PING
+            piece = response.feed(deltas) if deltas else response.ping()
             if piece:
                 yield piece
         last = response.end()
@@ -146,7 +146,7 @@ def _stream(
         if not isinstance(error, ApiError):
             log.exception("an internal fault in an answer")
         if not started:
-            reply = error_reply(fault)
+            reply = access.error_reply(fault)
             start(reply.status, {"content-type": reply.content_type, **reply.headers})
             yield reply.body
             return
