@@ -14,6 +14,7 @@ from octavo.llm import LLM
 from octavo.params import SamplingParams
 from octavo.server import requests
 from octavo.server.config import ServerConfig
+from octavo.server.dialects import inside
 from octavo.server.errors import ApiError, from_octavo
 from octavo.server.formats import (
     FORMATS,
@@ -95,12 +96,18 @@ class Context:
             ApiError: 400, 404, 415.
         """
         request = requests.read(kind, call.json(self.config.limits))
-        for name in sorted(set(request.model_extra or ()) - requests.SILENT - self._warned)[:8]:
+        self._warn(request)
+        self.check_model(getattr(request, "model", None))
+        return request
+
+    def _warn(self, request: requests.Strict) -> None:
+        """Logs the unknown fields of `request`, each once for the server."""
+        names = {*(request.model_extra or ())} - requests.silent(type(request))
+        names.update(path for path, _, value in inside(request) if value is not None)
+        for name in sorted(names - self._warned)[:8]:
             if len(self._warned) < _MAX_WARNED:
                 self._warned.add(name)
                 log.warning("a field that is not known is ignored: %.64r (said once)", name)
-        self.check_model(getattr(request, "model", None))
-        return request
 
     def check_model(self, name: str | None) -> None:
         """Rejects a name that is not served.

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
+from octavo.server.requests import ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.tools import Toolbox
 from octavo.structured import Grammar, JsonSchema, Regex, Structured
 
@@ -20,7 +20,7 @@ def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, A
         ApiError: 400 if two of response_format, structured_outputs and tools constrain the output.
     """
     found: list[tuple[str, Structured]] = []
-    if isinstance(request, ChatRequest) and request.response_format is not None:
+    if request.response_format is not None:
         form = response_format(request.response_format)
         if form is not None:
             found.append(("response_format", form))
@@ -37,7 +37,7 @@ def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, A
 
 def field_of(request: Sampling) -> str:
     """The request's field that errors about the output format name."""
-    if isinstance(request, ChatRequest) and request.response_format is not None:
+    if request.response_format is not None:
         return "response_format"
     if request.structured_outputs is not None:
         return "structured_outputs"

@@ -1,22 +1,23 @@
 """Models of request bodies: OpenAI's fields, and vLLM's additional fields.
 
 The models are strict (no conversion between strings, numbers and booleans). The OpenAPI document is made from them.
-Unknown fields are accepted; each is logged once.
+Unknown fields are accepted if they cannot change the answer; each is logged once.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from octavo._core import sampling_schema
-from octavo.server.errors import ApiError, bad_request
+from octavo.server.dialects import refuse, translate
+from octavo.server.foreign_fields import ALIASES, CONSTRAINTS, REFUSED, REFUSED_BY_EMBEDDINGS, Refusal
+from octavo.server.invalid import invalid
 
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 _RANGES: dict[str, dict[str, float]] = sampling_schema()["properties"]
-# Maximum length of a rejected value in an error message.
-_SHOWN = 80
 
 
 def _in_range(name: str) -> Any:
@@ -31,7 +32,12 @@ def _in_range(name: str) -> Any:
 
 
 class Strict(BaseModel):
+    """Attributes:
+    refused: fields that this request does not have and refuses; other unknown fields are logged.
+    """
+
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED
 
 
 class StreamOptions(Strict):
@@ -49,6 +55,20 @@ class StructuredOutputs(Strict):
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
+    json_schema: JsonSchemaFormat | None = None
+    pattern: str | None = None
+    grammar: str | None = None
 
 
 class Sampling(Strict):
@@ -85,6 +105,7 @@ class Sampling(Strict):
     return_token_ids: bool | None = None
     timeout: Annotated[float, _in_range("timeout")] | None = None
     structured_outputs: StructuredOutputs | None = None
+    response_format: ResponseFormat | None = None
 
 
 class CompletionRequest(Sampling):
@@ -150,20 +171,6 @@ class NamedTool(Strict):
     function: ChosenFunction
 
 
-class JsonSchemaFormat(Strict):
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Strict):
-    type: Literal["text", "json_object", "json_schema", "regex", "grammar"]
-    json_schema: JsonSchemaFormat | None = None
-    pattern: str | None = None
-    grammar: str | None = None
-
-
 class ChatRequest(Sampling):
     """POST /v1/chat/completions"""
 
@@ -174,7 +181,6 @@ class ChatRequest(Sampling):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     # vLLM's further fields
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -185,6 +191,7 @@ class ChatRequest(Sampling):
 class EmbeddingRequest(Strict):
     """POST /v1/embeddings"""
 
+    refused: ClassVar[Mapping[str, Refusal]] = REFUSED_BY_EMBEDDINGS
     model: str | None = None
     input: str | list[str] | list[TokenId] | list[list[TokenId]]
     encoding_format: Literal["float", "base64"] | None = None
@@ -203,6 +210,7 @@ class EmbeddingRequest(Strict):
 class TokenizeRequest(Strict):
     """POST /tokenize: `prompt`, or `messages` through the chat template."""
 
+    refused: ClassVar[Mapping[str, Refusal]] = {"chat_template": REFUSED["chat_template"]}
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
@@ -216,6 +224,7 @@ class TokenizeRequest(Strict):
 class DetokenizeRequest(Strict):
     """POST /detokenize"""
 
+    refused: ClassVar[Mapping[str, Refusal]] = {}
     model: str | None = None
     tokens: list[TokenId]
 
@@ -224,76 +233,40 @@ R = TypeVar("R", bound=Strict)
 
 
 def read(kind: type[R], body: dict[str, Any]) -> R:
-    """Validates `body` as a `kind`.
+    """Validates `body` as a `kind`. Fields in other servers' spelling are translated or refused.
 
     Raises:
         ApiError: 400 that names the invalid field.
     """
+    names: dict[str, str] = {}
+    if issubclass(kind, Sampling):
+        body, names = translate(body)
     try:
-        return kind.model_validate(body)
+        request = kind.model_validate(body)
     except ValidationError as error:
-        raise _refusal(body, error) from None
+        raise invalid(body, error, names) from None
+    refuse(request, kind.refused, _ELSEWHERE - silent(kind) if kind.refused is REFUSED else ())
+    return request
 
 
-def _refusal(body: dict[str, Any], error: ValidationError) -> ApiError:
-    # Each branch of a union reports errors: the deepest error belongs to the branch that fits best.
-    first = error.errors(include_url=False, include_context=False)
-    worst = max(first, key=lambda e: len(_path(body, e["loc"])))
-    path = _path(body, worst["loc"])
-    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")
-    if worst["type"] == "missing":
-        return bad_request(f"{name} is missing", name)
-    shown = repr(worst["input"])
-    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
-    message = worst["msg"].removeprefix("Input ")
-    return bad_request(f"{name} is {shown}: it {message[0].lower()}{message[1:]}", name)
+def silent(kind: type[Strict]) -> frozenset[str]:
+    """Fields of OpenAI's API that a `kind` accepts without effect."""
+    return _SILENT | (frozenset() if issubclass(kind, Sampling) else _SILENT_BY_RESPONSES)
 
 
-def _path(body: Any, loc: tuple[int | str, ...]) -> list[int | str]:
-    """`loc` without the names of union branches, which are not part of the document."""
-    path: list[int | str] = []
-    here = body
-    for i, step in enumerate(loc):
-        last = i == len(loc) - 1
-        if isinstance(here, dict) and isinstance(step, str) and (step in here or (last and not path)):
-            here = here.get(step)
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        elif not (last and isinstance(here, dict) and isinstance(step, str) and _is_field(step)):
-            continue
-        path.append(step)
-    return path
-
-
-def _is_field(step: str) -> bool:
-    """Whether `step` is a field. Names of union branches are types, such as "list[int]" or "str"."""
-    return step.isidentifier() and step.islower() and step not in ("str", "int", "float", "bool")
-
-
-# Fields of OpenAI's API that are accepted and have no effect.
-SILENT = frozenset({
-    "audio", "functions", "function_call", "metadata", "modalities", "moderation", "prediction", "prompt_cache_key",
-    "prompt_cache_options", "prompt_cache_retention", "reasoning_effort", "safety_identifier", "service_tier", "store",
-    "verbosity", "web_search_options", "include", "reasoning", "truncation", "max_tool_calls", "top_logprobs",
+_SILENT = frozenset({
+    "metadata", "moderation", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+    "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
 })  # fmt: skip
-
-
-def refuse_unsupported(request: Sampling) -> None:
-    """Rejects fields that would change the response and are not supported.
-
-    Raises:
-        ApiError: 400.
-    """
-    extra = request.model_extra or {}
-    for name, remedy in (
-        ("functions", "use tools"),
-        ("function_call", "use tool_choice"),
-        ("audio", "this model writes text"),
-        ("web_search_options", "there is no web search here"),
-        ("chat_template", "a template is never taken from a request: start the server with --chat-template"),
-    ):
-        if extra.get(name) not in (None, [], "none"):
-            raise bad_request(f"{name} is not supported: {remedy}", name)
-    modalities = extra.get("modalities")
-    if modalities not in (None, ["text"]):
-        raise bad_request("modalities: this model writes text only", "modalities")
+_SILENT_BY_RESPONSES = frozenset({
+    "context_management", "include", "max_tool_calls", "reasoning", "stream_options", "top_logprobs", "truncation",
+    "user",
+})  # fmt: skip
+# Fields of one endpoint that change its answer: another endpoint must not drop them.
+_ELSEWHERE = (
+    ChatRequest.model_fields.keys()
+    | CompletionRequest.model_fields.keys()
+    | ALIASES.keys()
+    | CONSTRAINTS.keys()
+    | {"input", "instructions", "max_output_tokens", "text"}
+) - {"model", "user", "stream", "stream_options"}

@@ -14,7 +14,7 @@ from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.messages import render
 from octavo.server.output_format import field_of, structured
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
-from octavo.server.requests import ChatRequest, refuse_unsupported
+from octavo.server.requests import ChatRequest
 from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
@@ -42,7 +42,6 @@ def begin(
     Raises:
         ApiError: the request is invalid.
     """
-    refuse_unsupported(request)
     limits = context.config.limits
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")

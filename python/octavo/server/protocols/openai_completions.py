@@ -11,7 +11,7 @@ from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.output_format import field_of, structured
-from octavo.server.requests import CompletionRequest, refuse_unsupported
+from octavo.server.requests import CompletionRequest
 from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
@@ -24,7 +24,6 @@ _AFTER = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 def completions(context: Context, call: Call) -> Response:
     request = context.read(CompletionRequest, call)
-    refuse_unsupported(request)
     limits = context.config.limits
     if request.suffix:
         raise bad_request("suffix is not supported: the model continues a prompt and fills no gaps", "suffix")
