@@ -13,6 +13,7 @@ from octavo.errors import OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 from octavo.server import requests
+from octavo.server.call_ids import new_call_id
 from octavo.server.config import ServerConfig
 from octavo.server.dialects import inside
 from octavo.server.errors import ApiError, from_octavo
@@ -27,11 +28,15 @@ from octavo.server.formats import (
 from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
+from octavo.server.template_traits import CallForm, call_form, needs_short_ids
 
 log = logging.getLogger("octavo.server")
 
 # Maximum number of unknown field names to remember. Each is logged once.
 _MAX_WARNED = 256
+
+# Formats of calls whose models want ids of nine letters and digits.
+SHORT_IDS = frozenset({"mistral", "mistral_args"})
 
 R = TypeVar("R", bound=requests.Strict)
 
@@ -109,6 +114,12 @@ class Context:
                 self._warned.add(name)
                 log.warning("a field that is not known is ignored: %.64r (said once)", name)
 
+    def warn_once(self, key: str, message: str, *values: object) -> None:
+        """Logs a warning, once for each `key` in the life of the server. Texts of clients are cut by `message`."""
+        if key not in self._warned and len(self._warned) < _MAX_WARNED:
+            self._warned.add(key)
+            log.warning(message + " (said once)", *values)
+
     def check_model(self, name: str | None) -> None:
         """Rejects a name that is not served.
 
@@ -171,6 +182,27 @@ class Context:
     def template_supports_tools(self) -> bool:
         """The chat template describes the tools to the model; else the server does."""
         return template_supports_tools(self.llm)
+
+    def call_form(self, *, with_tools: bool) -> CallForm:
+        """How the chat template shows earlier calls, in a conversation with or without tools."""
+        return self._call_form_with_tools if with_tools else self._call_form
+
+    @cached_property
+    def _call_form_with_tools(self) -> CallForm:
+        return call_form(self.llm, with_tools=True)
+
+    @cached_property
+    def _call_form(self) -> CallForm:
+        return call_form(self.llm, with_tools=False)
+
+    @cached_property
+    def needs_short_ids(self) -> bool:
+        """Ids of calls must have nine letters and digits, as in all models of Mistral."""
+        return self.tool_format.name in SHORT_IDS or needs_short_ids(self.llm)
+
+    def new_call_id(self, taken: Iterable[str] = ()) -> str:
+        """An id for a call of the model, in a form that the chat template takes; not in `taken`."""
+        return new_call_id(taken, short=self.needs_short_ids)
 
     @cached_property
     def template_supports_system(self) -> bool:

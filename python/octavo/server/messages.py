@@ -1,44 +1,76 @@
-"""Renders the messages of a request with the model's chat template."""
+"""From the messages of a request to the prompt: what the model's chat template gets."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.llm import LLM
+from octavo.server.call_arguments import arguments_object
+from octavo.server.call_ids import link, shorten
+from octavo.server.calls_as_text import calls_as_text
+from octavo.server.context import Context
+from octavo.server.continuation import FIELD, check_format, continues
 from octavo.server.errors import bad_request, from_octavo
-from octavo.server.requests import Message
+from octavo.server.requests import ChatRequest, Message, ToolCall
+from octavo.server.tool_kinds import INPUT
+from octavo.server.tools import Toolbox
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
 
 
-def render(
-    llm: LLM,
-    messages: list[Message],
-    *,
-    tools: list[dict[str, Any]] | None,
-    add_generation_prompt: bool = True,
-    variables: dict[str, Any] | None = None,
-) -> str:
-    """The prompt.
+def prompt_of(context: Context, request: ChatRequest, toolbox: Toolbox) -> str:
+    """The prompt of a conversation. Every API that has messages makes a ChatRequest and calls this.
 
     Raises:
-        ApiError: 400 for content that is not text, and for messages that the template rejects.
+        ApiError: 400 for content that is not text, for fields that contradict each other, and for messages that the
+            template rejects.
     """
-    taken = _RESERVED & set(variables or {})
+    variables = dict(request.chat_template_kwargs or {})
+    taken = _RESERVED & set(variables)
     if taken:
         raise bad_request(
             f"chat_template_kwargs names {min(taken)!r}, which has a field of its own", "chat_template_kwargs"
         )
-    turns = [_turn(m, i) for i, m in enumerate(messages)]
+    variables.pop(FIELD, None)
+    unfinished = continues(request)
+    turns = template_turns(context, request.messages, toolbox)
+    if unfinished:
+        check_format(request, turns[-1]["content"])
+        variables[FIELD] = True
     try:
-        return llm.render_chat(turns, tools=tools, add_generation_prompt=add_generation_prompt, **(variables or {}))
+        return context.llm.render_chat(
+            turns,
+            tools=toolbox.for_template(),
+            add_generation_prompt=not unfinished and request.add_generation_prompt is not False,
+            **variables,
+        )
     except InvalidRequestError as error:
         raise from_octavo(error, {"messages": "messages", "prompt": "messages"}) from error
 
 
-def _turn(message: Message, index: int) -> dict[str, Any]:
+def template_turns(context: Context, messages: Sequence[Message], toolbox: Toolbox) -> list[dict[str, Any]]:
+    """`messages` in the form that the chat template reads.
+
+    Ids of calls have a form that the template takes, and arguments are objects. If the template shows no calls, they
+    are text. If it describes no tools, the first message does.
+    """
+    turns = [_turn(context, message, i) for i, message in enumerate(messages)]
+    link(turns)
+    if context.needs_short_ids:
+        shorten(turns)
+    if any(turn.get("tool_calls") or turn["role"] in ("tool", "function") for turn in turns):
+        form = context.call_form(with_tools=toolbox.for_template() is not None)
+        if form == "none":
+            turns = calls_as_text(turns, context.tool_format)
+        elif form == "text":
+            for call in (call for turn in turns for call in turn.get("tool_calls") or ()):
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return toolbox.instruct(turns)
+
+
+def _turn(context: Context, message: Message, index: int) -> dict[str, Any]:
     where = f"messages[{index}]"
     # "developer" is the new name of the system role; templates use the old one.
     turn: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
@@ -53,22 +85,24 @@ def _turn(message: Message, index: int) -> dict[str, Any]:
         turn["reasoning_content"] = message.reasoning_content
     if message.tool_calls:
         turn["tool_calls"] = [
-            _call(c.id, c.function, f"{where}.tool_calls[{i}]") for i, c in enumerate(message.tool_calls)
+            _call(context, call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
         ]
     return turn
 
 
-def _call(call_id: str, function: Any, where: str) -> dict[str, Any]:
-    if function is None:
-        raise bad_request(f"{where}: only calls of functions are supported", where)
-    arguments: Any = function.arguments
-    try:
-        # Templates apply `tojson` to the arguments, which therefore must be an object.
-        found = json.loads(arguments)
-        arguments = found if isinstance(found, dict) else arguments
-    except (ValueError, RecursionError):
-        pass
-    return {"id": call_id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
+def _call(context: Context, call: ToolCall, where: str) -> dict[str, Any]:
+    if call.function is not None:
+        name = call.function.name
+        arguments, whole = arguments_object(call.function.arguments)
+        if not whole:
+            context.warn_once(
+                "arguments of a call", "arguments of an earlier call are no JSON object: shown as far as readable"
+            )
+    elif call.custom is not None:
+        name, arguments = call.custom.name, {INPUT: call.custom.input}
+    else:
+        raise bad_request(f"{where}: only calls of functions and custom tools are supported", where)
+    return {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _text(message: Message, where: str) -> str:

@@ -128,14 +128,22 @@ class ContentPart(Strict):
 
 
 class FunctionCall(Strict):
+    """An earlier call. Its arguments may be anything: models and clients write what is no JSON object."""
+
     name: str
-    arguments: str
+    arguments: Any = None
+
+
+class CustomCall(Strict):
+    name: str
+    input: str
 
 
 class ToolCall(Strict):
-    id: str
-    type: str
+    id: str | None = None
+    type: str = "function"
     function: FunctionCall | None = None
+    custom: CustomCall | None = None
 
 
 class Message(Strict):
@@ -148,6 +156,8 @@ class Message(Strict):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    # Mistral's and DeepSeek's name for continue_final_message.
+    prefix: bool | None = None
 
 
 class Function(Strict):
@@ -157,18 +167,38 @@ class Function(Strict):
     strict: bool | None = None
 
 
+class Custom(Strict):
+    """A tool whose input is one text."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+
 class Tool(Strict):
-    type: Literal["function"]
-    function: Function
+    """A function or a custom tool. Tools of other types, which servers run, are skipped."""
+
+    type: str
+    function: Function | None = None
+    custom: Custom | None = None
 
 
 class ChosenFunction(Strict):
     name: str
 
 
-class NamedTool(Strict):
-    type: Literal["function"]
-    function: ChosenFunction
+class AllowedTools(Strict):
+    mode: Literal["auto", "required"] = "auto"
+    tools: list[dict[str, Any]]
+
+
+class ChosenTool(Strict):
+    """A tool that must be called, or the tools that may be called."""
+
+    type: str
+    function: ChosenFunction | None = None
+    custom: ChosenFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatRequest(Sampling):
@@ -179,10 +209,11 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
     # vLLM's further fields
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     echo: Literal[False] | None = None
     add_special_tokens: Literal[False] | None = None
@@ -217,6 +248,7 @@ class TokenizeRequest(Strict):
     tools: list[Tool] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 

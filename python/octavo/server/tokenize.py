@@ -5,9 +5,10 @@ from __future__ import annotations
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.http import Call, Reply, json_reply
-from octavo.server.messages import render
-from octavo.server.requests import DetokenizeRequest, TokenizeRequest
+from octavo.server.messages import prompt_of
+from octavo.server.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.routes import Route
+from octavo.server.tools import Toolbox
 
 
 def tokenize(context: Context, call: Call) -> Reply:
@@ -16,13 +17,15 @@ def tokenize(context: Context, call: Call) -> Reply:
     if (request.prompt is None) == (request.messages is None):
         raise bad_request("give either prompt or messages", "prompt")
     if request.messages is not None:
-        text = render(
-            llm,
-            request.messages,
-            tools=[t.model_dump(exclude_none=True) for t in request.tools or []] or None,
-            add_generation_prompt=request.add_generation_prompt is not False,
-            variables=request.chat_template_kwargs,
+        # The same steps as for an answer, and so the same prompt.
+        chat = ChatRequest.model_construct(
+            messages=request.messages,
+            tools=request.tools,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            chat_template_kwargs=request.chat_template_kwargs,
         )
+        text = prompt_of(context, chat, Toolbox(context, chat))
         special = bool(request.add_special_tokens)
     else:
         text = request.prompt or ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from octavo import _core
 from octavo.request_handle import RequestHandle
+from octavo.server.call_deltas import CallDeltas
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
-from octavo.server.messages import render
+from octavo.server.messages import prompt_of
 from octavo.server.output_format import field_of, structured
 from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
 from octavo.server.requests import ChatRequest
@@ -27,14 +29,25 @@ _AFTER = b'},"logprobs":null,"finish_reason":null}'
 def chat(context: Context, call: Call) -> Response:
     request = context.read(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    generation, parser = begin(context, request, call, names)
-    return Chat(context, request, generation, parser, stream=bool(request.stream))
+    return Chat(context, request, begin(context, request, call, names), stream=bool(request.stream))
 
 
-def begin(
-    context: Context, request: ChatRequest, call: Call, names: dict[str, str]
-) -> tuple[Generation, Callable[[], Parser]]:
-    """Starts a generation. Also returns a function that makes a parser for each sample.
+@dataclass(frozen=True)
+class Begun:
+    """A generation that runs, and how its text is read.
+
+    Attributes:
+        parser: makes a parser for one sample.
+        custom: names of the functions that are custom tools for the client.
+    """
+
+    generation: Generation
+    parser: Callable[[], Parser]
+    custom: frozenset[str]
+
+
+def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str]) -> Begun:
+    """Starts the generation of a chat request.
 
     Args:
         names: names of `LLM.submit`'s arguments -> names in the API.
@@ -49,13 +62,7 @@ def begin(
     if request.logprobs:
         top = candidates("top_logprobs", request.top_logprobs or 0, limits)
     toolbox = Toolbox(context, request)
-    prompt = render(
-        context.llm,
-        toolbox.instruct(request.messages),
-        tools=toolbox.for_template(),
-        add_generation_prompt=request.add_generation_prompt is not False,
-        variables=request.chat_template_kwargs,
-    )
+    prompt = prompt_of(context, request, toolbox)
     max_tokens = request.max_completion_tokens or request.max_tokens
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
@@ -65,24 +72,17 @@ def begin(
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
     generation = context.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
-    return generation, lambda: toolbox.parser(prompt[-64:])
+    return Begun(generation, lambda: toolbox.parser(prompt[-64:]), toolbox.custom)
 
 
 class Chat(Response):
     """The response: a choice per sample."""
 
-    def __init__(
-        self,
-        context: Context,
-        request: ChatRequest,
-        generation: Generation,
-        parser: Callable[[], Parser],
-        *,
-        stream: bool,
-    ) -> None:
-        super().__init__(generation, stream=stream)
+    def __init__(self, context: Context, request: ChatRequest, begun: Begun, *, stream: bool) -> None:
+        super().__init__(begun.generation, stream=stream)
         self._request = request
-        self._parser = parser
+        self._begun = begun
+        self._new_call_id = context.new_call_id
         kind = "chat.completion.chunk" if stream else "chat.completion"
         self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": context.name}
         self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
@@ -102,7 +102,10 @@ class Chat(Response):
             for sample in delta.outputs:
                 choice = self._choices.get(sample.index)
                 if choice is None:
-                    choice = self._choices[sample.index] = Choice(sample.index, self._parser())
+                    choice = Choice(
+                        sample.index, self._begun.parser(), CallDeltas(self._new_call_id, self._begun.custom)
+                    )
+                    self._choices[sample.index] = choice
                     if self.stream:
                         first = {"role": "assistant", "content": ""}
                         out += self._chunk(choice, first, None, None, handle)
@@ -169,7 +172,7 @@ class Chat(Response):
 class Choice:
     """The output of one sample so far."""
 
-    def __init__(self, index: int, parser: Parser) -> None:
+    def __init__(self, index: int, parser: Parser, calls: CallDeltas) -> None:
         self.index = index
         self.before = b'{"index":%d,"delta":{"content":' % index
         self.stop_reason: int | str | None = None
@@ -177,14 +180,14 @@ class Choice:
         self._parser = parser
         self._content: list[str] = []
         self._reasoning: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self._calls = calls
         self._logprobs: list[dict[str, Any]] = []
         self._reason: str | None = None
 
     @property
     def reason(self) -> str | None:
         """OpenAI's finish_reason."""
-        return "tool_calls" if self._reason == "stop" and self.calls else self._reason
+        return "tool_calls" if self._reason == "stop" and self._calls.calls else self._reason
 
     def add(self, sample: _core.SampleDelta, request: ChatRequest) -> list[Piece]:
         if request.return_token_ids:
@@ -202,6 +205,8 @@ class Choice:
         """The pieces as OpenAI's `delta` objects; also kept for the complete response."""
         out: list[dict[str, Any]] = []
         for piece in pieces:
+            if not isinstance(piece, Arguments):
+                out += self._calls.close()
             if isinstance(piece, Content):
                 self._content.append(piece.text)
                 out.append({"content": piece.text})
@@ -209,17 +214,10 @@ class Choice:
                 self._reasoning.append(piece.text)
                 out.append({"reasoning_content": piece.text})
             elif isinstance(piece, Arguments):
-                self.calls[-1]["function"]["arguments"] += piece.text
-                out.append({"tool_calls": [{"index": len(self.calls) - 1, "function": {"arguments": piece.text}}]})
+                out += self._calls.add(piece.text)
             else:
-                # Two objects: arguments are appended to the kept one.
-                index, call_id = len(self.calls), new_id("call")
-                kept, sent = (
-                    {"id": call_id, "type": "function", "function": {"name": piece.name, "arguments": ""}} for _ in "12"
-                )
-                self.calls.append(kept)
-                out.append({"tool_calls": [{"index": index, **sent}]})
-        return out
+                out += self._calls.open(piece.name)
+        return out if self._reason is None else [*out, *self._calls.close()]
 
     def take_token_ids(self) -> list[int]:
         ids, self.token_ids = self.token_ids, []
@@ -235,13 +233,13 @@ class Choice:
         text = "".join(self._content)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": text or (None if self.calls else ""),
+            "content": text or (None if self._calls.calls else ""),
             "refusal": None,
         }
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
-        if self.calls:
-            message["tool_calls"] = self.calls
+        if self._calls.calls:
+            message["tool_calls"] = self._calls.calls
         body = {
             "index": self.index,
             "message": message,

@@ -44,11 +44,11 @@ def responses(context: Context, call: Call) -> Response:
         if (request.model_extra or {}).get(name):
             raise bad_request(f"{name} is not supported: nothing is stored here; send the whole input", name)
     try:
-        generation, parser = begin(context, _as_chat(request), call, {"prompt": "input", "structured": "text.format"})
+        begun = begin(context, _as_chat(request), call, {"prompt": "input", "structured": "text.format"})
     except ApiError as error:
         error.param = _own_name(error.param, bool(request.instructions))
         raise
-    return Responses(context, request, generation, parser())
+    return Responses(context, request, begun.generation, begun.parser())
 
 
 def _own_name(param: str | None, instructed: bool) -> str | None:
@@ -130,6 +130,7 @@ class Responses(Response):
         super().__init__(generation, stream=bool(request.stream))
         self._request = request
         self._model = context.name
+        self._new_call_id = context.new_call_id
         self._id = new_id("resp")
         self._created = now()
         self._parser = parser
@@ -181,7 +182,13 @@ class Responses(Response):
             item = {"id": new_id("rs"), "type": kind, "summary": [], "content": []}
             part = {"type": "reasoning_text", "text": ""}
         else:
-            item = {"id": new_id("fc"), "type": kind, "call_id": new_id("call"), "name": name, "arguments": ""}
+            item = {
+                "id": new_id("fc"),
+                "type": kind,
+                "call_id": self._new_call_id([i.get("call_id", "") for i in self._items]),
+                "name": name,
+                "arguments": "",
+            }
             part = None
         item["status"] = "in_progress"
         self._items.append(item)

@@ -1,0 +1,78 @@
+"""Ids of tool calls. Some chat templates accept only ids of nine letters and digits."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import string
+from collections.abc import Iterable
+from typing import Any
+
+_ALPHABET = string.digits + string.ascii_letters
+# Length that Mistral's templates require.
+_SHORT = 9
+
+
+def new_call_id(taken: Iterable[str] = (), *, short: bool) -> str:
+    """A random id that is not in `taken`. `short`: nine letters and digits."""
+    while True:
+        made = "".join(secrets.choice(_ALPHABET) for _ in range(_SHORT)) if short else f"call-{secrets.token_hex(12)}"
+        if made not in taken:
+            return made
+
+
+def is_short(call_id: str) -> bool:
+    """Whether `call_id` has nine ASCII letters and digits."""
+    return len(call_id) == _SHORT and call_id.isascii() and call_id.isalnum()
+
+
+def short_ids(call_ids: Iterable[str]) -> dict[str, str]:
+    """A short id for each of `call_ids`: short ones stay, others are hashed. The same ids always get the same ids."""
+    given = list(dict.fromkeys(call_ids))
+    taken = {call_id for call_id in given if is_short(call_id)}
+    found: dict[str, str] = {}
+    for call_id in given:
+        short, tries = call_id, 0
+        while not is_short(short) or (short in taken and short != call_id):
+            digest = hashlib.sha256(f"{tries}\n{call_id}".encode("utf-8", "surrogatepass")).digest()
+            number = int.from_bytes(digest[:16], "big")
+            short = "".join(_ALPHABET[number // len(_ALPHABET) ** place % len(_ALPHABET)] for place in range(_SHORT))
+            tries += 1
+        taken.add(short)
+        found[call_id] = short
+    return found
+
+
+def link(turns: list[dict[str, Any]]) -> None:
+    """Gives an id to every call without one, and to a result without one the id of the call that it answers."""
+    open_calls: list[dict[str, Any]] = []
+    count = 0
+    for turn in turns:
+        calls = turn.get("tool_calls")
+        if calls:
+            for call in calls:
+                count += 1
+                call["id"] = call["id"] or f"call_{count}"
+            open_calls = list(calls)
+        elif turn["role"] == "tool":
+            given = turn.get("tool_call_id")
+            named = (c for c in open_calls if c["id"] == given or (not given and _fits(c, turn.get("name"))))
+            found = next(named, None)
+            if found is not None:
+                open_calls.remove(found)
+                turn["tool_call_id"] = found["id"]
+
+
+def _fits(call: dict[str, Any], name: str | None) -> bool:
+    return name is None or call["function"]["name"] == name
+
+
+def shorten(turns: list[dict[str, Any]]) -> None:
+    """Makes all ids in `turns` short, calls and results alike."""
+    calls = [call for turn in turns for call in turn.get("tool_calls") or ()]
+    results = [turn for turn in turns if turn.get("tool_call_id")]
+    short = short_ids([*(c["id"] for c in calls), *(t["tool_call_id"] for t in results)])
+    for call in calls:
+        call["id"] = short[call["id"]]
+    for turn in results:
+        turn["tool_call_id"] = short[turn["tool_call_id"]]
