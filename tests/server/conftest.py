@@ -6,13 +6,26 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from client_cases import THINKING
 from servers import KEY, Process, served
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Process]:
     """One server with the embedded model and a key, for all tests that do not change it."""
-    with served("--api-key", KEY) as process:
+    yield from _faultless("--api-key", KEY)
+
+
+@pytest.fixture(scope="session")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A server whose chat template opens the reasoning, as those of DeepSeek R1, QwQ and Qwen3-Thinking do."""
+    template = tmp_path_factory.mktemp("template") / "thinking.jinja"
+    template.write_text(THINKING)
+    yield from _faultless("--api-key", KEY, "--reasoning-parser", "think", "--chat-template", str(template))
+
+
+def _faultless(*arguments: str) -> Iterator[Process]:
+    with served(*arguments) as process:
         yield process
         assert process.process.poll() is None, "the server has ended"
         faults = [row for row in process.log if row["level"] == "error"]

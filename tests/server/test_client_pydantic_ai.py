@@ -1,0 +1,135 @@
+"""pydantic-ai with its OpenAI models against a real server process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from client_cases import MODEL, QUESTION, QUIET, Animal, City, Days, whole_answer
+from octavo import LLM
+from servers import KEY, Process
+
+pydantic_ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai: pip install '.[test-clients]'")
+
+from pydantic_ai import Agent, ModelHTTPError, NativeOutput, ToolOutput  # noqa: E402
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel  # noqa: E402
+from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: E402
+from pydantic_ai.providers.openai import OpenAIProvider  # noqa: E402
+
+pytestmark = QUIET
+MODELS = ["chat", "responses"]
+OUTPUTS = [NativeOutput, ToolOutput]
+RUNNER = asyncio.Runner()
+CLIENTS: list[Any] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_loop() -> Iterator[None]:
+    """All clients live in one event loop, which closes them."""
+
+    async def close() -> None:
+        for client in CLIENTS:
+            await client.close()
+
+    with RUNNER:
+        yield
+        RUNNER.run(close())
+
+
+def agent(server: Process, kind: str, key: str = KEY, model: str = MODEL, **more: Any) -> Any:
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
+    CLIENTS.append(client)
+    # It takes every name that begins with "o" for a reasoning model of OpenAI's.
+    profile = OpenAIModelProfile(openai_supports_reasoning=False)
+    cls = OpenAIChatModel if kind == "chat" else OpenAIResponsesModel
+    made = cls(model, provider=OpenAIProvider(openai_client=client), profile=profile)
+    settings = {"temperature": 0, "max_tokens": 200, "parallel_tool_calls": False, **more.pop("settings", {})}
+    return Agent(made, model_settings=settings, retries=1, **more)
+
+
+def with_weather(made: Any) -> list[Any]:
+    calls: list[Any] = []
+
+    @made.tool_plain
+    def weather(city: City, days: Days) -> str:
+        """The weather in a city for some days."""
+        calls.append((city, days))
+        return f"{days} sunny days in {city}"
+
+    return calls
+
+
+def run(made: Any, question: str = QUESTION) -> Any:
+    return RUNNER.run(made.run(question))
+
+
+def streamed_output(made: Any, question: str = QUESTION) -> list[Any]:
+    async def collect() -> list[Any]:
+        async with made.run_stream(question) as result:
+            return [output async for output in result.stream_output(debounce_by=None)]
+
+    return RUNNER.run(collect())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_text_whole_and_streamed(server: Process, llm: LLM, kind: str) -> None:
+    answer = whole_answer(llm, max_tokens=200)
+    made = agent(server, kind)
+    whole = run(made)
+    assert whole.output == answer
+    assert whole.usage.output_tokens > 0
+
+    async def collect() -> str:
+        async with made.run_stream(QUESTION) as result:
+            return "".join([text async for text in result.stream_text(delta=True, debounce_by=None)])
+
+    assert RUNNER.run(collect()) == answer
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("form", OUTPUTS)
+def test_typed_output(server: Process, kind: str, form: Any) -> None:
+    made = agent(server, kind, output_type=form(Animal))
+    whole = run(made).output
+    assert isinstance(whole, Animal)
+    assert streamed_output(made)[-1] == whole
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("form", OUTPUTS)
+def test_tools_beside_a_typed_output(server: Process, kind: str, form: Any) -> None:
+    made = agent(server, kind, output_type=form(Animal))
+    with_weather(made)
+    assert isinstance(run(made, "Weather in Paris?").output, Animal)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_tool_is_called(server: Process, kind: str) -> None:
+    made = agent(server, kind, settings={"extra_body": {"tool_choice": "required"}})
+    ((city, days),) = until_called(made, with_weather(made))
+    assert city in ("Paris", "Rome")
+    assert days in (1, 2, 3)
+
+
+def until_called(made: Any, calls: list[Any]) -> list[Any]:
+    """Runs until the tool has run: it is asked for at every turn."""
+
+    async def steps() -> None:
+        async with made.iter("Weather in Paris?") as nodes:
+            async for _ in nodes:
+                if calls:
+                    break
+
+    RUNNER.run(steps())
+    return calls
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_errors_keep_their_kind(server: Process, kind: str) -> None:
+    for status, given in ((401, {"key": "wrong"}), (404, {"model": "absent"}), (400, {"settings": {"temperature": 5}})):
+        with pytest.raises(ModelHTTPError) as caught:
+            run(agent(server, kind, **given))
+        assert caught.value.status_code == status
