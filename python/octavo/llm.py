@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, Unpack
 
 from octavo import _core
 from octavo.batch import embed_batch, run_batch
+from octavo.big_integers import render_exactly
 from octavo.config import EngineArguments, EngineConfig, takes_config
 from octavo.deprecated import accept_params
 from octavo.dispatcher import Dispatcher
@@ -256,7 +257,7 @@ class LLM:
         }
         try:
             text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
-            return self._engine.render_chat(text)
+            return render_exactly(self._engine.render_chat, text)
         except InvalidRequestError:
             raise
         except (TypeError, ValueError, RecursionError) as error:

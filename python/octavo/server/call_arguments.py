@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 # Key of what is no JSON object.
@@ -12,8 +13,8 @@ UNREADABLE = "arguments"
 _DEEPEST = 48
 # Python reads no longer integers.
 _LONGEST_INTEGER = 4000
-# Attempts to mend a text that was cut off.
-_TRIES = 16
+# A string with its closing quote, if it has one, or what structures JSON.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*("?)|[{}\[\],]', re.DOTALL)
 
 
 def arguments_object(given: Any) -> tuple[dict[str, Any], bool]:
@@ -80,42 +81,43 @@ def _text(text: str) -> str:
 
 
 def _mended(text: str) -> dict[str, Any] | None:
-    """The object that `text` begins, as far as it goes; None if it begins none."""
+    """The object that `text` begins, as far as it goes; None if it begins none, or if more than its end is lost."""
     if not text.lstrip().startswith("{"):
         return None
-    # Positions where an item can end: before a comma, and after an opening bracket.
-    ends, closing, in_text = _scan(text)
-    for candidate in [text + '"' + closing, text[:-1] + '"' + closing] if in_text else [text + closing]:
-        found = _object(candidate)
-        if found is not None:
-            return found
-    for end, brackets in reversed(ends[-_TRIES:]):
-        found = _object(text[:end] + brackets)
-        if found is not None:
-            return found
-    return None
+    closed = _object(text.rstrip("}] \n") + "}")
+    if closed:
+        return closed
+    end, brackets, closing, in_text = _scan(text)
+    candidates = [text[:end] + brackets]
+    if in_text:
+        # The text may end inside an escape.
+        candidates = [text + '"' + closing, text[: text.rfind("\\")] + '"' + closing, *candidates]
+    elif not closing:
+        return None
+    else:
+        candidates.insert(0, text + closing)
+    found = next((value for c in candidates if (value := _object(c)) is not None), None)
+    return found or ({} if not text.strip(" {\n") else None)
 
 
-def _scan(text: str) -> tuple[list[tuple[int, str]], str, bool]:
-    """Places to cut `text` with the brackets that close it there, the brackets that close all of it, and whether it
-    ends inside a string."""
-    ends: list[tuple[int, str]] = []
-    closing = ""
-    in_text = escaped = False
-    for i, c in enumerate(text):
-        if in_text:
-            in_text = escaped or c != '"'
-            escaped = not escaped and c == "\\"
-        elif c == '"':
-            in_text = True
+def _scan(text: str) -> tuple[int, str, str, bool]:
+    """The end of the last whole item and the brackets that close it there, the brackets that close all of `text`, and
+    whether it ends inside a string."""
+    last, brackets, closing, in_text = 0, "", "", False
+    for found in _TOKEN.finditer(text):
+        c = found[0][0]
+        if c == '"':
+            in_text = not found[1]
         elif c in "{[":
             closing = ("}" if c == "{" else "]") + closing
-            ends.append((i + 1, closing))
+            last, brackets = found.end(), closing
+            if len(closing) > _DEEPEST:
+                break
         elif c in "}]":
             closing = closing[1:]
-        elif c == ",":
-            ends.append((i, closing))
-    return ends, closing, in_text
+        else:
+            last, brackets = found.start(), closing
+    return last, brackets, closing, in_text
 
 
 def _object(text: str) -> dict[str, Any] | None:

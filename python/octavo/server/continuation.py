@@ -1,11 +1,11 @@
-"""Answers that continue the last message: `continue_final_message`, and Mistral's and DeepSeek's `prefix`."""
+"""Answers that continue the last message: `continue_final_message`, and `prefix` or `partial` in that message."""
 
 from __future__ import annotations
 
 import re
 
 from octavo.server.errors import bad_request
-from octavo.server.requests import ChatRequest
+from octavo.server.requests import ChatRequest, Message
 
 FIELD = "continue_final_message"
 # A text that begins a JSON value, at its start or in a code block.
@@ -38,23 +38,30 @@ def continues(request: ChatRequest) -> bool:
 
 def _wanted(request: ChatRequest) -> str | None:
     """The name of the field that asks for it."""
-    last = len(request.messages) - 1
+    last = request.messages[-1]
     for i, message in enumerate(request.messages):
-        if message.prefix and (i < last or message.role != "assistant"):
-            where = f"messages[{i}].prefix"
-            raise bad_request(f"{where} is true: only the last message can be a prefix, of the assistant", where)
+        where = _mark(message, i)
+        if where and (message is not last or message.role != "assistant"):
+            raise bad_request(f"{where} is true: only the last message can be continued, of the assistant", where)
     template = f"chat_template_kwargs.{FIELD}"
     inner = (request.chat_template_kwargs or {}).get(FIELD)
     if inner is not None and not isinstance(inner, bool):
         raise bad_request(f"{template} is no boolean", template)
-    given = {FIELD: request.continue_final_message, template: inner, f"messages[{last}].prefix": None}
-    if request.messages[last].prefix:
-        given[f"messages[{last}].prefix"] = True
+    given: dict[str, bool | None] = {FIELD: request.continue_final_message, template: inner}
+    own = _mark(last, len(request.messages) - 1)
+    if own:
+        given[own] = True
     yes = next((name for name, value in given.items() if value), None)
     no = next((name for name, value in given.items() if value is False), None)
     if yes and no:
         raise bad_request(f"{yes} is true and {no} is false: give one of them", no)
     return yes
+
+
+def _mark(message: Message, index: int) -> str | None:
+    """The name of the field by which `message` asks for its continuation."""
+    found = next((name for name in ("prefix", "partial") if getattr(message, name)), None)
+    return found and f"messages[{index}].{found}"
 
 
 def check_format(request: ChatRequest, text: str) -> None:

@@ -189,7 +189,6 @@ REFUSED_INSIDE: dict[str, Refusal] = {
     **_all("use tools, or structured_outputs.grammar", "structured_outputs.structural_tag"),
     **_all("use tool_calls", "messages[].function_call"),
     **_all(_TEXT_ONLY, "messages[].images", "messages[].audio", "messages[].videos"),
-    **_all("use continue_final_message", "messages[].prefix", "messages[].partial"),
 }
 # Objects whose keys all state conditions on the answer: other keys are refused.
 CLOSED = ("response_format", "structured_outputs")

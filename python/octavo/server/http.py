@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, cast
 
 from octavo import _core
+from octavo.big_integers import exact_integers
 from octavo.errors import InvalidRequestError
 from octavo.server.config import Limits
 from octavo.server.errors import ApiError, bad_request
@@ -49,12 +50,13 @@ class Call:
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise ApiError(415, f"the content type is {kind or 'not given'}: send application/json")
         try:
-            value = _core.parse_json(_utf8(self.body), max_depth=limits.json_depth, max_values=limits.json_values)
+            text = _utf8(self.body)
+            value = _core.parse_json(text, max_depth=limits.json_depth, max_values=limits.json_values)
         except InvalidRequestError as error:
             raise bad_request(f"the body is {error}", code="invalid_json") from error
         if not isinstance(value, dict):
             raise bad_request("the body is no JSON object: send {...}", code="invalid_json")
-        return value
+        return cast(dict[str, Any], exact_integers(text, value))
 
 
 def _utf8(body: bytes) -> bytes:

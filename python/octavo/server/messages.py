@@ -17,7 +17,7 @@ from octavo.server.requests import ChatRequest, Message, ToolCall
 from octavo.server.tool_kinds import INPUT
 from octavo.server.tools import Toolbox
 
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
+_RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
 def prompt_of(context: Context, request: ChatRequest, toolbox: Toolbox) -> str:

@@ -156,8 +156,9 @@ class Message(Strict):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    # Mistral's and DeepSeek's name for continue_final_message.
+    # Other names of continue_final_message: Mistral's and DeepSeek's, then Moonshot's.
     prefix: bool | None = None
+    partial: bool | None = None
 
 
 class Function(Strict):
@@ -246,6 +247,7 @@ class TokenizeRequest(Strict):
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

@@ -21,6 +21,7 @@ def tokenize(context: Context, call: Call) -> Reply:
         chat = ChatRequest.model_construct(
             messages=request.messages,
             tools=request.tools,
+            tool_choice=request.tool_choice,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             chat_template_kwargs=request.chat_template_kwargs,
