@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from octavo.server import reasoning
 from octavo.server.config import REASONING_PARSERS, TOOL_PARSERS
-from octavo.server.formats import FORMATS, REASONING, thinking
+from octavo.server.formats import FORMATS, REASONING
 from octavo.server.parsing import Arguments, Call, Content, Parser, Piece, Plain, Reasoning, Thinking, Without, Xml
 
 HERMES, MISTRAL, LLAMA = (FORMATS[name].parser for name in ("hermes", "mistral", "llama3_json"))
@@ -39,6 +40,10 @@ V31_TEXT = (
     '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"x": [1]}<｜tool▁call▁end｜>'
     "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
 )
+
+
+def thinking(name: str, rest: Parser, prompt: str) -> Parser:
+    return reasoning.parser(name, rest, reasoning.state_after(name, prompt))
 
 
 def read(parser: Parser, text: str, cuts: list[int] | None = None) -> list[Piece]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.llm import LLM
 from octavo.server.errors import bad_request
-from octavo.server.formats import Format, Parts, literal, texts
+from octavo.server.formats import Format, Parts, lark_escaped, literal, texts
 
 # No free white space in JSON: a weak model might fill its answer with it.
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -16,12 +16,15 @@ _END_OF_VALUE = r'"\n</parameter>"'
 _OF_CALLS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "$schema"})
 
 
-def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool, parallel: bool) -> str:
+def grammar(
+    llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool, parallel: bool, unlike: str = ""
+) -> str:
     """The Lark grammar of a text with calls of `tools`.
 
     Args:
         forced: at least one call and nothing else; else calls may stand anywhere in free text.
         parallel: more than one call may come.
+        unlike: free text does not begin with this; "": it may begin with anything.
 
     Raises:
         ApiError: 400 for a schema that the format cannot hold.
@@ -44,19 +47,20 @@ def grammar(llm: LLM, form: Format, tools: list[dict[str, Any]], *, forced: bool
         rules.append("TEXT: /(.|\\n)*/")
     elif form.begin:
         start = f"(lead {call})" + ("*" if again else "?") + " TAIL?"
-        escaped = _escaped(form.begin)
+        escaped = lark_escaped(form.begin)
         rules += [f"lead[lazy]: /(.|\\n)*{escaped}/", f"TAIL: /(.|\\n)*/ & ~/(.|\\n)*{escaped}(.|\\n)*/"]
     else:
         # Without a mark, the beginning of the text distinguishes calls from text.
         start = f"{call} | OTHER"
-        names = "|".join(_escaped(tool["name"]) for tool in tools)
-        rules.append(_other(form.text.replace("NAMES", names)))
+        names = "|".join(lark_escaped(tool["name"]) for tool in tools)
+        rules.append(_other(form.text.replace("NAMES", names), unlike))
     return "\n".join([f"start: {start}", f"body: {bodies}", *rules]) + "\n"
 
 
-def _other(text: str) -> str:
+def _other(text: str, unlike: str) -> str:
     wanted, mark, unwanted = text.partition(" & ~/")
-    return f"OTHER: /{wanted}/" + (f" & ~/{unwanted}/" if mark else "")
+    rule = f"OTHER: /{wanted}/" + (f" & ~/{unwanted}/" if mark else "")
+    return rule + (f" & ~/{lark_escaped(unlike)}(.|\\n)*/" if unlike else "")
 
 
 def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[str]) -> str:
@@ -161,8 +165,3 @@ def _join(llm: LLM, parts: Parts | None) -> str:
 
 def _words(*words: str) -> str:
     return " ".join(word for word in words if word)
-
-
-def _escaped(text: str) -> str:
-    """`text` escaped for a regular expression."""
-    return "".join(f"\\{c}" if c in "[]()/.|\\?*+{}^$" else c for c in text)

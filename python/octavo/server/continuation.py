@@ -36,6 +36,14 @@ def continues(request: ChatRequest) -> bool:
     return True
 
 
+def continued_text(request: ChatRequest) -> str:
+    """The beginning of the answer, where `request` continues its last message; else ""."""
+    if not _wanted(request):
+        return ""
+    content = request.messages[-1].content or ""
+    return content if isinstance(content, str) else "".join(part.text or "" for part in content)
+
+
 def _wanted(request: ChatRequest) -> str | None:
     """The name of the field that asks for it."""
     last = request.messages[-1]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from octavo.errors import OctavoError
 from octavo.llm import LLM
-from octavo.server.parsing import Bare, FirstLine, Marked, Named, Parser, Pythonic, Thinking, Without, Xml
+from octavo.server.parsing import Bare, Calls, Either, FirstLine, Marked, Named, Parser, Pythonic, Xml
 
 # A text in parts: each special token is a separate part.
 Parts = tuple[str, ...]
@@ -52,11 +52,22 @@ class Format:
         parts = (self.begin, *self.opening, *self.closing, *(self.sep or ()), *self.before, *self.between, *self.after)
         return [part for part in dict.fromkeys(parts) if part.strip()]
 
-    def reader(self, tools: list[dict[str, Any]]) -> Parser:
-        """A parser for one text with calls of `tools`."""
-        if self.style != "xml":
-            return self.parser()
-        return self.parser({t["name"]: texts(t.get("parameters") or {}) for t in tools})
+    def reader(self, tools: list[dict[str, Any]], *, forced: bool = False, answer: bool = False) -> Parser:
+        """A parser for one text with calls of `tools`.
+
+        Args:
+            forced: nothing but calls can come.
+            answer: the text is calls, or an answer that another grammar holds.
+        """
+        if self.style == "xml":
+            parser = self.parser({t["name"]: texts(t.get("parameters") or {}) for t in tools})
+        elif answer and not self.begin and self.style == "object":
+            # Objects of an answer look like calls.
+            parser = self.parser(names=frozenset(t["name"] for t in tools))
+        else:
+            parser = self.parser()
+        calls = Calls(parser, self.begin, forced=forced)
+        return Either(calls, self.begin) if answer and self.begin else calls
 
     def example(self) -> str:
         """An example of a call, for the instructions in the prompt."""
@@ -131,7 +142,7 @@ FORMATS = {
             between=("[ARGS]",),
         ),
         # Llama 3.1 and 3.2
-        Format("llama3_json", lambda: Bare(), key="parameters", text=r"[^{ \n](.|\n)*"),
+        Format("llama3_json", Bare, key="parameters", text=r"[^{ \n](.|\n)*"),
         # Llama 3.2 and 4, if the prompt asks for it
         Format(
             "pythonic",
@@ -267,15 +278,6 @@ def default_format(llm: LLM) -> Format:
     return FORMATS["gemma" if "<start_of_turn>" in text else "hermes"]
 
 
-def thinking(name: str, rest: Parser, prompt_end: str) -> Parser:
-    """A parser of reasoning, followed by what `rest` parses. `prompt_end`: end of the prompt, which may open it."""
-    begin, end = REASONING[name]
-    begun = name == "deepseek_r1" or prompt_end.rstrip().endswith(begin)
-    if name in AROUND:
-        rest = Without(rest, *AROUND[name])
-    return Thinking(rest, begin, end, inside=begun)
-
-
 def literal(llm: LLM, text: str) -> str:
     """`text` in a grammar: a special token by its id, because plain text never becomes one."""
     ids = llm.tokenize(text, add_special_tokens=False)
@@ -287,3 +289,8 @@ def literal(llm: LLM, text: str) -> str:
 def is_special(llm: LLM, marks: list[str] | Parts) -> bool:
     """Whether one of the marks is a special token, which text without special tokens lacks."""
     return any(literal(llm, mark).startswith("<[") for mark in marks if mark)
+
+
+def lark_escaped(text: str) -> str:
+    """`text` escaped for a regular expression in a grammar."""
+    return "".join(f"\\{c}" if c in "[]()/.|\\?*+{}^$" else c for c in text)

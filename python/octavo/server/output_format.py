@@ -1,23 +1,78 @@
-"""Structured output: from a request's fields to the `structured` parameter of SamplingParams."""
+"""What the output of a request must be: reasoning, then calls of functions or an answer in a format."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from octavo.server.context import Context
+from octavo.server.continuation import continued_text
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.requests import ResponseFormat, Sampling, StructuredOutputs
+from octavo.server.formats import AROUND, REASONING
+from octavo.server.lark import lark_body
+from octavo.server.reasoning import Reader, ReasoningCounter, grammar, parser, state_after
+from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.tools import Toolbox
 from octavo.structured import Grammar, JsonSchema, Regex, Structured
 
 _OBJECT = {"type": "object"}
 
 
-def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, Any]:
-    """{"structured": ...}, or {} for free output.
+@dataclass(frozen=True)
+class OutputFormat:
+    """What the output of a request is held to, and how it is read.
+
+    Attributes:
+        structured: for SamplingParams; None: free output.
+        reader: makes a reader for each sample.
+    """
+
+    structured: Structured | None
+    reader: Callable[[], Reader]
+
+
+def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prompt: str) -> OutputFormat:
+    """The output format of a chat request. Reasoning is free text before what the request asks for.
+
+    Args:
+        prompt: the rendered messages.
 
     Raises:
-        ApiError: 400 if two of response_format, structured_outputs and tools constrain the output.
+        ApiError: 400 for fields that are invalid or exclude each other.
+    """
+    name, llm = context.config.reasoning_parser, context.llm
+    state = "ended" if name is None else state_after(name, prompt, continued_text(request))
+    answer = answer_format(request)
+    held: Structured | None = answer
+    if toolbox.forced:
+        held = _grammar(toolbox.calls())
+    elif answer is not None:
+        # The model calls a function, or answers in the format.
+        calls = toolbox.calls(alone=True)
+        if calls is not None:
+            held = Grammar(f"start: calls | answer\ncalls: {lark_body(Grammar(calls))}\nanswer: {lark_body(answer)}\n")
+    else:
+        begin = "" if name is None or state != "open" else REASONING[name][0]
+        held = _grammar(toolbox.calls(unlike=begin))
+    if held is not None and name is not None and (state != "ended" or name in AROUND):
+        free = answer is None and not toolbox.forced
+        held = Grammar(grammar(llm, name, state, lark_body(held), free=free))
+
+    def reader() -> Reader:
+        inner = toolbox.parser(answer=answer is not None)
+        if name is None:
+            return Reader(inner)
+        return Reader(parser(name, inner, state), ReasoningCounter(llm, name, state))
+
+    return OutputFormat(held, reader)
+
+
+def answer_format(request: Sampling) -> Structured | None:
+    """What the answer of `request` is held to; None: free text.
+
+    Raises:
+        ApiError: 400 if response_format and structured_outputs both constrain the answer.
     """
     found: list[tuple[str, Structured]] = []
     if request.response_format is not None:
@@ -26,13 +81,13 @@ def structured(request: Sampling, toolbox: Toolbox | None = None) -> dict[str, A
             found.append(("response_format", form))
     if request.structured_outputs is not None:
         found.append(("structured_outputs", _outputs(request.structured_outputs)))
-    grammar = None if toolbox is None else toolbox.structure()
-    # A response format applies to answers only: a forced call takes precedence.
-    if toolbox is not None and grammar is not None and (toolbox.forced or not found):
-        found = [("tools", grammar)]
     if len(found) > 1:
         raise bad_request(f"{found[0][0]} and {found[1][0]} exclude each other", found[1][0])
-    return {"structured": found[0][1]} if found else {}
+    return found[0][1] if found else None
+
+
+def _grammar(lark: str | None) -> Grammar | None:
+    return None if lark is None else Grammar(lark)
 
 
 def field_of(request: Sampling) -> str:

@@ -9,11 +9,10 @@ from octavo.server.call_grammar import grammar
 from octavo.server.calls_as_text import result_marks
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
-from octavo.server.formats import AROUND, REASONING, Format, is_special, thinking
+from octavo.server.formats import AROUND, REASONING, Format, is_special
 from octavo.server.parsing import Parser, Plain
 from octavo.server.requests import ChatRequest
 from octavo.server.tool_kinds import choice_of, offered
-from octavo.structured import Grammar, Structured
 
 # For a chat template without tools.
 _INSTRUCTIONS = """You can call functions. To call one, write on lines of their own:
@@ -75,19 +74,36 @@ class Toolbox:
             return [{**first, "content": f"{text}\n\n{first['content']}"}, *turns[1:]]
         return [{"role": "system", "content": text}, *turns]
 
-    def structure(self) -> Structured | None:
-        """The grammar that makes calls valid under their schemas."""
+    def calls(self, *, alone: bool = False, unlike: str = "") -> str | None:
+        """The Lark grammar that makes calls valid under their schemas; None: there are no tools.
+
+        Args:
+            alone: the output is calls and nothing else, as if they were forced.
+            unlike: free text does not begin with this.
+        """
         if self._format is None:
             return None
         functions = [t["function"] for t in self._given]
         if self._choice.names is not None:
             functions = [f for f in functions if f["name"] in self._choice.names]
         parallel = self._request.parallel_tool_calls is not False and not self._choice.single
-        return Grammar(grammar(self._context.llm, self._format, functions, forced=self.forced, parallel=parallel))
+        forced = alone or self.forced
+        return grammar(
+            self._context.llm,
+            self._format,
+            functions,
+            forced=forced,
+            parallel=parallel,
+            unlike="" if forced else unlike,
+        )
 
-    def parser(self, prompt_end: str = "") -> Parser:
-        """A parser for one sample. `prompt_end`: end of the prompt, which may open the reasoning."""
+    def parser(self, *, answer: bool = False) -> Parser:
+        """A parser for one sample, without its reasoning.
+
+        Args:
+            answer: the text is calls, or an answer that another grammar holds.
+        """
+        if self._format is None:
+            return Plain()
         functions = [t["function"] for t in self._given]
-        inner = self._format.reader(functions) if self._format is not None else Plain()
-        reasoning = self._context.config.reasoning_parser
-        return inner if reasoning is None else thinking(reasoning, inner, prompt_end)
+        return self._format.reader(functions, forced=self.forced, answer=answer and not self.forced)

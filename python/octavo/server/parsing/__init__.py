@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from octavo.server.parsing.calls import Bare, Marked
+from octavo.server.parsing.held import Calls, Either
 from octavo.server.parsing.named import FirstLine, Named
 from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece, Plain, Reasoning
 from octavo.server.parsing.pythonic import Pythonic
@@ -13,7 +14,9 @@ __all__ = [
     "Arguments",
     "Bare",
     "Call",
+    "Calls",
     "Content",
+    "Either",
     "FirstLine",
     "Marked",
     "Named",

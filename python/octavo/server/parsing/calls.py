@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from octavo.server.parsing.pieces import (
     Arguments,
     Call,
@@ -21,11 +23,15 @@ class CallReader:
     """Reads one object `{"name": "...", "arguments": {...}}` one character at a time, and emits arguments at once.
 
     The keys may have either order. Arguments before the name are held until the name is read.
+
+    Args:
+        names: names of functions; an object with another name is no call. None: any name.
     """
 
-    def __init__(self, keys: tuple[str, ...], name_key: str = "name") -> None:
+    def __init__(self, keys: tuple[str, ...], name_key: str = "name", names: Container[str] | None = None) -> None:
         self._keys = keys
         self._name_key = name_key
+        self._names = names
         self._depth = 0
         self._in_string = False
         self._escaped = False
@@ -118,6 +124,9 @@ class CallReader:
         if not self._after_colon:
             self._key = text
         elif self._key == self._name_key and self.name is None:
+            if self._names is not None and text not in self._names:
+                self.done = self.broken = True
+                return
             self.name = text
             out.append(Call(text))
             if self._waiting:
@@ -166,6 +175,7 @@ class Marked(Stepwise):
         keys: names under which the arguments may stand.
         name_key: under which the name stands.
         begun: the text begins after the mark.
+        names: see CallReader.
     """
 
     def __init__(
@@ -176,12 +186,14 @@ class Marked(Stepwise):
         *,
         name_key: str = "name",
         begun: bool = False,
+        names: Container[str] | None = None,
     ) -> None:
         super().__init__()
         self._begin = begin
         self._end = end
         self._keys = keys
         self._name_key = name_key
+        self._names = names
         self._reader: CallReader | None = None
         # True between the mark and the end of the calls.
         self._inside = begun
@@ -214,7 +226,7 @@ class Marked(Stepwise):
         """Between calls: spaces, brackets, commas, marks; an object begins a call, anything else ends them."""
         char = data[at]
         if char == "{":
-            self._reader = CallReader(self._keys, self._name_key)
+            self._reader = CallReader(self._keys, self._name_key, self._names)
             return at
         if self._end and self._end.startswith(data[at : at + len(self._end)]):
             if len(data) - at < len(self._end):
@@ -251,7 +263,7 @@ class Marked(Stepwise):
             self._raw = []
         return at
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         out: list[Piece] = []
         if self._reader is not None and self._reader.name is None:
             add(out, Content("".join(self._raw) + self._reader.text))
@@ -264,10 +276,15 @@ class Marked(Stepwise):
 
 
 class Bare(Parser):
-    """Calls without a mark: the whole text is one object, or several separated by `;` (Llama 3)."""
+    """Calls without a mark: the whole text is one object, or several separated by `;` (Llama 3).
 
-    def __init__(self, mark: str = "<|python_tag|>") -> None:
+    Args:
+        names: see CallReader.
+    """
+
+    def __init__(self, mark: str = "<|python_tag|>", *, names: Container[str] | None = None) -> None:
         self._mark = mark
+        self._names = names
         # White space before the text, in parts. Each part is read once.
         self._space: list[str] = []
         self._start = ""
@@ -283,13 +300,13 @@ class Bare(Parser):
             return []
         if start.startswith(self._mark) or start.startswith("{"):
             # The text after the mark is parsed as calls.
-            self._inner = Marked(self._mark, "", begun=True)
+            self._inner = Marked(self._mark, "", begun=True, names=self._names)
             return self._inner.feed(start.removeprefix(self._mark))
         self._inner = Plain()
         return self._content()
 
-    def finish(self) -> list[Piece]:
-        return self._content() if self._inner is None else self._inner.finish()
+    def finish(self, *, cut: bool = False) -> list[Piece]:
+        return self._content() if self._inner is None else self._inner.finish(cut=cut)
 
     def _content(self) -> list[Piece]:
         text = "".join(self._space) + self._start

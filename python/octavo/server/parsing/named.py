@@ -116,7 +116,7 @@ class Named(Stepwise):
         self._state, self._opened = "text", ""
         return at
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         out: list[Piece] = []
         if self._state == "name":
             add(out, Content(self._opened + self._repeat + self._name))
@@ -147,7 +147,7 @@ class FirstLine(Parser):
         self._inner = Plain()
         return [Content(self._start)]
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         if self._inner is not None:
-            return self._inner.finish()
+            return self._inner.finish(cut=cut)
         return [Content(self._start)] if self._start else []

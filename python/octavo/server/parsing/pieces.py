@@ -46,7 +46,7 @@ class Parser(ABC):
         """Reads a portion; returns the pieces that are complete."""
 
     @abstractmethod
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         """The remaining pieces. An unfinished format is content."""
 
 
@@ -56,7 +56,7 @@ class Plain(Parser):
     def feed(self, text: str) -> list[Piece]:
         return [Content(text)] if text else []
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         return []
 
 

@@ -264,7 +264,7 @@ class Pythonic(Stepwise):
             self._state = "text"
         return len(data) - len(rest)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         out: list[Piece] = []
         if self._state == "calls" and self._reader is not None and not self._reader.calls:
             add(out, Content(self._raw + self._held))

@@ -63,13 +63,13 @@ class Thinking(Parser):
             self._state = "after"
         return out + self._rest.feed(data)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         held, self._held, self._space = "".join(self._space) + self._held, "", []
         if not held:
-            return self._rest.finish()
+            return self._rest.finish(cut=cut)
         if self._state == "inside" or (self._state == "before" and self._without == "inside"):
-            return [Reasoning(held), *self._rest.finish()]
-        return [*self._rest.feed(held), *self._rest.finish()]
+            return [Reasoning(held), *self._rest.finish(cut=cut)]
+        return [*self._rest.feed(held), *self._rest.finish(cut=cut)]
 
 
 class Without(Parser):
@@ -88,6 +88,6 @@ class Without(Parser):
         found = "".join(before) + last[: len(last) - keep]
         return self._rest.feed(found) if found else []
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         held, self._held = self._held, ""
-        return [*(self._rest.feed(held) if held else []), *self._rest.finish()]
+        return [*(self._rest.feed(held) if held else []), *self._rest.finish(cut=cut)]

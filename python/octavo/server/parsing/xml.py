@@ -159,7 +159,7 @@ class Xml(Stepwise):
         self._state = "inside"
         return found + len(_END_PARAMETER)
 
-    def finish(self) -> list[Piece]:
+    def finish(self, *, cut: bool = False) -> list[Piece]:
         out: list[Piece] = []
         if self._state == "text":
             add(out, Content(self._held))

@@ -14,8 +14,9 @@ from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.messages import prompt_of
-from octavo.server.output_format import field_of, structured
-from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
+from octavo.server.output_format import field_of, output_format
+from octavo.server.parsing import Arguments, Content, Piece, Reasoning
+from octavo.server.reasoning import Reader
 from octavo.server.requests import ChatRequest
 from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
 from octavo.server.routes import Route
@@ -37,12 +38,12 @@ class Begun:
     """A generation that runs, and how its text is read.
 
     Attributes:
-        parser: makes a parser for one sample.
+        reader: makes a reader for one sample.
         custom: names of the functions that are custom tools for the client.
     """
 
     generation: Generation
-    parser: Callable[[], Parser]
+    reader: Callable[[], Reader]
     custom: frozenset[str]
 
 
@@ -66,13 +67,14 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
     max_tokens = request.max_completion_tokens or request.max_tokens
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
-    more: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": top, **structured(request, toolbox)}
+    form = output_format(context, request, toolbox, prompt)
+    more: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": top, "structured": form.structured}
     if toolbox.needs_special_tokens and request.skip_special_tokens is None:
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
     generation = context.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
-    return Begun(generation, lambda: toolbox.parser(prompt[-64:]), toolbox.custom)
+    return Begun(generation, form.reader, toolbox.custom)
 
 
 class Chat(Response):
@@ -103,7 +105,7 @@ class Chat(Response):
                 choice = self._choices.get(sample.index)
                 if choice is None:
                     choice = Choice(
-                        sample.index, self._begun.parser(), CallDeltas(self._new_call_id, self._begun.custom)
+                        sample.index, self._begun.reader(), CallDeltas(self._new_call_id, self._begun.custom)
                     )
                     self._choices[sample.index] = choice
                     if self.stream:
@@ -113,6 +115,7 @@ class Chat(Response):
                 objects = choice.deltas(pieces)
                 if self.stream:
                     out += self._events(choice, pieces, objects, sample)
+        self.usage.reasoning = sum(choice.reader.reasoning_tokens for choice in self._choices.values())
         return out
 
     def _events(
@@ -172,12 +175,12 @@ class Chat(Response):
 class Choice:
     """The output of one sample so far."""
 
-    def __init__(self, index: int, parser: Parser, calls: CallDeltas) -> None:
+    def __init__(self, index: int, reader: Reader, calls: CallDeltas) -> None:
         self.index = index
         self.before = b'{"index":%d,"delta":{"content":' % index
         self.stop_reason: int | str | None = None
         self.token_ids: list[int] = []
-        self._parser = parser
+        self.reader = reader
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls = calls
@@ -194,12 +197,10 @@ class Choice:
             self.token_ids += sample.token_ids
         if request.logprobs:
             self._logprobs += [_candidate(row) for row in sample.logprobs or []]
-        pieces = self._parser.feed(sample.text)
         if sample.finish_reason is not None:
-            pieces += self._parser.finish()
             self._reason = sample.finish_reason
             self.stop_reason = sample.stop_reason
-        return pieces
+        return self.reader.read(sample)
 
     def deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         """The pieces as OpenAI's `delta` objects; also kept for the complete response."""

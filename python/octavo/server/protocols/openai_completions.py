@@ -10,7 +10,7 @@ from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
-from octavo.server.output_format import field_of, structured
+from octavo.server.output_format import answer_format, field_of
 from octavo.server.requests import CompletionRequest
 from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
 from octavo.server.routes import Route
@@ -46,7 +46,7 @@ def completions(context: Context, call: Call) -> Response:
         "max_tokens": _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens or 1,
         # Samples are ranked by their probability.
         "logprobs": 0 if logprobs is None and drawn > n else logprobs,
-        **structured(request),
+        "structured": answer_format(request),
     }
     if request.echo and logprobs is not None:
         more["prompt_logprobs"] = max(logprobs, request.prompt_logprobs or 0)

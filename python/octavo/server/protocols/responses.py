@@ -9,8 +9,9 @@ from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Reply, event, json_reply
-from octavo.server.parsing import Arguments, Content, Parser, Piece, Reasoning
+from octavo.server.parsing import Arguments, Content, Piece, Reasoning
 from octavo.server.protocols.openai_chat import begin
+from octavo.server.reasoning import Reader
 from octavo.server.requests import ChatRequest, Strict, read
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
@@ -48,7 +49,7 @@ def responses(context: Context, call: Call) -> Response:
     except ApiError as error:
         error.param = _own_name(error.param, bool(request.instructions))
         raise
-    return Responses(context, request, begun.generation, begun.parser())
+    return Responses(context, request, begun.generation, begun.reader())
 
 
 def _own_name(param: str | None, instructed: bool) -> str | None:
@@ -126,14 +127,14 @@ def _add_item(messages: list[dict[str, Any]], item: dict[str, Any], where: str) 
 class Responses(Response):
     """The response: items of reasoning, text and function calls, in order of generation."""
 
-    def __init__(self, context: Context, request: ResponsesRequest, generation: Generation, parser: Parser) -> None:
+    def __init__(self, context: Context, request: ResponsesRequest, generation: Generation, reader: Reader) -> None:
         super().__init__(generation, stream=bool(request.stream))
         self._request = request
         self._model = context.name
         self._new_call_id = context.new_call_id
         self._id = new_id("resp")
         self._created = now()
-        self._parser = parser
+        self._reader = reader
         self._reason: str | None = None
         self._items: list[dict[str, Any]] = []
         self._sequence = 0
@@ -148,12 +149,11 @@ class Responses(Response):
                 out += self._event("response.created", response=self._whole("in_progress"))
                 out += self._event("response.in_progress", response=self._whole("in_progress"))
             for sample in delta.outputs:
-                pieces = self._parser.feed(sample.text)
                 if sample.finish_reason is not None:
                     self._reason = sample.finish_reason
-                    pieces += self._parser.finish()
-                for piece in pieces:
+                for piece in self._reader.read(sample):
                     out += self._piece(piece)
+                self.usage.reasoning = self._reader.reasoning_tokens
         return out if self.stream else b""
 
     def _piece(self, piece: Piece) -> bytes:
@@ -275,7 +275,7 @@ class Responses(Response):
                 "input_tokens": usage.prompt,
                 "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
                 "output_tokens": usage.completion,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": usage.reasoning},
                 "total_tokens": usage.prompt + usage.completion,
             }
             if ended
