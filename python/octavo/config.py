@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any, TypedDict, TypeVar
 
 from octavo.attention import DynamicAttention
 from octavo.attention import resolve as resolve_attention
+from octavo.calls import unknown_argument
 from octavo.errors import InvalidRequestError
 from octavo.parse_bytes import parse_bytes
 
@@ -92,13 +92,11 @@ class EngineConfig:
         """The configuration of keyword arguments.
 
         Raises:
-            InvalidRequestError: there is no such argument; the message names the nearest.
+            UnknownArgumentError: there is no such argument; the message names the nearest, or a remedy.
         """
         known = ["model", *(f.name for f in fields(cls))]
         for name in arguments.keys() - known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(known)}."
-            raise InvalidRequestError(f"LLM has no argument {name!r}.{hint}")
+            raise unknown_argument("LLM", name, known)
         return cls(**arguments)
 
     def for_engine(self) -> dict[str, Any]:

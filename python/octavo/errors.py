@@ -14,6 +14,7 @@ __all__ = [
     "OctavoError",
     "QueueFullError",
     "RequestTimeoutError",
+    "UnknownArgumentError",
     "UnsupportedDeviceError",
     "UnsupportedModelError",
 ]
@@ -37,6 +38,10 @@ class CorruptModelError(OctavoError):
 
 class InvalidRequestError(OctavoError, ValueError):
     """A parameter or prompt that cannot be right."""
+
+
+class UnknownArgumentError(InvalidRequestError, TypeError):
+    """An argument that the function does not have; the message names the nearest, or a remedy."""
 
 
 class ContextLengthError(InvalidRequestError):

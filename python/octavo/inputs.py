@@ -8,14 +8,23 @@ from typing import Any, TypeAlias, cast
 
 from octavo.errors import InvalidRequestError
 
-Prompt: TypeAlias = str | Sequence[int]
+# The mapping is vLLM's form: {"prompt": text} or {"prompt_token_ids": ids}.
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
+
+_INSTEAD = {
+    "cache_salt": "give SamplingParams(cache_salt=...)",
+    "multi_modal_data": "octavo reads text only",
+    "prompt_embeds": "octavo reads text or token ids",
+    "content": "a list of messages is for LLM.chat",
+    "role": "a list of messages is for LLM.chat",
+}
 
 
 def as_token_ids(ids: Iterable[Any]) -> list[int]:
     if type(ids) is list and set(map(type, ids)) <= {int}:
         return list(ids)
     try:
-        return [int(i) if hasattr(i, "__index__") else _refuse_id(i) for i in ids]
+        return [int(i) if hasattr(i, "__index__") and i is not True and i is not False else _refuse_id(i) for i in ids]
     except TypeError as error:
         raise InvalidRequestError(f"token ids: a list of integers is expected ({error})") from error
 
@@ -25,14 +34,31 @@ def _refuse_id(value: object) -> int:
 
 
 def one_prompt(prompt: Prompt) -> str | list[int]:
+    if isinstance(prompt, Mapping):
+        return _of_mapping(prompt)
     return prompt if isinstance(prompt, str) else as_token_ids(prompt)
+
+
+def _of_mapping(prompt: Mapping[str, Any]) -> str | list[int]:
+    given = {name: value for name, value in prompt.items() if value is not None}
+    for name in given.keys() - {"prompt", "prompt_token_ids"}:
+        remedy = _INSTEAD.get(name, 'known are "prompt" and "prompt_token_ids"')
+        raise InvalidRequestError(f"a prompt has no key {name!r}: {remedy}")
+    if len(given) != 1:
+        raise InvalidRequestError('a prompt in a dict: exactly one of "prompt" and "prompt_token_ids" is expected')
+    if "prompt" not in given:
+        return as_token_ids(given["prompt_token_ids"])
+    text = given["prompt"]
+    if not isinstance(text, str):
+        raise InvalidRequestError('a prompt in a dict: "prompt" is a text, "prompt_token_ids" is a list of token ids')
+    return text
 
 
 def many_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many as a list of prompts. A list of integers, or a 1-d array, is one prompt of token ids."""
-    if isinstance(prompts, str):
+    if isinstance(prompts, (str, Mapping)):
         return [prompts]
-    if isinstance(prompts, (bytes, Mapping)) or not hasattr(prompts, "__iter__"):
+    if isinstance(prompts, bytes) or not hasattr(prompts, "__iter__"):
         raise InvalidRequestError(
             f"prompts is a {type(prompts).__name__}: a text, a list of token ids, or a list of these is expected"
         )

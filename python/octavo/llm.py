@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, Unpack
@@ -14,9 +15,11 @@ from typing import Any, Literal, TypeAlias, Unpack
 from octavo import _core
 from octavo.batch import embed_batch, run_batch
 from octavo.big_integers import render_exactly
+from octavo.calls import check_template_variables, names_arguments
 from octavo.config import EngineArguments, EngineConfig, takes_config
 from octavo.deprecated import accept_params
 from octavo.dispatcher import Dispatcher
+from octavo.each_params import checked_params, one_for_each
 from octavo.errors import InvalidRequestError
 from octavo.gpu.device import choose
 from octavo.hub import resolve_model
@@ -29,8 +32,13 @@ __all__ = ["LLM", "Message", "Prompt"]
 
 Message: TypeAlias = Mapping[str, Any]
 
+_SAMPLING = [f.name for f in fields(SamplingParams)]
+# Arguments of the methods for chats. As variables of a template they are misplaced, or misspelt.
+_CHAT_ARGUMENTS = ["messages", "sampling_params", "use_tqdm", "tools", "add_generation_prompt", "chat_template_kwargs"]
+
 
 @takes_config
+@names_arguments(_SAMPLING)
 class LLM:
     """A language model, ready to generate. Safe to use from many threads and event loops at once.
 
@@ -60,6 +68,8 @@ class LLM:
     def _use(self, engine: _core.Engine) -> None:
         self._engine = engine
         self._dispatcher = Dispatcher(self._engine)
+        # The text of the token that begins every prompt; None: not looked up yet.
+        self._beginning: str | None = None
         for text in self._engine.info().get("warnings", []):
             warnings.warn(f"{self.model}: {text}", RuntimeWarning, stacklevel=3)
 
@@ -89,7 +99,8 @@ class LLM:
         """Completes one prompt or many, batched continuously. The outputs keep the order of the prompts.
 
         Args:
-            prompts: a text, a list of token ids, or a list of these.
+            prompts: a text, a list of token ids, or a list of these. vLLM's {"prompt": text} and
+                {"prompt_token_ids": ids} are accepted, too.
             sampling_params: for all prompts, or one for each.
             use_tqdm: show a progress bar (for more than one prompt).
 
@@ -99,7 +110,8 @@ class LLM:
                 `finish_reason` is "error".
         """
         items = [one_prompt(p) for p in many_prompts(prompts)]
-        each = _one_for_each(sampling_params, len(items))
+        each = one_for_each(sampling_params, len(items))
+        self._warn_of_two_beginnings(items)
         return _single_error(run_batch(self._engine, items, each, add_special_tokens=True, progress=use_tqdm))
 
     @accept_params
@@ -128,7 +140,7 @@ class LLM:
             for c in conversations
         ]
         # The template writes the special tokens itself.
-        each = _one_for_each(sampling_params, len(texts))
+        each = one_for_each(sampling_params, len(texts))
         return _single_error(run_batch(self._engine, texts, each, add_special_tokens=False, progress=use_tqdm))
 
     def submit(
@@ -143,14 +155,14 @@ class LLM:
             InvalidRequestError, ContextLengthError: the prompt or a parameter.
             QueueFullError: `max_queue` requests wait.
         """
-        fields = _checked(sampling_params).for_engine()
-        stream = self._engine.submit(one_prompt(prompt), fields, add_special_tokens=add_special_tokens)
-        return self._handle(stream, RequestOutput, prompt)
+        params, item = checked_params(sampling_params).for_engine(), one_prompt(prompt)
+        stream = self._engine.submit(item, params, add_special_tokens=add_special_tokens)
+        return self._handle(stream, RequestOutput, item)
 
     @accept_params
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yields what is new, as it comes. Closing the iterator ends the request."""
-        return iter(self.submit(prompt, sampling_params))
+        return iter(self._submit_text(prompt, sampling_params))
 
     @accept_params
     def stream_chat(
@@ -166,7 +178,7 @@ class LLM:
         Raises:
             OctavoError: as `generate` with one prompt.
         """
-        return await self.submit(prompt, sampling_params).aresult()
+        return await self._submit_text(prompt, sampling_params).aresult()
 
     @accept_params
     async def achat(
@@ -181,7 +193,7 @@ class LLM:
     ) -> AsyncIterator[RequestOutput]:
         """Yields what is new without blocking the event loop. Closing the iterator, or cancelling the task, ends the
         request."""
-        async with aclosing(aiter(self.submit(prompt, sampling_params))) as outputs:
+        async with aclosing(aiter(self._submit_text(prompt, sampling_params))) as outputs:
             async for output in outputs:
                 yield output
 
@@ -221,8 +233,9 @@ class LLM:
         self, prompt: Prompt, **options: Unpack[EmbeddingOptions]
     ) -> RequestHandle[EmbeddingRequestOutput]:
         """`submit` for an embedding: the handle gives one output."""
-        stream = self._engine.embed(one_prompt(prompt), dict(options))
-        return self._handle(stream, EmbeddingRequestOutput, prompt)
+        item = one_prompt(prompt)
+        stream = self._engine.embed(item, dict(options))
+        return self._handle(stream, EmbeddingRequestOutput, item)
 
     def check_embedding(self, token_ids: Sequence[int], **options: Unpack[EmbeddingOptions]) -> None:
         """Raises the error that `submit_embedding` would raise for the prompt or an option. Submits nothing."""
@@ -248,9 +261,20 @@ class LLM:
         add_generation_prompt: bool = True,
         **template_variables: Any,
     ) -> str:
-        """The prompt that the chat template makes of `messages`."""
+        """The prompt that the chat template makes of `messages`.
+
+        Args:
+            tools: tool descriptions for the template.
+            add_generation_prompt: end with the beginning of an answer.
+            template_variables: further variables of the template; `chat_template_kwargs` may hold some of them.
+
+        Raises:
+            InvalidRequestError: the template does not take the messages, or a variable is a misplaced argument.
+        """
+        variables = {**_variables(template_variables.pop("chat_template_kwargs", None)), **template_variables}
+        check_template_variables(variables, _CHAT_ARGUMENTS, _SAMPLING)
         request = {
-            **template_variables,
+            **variables,
             "messages": messages,
             "tools": tools,
             "add_generation_prompt": add_generation_prompt,
@@ -306,14 +330,42 @@ class LLM:
         if hasattr(self, "_dispatcher"):
             self.close()
 
+    def __copy__(self) -> LLM:
+        raise TypeError("an LLM cannot be copied: it owns its engine. Share the object, or make another LLM")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LLM:
+        return self.__copy__()
+
+    def __reduce__(self) -> str:
+        raise TypeError("an LLM cannot be pickled: it has a running engine. Make an LLM in the other process")
+
     def __repr__(self) -> str:
         model = self._engine.info()["model"]
         return f"LLM({os.fspath(self.model)!r}, {model['architecture']}, {model['quantization']}, {model['dtype']})"
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _handle(self, stream: _core.Stream, output: type[Output], prompt: Prompt) -> RequestHandle[Output]:
+    def _handle(self, stream: _core.Stream, output: type[Output], prompt: str | list[int]) -> RequestHandle[Output]:
         return RequestHandle(stream, self._dispatcher, output, prompt if isinstance(prompt, str) else None, self)
+
+    def _warn_of_two_beginnings(self, prompts: Sequence[str | list[int]]) -> None:
+        """Warns once of a text that begins with the token that the tokenizer adds: `render_chat` writes it."""
+        if self._beginning is None:
+            with_it, without = (self._engine.tokenize("a", add_special_tokens=s)[:1] for s in (True, False))
+            ids = with_it if with_it != without else []
+            self._beginning = self._engine.detokenize(ids, skip_special_tokens=False)
+        if self._beginning and any(isinstance(p, str) and p.startswith(self._beginning) for p in prompts):
+            warnings.warn(
+                f"a prompt begins with {self._beginning!r}, and the tokenizer adds it again. "
+                "Use chat, or submit(..., add_special_tokens=False)",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self._beginning = ""
+
+    def _submit_text(self, prompt: Prompt, sampling_params: SamplingParams | None) -> RequestHandle[RequestOutput]:
+        self._warn_of_two_beginnings([one_prompt(prompt)])
+        return self.submit(prompt, sampling_params)
 
     def _submit_chat(
         self, messages: Sequence[Message], sampling_params: SamplingParams | None, template: dict[str, Any]
@@ -321,34 +373,14 @@ class LLM:
         return self.submit(self.render_chat(messages, **template), sampling_params, add_special_tokens=False)
 
 
+def _variables(given: Any) -> Mapping[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidRequestError(f"chat_template_kwargs is a {type(given).__name__}: a dict is expected")
+    return given or {}
+
+
 def _single_error(outputs: list[Output]) -> list[Output]:
     """Raises the error of the only output, if it has one."""
     if len(outputs) == 1 and outputs[0].error is not None:
         raise outputs[0].error
     return outputs
-
-
-def _one_for_each(
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if sampling_params is None or isinstance(sampling_params, SamplingParams):
-        return [_checked(sampling_params)] * count
-    if not isinstance(sampling_params, Sequence):
-        raise InvalidRequestError(_wrong_type(sampling_params))
-    if len(sampling_params) != count:
-        raise InvalidRequestError(
-            f"sampling_params has {len(sampling_params)} entries for {count} prompts: give one for all, or one for each"
-        )
-    return [_checked(p) for p in sampling_params]
-
-
-def _checked(sampling_params: SamplingParams | None) -> SamplingParams:
-    if sampling_params is None:
-        return SamplingParams()
-    if not isinstance(sampling_params, SamplingParams):
-        raise InvalidRequestError(_wrong_type(sampling_params))
-    return sampling_params
-
-
-def _wrong_type(value: object) -> str:
-    return f"sampling_params is a {type(value).__name__}: SamplingParams, or a list of them, is expected"

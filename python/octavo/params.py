@@ -7,12 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
 from octavo import _core
+from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 from octavo.structured import Structured
 
 __all__ = ["EmbeddingOptions", "SamplingParams"]
 
 
+@names_arguments()
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to generate. Names and meanings are those of vLLM's `SamplingParams`.

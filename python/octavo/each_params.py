@@ -1,0 +1,34 @@
+"""The argument `sampling_params`: one for all prompts, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.errors import InvalidRequestError
+from octavo.params import SamplingParams
+
+__all__ = ["checked_params", "one_for_each"]
+
+
+def one_for_each(sampling_params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if sampling_params is None or isinstance(sampling_params, SamplingParams):
+        return [checked_params(sampling_params)] * count
+    if not isinstance(sampling_params, Sequence):
+        raise InvalidRequestError(_wrong_type(sampling_params))
+    if len(sampling_params) != count:
+        raise InvalidRequestError(
+            f"sampling_params has {len(sampling_params)} entries for {count} prompts: give one for all, or one for each"
+        )
+    return [checked_params(p) for p in sampling_params]
+
+
+def checked_params(sampling_params: SamplingParams | None) -> SamplingParams:
+    if sampling_params is None:
+        return SamplingParams()
+    if not isinstance(sampling_params, SamplingParams):
+        raise InvalidRequestError(_wrong_type(sampling_params))
+    return sampling_params
+
+
+def _wrong_type(value: object) -> str:
+    return f"sampling_params is a {type(value).__name__}: SamplingParams, or a list of them, is expected"
