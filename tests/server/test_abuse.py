@@ -40,7 +40,57 @@ def chat(**fields: Any) -> dict[str, Any]:
 
 
 LARK = 'start: a\na: a a a | "x" a | b\nb: a | b b |'
+
+
+def blocks(*given: Any, **fields: Any) -> dict[str, Any]:
+    """A request of Anthropic's API."""
+    return {"messages": [{"role": "user", "content": list(given)}], "max_tokens": 4, **fields}
+
+
+def spoken(value: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def results(depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = spoken("x")
+    for _ in range(depth):
+        found = {"type": "tool_result", "tool_use_id": "a", "content": [found]}
+    return found
+
+
+# Bodies for /v1/messages; the others say by their fields where they go.
+MESSAGE_BOMBS: dict[str, Any] = {
+    "many blocks": blocks(*[spoken("x")] * 100_000),
+    "nested results": blocks(results(28)),
+    "many results": blocks(*[{"type": "tool_result", "tool_use_id": "a", "content": "x"}] * 20_000),
+    "many turns": {"messages": [{"role": "user", "content": "x"}] * 99_999, "max_tokens": 1},
+    "too many turns": {"messages": [{"role": "user", "content": "x"}] * 100_001, "max_tokens": 1},
+    "turns of both": {
+        "messages": [{"role": r, "content": "x"} for r in ("user", "assistant")] * 10_000,
+        "max_tokens": 1,
+    },
+    "long blocks": blocks(spoken("x " * 3_000_000)),
+    "long system": blocks(spoken("x"), system=[spoken("y " * 100_000)] * 20),
+    "huge input": {
+        "messages": [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": nested(25)}]}
+        ]
+        * 2000,
+        "max_tokens": 1,
+    },
+    "unknown blocks": blocks(*[{"type": f"t{i}_tool_result"} for i in range(100_000)]),
+    "many unknown tools": blocks(spoken("x"), tools=[{"type": f"t{i}", "name": "x"} for i in range(100_000)]),
+    "128 schemas": blocks(
+        spoken("x"),
+        tools=[{"name": f"f{i}", "input_schema": nested(4)} for i in range(128)],
+        tool_choice={"type": "any"},
+    ),
+    "deep output format": blocks(spoken("x"), output_config={"format": {"type": "json_schema", "schema": nested(25)}}),
+    "no such kind": blocks({"type": ["text"] * 1000}, {"type": {"a": 1}}),
+    "many sequences": blocks(spoken("x"), stop_sequences=["x"] * 100_000),
+}
 BOMBS: dict[str, Any] = {
+    **MESSAGE_BOMBS,
     "deep schema": schema(nested(25)),
     "deeper schema": schema(nested(200)),
     "wide schema": schema({"properties": {f"p{i}": {"type": "string"} for i in range(3000)}}),
@@ -112,6 +162,7 @@ def send(process: Process, name: str) -> tuple[int, float]:
     body = BOMBS[name]
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     path = "/v1/chat/completions" if b'"messages"' in data else "/v1/completions"
+    path = "/v1/messages" if name in MESSAGE_BOMBS else path
     begin = used(process)
     found = httpx.post(process.url + path, content=data, headers=headers(), timeout=120)
     return found.status_code, used(process) - begin

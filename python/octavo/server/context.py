@@ -128,9 +128,8 @@ class Context:
         """
         if name and name not in self.names:
             served = ", ".join(self.names)
-            raise ApiError(
-                404, f"there is no model {name[:80]!r} here: {served} is served", param="model", code="model_not_found"
-            )
+            message = f"there is no model {name[:80]!r} here: {served} is served; --served-model-name adds names"
+            raise ApiError(404, message, param="model", code="model_not_found")
 
     def check_texts(self, prompts: Iterable[str | list[int]], param: str) -> None:
         """Rejects texts that cannot fit into the context, before they are tokenised.

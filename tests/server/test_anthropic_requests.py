@@ -1,0 +1,485 @@
+"""Requests of Anthropic's API: what the model reads of them, and what is refused, skipped or logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from octavo import LLM
+from octavo.errors import QueueFullError
+from octavo.server import ServerConfig, create_app, create_wsgi_app
+from octavo.server.context import Context
+from octavo.server.errors import ApiError, from_octavo
+from octavo.server.protocols.anthropic import anthropic_error
+from octavo.server.protocols.anthropic.conversion import convert
+from octavo.server.protocols.anthropic.requests import CountTokensRequest, MessagesRequest
+from octavo.server.requests import read
+from starlette.testclient import TestClient
+
+PNG: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
+CACHED = {"cache_control": {"type": "ephemeral"}}
+SCHEMA: Any = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
+
+
+@pytest.fixture
+def context(llm: LLM) -> Context:
+    found: Context = create_app(llm).state.octavo.context
+    return found
+
+
+def user(*blocks: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(blocks)}
+
+
+def text(value: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value, **more}
+
+
+def chat(context: Context, *turns: Any, **fields: Any) -> Any:
+    return convert(context, read(CountTokensRequest, {"messages": list(turns), **fields}))
+
+
+def refused(context: Context, *turns: Any, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        chat(context, *turns, **fields).chat()
+    assert caught.value.status == 400
+    return caught.value
+
+
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "find", "input": {"q": "é", "n": 12345678901234567890123}}
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "found"}
+TURNS: list[tuple[list[Any], list[dict[str, Any]]]] = [
+    ([{"role": "user", "content": "Hi"}], [{"role": "user", "content": "Hi"}]),
+    ([user(text("Hi", **CACHED), text("you"))], [{"role": "user", "content": "Hi\nyou"}]),
+    # Turns of the same role in a row are one turn.
+    ([user(text("a")), user(text("b"))], [{"role": "user", "content": "a\nb"}]),
+    (
+        [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}, {"role": "user", "content": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}, {"role": "user", "content": "b"}],
+    ),
+    (
+        [user(text("a")), {"role": "assistant", "content": [text("b"), CALL]}, user(RESULT, text("c"))],
+        [
+            {"role": "user", "content": "a"},
+            {
+                "role": "assistant",
+                "content": "b",
+                "tool_calls": [
+                    {
+                        "id": "toolu_1",
+                        "type": "function",
+                        "function": {"name": "find", "arguments": '{"q": "é", "n": 12345678901234567890123}'},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "toolu_1", "content": "found"},
+            {"role": "user", "content": "c"},
+        ],
+    ),
+    # Thinking is kept for templates that show it; only Anthropic's models can read the redacted kind.
+    (
+        [
+            user(text("a")),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "s"},
+                    {"type": "redacted_thinking", "data": "x"},
+                    text("b"),
+                ],
+            },
+            user(text("c")),
+        ],
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+            {"role": "user", "content": "c"},
+        ],
+    ),
+    # Documents of text
+    (
+        [
+            user(
+                {
+                    "type": "document",
+                    "title": "T",
+                    "source": {"type": "text", "media_type": "text/plain", "data": "body"},
+                },
+                {"type": "document", "source": {"type": "content", "content": [text("one"), text("two")]}},
+                {"type": "search_result", "source": "http://a", "title": "S", "content": [text("three")]},
+            )
+        ],
+        [{"role": "user", "content": "T\nbody\none\ntwo\nS\nthree"}],
+    ),
+    # Blocks of tools that Anthropic's servers have run
+    (
+        [
+            user(text("a")),
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}},
+                    {"type": "web_search_tool_result", "tool_use_id": "s", "content": []},
+                    text("b"),
+                ],
+            },
+            user(text("c")),
+        ],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("turns", "wanted"), TURNS)
+def test_turns(context: Context, turns: list[Any], wanted: list[Any]) -> None:
+    found = chat(context, *turns)
+    assert found.messages == wanted
+    found.chat()
+
+
+@pytest.mark.parametrize(
+    ("block", "wanted"),
+    [
+        ({}, ""),
+        ({"content": "ok"}, "ok"),
+        ({"content": [text("a"), text("b")]}, "a\nb"),
+        ({"content": []}, ""),
+        ({"content": "no such file", "is_error": True}, "Error: no such file"),
+        ({"content": "Error: no such file", "is_error": True}, "Error: no such file"),
+        ({"is_error": True}, "Error"),
+        ({"content": [text("a"), PNG]}, "a\n[image: not shown, this model reads text only]"),
+        ({"content": [{"type": "tool_reference", "tool_name": "find"}]}, "[tool: find]"),
+    ],
+)
+def test_results_of_tools(context: Context, block: dict[str, Any], wanted: str) -> None:
+    turn = user({"type": "tool_result", "tool_use_id": "x", **block})
+    (message,) = chat(context, turn).messages
+    assert message == {"role": "tool", "tool_call_id": "x", "content": wanted}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "named"),
+    [
+        ([PNG], "messages[0].content[0]"),
+        ([text("a"), {"type": "image", "source": {"type": "url", "url": "http://a"}}], "messages[0].content[1]"),
+        ([{"type": "document", "source": {"type": "base64", "data": "x"}}], "messages[0].content[0].source"),
+        ([{"type": "document", "source": {"type": "file", "file_id": "f"}}], "messages[0].content[0].source"),
+        (
+            [{"type": "document", "citations": {"enabled": True}, "source": {"type": "text", "data": "x"}}],
+            "messages[0].content[0].citations",
+        ),
+        ([{"type": "audio"}], "messages[0].content[0]"),
+        ([{}], "messages[0].content[0]"),
+        ([{"type": "text"}], "messages[0].content[0].text"),
+        ([{"type": "text", "text": 3}], "messages[0].content[0].text"),
+        ([{"type": "tool_result", "content": "x"}], "messages[0].content[0].tool_use_id"),
+        ([{"type": "tool_result", "tool_use_id": "x", "content": [3]}], "messages[0].content[0].content[0]"),
+        ([{"type": "tool_result", "tool_use_id": "x", "content": {}}], "messages[0].content[0].content"),
+        ([CALL], "messages[0].content[0]"),
+    ],
+)
+def test_what_is_not_text_is_refused_by_name(context: Context, blocks: list[Any], named: str) -> None:
+    error = refused(context, user(*blocks))
+    assert error.param == named
+    assert named in error.message
+
+
+@pytest.mark.parametrize(
+    ("block", "named"),
+    [
+        ({**CALL, "input": "x"}, "messages[1].content[0].input"),
+        ({**CALL, "id": None}, "messages[1].content[0].id"),
+        ({"type": "tool_use", "id": "a", "input": {}}, "messages[1].content[0].name"),
+        (PNG, "messages[1].content[0]"),
+        (CALL, "messages[1]"),
+    ],
+)
+def test_a_bad_turn_of_the_assistant_is_refused_by_name(context: Context, block: Any, named: str) -> None:
+    assert refused(context, user(text("a")), {"role": "assistant", "content": [block]}).param == named
+
+
+def test_the_system_message(context: Context) -> None:
+    """Claude Code's line of billing is different in each request: it would spoil the prefix cache."""
+    system = [text("x-anthropic-billing-header: cc_version=2; cch=1a2b3;"), text("One.", **CACHED), text("Two.")]
+    found = chat(context, user(text("a")), system=system)
+    assert found.messages[0] == {"role": "system", "content": "One.\nTwo."}
+    assert chat(context, user(text("a")), system="One.").messages[0]["content"] == "One."
+    assert len(chat(context, user(text("a")), system="").messages) == 1
+    assert refused(context, user(text("a")), system=[PNG]).param == "system[0]"
+
+
+TOOLS: Any = [
+    {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
+    {"name": "find", "description": "Finds.", "input_schema": SCHEMA, **CACHED},
+    {"type": "bash_20250124", "name": "bash"},
+    {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
+    {"type": "custom", "name": "add", "input_schema": {"type": "object"}, "strict": True},
+]
+
+
+def test_tools_of_servers_are_skipped_with_a_warning(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = chat(context, user(text("a")), tools=TOOLS).chat()
+    assert [tool.function.name for tool in found.tools] == ["find", "add"]
+    assert found.tools[0].function.parameters == SCHEMA
+    assert found.tools[1].function.strict is True
+    said = [r.getMessage() for r in caplog.records]
+    for kind in ("web_search_20250305", "bash_20250124", "text_editor_20250728"):
+        assert sum(kind in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted", "parallel"),
+    [
+        ({"type": "auto"}, "auto", None),
+        ({"type": "auto", "disable_parallel_tool_use": True}, "auto", False),
+        ({"type": "any"}, "required", None),
+        ({"type": "any", "disable_parallel_tool_use": False}, "required", None),
+        ({"type": "none"}, "none", None),
+        ({"type": "tool", "name": "add"}, {"type": "function", "function": {"name": "add"}}, None),
+    ],
+)
+def test_tool_choice(context: Context, choice: Any, wanted: Any, parallel: bool | None) -> None:
+    found = chat(context, user(text("a")), tools=TOOLS, tool_choice=choice)
+    assert found.body["tool_choice"] == wanted
+    assert found.body.get("parallel_tool_calls") is parallel
+    found.chat()
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tools": TOOLS[:1], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "bash"}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [{"name": "a"}]}, "tools[0].input_schema"),
+        ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
+        # The index is the client's, not the one behind skipped tools.
+        ({"tools": [TOOLS[0], {"name": "a b", "input_schema": {}}]}, "tools[1].name"),
+        ({"mcp_servers": [{"type": "url", "url": "http://a", "name": "m"}]}, "mcp_servers"),
+        ({"container": "c"}, "container"),
+        ({"thread": {"type": "create"}}, "thread"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(context: Context, fields: dict[str, Any], named: str) -> None:
+    error = refused(context, user(text("a")), **fields)
+    assert error.param == named
+    assert named in error.message
+
+
+@pytest.mark.parametrize(
+    ("thinking", "enabled"),
+    [
+        ({"type": "enabled", "budget_tokens": 2048}, True),
+        ({"type": "adaptive"}, True),
+        ({"type": "between_tools"}, True),
+        ({"type": "disabled"}, False),
+    ],
+)
+def test_thinking_sets_the_switches_of_templates(context: Context, thinking: Any, enabled: bool) -> None:
+    found = chat(context, user(text("a")), thinking=thinking)
+    assert found.body["chat_template_kwargs"] == {"enable_thinking": enabled, "thinking": enabled}
+    assert "chat_template_kwargs" not in chat(context, user(text("a"))).body
+
+
+def test_what_has_no_effect_is_logged_once(context: Context, caplog: pytest.LogCaptureFixture) -> None:
+    fields: Any = {
+        "thinking": {"type": "enabled", "budget_tokens": 2048},
+        "output_config": {"effort": "high", "task_budget": {"type": "tokens", "total": 9}},
+    }
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            chat(context, user(text("a")), **fields)
+    said = [r.getMessage() for r in caplog.records]
+    for words in ("budget_tokens", "--reasoning-parser", "output_config.effort", "output_config.task_budget"):
+        assert sum(words in line for line in said) == 1, words
+
+
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking %}<think>
+{% endif %}{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def thinker() -> Iterator[TestClient]:
+    with LLM(chat_template=THINKS, max_num_seqs=4) as llm:
+        yield TestClient(create_app(llm, ServerConfig(reasoning_parser="think")))
+
+
+def events(client: TestClient, body: dict[str, Any]) -> list[dict[str, Any]]:
+    found = client.post("/v1/messages", json={**body, "stream": True}).text
+    return [json.loads(line.removeprefix("data: ")) for line in found.splitlines() if line.startswith("data: ")]
+
+
+def test_thinking_is_a_block_with_a_signature(thinker: TestClient) -> None:
+    body: Any = {"max_tokens": 6, "temperature": 0, "messages": [{"role": "user", "content": "Who are you?"}]}
+    on, off = {"type": "enabled", "budget_tokens": 1024}, {"type": "disabled"}
+    assert [b["type"] for b in thinker.post("/v1/messages", json={**body, "thinking": off}).json()["content"]] == [
+        "text"
+    ]
+    (block,) = thinker.post("/v1/messages", json={**body, "thinking": on}).json()["content"]
+    assert block["type"] == "thinking"
+    assert block["thinking"]
+    assert block["signature"]
+    stream = events(thinker, {**body, "thinking": on})
+    deltas = [e["delta"] for e in stream if e["type"] == "content_block_delta"]
+    assert {d["type"] for d in deltas[:-1]} == {"thinking_delta"}
+    assert "".join(d["thinking"] for d in deltas[:-1]) == block["thinking"]
+    assert deltas[-1] == {"type": "signature_delta", "signature": block["signature"]}
+    hidden = {**on, "display": "omitted"}
+    (block,) = thinker.post("/v1/messages", json={**body, "thinking": hidden}).json()["content"]
+    assert (block["type"], block["thinking"]) == ("thinking", "")
+    assert {
+        d["delta"]["type"] for d in events(thinker, {**body, "thinking": hidden}) if "delta" in d and "index" in d
+    } == {"signature_delta"}
+
+
+def test_a_schema_excludes_a_turn_that_begins_its_value(thinker: TestClient) -> None:
+    form = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    body: Any = {"max_tokens": 4, "output_config": form, "messages": [{"role": "user", "content": "a"}]}
+    found = thinker.post(
+        "/v1/messages", json={**body, "messages": [*body["messages"], {"role": "assistant", "content": "{"}]}
+    )
+    assert found.status_code == 400
+    assert found.json()["error"]["message"].startswith("output_config.format ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("stop", ["x"], "stop_sequences"),
+        ("response_format", {"type": "json_object"}, "output_config.format"),
+        ("guided_json", {}, None),
+        ("guided_json", SCHEMA, "output_config.format"),
+        ("max_completion_tokens", 5, "max_tokens"),
+        ("max_new_tokens", 5, "max_tokens"),
+        ("n", 2, "/v1/chat/completions"),
+        ("n", 1, None),
+        ("seed", 3, "/v1/chat/completions"),
+        ("logprobs", True, "/v1/chat/completions"),
+        ("stream_options", {"include_usage": True}, None),
+        ("user", "u", None),
+    ],
+)
+def test_fields_of_other_apis(context: Context, field: str, value: Any, remedy: str | None) -> None:
+    body = {"messages": [user(text("a"))], "max_tokens": 4, field: value}
+    if remedy is None:
+        read(MessagesRequest, body)
+    else:
+        with pytest.raises(ApiError) as caught:
+            read(MessagesRequest, body)
+        assert caught.value.param == field
+        assert remedy in caught.value.message
+    # It changes no count.
+    read(CountTokensRequest, body)
+
+
+THINKS_THEN = THINKS.replace("{% if enable_thinking %}", "{% if enable_thinking | default(true) %}")
+
+
+def test_thinking_then_an_answer_under_a_schema() -> None:
+    """The reasoning is free, and the answer after it is a block of its own."""
+    with LLM(chat_template=THINKS_THEN, max_num_seqs=1) as llm:
+        client = TestClient(create_app(llm, ServerConfig(reasoning_parser="think")))
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+        schema["additionalProperties"] = False
+        body: Any = {
+            "max_tokens": 300,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "Is it?"}],
+            "output_config": {"format": {"type": "json_schema", "schema": schema}},
+        }
+        blocks = client.post("/v1/messages", json=body).json()
+        kinds = [block["type"] for block in blocks["content"]]
+        assert kinds[0] == "thinking"
+        assert blocks["usage"]["output_tokens_details"]["thinking_tokens"] > 0
+        if blocks["stop_reason"] == "end_turn":
+            assert kinds == ["thinking", "text"]
+            assert isinstance(json.loads(blocks["content"][1]["text"])["ok"], bool)
+
+
+def test_an_empty_last_turn_is_left_out(context: Context) -> None:
+    found = chat(context, user(text("a")), {"role": "assistant", "content": ""})
+    assert len(found.messages) == 1
+    assert "continue_final_message" not in found.body
+
+
+FAULTS = [
+    (ApiError(400, "m"), 400, "invalid_request_error"),
+    (ApiError(401, "m"), 401, "authentication_error"),
+    (ApiError(403, "m"), 403, "permission_error"),
+    (ApiError(404, "m"), 404, "not_found_error"),
+    (ApiError(405, "m"), 405, "invalid_request_error"),
+    (ApiError(413, "m"), 413, "request_too_large"),
+    (ApiError(415, "m"), 415, "invalid_request_error"),
+    (ApiError(429, "m"), 429, "rate_limit_error"),
+    (from_octavo(QueueFullError("m")), 529, "overloaded_error"),
+    (ApiError(500, "m"), 500, "api_error"),
+    (ApiError(503, "m"), 503, "api_error"),
+    (ApiError(504, "m"), 504, "timeout_error"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "kind"), FAULTS)
+def test_errors(error: ApiError, status: int, kind: str) -> None:
+    reply = anthropic_error(error, "req-1")
+    assert reply.status == status
+    wanted = {"type": "error", "error": {"type": kind, "message": "m"}, "request_id": "req-1"}
+    assert json.loads(reply.body) == wanted
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_all_errors_of_the_path_have_the_form(llm: LLM, kind: str) -> None:
+    """Also those that are found before the handler runs."""
+    config = ServerConfig(api_keys=("key",), allowed_hosts=("testserver", "localhost"))
+    if kind == "asgi":
+        client: Any = TestClient(create_app(llm, config))
+    else:
+        from werkzeug.test import Client
+
+        client = Client(create_wsgi_app(llm, config))
+
+    def fault(method: str, path: str, **headers: str) -> tuple[int, str]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named.setdefault("content-type", "application/json")
+        found = client.open(path, method=method, headers=named) if kind == "wsgi" else None
+        found = found or client.request(method, path, headers=named)
+        body = json.loads(found.data if kind == "wsgi" else found.content)
+        assert set(body) == {"type", "error", "request_id"}
+        assert found.headers["request-id"] == body["request_id"]
+        return found.status_code, body["error"]["type"]
+
+    assert fault("POST", "/v1/messages") == (401, "authentication_error")
+    assert fault("POST", "/v1/messages", host="a.example") == (403, "permission_error")
+    assert fault("GET", "/v1/messages", x_api_key="key") == (405, "invalid_request_error")
+    assert fault("GET", "/v1/messages/batches", x_api_key="key") == (404, "not_found_error")
+    assert fault("POST", "/v1/messages/count_tokens", x_api_key="key", content_type="a/b")[0] == 415
+    assert fault("POST", "/v1/messages", x_api_key="key", x_none="x" * 40_000)[0] == 431
+
+
+def test_a_stream_that_fails_ends_with_an_error_event(thinker: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.server.protocols.anthropic.answer import Messages
+
+    def fail(self: Messages) -> bytes:
+        raise ApiError(503, "gone")
+
+    monkeypatch.setattr(Messages, "end", fail)
+    body: Any = {"max_tokens": 2, "messages": [{"role": "user", "content": "a"}], "stream": True}
+    found = thinker.post("/v1/messages", json=body).text
+    last = found.strip().split("\n\n")[-1].split("\n")
+    assert last[0] == "event: error"
+    assert json.loads(last[1].removeprefix("data: "))["error"] == {"type": "api_error", "message": "gone"}
+
+
+def test_a_sign_of_life_is_a_ping_event(context: Context) -> None:
+    from octavo.server.protocols.anthropic.answer import Messages
+
+    response = object.__new__(Messages)
+    response.stream = True
+    assert response.ping() == b'event: ping\ndata: {"type":"ping"}\n\n'
