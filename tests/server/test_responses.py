@@ -42,7 +42,8 @@ def test_create(client: openai.OpenAI, answer: str) -> None:
     assert client.responses.create(input=parts, **GREEDY).output_text == answer
     short = client.responses.create(input="Tell me a story.", model=MODEL, max_output_tokens=3)
     assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
-    assert not client.responses.create(input="Hello", instructions="Be kind.", **GREEDY).store
+    assert client.responses.create(input="Hello", instructions="Be kind.", **GREEDY).store
+    assert not client.responses.create(input="Hello", store=False, **GREEDY).store
 
 
 def test_stream(client: openai.OpenAI, answer: str) -> None:
@@ -91,7 +92,7 @@ def test_parse(client: openai.OpenAI) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"conversation": "c"}, "conversation"),
         ({"background": True}, "background"),
         ({"input": 3}, "input"),
         ({"input": []}, "input"),
@@ -100,7 +101,7 @@ def test_parse(client: openai.OpenAI) -> None:
         ({"input": [{"role": "nobody", "content": "x"}]}, "input[0].role"),
         ({"instructions": "y", "input": [{"role": "nobody", "content": "x"}]}, "input[0].role"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
         ({"input": "word " * 6000}, "input"),
     ],

@@ -41,6 +41,9 @@ class Limits:
         stop, stop_bytes: number and length of stop strings.
         logit_bias: entries.
         tools, tools_bytes: number of tools; all of them together as JSON.
+        stored_responses, stored_responses_bytes: number and size of the stored responses of one API key; 0: none are
+            stored. The longest unused ones are dropped first.
+        stored_responses_seconds: a response is dropped this long after its last use.
         stream_stall_seconds: a client that reads nothing for this time is disconnected.
     """
 
@@ -61,6 +64,9 @@ class Limits:
     logit_bias: int = 1024
     tools: int = 128
     tools_bytes: int = 256 << 10
+    stored_responses: int = 1000
+    stored_responses_bytes: int = 64 << 20
+    stored_responses_seconds: float = 24 * 3600.0
     stream_stall_seconds: float = 60.0
 
 

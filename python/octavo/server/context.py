@@ -28,6 +28,7 @@ from octavo.server.formats import (
 from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
+from octavo.server.response_store import ResponseStore
 from octavo.server.template_traits import CallForm, call_form, needs_short_ids
 
 log = logging.getLogger("octavo.server")
@@ -51,6 +52,7 @@ class Context:
         config: the server's configuration.
         lazy_llm: the model and its loading state.
         created: start time in seconds since 1970.
+        response_store: stored responses of /v1/responses.
         http_requests: number of answered requests by (method, route, status).
     """
 
@@ -60,6 +62,7 @@ class Context:
         self.created = int(time.time())
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
         self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
+        self.response_store = ResponseStore(config.limits)
         self._warned: set[str] = set()
 
     @property

@@ -12,13 +12,14 @@ import logging
 from importlib.metadata import entry_points
 
 from octavo.server import health, metrics, models, page, tokenize
-from octavo.server.protocols import anthropic, embeddings, openai_chat, openai_completions, responses
+from octavo.server.protocols import anthropic, embeddings, openai_chat, openai_completions, responses, stored_responses
 from octavo.server.routes import Route
 
 log = logging.getLogger("octavo.server")
 
 ENTRY_POINTS = "octavo.server_protocols"
-_MODULES = (openai_chat, openai_completions, responses, anthropic, embeddings, models, tokenize, health, metrics, page)
+_PROTOCOLS = (openai_chat, openai_completions, responses, stored_responses, anthropic, embeddings)
+_MODULES = (*_PROTOCOLS, models, tokenize, health, metrics, page)
 
 
 def all_routes() -> list[Route]:

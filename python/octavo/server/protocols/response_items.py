@@ -1,0 +1,159 @@
+"""The items of a Responses request as messages of a chat request: one turn for each answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from octavo.server.context import Context
+from octavo.server.errors import ApiError, bad_request
+from octavo.server.protocols.response_tools import ResponseTools, function_name
+
+# Items of tools that other servers run. What they hold is in the answer's text as far as it matters.
+_SKIPPED = frozenset({
+    "web_search_call", "file_search_call", "computer_call", "computer_call_output", "code_interpreter_call",
+    "image_generation_call", "local_shell_call", "local_shell_call_output", "shell_call", "shell_call_output",
+    "apply_patch_call", "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response",
+    "mcp_call", "tool_search_call", "tool_search_output", "program", "program_output",
+})  # fmt: skip
+# Fields of a chat request that have another name here.
+_FIELDS = {"response_format": "text.format", "messages": "input", "max_tokens": "max_output_tokens"}
+_PATH = re.compile(r"\b(?:messages|tools)\[\d+\](?:\.\w+|\[\d+\])*")
+
+
+class Conversation:
+    """The messages that items become.
+
+    The items of one answer (reasoning, messages, calls) are one turn of the assistant, as the model wrote them.
+
+    Attributes:
+        messages: in the form of the chat API.
+        tools: the tools of the request, and those that items add.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.messages: list[dict[str, Any]] = []
+        self.tools = ResponseTools()
+        # Path in the chat request -> path in this API.
+        self._names: dict[str, str] = {}
+        self._answer: dict[str, Any] | None = None
+
+    def add_system(self, text: str, where: str) -> None:
+        """Adds instructions. All that stand before the first turn are one message: many templates take only one."""
+        first = self.messages[-1] if self.messages else None
+        if first is not None and first["role"] == "system" and len(self.messages) == 1:
+            first["content"] += f"\n\n{text}"
+            return
+        self._append({"role": "system", "content": text}, {"": where})
+
+    def add(self, item: dict[str, Any], where: str) -> None:
+        """Adds an item.
+
+        Raises:
+            ApiError: 400 for an item of a type that is not supported.
+        """
+        kind = item.get("type") or "message"
+        if kind == "message":
+            self._message(item, where)
+        elif kind == "reasoning":
+            self._reasoning(item)
+        elif kind in ("function_call", "custom_tool_call"):
+            self._call(kind, item, where)
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            turn = {"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))}
+            self._append(turn, {"": where, ".content": f"{where}.output", ".tool_call_id": f"{where}.call_id"})
+        elif kind == "additional_tools":
+            for i, tool in enumerate(item.get("tools") or ()):
+                self.tools.add(tool, f"{where}.tools[{i}]")
+        elif kind in _SKIPPED:
+            self._context.warn_once(f"item {kind}", "an item of type %s is skipped: its tool is not run here", kind)
+        else:
+            raise bad_request(f"{where} is of type {kind!r}: messages, reasoning and calls are supported", where)
+
+    def _append(self, message: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+        at = f"messages[{len(self.messages)}]"
+        self._names.update({at + path: name for path, name in names.items()})
+        self.messages.append(message)
+        self._answer = message if message["role"] == "assistant" else None
+        return message
+
+    def _turn(self, where: str) -> dict[str, Any]:
+        """The assistant's turn that an item of an answer belongs to."""
+        if self._answer is None:
+            return self._append({"role": "assistant", "content": None}, {"": where})
+        return self._answer
+
+    def _message(self, item: dict[str, Any], where: str) -> None:
+        role, content = item.get("role"), _content(item.get("content"))
+        leading = all(message["role"] == "system" for message in self.messages)
+        if role in ("system", "developer") and isinstance(content, str) and leading:
+            self.add_system(content, where)
+            return
+        if role != "assistant":
+            self._append({"role": role, "content": content}, {"": where})
+            return
+        turn = self._turn(where)
+        self._names[f"messages[{len(self.messages) - 1}].content"] = f"{where}.content"
+        before = turn["content"]
+        if isinstance(before, str) and isinstance(content, str):
+            gap = "" if not before or not content or before[-1].isspace() or content[0].isspace() else "\n\n"
+            content = before + gap + content
+        turn["content"] = content
+
+    def _reasoning(self, item: dict[str, Any]) -> None:
+        parts = item.get("content") or item.get("summary") or ()
+        texts = [p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)]
+        if not texts:
+            if item.get("encrypted_content"):
+                self._context.warn_once("encrypted reasoning", "encrypted reasoning cannot be read: it is skipped")
+            return
+        turn = self._turn("input")
+        earlier = [turn["reasoning_content"]] if "reasoning_content" in turn else []
+        turn["reasoning_content"] = "\n".join([*earlier, *texts])
+
+    def _call(self, kind: str, item: dict[str, Any], where: str) -> None:
+        turn = self._turn(where)
+        calls = turn.setdefault("tool_calls", [])
+        at = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"
+        inner = "function" if kind == "function_call" else "custom"
+        self._names |= {at: where, f"{at}.id": f"{where}.call_id", f"{at}.{inner}": where}
+        key = "arguments" if inner == "function" else "input"
+        named = {"name": function_name(item.get("name"), item.get("namespace")), key: item.get(key)}
+        calls.append({"id": item.get("call_id"), "type": inner, inner: named})
+
+    def in_own_names(self, error: ApiError) -> ApiError:
+        """`error` with the names that this API has for the fields of a chat request."""
+        error.param = error.param and self._own(error.param)
+        error.message = _PATH.sub(lambda found: self._own(found[0]), error.message)
+        for chat, own in _FIELDS.items():
+            error.message = re.sub(rf"^{chat}\b(?:\.json_schema)?", own, error.message)
+        return error
+
+    def _own(self, path: str) -> str:
+        names = {**self._names, **self.tools.names}
+        known = path
+        while known:
+            if known in names:
+                return names[known] + path[len(known) :]
+            known = known[: max(known.rfind("."), known.rfind("["), 0)]
+        path = path.replace("response_format.json_schema", "response_format")
+        head, dot, rest = path.partition(".")
+        if head == "tool_choice":
+            rest = rest.removeprefix("allowed_tools.").removeprefix("function.").removeprefix("custom.")
+        return _FIELDS.get(head, head) + dot + rest
+
+
+def _content(content: Any) -> Any:
+    """Parts with the names of the chat API; one text if all of them are texts."""
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        if not isinstance(part, dict):
+            return content
+        kind = "text" if part.get("type") in ("input_text", "output_text", "text") else part.get("type")
+        parts.append({k: v for k, v in {**part, "type": kind}.items() if k in ("type", "text", "refusal")})
+    if parts and all(part["type"] == "text" and isinstance(part.get("text"), str) for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
