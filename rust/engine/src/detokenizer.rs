@@ -1,83 +1,72 @@
 //! Streaming detokenisation: text as soon as it is certain, never a part of a UTF-8 character.
 
 use crate::EngineError;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{TextDecoder, Tokenizer, undecodable};
 
-/// Tokens of the prompt that give the first output token its context (a word's leading space, say).
-const PROMPT_CONTEXT: usize = 6;
-/// Tokens kept as context of the next decode.
-const CONTEXT: usize = 4;
-/// Beyond this many undecided tokens only every eighth one is tried: endless broken bytes stay cheap.
-const PATIENCE: usize = 64;
+/// Tokens at the end of the prompt that the decoder sees, for what depends on the token before.
+const PROMPT_END: usize = 4;
 
-/// Turns the tokens of one sequence into text, piece by piece.
-///
-/// The method: decode a window of known tokens with and without the new ones, and emit the difference. A window
-/// whose text ends in U+FFFD may hold the first bytes of a character, so it waits for more.
+/// Turns the tokens of one sequence into text, piece by piece. The text continues that of the prompt: a word that follows
+/// others keeps its leading space.
 #[derive(Clone, Debug)]
 pub struct Detokenizer {
-    /// Window of tokens: `decided` ones, whose text is out, then undecided ones.
-    window: Vec<u32>,
-    decided: usize,
-    /// Length in bytes of the text of the decided tokens.
-    prefix_bytes: usize,
+    decoder: TextDecoder,
     skip_special_tokens: bool,
 }
 
 impl Detokenizer {
-    /// Starts after `prompt`.
+    /// Starts after `prompt`. `verbatim`: the text is the bytes of all tokens, even at its beginning and its end.
+    ///
+    /// # Errors
+    /// `Execution` where a regular expression of the decoder gives up.
     pub fn new(
         tokenizer: &Tokenizer,
         prompt: &[u32],
         skip_special_tokens: bool,
+        verbatim: bool,
     ) -> Result<Self, EngineError> {
-        let window = prompt[prompt.len().saturating_sub(PROMPT_CONTEXT)..].to_vec();
-        let mut this = Self { decided: window.len(), window, prefix_bytes: 0, skip_special_tokens };
-        let prefix = tokenizer.decode(&this.window, skip_special_tokens)?;
-        if prefix.ends_with('\u{FFFD}') {
-            // The prompt ends inside a character: what comes next cannot be told apart from it.
-            this.window.clear();
-            this.decided = 0;
-        } else {
-            this.prefix_bytes = prefix.len();
+        let mut this = Self { decoder: tokenizer.decoder(), skip_special_tokens };
+        let mut text = String::new();
+        let mut at = 0;
+        // What follows depends on whether a text has begun, and on the last tokens.
+        while at < prompt.len() && text.is_empty() {
+            this.take(tokenizer, prompt[at], &mut text)?;
+            at += 1;
+        }
+        for token in &prompt[at.max(prompt.len().saturating_sub(PROMPT_END))..] {
+            this.take(tokenizer, *token, &mut text)?;
+        }
+        // A character that the prompt began is the prompt's.
+        this.decoder.forget_bytes();
+        if verbatim {
+            this.decoder.verbatim();
         }
         Ok(this)
     }
 
+    fn take(&mut self, tokenizer: &Tokenizer, token: u32, text: &mut String) -> Result<(), EngineError> {
+        let token = tokenizer.token(token, self.skip_special_tokens);
+        token.map_or(Ok(()), |token| self.decoder.push(&token, text)).map_err(undecodable)
+    }
+
     /// Takes the next token; returns the text that became certain (often empty).
+    ///
+    /// # Errors
+    /// As `new`.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String, EngineError> {
-        self.window.push(token);
-        let undecided = self.window.len() - self.decided;
-        if undecided > PATIENCE && !undecided.is_multiple_of(8) {
-            return Ok(String::new());
-        }
-        self.emit(tokenizer, false)
+        let mut text = String::new();
+        self.take(tokenizer, token, &mut text)?;
+        Ok(text)
     }
 
     /// The text that was held back, at the end of the sequence.
-    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String, EngineError> {
-        if self.window.len() == self.decided { Ok(String::new()) } else { self.emit(tokenizer, true) }
-    }
-
-    fn emit(&mut self, tokenizer: &Tokenizer, last: bool) -> Result<String, EngineError> {
-        let text = tokenizer.decode(&self.window, self.skip_special_tokens)?;
-        if text.ends_with('\u{FFFD}') && !last {
-            return Ok(String::new());
-        }
-        // Some decoders change the text of earlier tokens (clean-up of spaces): never cut inside a character then.
-        let mut start = self.prefix_bytes.min(text.len());
-        while !text.is_char_boundary(start) {
-            start += 1;
-        }
-        let new = text[start..].to_string();
-        if new.is_empty() {
-            return Ok(new);
-        }
-        let keep = self.window.len().saturating_sub(CONTEXT);
-        self.window.drain(..keep);
-        self.decided = self.window.len();
-        self.prefix_bytes = tokenizer.decode(&self.window, self.skip_special_tokens)?.len();
-        Ok(new)
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn finish(&mut self) -> Result<String, EngineError> {
+        let mut text = String::new();
+        self.decoder.finish(&mut text).map_err(undecodable)?;
+        Ok(text)
     }
 }
 
@@ -89,9 +78,9 @@ mod tests {
 
     fn stream(prompt: &[u32], ids: &[u32]) -> (Vec<String>, String) {
         let t = byte_level();
-        let mut d = Detokenizer::new(&t, prompt, true).expect("new");
+        let mut d = Detokenizer::new(&t, prompt, true, false).expect("new");
         let mut pieces: Vec<String> = ids.iter().map(|id| d.push(&t, *id).expect("push")).collect();
-        pieces.push(d.finish(&t).expect("finish"));
+        pieces.push(d.finish().expect("finish"));
         let text = pieces.concat();
         (pieces, text)
     }

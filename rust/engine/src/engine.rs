@@ -168,8 +168,25 @@ impl Engine {
     }
 
     /// Token ids of `text`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` if the tokenizer refuses it; `EngineDead` if the engine is closed meanwhile.
     pub fn tokenize(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
-        self.tokenizer.encode(text, add_special_tokens)
+        self.tokenize_while(text, add_special_tokens, &|| true)
+    }
+
+    /// `tokenize` of a text that may be long: it is given up when `go_on` is false.
+    ///
+    /// # Errors
+    /// As `tokenize`, and `EngineDead` if it is given up.
+    pub fn tokenize_while(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<u32>, EngineError> {
+        let mut go_on = |_| if go_on() && !self.is_closing() { Ok(()) } else { Err(EngineError::closed()) };
+        self.tokenizer.encode_while(text, add_special_tokens, &mut go_on)
     }
 
     /// Text of `ids`.

@@ -75,8 +75,9 @@ fn start(
     resolved: &ResolvedConfig,
     text: Text,
     executor: Box<dyn Executor>,
-    facts: ExecutorFacts,
+    mut facts: ExecutorFacts,
 ) -> Result<Engine, EngineError> {
+    facts.warnings.extend(text.tokenizer.warnings(spec.vocab));
     let has_template = text.template.as_ref().is_some_and(Result::is_ok);
     let info = info(folder.path(), &spec, resolved, has_template, facts);
     Engine::start(EngineParts {

@@ -240,13 +240,7 @@ impl RequestState {
     }
 
     /// A sample ended. Returns true if it was the last one of the request.
-    pub fn end_sample(
-        &mut self,
-        tokenizer: &Tokenizer,
-        index: u32,
-        reason: FinishReason,
-        now: Instant,
-    ) -> bool {
+    pub fn end_sample(&mut self, index: u32, reason: FinishReason, now: Instant) -> bool {
         let Some(s) = self.samples.get_mut(index as usize) else { return false };
         if std::mem::replace(&mut s.ended, true) {
             return false;
@@ -255,7 +249,7 @@ impl RequestState {
         if !matches!(s.stop_reason, Some(StopReason::Text(_))) {
             // Text that waited for the rest of a character or of a stop string. A decoder that fails here has failed
             // before: there is nothing more to show.
-            let rest = s.detokenizer.finish(tokenizer).unwrap_or_default();
+            let rest = s.detokenizer.finish().unwrap_or_default();
             s.filter.push(&rest, false, &mut delta.text);
             s.filter.finish(&mut delta.text);
         }
@@ -277,9 +271,9 @@ impl RequestState {
     }
 
     /// Ends all samples at once.
-    pub fn end_all(&mut self, tokenizer: &Tokenizer, reason: FinishReason, now: Instant) {
+    pub fn end_all(&mut self, reason: FinishReason, now: Instant) {
         for index in 0..self.request.n {
-            self.end_sample(tokenizer, index, reason, now);
+            self.end_sample(index, reason, now);
         }
     }
 

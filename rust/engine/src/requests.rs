@@ -63,7 +63,7 @@ impl RequestTable {
                 _ => EngineError::QueueFull(rejection.to_string()),
             });
             add(&self.status.counters.finished_error, u64::from(state.request.n));
-            state.end_all(&self.tokenizer, FinishReason::Error, now);
+            state.end_all(FinishReason::Error, now);
             self.touched.push(*id);
         }
         actions.finished.iter().for_each(|finished| self.finish(finished, now));
@@ -94,7 +94,7 @@ impl RequestTable {
         } else if reason == FinishReason::Error && state.error.is_none() {
             state.error = Some(EngineError::Execution("a step failed while this request was in it".into()));
         }
-        state.end_sample(&self.tokenizer, finished.sample, reason, now);
+        state.end_sample(finished.sample, reason, now);
         add(counter, 1);
         self.touched.push(finished.request);
     }
@@ -147,7 +147,7 @@ impl RequestTable {
         let reason = if closed { FinishReason::Abort } else { FinishReason::Error };
         for state in self.states.values_mut() {
             state.error = if closed { None } else { Some(cause.clone()) };
-            state.end_all(&self.tokenizer, reason, now);
+            state.end_all(reason, now);
             state.flush();
         }
     }

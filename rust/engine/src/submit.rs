@@ -191,10 +191,32 @@ impl Engine {
     }
 
     fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, EngineError> {
-        match prompt {
-            Prompt::Text(text, special) => self.tokenizer.encode(&text, special),
-            Prompt::Tokens(tokens) => Ok(tokens),
-        }
+        self.prompt_tokens_while(prompt, &|| true)
+    }
+
+    /// The tokens of a prompt. A text is given up when `go_on` is false, and when it has more tokens than the context.
+    ///
+    /// # Errors
+    /// `InvalidRequest`, `ContextLength`, and `EngineDead` if it is given up.
+    pub fn prompt_tokens_while(
+        &self,
+        prompt: Prompt,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<u32>, EngineError> {
+        let (text, special) = match prompt {
+            Prompt::Text(text, special) => (text, special),
+            Prompt::Tokens(tokens) => return Ok(tokens),
+        };
+        let most = self.limits.max_model_len as usize;
+        let mut check = |count: usize| match count <= most {
+            true if go_on() && !self.is_closing() => Ok(()),
+            true => Err(EngineError::closed()),
+            false => Err(EngineError::ContextLength(format!(
+                "the prompt has more than {most} tokens, and max_model_len is {most}: shorten it, or raise max_model_len"
+            ))),
+        };
+        check(0)?;
+        self.tokenizer.encode_while(&text, special, &mut check)
     }
 
     /// Takes a place in the bounded queue.
@@ -221,7 +243,8 @@ impl Engine {
         max_tokens: u32,
     ) -> Result<(EngineRequest, RequestStream), EngineError> {
         let stops = StopStrings::new(&params.stop, params.include_stop_str_in_output)?;
-        let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens)?;
+        let verbatim = params.structured.is_some();
+        let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens, verbatim)?;
         let bad_words = self.bad_words(&params.bad_words)?;
         let constraint = params.structured.as_ref().map(|s| self.compiler.constraint(s)).transpose()?;
         let id = self.next_id.fetch_add(1, Ordering::SeqCst);

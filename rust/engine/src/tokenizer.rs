@@ -1,7 +1,20 @@
 //! The model's tokenizer: tokenizer.json through the tokenizers crate, and what tokenizer_config.json and
 //! generation_config.json add.
 
+mod added_tokens;
+mod byte_stages;
+mod chunks;
+#[cfg(test)]
+mod decoding_tests;
+mod json_file;
+mod stage;
+mod text_decoder;
+mod text_stages;
+mod utf8;
+mod word_stages;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use octavo_model::{ModelFolder, TokenizerFiles};
@@ -10,11 +23,17 @@ use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::EngineError;
 use crate::error::panic_text;
+use chunks::Stopped;
+pub(crate) use text_decoder::TextDecoder;
 
 /// Text to token ids and back. Safe to share between threads.
 pub struct Tokenizer {
     inner: HfTokenizer,
     config: Map<String, Value>,
+    /// The decoder before its first token.
+    decoder: TextDecoder,
+    /// What its files say and does not count.
+    warnings: Vec<String>,
     /// Texts of single tokens, by id, as they are asked for.
     texts: OnceLock<Vec<OnceLock<String>>>,
 }
@@ -25,8 +44,9 @@ impl Tokenizer {
     /// # Errors
     /// `ModelNotFound` without the file, `CorruptModel` if it cannot be read; a panic of the parser is caught.
     pub fn load(folder: &dyn ModelFolder) -> Result<Self, EngineError> {
-        let TokenizerFiles { path, json, config } = folder.tokenizer()?;
-        Self::parse(&json, config).map_err(|what| {
+        let files = folder.tokenizer()?;
+        let path = files.path.clone();
+        Self::read(files).map_err(|what| {
             EngineError::CorruptModel(format!("cannot read the tokenizer {}: {what}", path.display()))
         })
     }
@@ -36,42 +56,93 @@ impl Tokenizer {
     /// # Errors
     /// What is wrong with it; a panic of the parser is caught.
     pub fn parse(json: &[u8], config: Map<String, Value>) -> Result<Self, String> {
-        let loaded = catch_unwind(|| HfTokenizer::from_bytes(json));
-        let mut inner = loaded.map_err(panic_text)?.map_err(|e| e.to_string())?;
+        let (special_tokens_map, added_tokens) = (Map::new(), Map::new());
+        let path = PathBuf::new();
+        Self::read(TokenizerFiles { path, json: json.to_vec(), config, special_tokens_map, added_tokens })
+    }
+
+    fn read(mut files: TokenizerFiles) -> Result<Self, String> {
+        let json = std::mem::take(&mut files.json);
+        let mut inner = catch_unwind(|| json_file::read(&json)).map_err(panic_text)??;
+        drop(json);
         // A stored truncation or padding is of training; here it would silently cut prompts.
         inner.with_truncation(None).map_err(|e| e.to_string())?;
         inner.with_padding(None);
-        Ok(Self { inner, config, texts: OnceLock::new() })
+        let add = AssertUnwindSafe(|| added_tokens::apply(&mut inner, &mut files));
+        let (config, warnings) = catch_unwind(add).map_err(panic_text)??;
+        Ok(Self { warnings, ..Self::over(inner, config)? })
     }
 
-    /// The tokenizer as its tokenizer.json.
-    pub fn to_json(&self) -> Result<Value, String> {
-        let text = self.inner.to_string(false).map_err(|e| e.to_string())?;
-        serde_json::from_str(&text).map_err(|e| e.to_string())
+    fn over(inner: HfTokenizer, config: Map<String, Value>) -> Result<Self, String> {
+        let decoder = TextDecoder::new(inner.get_decoder())?;
+        Ok(Self { inner, config, decoder, warnings: Vec::new(), texts: OnceLock::new() })
     }
 
     /// Token ids of `text`; with `add_special_tokens` what the model expects around a prompt (such as BOS).
+    ///
+    /// # Errors
+    /// `InvalidRequest` if the tokenizer refuses it.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, EngineError> {
-        let run = || self.inner.encode_fast(text, add_special_tokens);
+        self.encode_while(text, add_special_tokens, &mut |_| Ok(()))
+    }
+
+    /// `encode` of a text that may be long: `go_on` is asked with the number of tokens so far, some ten times a second.
+    ///
+    /// # Errors
+    /// As `encode`, and those of `go_on`.
+    pub fn encode_while(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        go_on: &mut dyn FnMut(usize) -> Result<(), EngineError>,
+    ) -> Result<Vec<u32>, EngineError> {
+        let run = || chunks::encode(&self.inner, text, add_special_tokens, chunks::SIZES, go_on);
+        let refused =
+            |why: String| EngineError::InvalidRequest(format!("the prompt cannot be tokenised: {why}"));
         match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
-            Ok(Err(e)) => Err(EngineError::InvalidRequest(format!("the prompt cannot be tokenised: {e}"))),
-            Err(p) => {
-                Err(EngineError::InvalidRequest(format!("the prompt cannot be tokenised: {}", panic_text(p))))
-            }
+            Ok(Ok(ids)) => Ok(ids),
+            Ok(Err(Stopped::Asked(error))) => Err(error),
+            Ok(Err(Stopped::Failed(error))) => Err(refused(error.to_string())),
+            Err(panic) => Err(refused(panic_text(panic))),
         }
     }
 
     /// Text of `ids`. Unknown ids are left out, as in transformers.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, EngineError> {
-        let run = || self.inner.decode(ids, skip_special_tokens);
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok(text)) => Ok(text),
-            Ok(Err(e)) => Err(EngineError::Execution(format!("tokens cannot be turned into text: {e}"))),
-            Err(p) => {
-                Err(EngineError::Execution(format!("tokens cannot be turned into text: {}", panic_text(p))))
+        let mut decoder = self.decoder();
+        let mut text = String::new();
+        for id in ids {
+            if let Some(token) = self.token(*id, skip_special_tokens) {
+                decoder.push(&token, &mut text).map_err(undecodable)?;
             }
         }
+        decoder.finish(&mut text).map_err(undecodable)?;
+        Ok(text)
+    }
+
+    /// A decoder before its first token.
+    pub(crate) fn decoder(&self) -> TextDecoder {
+        self.decoder.clone()
+    }
+
+    /// The token of `id` as the decoder takes it. None if there is none, or a special one is to be skipped.
+    pub(crate) fn token(&self, id: u32, skip_special_tokens: bool) -> Option<String> {
+        let token = self.inner.id_to_token(id)?;
+        let skipped = skip_special_tokens && self.inner.get_added_vocabulary().is_special_token(&token);
+        (!skipped).then_some(token)
+    }
+
+    /// The name of a special token, such as `<eos>`.
+    pub(crate) fn special_name(&self, id: u32) -> Option<&str> {
+        let added = self.inner.get_added_vocabulary();
+        let name = &added.get_added_tokens_decoder().get(&id)?.content;
+        added.is_special_token(name).then_some(name)
+    }
+
+    /// The bytes that the token adds to a text that has begun. None if there is no such token, or if that depends on other
+    /// tokens.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        self.decoder.bytes(&self.token(id, false)?)
     }
 
     /// The text of one token, as reported with logprobs.
@@ -98,16 +169,41 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
-    /// tokenizer_config.json.
+    /// tokenizer_config.json, with what special_tokens_map.json adds to it.
     pub fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// A special token's text from tokenizer_config.json, in both of its spellings.
+    /// A special token's text, in both of its spellings.
     pub fn special_token(&self, key: &str) -> Option<&str> {
         let value = self.config.get(key)?;
         value.as_str().or_else(|| value.get("content")?.as_str())
     }
+
+    /// Names and texts of the special tokens: the usual ones, then those of the model (`image_token`, say).
+    pub fn special_tokens(&self) -> Vec<(String, String)> {
+        added_tokens::special_tokens(&self.config)
+    }
+
+    /// What its files say and does not count, and tokens for which a model of `vocab` tokens has no row.
+    pub fn warnings(&self, vocab: usize) -> Vec<String> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let beyond = added.iter().filter(|(id, _)| **id as usize >= vocab);
+        let mut beyond: Vec<(u32, &str)> = beyond.map(|(id, token)| (*id, token.content.as_str())).collect();
+        beyond.sort_unstable();
+        let first = beyond.first().map(|(id, text)| {
+            format!(
+                "the tokenizer has {} added tokens for which the model has no row: it has {vocab}, and token {text:?} is \
+                 {id}. A prompt with them is refused, and the model never writes them",
+                beyond.len()
+            )
+        });
+        self.warnings.iter().cloned().chain(first).collect()
+    }
+}
+
+pub(crate) fn undecodable(why: String) -> EngineError {
+    EngineError::Execution(format!("tokens cannot be turned into text: {why}"))
 }
 
 #[cfg(test)]
@@ -139,7 +235,7 @@ pub(crate) mod tests {
                       "vocab": vocab, "merges": []},
         });
         let inner = HfTokenizer::from_bytes(json.to_string()).expect("tokenizer");
-        Tokenizer { inner, config: Map::new(), texts: OnceLock::new() }
+        Tokenizer::over(inner, Map::new()).expect("decoder")
     }
 
     #[test]

@@ -65,6 +65,10 @@ pub struct TokenizerFiles {
     pub json: Vec<u8>,
     /// Content of tokenizer_config.json; empty without it.
     pub config: Map<String, Value>,
+    /// Content of special_tokens_map.json; empty without it.
+    pub special_tokens_map: Map<String, Value>,
+    /// Content of added_tokens.json; empty without it.
+    pub added_tokens: Map<String, Value>,
 }
 
 /// A folder as Hugging Face publishes it.
@@ -72,7 +76,7 @@ pub struct TokenizerFiles {
 /// ```text
 /// config.json                          decoder, quantisation of the checkpoint
 /// model.safetensors                    tensors; or several files and model.safetensors.index.json
-/// tokenizer.json                       with tokenizer_config.json (optional)
+/// tokenizer.json                       with tokenizer_config.json, special_tokens_map.json and added_tokens.json (optional)
 /// chat_template.jinja                  optional, with additional_chat_templates/NAME.jinja
 /// generation_config.json               optional: sampling defaults
 /// ```
@@ -160,7 +164,9 @@ impl ModelFolder for HfFolder {
         }
         let json = std::fs::read(&path).map_err(|e| unreadable(e.to_string()))?;
         let config = self.optional_json("tokenizer_config.json")?;
-        Ok(TokenizerFiles { path, json, config })
+        let special_tokens_map = self.optional_json("special_tokens_map.json")?;
+        let added_tokens = self.optional_json("added_tokens.json")?;
+        Ok(TokenizerFiles { path, json, config, special_tokens_map, added_tokens })
     }
 
     fn chat_template(&self, name: &str) -> Result<Option<String>, ModelError> {

@@ -11,13 +11,14 @@ use serde_json::{Map, Value, json};
 
 use crate::errors::{raise, to_python};
 use crate::executor::PyExecutor;
+use crate::interrupt::{SIGNAL_CHECK, interruptible};
 use crate::json;
 use crate::output::Delta;
 use crate::params::SamplingParams;
 use crate::pooling;
 
-/// How long a wait goes without looking for Ctrl-C.
-const SIGNAL_CHECK: Duration = Duration::from_millis(50);
+/// Texts of more bytes in all are tokenised where Ctrl-C can end it.
+const LONG_TEXT: usize = 64 << 10;
 /// Longest wait, in seconds, that a timeout may ask for.
 const MAX_WAIT: f64 = 1e9;
 
@@ -119,6 +120,28 @@ impl Engine {
     ) -> PyResult<Self> {
         py.detach(load).map(Self).map_err(|e| to_python(py, &e))
     }
+
+    /// The prompts, tokenised if they are long.
+    fn tokenised(&self, py: Python<'_>, prompts: Vec<Prompt>) -> PyResult<Vec<Prompt>> {
+        let bytes = prompts.iter().map(|prompt| match prompt {
+            Prompt::Text(text, _) => text.len(),
+            Prompt::Tokens(_) => 0,
+        });
+        if bytes.sum::<usize>() <= LONG_TEXT {
+            return Ok(prompts);
+        }
+        let tokens = interruptible(py, |go_on| {
+            let tokens = |prompt| self.0.prompt_tokens_while(prompt, go_on).map(Prompt::Tokens);
+            prompts.into_iter().map(tokens).collect::<Result<Vec<_>, _>>()
+        });
+        tokens?.map_err(|e| to_python(py, &e))
+    }
+
+    /// `tokenised` for one.
+    fn tokenised_one(&self, py: Python<'_>, prompt: Prompt) -> PyResult<Prompt> {
+        let prompts = self.tokenised(py, vec![prompt])?;
+        Ok(prompts.into_iter().next().unwrap_or_else(|| Prompt::Tokens(Vec::new())))
+    }
 }
 
 #[pymethods]
@@ -153,7 +176,7 @@ impl Engine {
         params: &SamplingParams,
         add_special_tokens: bool,
     ) -> PyResult<Stream> {
-        let prompt = prompt_of(prompt, add_special_tokens)?;
+        let prompt = self.tokenised_one(py, prompt_of(prompt, add_special_tokens)?)?;
         py.detach(|| self.0.submit(prompt, &params.0)).map(Stream).map_err(|e| to_python(py, &e))
     }
 
@@ -169,6 +192,7 @@ impl Engine {
         let params: Vec<_> = params.iter().map(|p| Arc::clone(&p.0)).collect();
         let prompts =
             prompts.iter().map(|p| prompt_of(p, add_special_tokens)).collect::<PyResult<Vec<_>>>()?;
+        let prompts = self.tokenised(py, prompts)?;
         submit_with(py, on_full, |wait| self.0.submit_many(prompts, &params, wait))
     }
 
@@ -182,6 +206,7 @@ impl Engine {
     ) -> PyResult<Vec<Stream>> {
         let params = pooling::read(params)?;
         let prompts = prompts.iter().map(|p| prompt_of(p, true)).collect::<PyResult<Vec<_>>>()?;
+        let prompts = self.tokenised(py, prompts)?;
         submit_with(py, on_full, |wait| self.0.embed_many(prompts, &params, wait))
     }
 
@@ -193,7 +218,8 @@ impl Engine {
         params: &Bound<'_, PyAny>,
         add_special_tokens: bool,
     ) -> PyResult<Stream> {
-        let (prompt, params) = (prompt_of(prompt, add_special_tokens)?, pooling::read(params)?);
+        let params = pooling::read(params)?;
+        let prompt = self.tokenised_one(py, prompt_of(prompt, add_special_tokens)?)?;
         py.detach(|| self.0.embed(prompt, &params)).map(Stream).map_err(|e| to_python(py, &e))
     }
 
@@ -229,7 +255,11 @@ impl Engine {
         add_special_tokens: bool,
     ) -> PyResult<Vec<u32>> {
         let text = utf8(text)?;
-        py.detach(|| self.0.tokenize(text, add_special_tokens)).map_err(|e| to_python(py, &e))
+        let ids = match text.len() {
+            0..=LONG_TEXT => py.detach(|| self.0.tokenize(text, add_special_tokens)),
+            _ => interruptible(py, |go_on| self.0.tokenize_while(text, add_special_tokens, go_on))?,
+        };
+        ids.map_err(|e| to_python(py, &e))
     }
 
     #[pyo3(signature = (token_ids, *, skip_special_tokens=true))]

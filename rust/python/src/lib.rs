@@ -6,6 +6,7 @@ mod buffer;
 mod engine;
 mod errors;
 mod executor;
+mod interrupt;
 mod json;
 mod model;
 mod output;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory, token_bytes_from_tokenizer_json};
+use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use super::constraint::Constraint;
@@ -26,6 +26,8 @@ const MAX_RUNNING: usize = 4;
 const MAX_CACHED: usize = 64;
 /// Bytes of text of those that are kept.
 const MAX_CACHED_BYTES: usize = 1 << 20;
+/// Longest token, in bytes, that a grammar may use: one that spells a thousand spaces is known.
+const MAX_WORD_BYTES: usize = 1000;
 /// Whitespace between the tokens of JSON: a space, or a new line and its indentation, as programs write it. With any
 /// whitespace a weak model may write nothing else.
 const WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
@@ -158,11 +160,9 @@ impl Compiler {
     fn make_factory(&self) -> Result<Arc<ParserFactory>, EngineError> {
         let unsupported =
             |why: &str| EngineError::UnsupportedModel(format!("structured output: this tokenizer {why}"));
-        let json = self.tokenizer.to_json().map_err(|e| unsupported(&format!("cannot be read: {e}")))?;
-        let words = std::panic::catch_unwind(|| token_bytes_from_tokenizer_json(&json))
-            .map_err(|p| unsupported(&panic_text(p)))?;
-        let mut words = words.map_err(|e| unsupported(&format!("has tokens without bytes: {e}")))?;
-        words.resize(self.vocab, Vec::new());
+        let words = words(&self.tokenizer, self.vocab).map_err(|token| {
+            unsupported(&format!("has tokens without bytes of their own, such as {token:?}"))
+        })?;
         let eos = if self.eos.is_empty() { vec![INVALID_TOKEN] } else { self.eos.clone() };
         let build = || {
             let info = TokRxInfo::new(self.vocab as u32, eos[0]);
@@ -183,6 +183,21 @@ impl Compiler {
         };
         Ok(Arc::new(factory))
     }
+}
+
+/// The bytes of each token, as its text has them. A special token has its name behind a mark. The error is a token whose bytes
+/// depend on other tokens.
+fn words(tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<Vec<u8>>, String> {
+    let word = |id: u32| match tokenizer.special_name(id) {
+        Some(name) => Ok([&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat()),
+        None => match tokenizer.token(id, false) {
+            Some(token) => tokenizer.token_bytes(id).ok_or(token),
+            None => Ok(Vec::new()),
+        },
+    };
+    // The trie takes no longer ones.
+    let short = |word: Vec<u8>| if word.len() > MAX_WORD_BYTES { Vec::new() } else { word };
+    (0..vocab as u32).map(|id| word(id).map(short)).collect()
 }
 
 fn grammar(structure: &Structure, schema: Option<Value>) -> TopLevelGrammar {
