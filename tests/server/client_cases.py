@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from octavo import LLM, SamplingParams
+from octavo.hub import embedded_model
 from pydantic import BaseModel, ConfigDict, Field
 
 MODEL = "octavo-embedded"
@@ -22,6 +25,22 @@ THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 <think>
 {% endif %}"""
+
+
+def thinking_model(folder: Path) -> Path:
+    """The embedded model with "</think>" in the place of its full stop: its reasoning ends with its first sentence."""
+    source = embedded_model()
+    for path in source.iterdir():
+        if path.name != "tokenizer.json":
+            (folder / path.name).symlink_to(path)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    model = tokenizer["model"]
+    pairs = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+    model["merges"] = [m for m, pair in zip(model["merges"], pairs, strict=True) if "." not in "".join(pair)]
+    model["vocab"]["</think>"] = model["vocab"].pop(".")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
 
 # Of the clients and what they need, not of octavo.
 QUIET = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from client_cases import THINKING
+from client_cases import MODEL, THINKING, thinking_model
 from servers import KEY, Process, served
 
 
@@ -19,9 +19,11 @@ def server() -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A server whose chat template opens the reasoning, as those of DeepSeek R1, QwQ and Qwen3-Thinking do."""
+    folder = thinking_model(tmp_path_factory.mktemp("thinking"))
     template = tmp_path_factory.mktemp("template") / "thinking.jinja"
     template.write_text(THINKING)
-    yield from _faultless("--api-key", KEY, "--reasoning-parser", "think", "--chat-template", str(template))
+    options = ["--reasoning-parser", "think", "--chat-template", str(template), "--served-model-name", MODEL]
+    yield from _faultless(str(folder), "--api-key", KEY, *options)
 
 
 def _faultless(*arguments: str) -> Iterator[Process]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import openai
 import pytest
-from client_cases import MODEL, QUESTION, QUIET, Animal, City, Days, whole_answer
+from client_cases import CALLING, MODEL, QUESTION, QUIET, Animal, City, Days, whole_answer
 from octavo import LLM
 from servers import KEY, Process
 
 agents = pytest.importorskip("agents", reason="OpenAI's Agents SDK: pip install '.[test-clients]'")
 
-from openai.types.responses import ResponseTextDeltaEvent  # noqa: E402
+from openai.types.responses import ResponseReasoningItem, ResponseTextDeltaEvent  # noqa: E402
 
 pytestmark = QUIET
 # It would send traces to OpenAI.
@@ -139,3 +139,25 @@ def test_errors_keep_their_kind(server: Process, kind: str) -> None:
         run(agent(server, kind, model="absent"))
     with pytest.raises(openai.BadRequestError, match="temperature"):
         run(agent(server, kind, model_settings=agents.ModelSettings(temperature=5)))
+
+
+def test_a_tool_may_be_called_beside_a_typed_output(server: Process) -> None:
+    """With `output_type` and tools the model chooses: a call, or the answer in the schema."""
+    calls: list[Any] = []
+    biased = settings(extra_body={"logit_bias": CALLING})
+    made = agent(server, MODELS[0], tools=[weather(calls)], output_type=Animal, model_settings=biased)
+    made.tool_use_behavior = "stop_on_first_tool"
+    result = run(made, "Weather in Paris?")
+    assert calls
+    assert type(result.new_items[0]).__name__ == "ToolCallItem"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_reasoning(thinking: Process, kind: str) -> None:
+    """A template that opens the reasoning: the reasoning is an item of its own, and a typed output comes after it."""
+    made = agent(thinking, kind, output_type=Animal)
+    result = run(made)
+    assert isinstance(result.final_output, Animal)
+    items = [item for response in result.raw_responses for item in response.output]
+    assert any(isinstance(item, ResponseReasoningItem) for item in items) or kind == MODELS[0]
+    assert streamed(made)[0].final_output == result.final_output

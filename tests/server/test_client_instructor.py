@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import openai
@@ -122,3 +122,14 @@ def test_errors(client: openai.OpenAI, server: Process) -> None:
         pytest.raises((openai.AuthenticationError, InstructorRetryException), match=r"401|key"),
     ):
         ask(stranger, "TOOLS", response_model=Animal)
+
+
+@pytest.fixture(scope="module")
+def thinker(thinking: Process) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{thinking.url}/v1", api_key=KEY, max_retries=0, timeout=60) as made:
+        yield made
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_object_after_the_reasoning(thinker: openai.OpenAI, mode: str) -> None:
+    assert isinstance(ask(thinker, mode, response_model=Animal, max_tokens=400), Animal)

@@ -160,18 +160,22 @@ def test_async(server: Process, llm: LLM) -> None:
 
 def test_reasoning(thinker: openai.OpenAI) -> None:
     """A template that opens the reasoning: what comes before its end mark is no answer."""
-    whole = thinker.chat.completions.create(**ASK, **GREEDY).choices[0].message
+    ask: Any = {**ASK, **GREEDY, "extra_body": {"ignore_eos": True}}
+    done = thinker.chat.completions.create(**ask)
+    whole = done.choices[0].message
     assert whole.reasoning_content
-    assert not whole.content
-    reasoning = "".join(
-        getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
-        for chunk in thinker.chat.completions.create(**ASK, **GREEDY, stream=True)
-    )
-    assert reasoning == whole.reasoning_content
+    assert whole.content
+    assert 0 < done.usage.completion_tokens_details.reasoning_tokens < done.usage.completion_tokens
+    streamed = {"reasoning_content": "", "content": ""}
+    for chunk in thinker.chat.completions.create(**ask, stream=True):
+        for name in streamed:
+            streamed[name] += getattr(chunk.choices[0].delta, name, None) or ""
+    assert streamed == {name: getattr(whole, name) for name in streamed}
     fields: Any = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 24}
-    (item,) = thinker.responses.create(**fields).output
-    assert item.type == "reasoning"
-    assert item.content[0].text == whole.reasoning_content
+    response = thinker.responses.create(**fields)
+    assert response.output[0].type == "reasoning"
+    assert response.output[0].content[0].text == whole.reasoning_content
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
 
 
 ERRORS: list[tuple[type[openai.APIStatusError], dict[str, Any], str]] = [
@@ -189,3 +193,34 @@ def test_errors_keep_their_kind(
 ) -> None:
     with pytest.raises(kind, match=match):
         client.chat.completions.create(**{**ASK, **given}, stream=stream)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        {"response_format": {"type": "json_object"}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "schema": Animal.model_json_schema()},
+            }
+        },
+        {"extra_body": {"structured_outputs": {"choice": ["yes", "no"]}}},
+        {"extra_body": {"structured_outputs": {"regex": "(yes|no)"}}},
+    ],
+)
+def test_constraints_hold_the_answer_behind_the_reasoning(thinker: openai.OpenAI, constraint: dict[str, Any]) -> None:
+    ask = {**ASK, "temperature": 0, "max_tokens": 400, **constraint}
+    whole = thinker.chat.completions.create(**ask).choices[0].message
+    assert whole.content
+    streamed = list(thinker.chat.completions.create(**ask, stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in streamed if c.choices) == whole.content
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_calls_behind_the_reasoning(thinker: openai.OpenAI, choice: Any) -> None:
+    done = thinker.chat.completions.create(
+        **ASK, temperature=0, max_tokens=400, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False
+    ).choices[0]
+    assert done.message.tool_calls
+    Weather.model_validate_json(done.message.tool_calls[0].function.arguments)

@@ -8,13 +8,14 @@ from typing import Any
 
 import openai
 import pytest
-from client_cases import MODEL, QUESTION, QUIET, Animal, City, Days, whole_answer
+from client_cases import CALLING, MODEL, QUESTION, QUIET, Animal, City, Days, whole_answer
 from octavo import LLM
 from servers import KEY, Process
 
 pydantic_ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai: pip install '.[test-clients]'")
 
 from pydantic_ai import Agent, ModelHTTPError, NativeOutput, ToolOutput  # noqa: E402
+from pydantic_ai.messages import ThinkingPart  # noqa: E402
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel  # noqa: E402
 from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: E402
 from pydantic_ai.providers.openai import OpenAIProvider  # noqa: E402
@@ -133,3 +134,19 @@ def test_errors_keep_their_kind(server: Process, kind: str) -> None:
         with pytest.raises(ModelHTTPError) as caught:
             run(agent(server, kind, **given))
         assert caught.value.status_code == status
+
+
+def test_a_tool_may_be_called_beside_a_native_output(server: Process) -> None:
+    made = agent(server, "chat", output_type=NativeOutput(Animal), settings={"logit_bias": CALLING})
+    assert until_called(made, with_weather(made))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("form", OUTPUTS)
+def test_typed_output_after_the_reasoning(thinking: Process, kind: str, form: Any) -> None:
+    made = agent(thinking, kind, output_type=form(Animal), settings={"max_tokens": 400})
+    whole = run(made)
+    assert isinstance(whole.output, Animal)
+    parts = [part for message in whole.all_messages() for part in message.parts]
+    assert any(isinstance(part, ThinkingPart) for part in parts)
+    assert streamed_output(made)[-1] == whole.output
