@@ -31,8 +31,8 @@ _REFUSED = {
 }
 
 
-class ResponsesInput(Strict):
-    """What the model reads."""
+class ResponsesFields(Strict):
+    """The fields of a request but its input."""
 
     model: str | None = None
     instructions: str | None = None
@@ -41,12 +41,6 @@ class ResponsesInput(Strict):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-
-
-class ResponsesRequest(ResponsesInput):
-    """POST /v1/responses"""
-
-    input: str | list[dict[str, Any]]
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -55,8 +49,14 @@ class ResponsesRequest(ResponsesInput):
     metadata: dict[str, str] | None = None
 
 
-class InputTokensRequest(ResponsesInput):
-    """POST /v1/responses/input_tokens"""
+class ResponsesRequest(ResponsesFields):
+    """POST /v1/responses"""
+
+    input: str | list[dict[str, Any]]
+
+
+class InputTokensRequest(ResponsesFields):
+    """POST /v1/responses/input_tokens: the body of a request, of which only what the model reads counts."""
 
     input: str | list[dict[str, Any]] | None = None
 
@@ -118,7 +118,7 @@ class Input:
     """
 
     def __init__(
-        self, context: Context, request: ResponsesInput, given: str | list[dict[str, Any]] | None, call: Call
+        self, context: Context, request: ResponsesFields, given: str | list[dict[str, Any]] | None, call: Call
     ) -> None:
         for name, remedy in _REFUSED.items():
             if (request.model_extra or {}).get(name):
@@ -153,7 +153,7 @@ class Input:
         """All items, to be stored."""
         return (*self._earlier, *map(stored_item, self._own))
 
-    def chat(self, request: ResponsesInput, sampling: dict[str, Any]) -> ChatRequest:
+    def chat(self, request: ResponsesFields, sampling: dict[str, Any]) -> ChatRequest:
         """The request as a chat request."""
         form = (request.text or {}).get("format")
         if isinstance(form, dict) and form.get("type") == "json_schema":
