@@ -58,6 +58,7 @@ class LLM:
         values = config.for_engine()
         device = choose(config.device, embedded=model is None)
         self.model = resolve_model(model, config.revision)
+        self.config = config
         if device == "cuda":
             from octavo.gpu import load
 
@@ -78,6 +79,7 @@ class LLM:
         """Around an engine that was made elsewhere."""
         llm = cls.__new__(cls)
         llm.model = model
+        llm.config = EngineConfig()
         llm._use(engine)
         return llm
 

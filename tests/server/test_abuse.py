@@ -89,8 +89,14 @@ MESSAGE_BOMBS: dict[str, Any] = {
     "no such kind": blocks({"type": ["text"] * 1000}, {"type": {"a": 1}}),
     "many sequences": blocks(spoken("x"), stop_sequences=["x"] * 100_000),
 }
+RERANK_BOMBS: dict[str, Any] = {
+    "many documents": {"query": "a", "documents": ["a"] * 100_000},
+    "long document": {"query": "a", "documents": ["a", "a " * 3_000_000]},
+    "nested documents": {"query": "a", "documents": [nested(25)] * 500},
+}
 BOMBS: dict[str, Any] = {
     **MESSAGE_BOMBS,
+    **RERANK_BOMBS,
     "deep schema": schema(nested(25)),
     "deeper schema": schema(nested(200)),
     "wide schema": schema({"properties": {f"p{i}": {"type": "string"} for i in range(3000)}}),
@@ -163,6 +169,7 @@ def send(process: Process, name: str) -> tuple[int, float]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     path = "/v1/chat/completions" if b'"messages"' in data else "/v1/completions"
     path = "/v1/messages" if name in MESSAGE_BOMBS else path
+    path = "/v1/rerank" if name in RERANK_BOMBS else path
     begin = used(process)
     found = httpx.post(process.url + path, content=data, headers=headers(), timeout=120)
     return found.status_code, used(process) - begin

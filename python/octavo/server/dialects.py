@@ -6,7 +6,8 @@ A field with an exact equivalent is translated. A field that would change the an
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from functools import cache
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -173,21 +174,32 @@ def refuse(request: BaseModel, table: Mapping[str, Refusal], elsewhere: Iterable
 
 def inside(request: BaseModel) -> Iterator[tuple[str, str, Any]]:
     """Unknown fields inside the objects of `request`: path with `[]` for indices, path with indices, value."""
-    for name in type(request).model_fields:
-        yield from _walk(getattr(request, name), _alias(request, name), _alias(request, name))
+    for name, alias in _object_fields(type(request)):
+        yield from _walk(getattr(request, name), alias, alias)
 
 
 def _walk(value: Any, path: str, place: str) -> Iterator[tuple[str, str, Any]]:
     if isinstance(value, BaseModel):
         for name, extra in (value.model_extra or {}).items():
             yield f"{path}.{name}", f"{place}.{name}", extra
-        for name in value.model_fields_set & type(value).model_fields.keys():
-            own = _alias(value, name)
+        for name, own in _object_fields(type(value)):
             yield from _walk(getattr(value, name), f"{path}.{own}", f"{place}.{own}")
-    elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+    elif isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _walk(item, f"{path}[]", f"{place}[{i}]")
+            # Long lists of plain objects are common.
+            if isinstance(item, BaseModel) and (item.model_extra or _object_fields(type(item))):
+                yield from _walk(item, f"{path}[]", f"{place}[{i}]")
 
 
-def _alias(model: BaseModel, name: str) -> str:
-    return type(model).model_fields[name].alias or name
+@cache
+def _object_fields(model: type[BaseModel]) -> tuple[tuple[str, str], ...]:
+    """The fields of `model` that may hold objects with fields of their own, with their names in the API."""
+    return tuple(
+        (name, field.alias or name) for name, field in model.model_fields.items() if _has_model(field.annotation)
+    )
+
+
+def _has_model(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return True
+    return any(_has_model(part) for part in get_args(annotation))

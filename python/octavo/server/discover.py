@@ -11,15 +11,23 @@ from __future__ import annotations
 import logging
 from importlib.metadata import entry_points
 
-from octavo.server import health, metrics, models, page, tokenize
-from octavo.server.protocols import anthropic, embeddings, openai_chat, openai_completions, responses, stored_responses
+from octavo.server import health, metrics, models, page, tokenize, tokenizer_info
+from octavo.server.protocols import (
+    anthropic,
+    embeddings,
+    openai_chat,
+    openai_completions,
+    rerank,
+    responses,
+    stored_responses,
+)
 from octavo.server.routes import Route
 
 log = logging.getLogger("octavo.server")
 
 ENTRY_POINTS = "octavo.server_protocols"
-_PROTOCOLS = (openai_chat, openai_completions, responses, stored_responses, anthropic, embeddings)
-_MODULES = (*_PROTOCOLS, models, tokenize, health, metrics, page)
+_PROTOCOLS = (openai_chat, openai_completions, responses, stored_responses, anthropic, embeddings, rerank)
+_MODULES = (*_PROTOCOLS, models, tokenize, tokenizer_info, health, metrics, page)
 
 
 def all_routes() -> list[Route]:

@@ -26,6 +26,16 @@ _NAMES = {"prompt": "input"}
 
 def embeddings(context: Context, call: Call) -> Response:
     request = context.read(EmbeddingRequest, call)
+    generation, prompts = begin(context, request, call)
+    return Embeddings(context, generation, prompts, base64_wanted=request.encoding_format == "base64")
+
+
+def begin(context: Context, request: EmbeddingRequest, call: Call) -> tuple[EmbeddingGeneration, list[list[int]]]:
+    """Starts to embed the inputs of `request`. Also returns their tokens.
+
+    Raises:
+        ApiError: the request is invalid.
+    """
     inputs = _inputs(request)
     limit = context.config.limits.embedding_inputs
     if len(inputs) > limit:
@@ -46,10 +56,9 @@ def embeddings(context: Context, call: Call) -> Response:
         prompts = [llm.tokenize(p, add_special_tokens=special) if isinstance(p, str) else p for p in inputs]
         for ids in prompts:
             llm.check_embedding(ids, **options)
-        generation = EmbeddingGeneration(llm, prompts, options, context.max_num_seqs)
+        return EmbeddingGeneration(llm, prompts, options, context.max_num_seqs), prompts
     except OctavoError as error:
         raise from_octavo(error, _NAMES) from error
-    return Embeddings(context, generation, prompts, base64_wanted=request.encoding_format == "base64")
 
 
 def _inputs(request: EmbeddingRequest) -> list[str | list[int]]:

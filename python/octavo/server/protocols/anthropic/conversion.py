@@ -20,6 +20,10 @@ _UNSUPPORTED = {
 }
 
 
+# Parts of a message that are texts.
+_TEXTS = ("content", "reasoning_content")
+
+
 @dataclass
 class Converted:
     """A chat request, and where its parts come from.
@@ -33,6 +37,8 @@ class Converted:
     messages: list[dict[str, Any]] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     tools: list[int] = field(default_factory=list)
+    # Texts of each message by name, until `join`
+    _parts: list[dict[str, list[str]]] = field(default_factory=list)
 
     def chat(self) -> ChatRequest:
         """The validated request.
@@ -51,17 +57,23 @@ class Converted:
 
     def add(self, message: dict[str, Any], place: str) -> None:
         """Adds a message. Turns of the same role in a row become one, as in Anthropic's API."""
+        texts = {name: [message[name]] for name in _TEXTS if message.get(name)}
         last = self.messages[-1] if self.messages else {}
         if last.get("role") == message["role"] != "tool":
-            for name in ("content", "reasoning_content"):
-                both = [m[name] for m in (last, message) if m.get(name)]
-                if both:
-                    last[name] = "\n".join(both)
+            for name, parts in texts.items():
+                self._parts[-1].setdefault(name, []).extend(parts)
             if "tool_calls" in message:
-                last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
+                last.setdefault("tool_calls", []).extend(message["tool_calls"])
         else:
             self.messages.append(message)
             self.places.append(place)
+            self._parts.append(texts)
+
+    def join(self) -> None:
+        """Joins the texts of each message, once all are there."""
+        for message, parts in zip(self.messages, self._parts, strict=True):
+            for name, texts in parts.items():
+                message[name] = "\n".join(texts)
 
 
 def convert(context: Context, request: CountTokensRequest) -> Converted:
@@ -80,6 +92,7 @@ def convert(context: Context, request: CountTokensRequest) -> Converted:
         found.add({"role": "system", "content": system}, "system")
     for i, turn in enumerate(request.messages):
         _add_turn(context, found, turn, f"messages[{i}]")
+    found.join()
     _prefill(found)
     _thinking(context, found, request)
     _tools(context, found, request)
@@ -188,6 +201,9 @@ def _thinking(context: Context, found: Converted, request: CountTokensRequest) -
 
 def _tools(context: Context, found: Converted, request: CountTokensRequest) -> None:
     tools: list[dict[str, Any]] = []
+    limit = context.config.limits.tools
+    if len(request.tools or []) > limit:
+        raise bad_request(f"tools has {len(request.tools or [])} entries: at most {limit} are taken", "tools")
     skipped_names = []
     for i, tool in enumerate(request.tools or []):
         if tool.type not in (None, "custom"):

@@ -94,7 +94,8 @@ class CountTokensRequest(Strict):
     model: str | None = None
     messages: Annotated[list[AnthropicTurn], Field(min_length=1, max_length=100_000)]
     system: str | list[Block] | None = None
-    tools: list[AnthropicTool] | None = None
+    # Far above any limit of the server: a longer list is not read.
+    tools: Annotated[list[AnthropicTool], Field(max_length=4096)] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
