@@ -9,9 +9,21 @@ from pathlib import Path
 from octavo.errors import InvalidRequestError, MissingDependencyError, ModelNotFoundError
 
 # Data files only: no pickles, no code.
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
-# Further copies of the same weights.
-_NOT = ["*/*", "consolidated*"]
+_PATTERNS = [
+    "*.json",
+    "*.jinja",
+    "model.safetensors",
+    *(f"{stem}-[0-9]*-of-[0-9]*.safetensors" for stem in ("model", "model.safetensors", "pytorch_model")),
+    "additional_chat_templates/*.jinja",
+]
+# A star also stands for slashes: what lies in folders is for other programs, but for the chat templates.
+_NOT = ["*/*.json", "*/*.safetensors", "*/*/*", "[!a]*/*", "a[!d]*/*"]
+_FILES = {
+    ".gguf": "is a GGUF file of llama.cpp; give the folder of the original model, with its config.json",
+    ".safetensors": "is a file of weights; give the folder that holds it beside config.json",
+    ".bin": "is a PyTorch pickle, which can run code and is not read; give a folder with model.safetensors",
+}
+"""What is wrong with a file of this kind as a model."""
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -41,7 +53,9 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
         return path
     looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or not _REPO_ID.fullmatch(name)
     if looks_local:
-        what = "is a file; give the folder that holds config.json" if path.exists() else "does not exist"
+        what = "does not exist"
+        if path.exists():
+            what = _FILES.get(path.suffix.lower(), "is a file; give the folder that holds config.json")
         raise ModelNotFoundError(f"no model at {name}: the path {what}")
     return _fetch(name, revision)
 

@@ -69,6 +69,61 @@ def test_only_data_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert not any(kind in patterns for kind in (".py", ".bin", ".pt", ".pkl", "*.*"))
 
 
+REPOSITORY = {
+    "config.json": True,
+    "generation_config.json": True,
+    "tokenizer.json": True,
+    "tokenizer_config.json": True,
+    "chat_template.jinja": True,
+    "additional_chat_templates/tool_use.jinja": True,
+    "additional_chat_templates/rag.jinja": True,
+    "model.safetensors": True,
+    "model.safetensors.index.json": True,
+    "model-00001-of-00003.safetensors": True,
+    "model.safetensors-00002-of-00014.safetensors": True,
+    "pytorch_model-00001-of-00002.safetensors": True,
+    "model.fp16.safetensors": False,
+    "model.fp16-00001-of-00002.safetensors": False,
+    "adapter_model.safetensors": False,
+    "consolidated.safetensors": False,
+    "consolidated-00001-of-00002.safetensors": False,
+    "pytorch_model.bin": False,
+    "modeling.py": False,
+    "onnx/config.json": False,
+    "onnx/chat_template.jinja": False,
+    "original/params.json": False,
+    "additional/model.safetensors": False,
+    "checkpoint-500/additional_chat_templates/tool_use.jinja": False,
+    "assets/x.jinja": False,
+}
+
+
+@pytest.mark.parametrize(("name", "fetched"), REPOSITORY.items())
+def test_files_of_the_model_are_fetched_and_no_copies(
+    name: str, fetched: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    utils = pytest.importorskip("huggingface_hub.utils")
+    asked: dict[str, Any] = {}
+
+    def download(repo_id: str, **options: Any) -> str:
+        asked.update(options)
+        return str(tmp_path)
+
+    fake_hub(monkeypatch, download)
+    resolve_model("someone/model")
+    patterns = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(utils.filter_repo_objects([name], **patterns)) == ([name] if fetched else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("m.gguf", "GGUF"), ("model.safetensors", "folder that holds it"), ("model.bin", "pickle")]
+)
+def test_files_are_named_for_what_they_are(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ModelNotFoundError, match=words):
+        resolve_model(tmp_path / name)
+
+
 def test_hub_failures_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(repo_id: str, **options: Any) -> str:
         raise OSError("offline mode is on")
