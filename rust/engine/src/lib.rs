@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod cgroup;
 mod command;
 mod config;
 mod cpu;

@@ -1,10 +1,13 @@
 //! The memory plan: bytes of each part, with the reason, decided once at load.
 
+use std::path::Path;
+
 use octavo_kernels::BLOCK_SIZE;
 use octavo_model::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
+use crate::cgroup;
 use crate::config::{CacheSize, EngineConfig};
 use crate::limits::{Device, Limits};
 
@@ -51,10 +54,21 @@ pub struct MemoryFacts {
     pub step_bytes: u64,
 }
 
-/// Memory of this machine in bytes: (total, available now).
+/// Memory that this process can have, in bytes: (total, available now). The limit of a container counts as the machine's.
 pub fn machine_memory() -> (u64, u64) {
+    memory_under(Path::new("/"))
+}
+
+/// `machine_memory` with the system's files below `root`.
+fn memory_under(root: &Path) -> (u64, u64) {
+    let (total, available) = physical_memory(root);
+    let (limit, free) = cgroup::limits(root).unwrap_or((total, available));
+    (total.min(limit), available.min(free))
+}
+
+fn physical_memory(root: &Path) -> (u64, u64) {
     let fallback = (8 << 30, 4 << 30);
-    let Ok(text) = std::fs::read_to_string("/proc/meminfo") else { return fallback };
+    let Ok(text) = std::fs::read_to_string(root.join("proc/meminfo")) else { return fallback };
     let field = |name: &str| {
         let line = text.lines().find(|l| l.starts_with(name))?;
         line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
@@ -208,4 +222,30 @@ pub(crate) fn gpu_parts(
         parts.push(MemoryPart::new("attention_scores", facts.score_bytes * num_blocks, why));
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_containers_limit_holds_where_it_is_lower() {
+        let root = tempfile::tempdir().expect("dir");
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("folder");
+            std::fs::write(path, text).expect("write");
+        };
+        write(
+            "proc/meminfo",
+            "MemTotal: 4194304 kB\nMemFree: 1 kB\nMemAvailable: 2097152 kB\nSwapTotal: 9 kB\n",
+        );
+        assert_eq!(memory_under(root.path()), (4 << 30, 2 << 30));
+        write("proc/self/cgroup", "0::/\n");
+        write("sys/fs/cgroup/memory.max", "1073741824\n");
+        write("sys/fs/cgroup/memory.current", "268435456\n");
+        assert_eq!(memory_under(root.path()), (1 << 30, 3 << 28));
+        write("sys/fs/cgroup/memory.max", "8589934592\n");
+        assert_eq!(memory_under(root.path()), (4 << 30, 2 << 30));
+    }
 }
