@@ -87,10 +87,11 @@ def quantize_weights(
     file calls the model. Keys: `bytes`, `kept_in_bf16`, `warnings`, `origin`, `quantization_config` for
     config.json."""
 
-def read_model(folder: str, *, context: int = 0) -> dict[str, Any]:
-    """What config.json of `folder` says, for executors in Python: `spec` (the decoder as data), `names` (of its
+def read_model(folder: str, *, context: int = 0, weights: bool = True) -> dict[str, Any]:
+    """What the model of `folder` is, for executors in Python: `spec` (the decoder as data), `names` (of its
     tensors, with "{i}" for the layer and "{e}" for the expert), `ropes` (a list of {inverse_frequencies, amplitude}
     where no sequence is longer than `context` tokens), `longest_context`, `parameters`.
+    Without `weights` config.json alone is read, and the spec is not fitted to what the checkpoint holds.
 
     Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`.
     """
@@ -115,12 +116,14 @@ class Checkpoint:
     """The safetensors files of a model folder, mapped; every name and offset is checked."""
 
     def __new__(cls, folder: str) -> Checkpoint:
-        """Raises `ModelNotFoundError`, `CorruptModelError`."""
+        """Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`."""
     @property
     def bytes(self) -> int:
         """Of all tensors."""
     def shape(self, name: str) -> list[int] | None:
         """The sizes of a tensor; None: there is no such tensor."""
+    def warnings(self) -> list[str]:
+        """Sentences about the files, and about tensors that were not asked for until now."""
     def tensor(self, name: str, shape: Sequence[int]) -> tuple[str, memoryview]:
         """(element type, little-endian elements) of the tensor `name`: "float32", "bfloat16", "float16" or "int8".
         Raises `CorruptModelError` if it is missing, has another shape, or another element type."""

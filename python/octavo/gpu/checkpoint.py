@@ -49,7 +49,7 @@ class Checkpoint:
         return tensor
 
     def warnings(self) -> list[str]:
-        """One sentence for each tensor with values that are not numbers, up to a limit."""
+        """Sentences about the files, and one for each tensor with values that are not numbers, up to a limit."""
         found = [(name, n) for name, count in self._damaged if (n := int(count))]
         texts = [
             f"tensor {name} has {n} values that are NaN or infinite: outputs may be wrong. Download or convert the "
@@ -57,6 +57,7 @@ class Checkpoint:
             for name, n in found[:_MAX_NAMED]
         ]
         more = len(found) - _MAX_NAMED
+        texts = [*self._files.warnings(), *texts]
         return [*texts, f"{more} more tensors have such values"] if more > 0 else texts
 
 

@@ -127,6 +127,7 @@ class Spec:
     norm: Norm
     norm_placement: Literal["pre", "post", "sandwich", "parallel"]
     tied_embeddings: bool
+    has_head: bool
     embedding_scale: float
     residual_scale: float
     logit_scale: float

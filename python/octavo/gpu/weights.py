@@ -79,7 +79,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model. `embed` is `head` where they are tied."""
+    """All weights of a model. `embed` is `head` where they are tied, or where there is no head."""
 
     embed: Linear
     layers: tuple[LayerWeights, ...]
@@ -106,7 +106,8 @@ def load_weights(spec: Spec, names: Names, checkpoint: Checkpoint, format: Forma
     loader = _Loader(spec, names, checkpoint, format)
     norm = loader.vector(names["norm"], spec.hidden)
     embed = loader.linear([(names["embed"], spec.vocab)], spec.hidden)
-    head = embed if spec.tied_embeddings else loader.linear([(names["head"], spec.vocab)], spec.hidden)
+    shared = spec.tied_embeddings or not spec.has_head
+    head = embed if shared else loader.linear([(names["head"], spec.vocab)], spec.hidden)
     layers = tuple(loader.layer(i, layer) for i, layer in enumerate(spec.layers))
     return Weights(embed, layers, norm, head)
 

@@ -74,7 +74,7 @@ pub struct Engine {
     pub(crate) bounds_attention: bool,
     pub(crate) seed: u64,
     info: Value,
-    spec: Option<ModelSpec>,
+    pub(crate) spec: Option<ModelSpec>,
     pub(crate) compiler: Compiler,
     pub(crate) commands: Sender<Command>,
     pub(crate) ready: ReadyQueue,

@@ -4,6 +4,7 @@ use octavo_model::{Config, ModelFolder};
 use serde_json::Value;
 
 use crate::EngineError;
+use crate::generation_keys;
 use crate::params::SamplingDefaults;
 use crate::tokenizer::Tokenizer;
 
@@ -16,6 +17,9 @@ pub struct GenerationDefaults {
     pub max_new_tokens: Option<u32>,
     /// Tokens that end an output.
     pub eos: Vec<u32>,
+    /// Keys that ask for what is not done.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 impl GenerationDefaults {
@@ -53,7 +57,7 @@ impl GenerationDefaults {
         let own = tokenizer.special_token("eos_token").and_then(|t| tokenizer.id_of(t));
         eos.extend(own.filter(|id| !eos.contains(id)));
         let max_new_tokens = g.int("max_new_tokens", 0..=1 << 28)?.filter(|n| *n > 0).map(|n| n as u32);
-        Ok(Self { sampling, max_new_tokens, eos })
+        Ok(Self { sampling, max_new_tokens, eos, warnings: generation_keys::warnings(&g) })
     }
 }
 

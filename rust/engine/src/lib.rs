@@ -21,6 +21,7 @@ mod error;
 mod executor;
 mod fields;
 mod generation;
+mod generation_keys;
 mod health;
 mod inbox;
 mod info;

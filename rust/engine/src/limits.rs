@@ -90,7 +90,8 @@ impl Limits {
         let longest = spec.longest_context();
         if limits.max_model_len as usize > longest {
             return Err(EngineError::InvalidRequest(format!(
-                "max_model_len is {}: this model was made for at most {longest} tokens (max_position_embeddings)",
+                "max_model_len is {}: this model was made for at most {longest} tokens (max_position_embeddings and the rope \
+                 scaling of config.json)",
                 limits.max_model_len
             )));
         }

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use octavo_kernels::{Kernels, Selector, WeightDtype};
-use octavo_model::{KvPool, Model, ModelError, ModelFolder, ModelSpec, open, open_tokenizer, read_family};
+use octavo_model::{
+    KvPool, Model, ModelError, ModelFolder, ModelSpec, open, open_model, open_tokenizer, read_family,
+};
 use serde_json::{Map, Value, json};
 
 use crate::EngineError;
@@ -62,7 +64,7 @@ impl Engine {
     ) -> Result<Self, EngineError> {
         let resolved = resolve_for_gpu(folder, config, Some(&facts.memory))?;
         let folder = &*open(folder)?;
-        let spec = read_family(folder)?.spec;
+        let spec = open_model(folder)?.0.spec;
         let text = Text::load(folder, config)?;
         start(folder, spec, config, &resolved, text, executor, facts)
     }
@@ -78,6 +80,7 @@ fn start(
     mut facts: ExecutorFacts,
 ) -> Result<Engine, EngineError> {
     facts.warnings.extend(text.tokenizer.warnings(spec.vocab));
+    facts.warnings.extend_from_slice(&text.generation.warnings);
     let has_template = text.template.as_ref().is_some_and(Result::is_ok);
     let info = info(folder.path(), &spec, resolved, has_template, facts);
     Engine::start(EngineParts {

@@ -150,8 +150,9 @@ impl Engine {
     /// Checks a request without queueing it: parameters, token ids, lengths. Returns the most tokens that it may generate.
     ///
     /// # Errors
-    /// `InvalidRequest`, `ContextLength`.
+    /// `InvalidRequest`, `ContextLength`, `UnsupportedModel` for a model without an output head.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
+        self.check_head()?;
         params.check()?;
         params.check_vocabulary(self.vocab)?;
         params.check_attention(self.attention, self.bounds_attention)?;
@@ -163,6 +164,18 @@ impl Engine {
         let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
         self.limits.check(len, params.n, max_tokens).map_err(refused)?;
         Ok(max_tokens)
+    }
+
+    /// Refuses to generate with a base model.
+    fn check_head(&self) -> Result<(), EngineError> {
+        match &self.spec {
+            Some(spec) if !spec.has_head => Err(EngineError::UnsupportedModel(format!(
+                "this model makes embeddings only: its checkpoint has no output head (lm_head.weight), and config.json does not \
+                 tie it to the embedding. Use LLM.embed or /v1/embeddings, or load a checkpoint of {}",
+                spec.architecture
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// `check` for `embed`.

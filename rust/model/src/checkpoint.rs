@@ -6,16 +6,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::Mmap;
 use octavo_kernels::{ArrayDtype, Region};
 use safetensors::SafeTensors;
 use serde::Deserializer;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use serde_json::{Map, Value};
 
 use crate::ModelError;
-use crate::config::read_json;
+use crate::file_words;
 use crate::mmap::{give_back, map_file};
 use crate::spec::Dtype;
 
@@ -23,12 +23,28 @@ use crate::spec::Dtype;
 const WINDOW_BYTES: usize = 1 << 20;
 
 /// The mapped files of a checkpoint and where each tensor lies.
+#[derive(Default)]
 pub struct Checkpoint {
     files: Vec<(PathBuf, Arc<Mmap>)>,
     /// What the headers say beside the tensors.
     metadata: HashMap<String, String>,
-    /// By name: the number of the file, and what its header says.
-    tensors: BTreeMap<String, (usize, TensorEntry)>,
+    tensors: BTreeMap<String, Stored>,
+    /// What is odd about the files, though they load.
+    warnings: Vec<String>,
+}
+
+/// Where a tensor lies.
+struct Stored {
+    /// Number of the file.
+    file: usize,
+    entry: TensorEntry,
+    used: AtomicBool,
+}
+
+impl Stored {
+    fn new(file: usize, entry: TensorEntry) -> Self {
+        Self { file, entry, used: AtomicBool::new(false) }
+    }
 }
 
 /// What a header says of one tensor.
@@ -55,56 +71,102 @@ pub struct Tensor<'a> {
 }
 
 impl Checkpoint {
-    /// Opens the safetensors files of `folder`.
-    ///
-    /// # Errors
-    /// `NotFound` without weights or with a missing shard, `Corrupt` for a damaged file or index.
-    pub fn open(folder: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self { files: Vec::new(), metadata: HashMap::new(), tensors: BTreeMap::new() };
-        let index = folder.join("model.safetensors.index.json");
-        let single = folder.join("model.safetensors");
-        if index.is_file() {
-            let shards = read_index(&index)?;
-            for shard in shards.values().collect::<std::collections::BTreeSet<_>>() {
-                checkpoint.add(folder.join(shard))?;
-            }
-            for (name, shard) in &shards {
-                let held =
-                    checkpoint.tensors.get(name).map(|(file, _)| checkpoint.files[*file].0.ends_with(shard));
-                if held != Some(true) {
-                    let what = format!("tensor {name} is not in {shard}, where the index puts it");
-                    return Err(ModelError::corrupt(index.display().to_string(), what));
-                }
-            }
-        } else if single.is_file() {
-            checkpoint.add(single)?;
-        } else {
-            return Err(ModelError::NotFound {
-                path: folder.to_path_buf(),
-                what: "there is no model.safetensors and no model.safetensors.index.json (other weight formats are \
-                       not read)"
-                    .into(),
-            });
-        }
-        Ok(checkpoint)
-    }
-
-    fn add(&mut self, path: PathBuf) -> Result<(), ModelError> {
-        if !path.is_file() {
-            return Err(ModelError::NotFound { path, what: "a shard named by the index is missing".into() });
-        }
+    /// Adds the tensors of a file. Returns the names that another file has given, too: the later one holds.
+    pub(crate) fn add(&mut self, path: PathBuf) -> Result<Vec<String>, ModelError> {
         let map = map_file(&path)?;
+        if let Some(what) = file_words::pointer(&map) {
+            return Err(ModelError::NotFound { path, what });
+        }
         let file = path.display().to_string();
-        let corrupt = |what: String| ModelError::corrupt(file.clone(), what);
-        let (entries, metadata) = read_header(&map).map_err(corrupt)?;
+        let (entries, metadata) =
+            read_header(&map).map_err(|what| ModelError::corrupt(file.clone(), what))?;
         self.metadata.extend(metadata);
+        let mut twice = Vec::new();
         for (name, entry) in entries {
-            if self.tensors.contains_key(&name) {
-                return Err(corrupt(format!("tensor {name} is in two files")));
+            if self.tensors.insert(name.clone(), Stored::new(self.files.len(), entry)).is_some() {
+                twice.push(name);
             }
-            self.tensors.insert(name, (self.files.len(), entry));
         }
         self.files.push((path, map));
+        Ok(twice)
+    }
+
+    /// Adds a sentence about the files.
+    pub(crate) fn warn(&mut self, text: String) {
+        self.warnings.push(text);
+    }
+
+    /// Sentences about files that contradict each other or config.json, though the model loads.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Names of the tensors that nothing has asked for so far.
+    pub fn unused(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().filter(|(_, t)| !t.used.load(Ordering::Relaxed)).map(|(name, _)| name.as_str())
+    }
+
+    /// Gives every tensor the name that `to` has for it. Returns a name that two of them would have.
+    pub(crate) fn rename(&mut self, to: &dyn Fn(&str) -> String) -> Option<String> {
+        let mut tensors = BTreeMap::new();
+        let mut twice = None;
+        for (name, stored) in std::mem::take(&mut self.tensors) {
+            let name = to(&name);
+            if tensors.insert(name.clone(), stored).is_some() {
+                twice = Some(name);
+            }
+        }
+        self.tensors = tensors;
+        twice
+    }
+
+    /// Gives the tensor `name`, if there is one, the name `other`.
+    pub(crate) fn move_to(&mut self, name: &str, other: &str) {
+        if let Some(stored) = self.tensors.remove(name) {
+            self.tensors.insert(other.to_string(), stored);
+        }
+    }
+
+    /// True if two tensors have the same values. Pages that were compared do not stay in memory.
+    pub(crate) fn same(&self, one: &str, other: &str) -> bool {
+        let (Some(one), Some(other)) = (self.tensors.get(one), self.tensors.get(other)) else { return false };
+        let (a, b) = (&one.entry, &other.entry);
+        let bytes = |t: &Stored| &self.files[t.file].1[t.entry.range.clone()];
+        let mut windows = bytes(one).chunks(WINDOW_BYTES).zip(bytes(other).chunks(WINDOW_BYTES));
+        let equal = |(one, other): (&[u8], &[u8])| {
+            let equal = one == other;
+            self.give_back(one);
+            self.give_back(other);
+            equal
+        };
+        a.dtype == b.dtype && a.shape == b.shape && windows.all(equal)
+    }
+
+    /// Replaces the tensor `name`, whose shape must be `[n, rows, columns]`, by views of its parts. Each of the n matrices
+    /// has `parts` of equal rows, under the names that `part_name(matrix, part)` gives.
+    ///
+    /// # Errors
+    /// `Corrupt` for another shape.
+    pub(crate) fn take_apart(
+        &mut self,
+        name: &str,
+        shape: [usize; 3],
+        parts: usize,
+        part_name: &dyn Fn(usize, usize) -> String,
+    ) -> Result<(), ModelError> {
+        self.find(name, &shape)?;
+        let Some(Stored { file, entry, .. }) = self.tensors.remove(name) else { return Ok(()) };
+        let [count, rows, columns] = shape;
+        let bytes = entry.range.len() / (count * parts).max(1);
+        for i in 0..count * parts {
+            let start = entry.range.start + i * bytes;
+            let view = TensorEntry {
+                dtype: entry.dtype.clone(),
+                shape: vec![rows / parts, columns],
+                range: start..start + bytes,
+            };
+            self.tensors.insert(part_name(i / parts, i % parts), Stored::new(file, view));
+        }
         Ok(())
     }
 
@@ -139,7 +201,7 @@ impl Checkpoint {
 
     /// Bytes of all tensors.
     pub fn bytes(&self) -> usize {
-        self.tensors.values().map(|(_, e)| e.range.len()).sum()
+        self.tensors.values().map(|t| t.entry.range.len()).sum()
     }
 
     /// The tensor `name`, whose shape must be `shape`.
@@ -186,14 +248,15 @@ impl Checkpoint {
 
     /// The sizes of `name`, if there is such a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|(_, entry)| entry.shape.as_slice())
+        self.tensors.get(name).map(|t| t.entry.shape.as_slice())
     }
 
     /// Its name, file, header entry and bytes.
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&str, &Path, &TensorEntry, &[u8]), ModelError> {
-        let Some((name, (file, entry))) = self.tensors.get_key_value(name) else {
+        let Some((name, Stored { file, entry, used })) = self.tensors.get_key_value(name) else {
             return Err(ModelError::corrupt(self.files(), format!("tensor {name} is missing")));
         };
+        used.store(true, Ordering::Relaxed);
         let (path, map) = &self.files[*file];
         if entry.shape != shape {
             let what = format!("tensor {name} has shape {:?}, config.json asks for {shape:?}", entry.shape);
@@ -250,25 +313,6 @@ fn dtype_of(dtype: safetensors::Dtype) -> Option<Dtype> {
         safetensors::Dtype::F16 => Some(Dtype::Float16),
         _ => None,
     }
-}
-
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    shards_of(&read_json(path)?).map_err(|what| ModelError::corrupt(path.display().to_string(), what))
-}
-
-/// The `weight_map` of a sharded checkpoint's index: tensor name to file name inside the folder.
-///
-/// # Errors
-/// There is no such map, or it names what is not a plain file name.
-pub fn shards_of(index: &Map<String, Value>) -> Result<BTreeMap<String, String>, String> {
-    let map = index.get("weight_map").and_then(|m| m.as_object()).ok_or("no weight_map")?;
-    map.iter()
-        .map(|(name, file)| match file.as_str() {
-            // A shard is a plain file name: an index must not reach outside its folder.
-            Some(f) if Path::new(f).file_name() == Some(f.as_ref()) => Ok((name.clone(), f.to_string())),
-            _ => Err(format!("weight_map gives {file} for {name}; a file name is expected")),
-        })
-        .collect()
 }
 
 /// Refuses a header that names a tensor twice: readers differ in which one they take.

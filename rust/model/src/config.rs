@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::ModelError;
+use crate::file_words;
+use crate::json::parse_json;
 
 /// Largest config.json that is read, in bytes. Real ones stay under 100 KB.
 const MAX_CONFIG_BYTES: u64 = 8 << 20;
@@ -26,16 +28,10 @@ pub fn read_json(path: &Path) -> Result<Map<String, Value>, ModelError> {
         return Err(bad(format!("{} bytes of JSON, at most {MAX_CONFIG_BYTES} are read", meta.len())));
     }
     let text = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    parse_json(&text).map_err(bad)
-}
-
-/// Parses a JSON object; the error says what else it is.
-pub fn parse_json(text: &[u8]) -> Result<Map<String, Value>, String> {
-    match serde_json::from_slice(text) {
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err("not a JSON object".into()),
-        Err(e) => Err(format!("not valid JSON: {e}")),
+    if let Some(what) = file_words::pointer(&text) {
+        return Err(ModelError::NotFound { path: path.to_path_buf(), what });
     }
+    parse_json(&text).map_err(bad)
 }
 
 impl<'a> Config<'a> {
@@ -47,6 +43,11 @@ impl<'a> Config<'a> {
     /// Wraps the top level of another file of the folder.
     pub fn of_file(map: &'a Map<String, Value>, file: &'a str) -> Self {
         Self { map, path: "", file }
+    }
+
+    /// All keys.
+    pub(crate) fn map(&self) -> &'a Map<String, Value> {
+        self.map
     }
 
     /// The raw value, with null treated as absent.

@@ -31,12 +31,14 @@ pub enum ModelError {
     },
     /// The tokenizer is not there.
     #[error(
-        "no tokenizer at {path}: a tokenizer.json is needed (other forms, such as tokenizer.model, are not read). \
+        "no tokenizer at {path}: a tokenizer.json is needed ({what}). \
          Save it with transformers' AutoTokenizer, or pass tokenizer="
     )]
     NoTokenizer {
         /// The file that was looked for.
         path: PathBuf,
+        /// What there is instead.
+        what: String,
     },
     /// A tokenizer or a chat template cannot be read.
     #[error("cannot read {what}: {why}")]

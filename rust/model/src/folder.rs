@@ -8,6 +8,8 @@ use crate::ModelError;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, read_json};
 use crate::families::{self, Family};
+use crate::file_words;
+use crate::other_forms;
 
 /// Largest tokenizer.json that is read, in bytes.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
@@ -138,19 +140,29 @@ impl ModelFolder for HfFolder {
     fn config(&self) -> Result<Map<String, Value>, ModelError> {
         let config = self.path.join("config.json");
         if !config.is_file() {
-            return Err(not_found(&self.path, "there is no config.json in it"));
+            let what = other_forms::folder(&self.path);
+            return Err(not_found(&self.path, what.as_deref().unwrap_or("there is no config.json in it")));
         }
         read_json(&config)
     }
 
     fn tensors(&self) -> Result<Checkpoint, ModelError> {
-        Checkpoint::open(&self.path)
+        let mut checkpoint = Checkpoint::open(&self.path)?;
+        if let Some(warning) = other_forms::idle_adapter(&self.path) {
+            checkpoint.warn(warning);
+        }
+        Ok(checkpoint)
     }
 
     fn check_tokenizer(&self) -> Result<(), ModelError> {
         match self.tokenizer.exists() {
             true => Ok(()),
-            false => Err(ModelError::NoTokenizer { path: self.tokenizer.clone() }),
+            false => {
+                let what = other_forms::tokenizer(&self.path);
+                let what =
+                    what.unwrap_or_else(|| "other forms, such as tokenizer.model, are not read".into());
+                Err(ModelError::NoTokenizer { path: self.tokenizer.clone(), what })
+            }
         }
     }
 
@@ -163,6 +175,9 @@ impl ModelFolder for HfFolder {
             return Err(unreadable(format!("{size} bytes, at most {MAX_TOKENIZER_BYTES} are read")));
         }
         let json = std::fs::read(&path).map_err(|e| unreadable(e.to_string()))?;
+        if let Some(what) = file_words::pointer(&json) {
+            return Err(ModelError::NotFound { path, what });
+        }
         let config = self.optional_json("tokenizer_config.json")?;
         let special_tokens_map = self.optional_json("special_tokens_map.json")?;
         let added_tokens = self.optional_json("added_tokens.json")?;

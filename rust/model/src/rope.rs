@@ -57,11 +57,25 @@ pub enum RopeScaling {
         short_factor: Vec<f32>,
         /// Divisors for longer contexts.
         long_factor: Vec<f32>,
+        /// How much further the context reaches than that of the pre-training.
+        factor: f32,
         /// Context of the pre-training, in tokens.
         original_max_position: f32,
         /// Factor on cosines and sines.
         attention_factor: f32,
     },
+}
+
+impl RopeScaling {
+    /// Factor times the context of the pre-training, where both are known, in tokens.
+    pub(crate) fn stretched(&self) -> Option<f32> {
+        match *self {
+            Self::Llama3 { factor, original_max_position, .. }
+            | Self::Longrope { factor, original_max_position, .. } => Some(factor * original_max_position),
+            Self::Yarn { factor, original_max_position, .. } => Some((factor * original_max_position) as f32),
+            Self::Default | Self::Linear { .. } | Self::Dynamic { .. } => None,
+        }
+    }
 }
 
 /// One rotary embedding.

@@ -17,6 +17,8 @@ pub struct RopeTraits {
     pub partial: Option<f64>,
     /// Neighbouring channels form a pair.
     pub interleaved: bool,
+    /// `max_position_embeddings` where config.json gives none.
+    pub max_position: usize,
 }
 
 /// Reads rope settings that hold for all layers: `rope_theta` + `rope_scaling`, or `rope_parameters`, which wins.
@@ -90,16 +92,25 @@ fn read(
             "rotary embedding over {rotary_dim} channels of a head of {head_dim}: an even number above 0 is needed"
         )));
     }
-    let scaling = nested.map_or(Ok(RopeScaling::Default), |c| scaling(&c, top, rotary_dim))?;
+    let scaling =
+        nested.map_or(Ok(RopeScaling::Default), |c| scaling(&c, top, rotary_dim, traits.max_position))?;
     Ok(RopeSpec { theta: theta as f32, rotary_dim, interleaved: traits.interleaved, scaling })
 }
 
-fn scaling(c: &Config<'_>, top: &Config<'_>, rotary_dim: usize) -> Result<RopeScaling, ModelError> {
+fn scaling(
+    c: &Config<'_>,
+    top: &Config<'_>,
+    rotary_dim: usize,
+    max_default: usize,
+) -> Result<RopeScaling, ModelError> {
     let kind = match c.text("rope_type")? {
         Some(t) => t,
         None => c.text("type")?.unwrap_or("default"),
     };
-    let max_position = || top.need_float("max_position_embeddings", 0.0, 1e9);
+    let max_position = || {
+        let given = top.float("max_position_embeddings", 0.0, 1e9)?;
+        Ok::<_, ModelError>(given.unwrap_or(max_default as f64))
+    };
     let original = || match top.float("original_max_position_embeddings", 0.0, 1e9)? {
         Some(n) => Ok(n),
         None => c.float("original_max_position_embeddings", 0.0, 1e9)?.map_or_else(max_position, Ok),
@@ -193,6 +204,7 @@ fn longrope(
     Ok(RopeScaling::Longrope {
         short_factor: list("short_factor")?,
         long_factor: list("long_factor")?,
+        factor: factor as f32,
         original_max_position: original as f32,
         attention_factor: attention_factor as f32,
     })
@@ -204,7 +216,13 @@ mod tests {
     use serde_json::json;
 
     fn read(v: Value) -> Result<RopeSpec, ModelError> {
-        let traits = RopeTraits { head_dim: 64, theta: 10000.0, partial: None, interleaved: false };
+        let traits = RopeTraits {
+            head_dim: 64,
+            theta: 10000.0,
+            partial: None,
+            interleaved: false,
+            max_position: 2048,
+        };
         rope_spec(&Config::new(v.as_object().expect("object")), traits)
     }
 

@@ -27,8 +27,8 @@ pub(crate) fn walk(source: &dyn WeightSource, family: &Family) -> Result<ModelWe
         spec.hidden,
         spec.tied_embeddings.then_some(&*inputs),
     )?;
-    // Some checkpoints that declare a tied head still store one; the declaration rules, as in transformers.
-    let (embed, head) = if spec.tied_embeddings {
+    // A base model has no head: nothing asks for its logits.
+    let (embed, head) = if spec.tied_embeddings || !spec.has_head {
         (None, embed)
     } else {
         (Some(embed), loader.matrix(&[(names.head.into(), spec.vocab)], spec.hidden, Some(&inputs))?)

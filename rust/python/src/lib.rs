@@ -39,11 +39,16 @@ mod _core {
     #[pymodule_export]
     use crate::plan::Plan;
 
-    /// What config.json of a folder says.
+    /// What a model folder holds.
     #[pyfunction]
-    #[pyo3(signature = (folder, *, context=0))]
-    fn read_model(py: Python<'_>, folder: std::path::PathBuf, context: usize) -> PyResult<Bound<'_, PyAny>> {
-        crate::model::read(py, folder, context)
+    #[pyo3(signature = (folder, *, context=0, weights=true))]
+    fn read_model(
+        py: Python<'_>,
+        folder: std::path::PathBuf,
+        context: usize,
+        weights: bool,
+    ) -> PyResult<Bound<'_, PyAny>> {
+        crate::model::read(py, folder, context, weights)
     }
 
     /// Facts of this build and machine.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use octavo_engine::EngineError;
-use octavo_model::{Dtype, ModelError, open, read_family};
+use octavo_model::families::Family;
+use octavo_model::{Dtype, ModelError, open, open_model, read_family, warn_of_unused};
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 use serde_json::json;
@@ -17,9 +18,14 @@ fn raise(py: Python<'_>, error: ModelError) -> PyErr {
     to_python(py, &EngineError::from(error))
 }
 
-/// Spec and tensor names of a model folder, and its ropes where no sequence is longer than `context`.
-pub fn read(py: Python<'_>, folder: PathBuf, context: usize) -> PyResult<Bound<'_, PyAny>> {
-    let family = py.detach(|| read_family(&*open(&folder)?)).map_err(|e| raise(py, e))?;
+/// Spec and tensor names of a model folder, and its ropes where no sequence is longer than `context`. Without `weights` they
+/// are what config.json says alone.
+pub fn read(py: Python<'_>, folder: PathBuf, context: usize, weights: bool) -> PyResult<Bound<'_, PyAny>> {
+    let family = py.detach(|| {
+        let folder = &*open(&folder)?;
+        if weights { Ok(open_model(folder)?.0) } else { read_family(folder) }
+    });
+    let family = family.map_err(|e| raise(py, e))?;
     let rope = |r: &octavo_model::RopeSpec| json!({"inverse_frequencies": r.inverse_frequencies(context), "amplitude": r.amplitude()});
     let ropes: Vec<_> = family.spec.ropes.iter().map(rope).collect();
     let value = json!({
@@ -34,23 +40,33 @@ pub fn read(py: Python<'_>, folder: PathBuf, context: usize) -> PyResult<Bound<'
 
 /// The safetensors files of a model folder, mapped, every name and offset checked.
 #[pyclass(frozen, module = "octavo._core")]
-pub struct Checkpoint(Arc<octavo_model::Checkpoint>);
+pub struct Checkpoint {
+    family: Family,
+    files: Arc<octavo_model::Checkpoint>,
+}
 
 #[pymethods]
 impl Checkpoint {
     #[new]
     fn new(py: Python<'_>, folder: PathBuf) -> PyResult<Self> {
-        let open = || open(&folder)?.tensors();
-        py.detach(open).map(|c| Self(Arc::new(c))).map_err(|e| raise(py, e))
+        let open = || open_model(&*open(&folder)?);
+        let opened = py.detach(open).map_err(|e| raise(py, e))?;
+        Ok(Self { family: opened.0, files: Arc::new(opened.1) })
     }
 
     #[getter]
     fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.files.bytes()
+    }
+
+    /// Sentences about the files, and about tensors that were not asked for until now.
+    fn warnings(&self) -> Vec<String> {
+        let unused = warn_of_unused(&self.files, &self.family);
+        self.files.warnings().iter().cloned().chain(unused).collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.shape(name).map(<[usize]>::to_vec)
+        self.files.shape(name).map(<[usize]>::to_vec)
     }
 
     fn tensor<'py>(
@@ -59,14 +75,14 @@ impl Checkpoint {
         name: &str,
         shape: Vec<usize>,
     ) -> PyResult<(&'static str, Bound<'py, PyMemoryView>)> {
-        if self.0.int8(name, &shape).map_err(|e| raise(py, e))?.is_some() {
+        if self.files.int8(name, &shape).map_err(|e| raise(py, e))?.is_some() {
             // It was found a moment ago, in a checkpoint that does not change.
             let codes =
-                Buffer::view(py, &self.0, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
+                Buffer::view(py, &self.files, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
             return Ok(("int8", codes?));
         }
-        let dtype: Dtype = self.0.tensor(name, &shape).map_err(|e| raise(py, e))?.dtype;
-        let data = Buffer::view(py, &self.0, |c| c.tensor(name, &shape).map_or(&[][..], |t| t.data));
+        let dtype: Dtype = self.files.tensor(name, &shape).map_err(|e| raise(py, e))?.dtype;
+        let data = Buffer::view(py, &self.files, |c| c.tensor(name, &shape).map_or(&[][..], |t| t.data));
         Ok((dtype.name(), data?))
     }
 }

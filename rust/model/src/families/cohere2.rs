@@ -15,11 +15,10 @@ pub fn family(config: &Config<'_>) -> Result<Family, ModelError> {
     }
     let bias = config.flag("attention_bias", false)?;
     let sliding = sliding_pattern(config, 4)?;
-    let window = if config.names("sliding_window") { window(config)? } else { Some(4096) };
     let traits = Traits {
         qkv_bias: bias,
         out_bias: bias,
-        windows: windows(&sliding, window),
+        windows: windows(&sliding, window(config)?),
         max_position: 8192,
         interleaved: true,
         tied: true,

@@ -140,11 +140,13 @@ fn dtype(config: &Config<'_>) -> Result<Option<Dtype>, ModelError> {
         Some(d) => Some(d),
         None => config.text("torch_dtype")?,
     };
-    match name {
+    match name.map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
         None => Ok(None),
-        Some("float32") => Ok(Some(Dtype::Float32)),
+        // Doubles are read as singles.
+        Some("float32" | "float" | "float64" | "double") => Ok(Some(Dtype::Float32)),
         Some("bfloat16") => Ok(Some(Dtype::Bfloat16)),
-        Some("float16") => Ok(Some(Dtype::Float16)),
+        Some("float16" | "half") => Ok(Some(Dtype::Float16)),
+        Some("auto") => Ok(None),
         Some(other) => {
             Err(ModelError::Unsupported(format!("dtype {other:?}: known are float32, bfloat16 and float16")))
         }
@@ -157,8 +159,8 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
     let ropes = match traits.ropes {
         Some(ropes) => ropes,
         None => {
-            let Traits { theta, partial_rotary: partial, interleaved, .. } = traits;
-            vec![rope_spec(config, RopeTraits { head_dim, theta, partial, interleaved })?]
+            let Traits { theta, partial_rotary: partial, interleaved, max_position, .. } = traits;
+            vec![rope_spec(config, RopeTraits { head_dim, theta, partial, interleaved, max_position })?]
         }
     };
     let mlp = MlpSpec {
@@ -192,6 +194,7 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
         norm: NormSpec { kind: NormKind::Rms, eps: eps as f32, offset: 0.0 },
         norm_placement: NormPlacement::Pre,
         tied_embeddings: config.flag("tie_word_embeddings", traits.tied)?,
+        has_head: true,
         embedding_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
@@ -200,7 +203,7 @@ pub fn llama_layout(config: &Config<'_>, traits: Traits) -> Result<Family, Model
         ropes,
         checkpoint_dtype: dtype(config)?,
     };
-    Ok(Family { spec, names: traits.names, packed: None })
+    Ok(Family { spec, names: traits.names, packed: None, base: false, warnings: Vec::new() })
 }
 
 /// The multi-head attention of every layer, to be changed.

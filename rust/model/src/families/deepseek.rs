@@ -51,12 +51,14 @@ fn build(
     moe: MoeSpec,
     dense_default: usize,
 ) -> Result<Family, ModelError> {
+    let max_position = if dense_default == 0 { 2048 } else { 4096 };
     if config.int("moe_layer_freq", 1..=1024)?.is_some_and(|n| n != 1) {
         return Err(ModelError::Unsupported("moe_layer_freq other than 1".into()));
     }
     let (heads, qk_rope_head_dim) =
         (config.need_int("num_attention_heads", 1..=4096)?, config.need_int("qk_rope_head_dim", 2..=1024)?);
-    let rope = RopeTraits { head_dim: qk_rope_head_dim, theta: 10_000.0, partial: None, interleaved };
+    let rope =
+        RopeTraits { head_dim: qk_rope_head_dim, theta: 10_000.0, partial: None, interleaved, max_position };
     let latent = MlaSpec {
         heads,
         q_lora_rank: config.int("q_lora_rank", 1..=1 << 16)?,
@@ -73,6 +75,7 @@ fn build(
         // The sizes of heads come from `latent`; this keeps hidden / heads from being asked for.
         head_dim: Some(qk_rope_head_dim),
         ropes: Some(vec![rope_spec(config, rope)?]),
+        max_position,
         ..Traits::new(architecture)
     };
     let mut family = llama_layout(config, traits)?;

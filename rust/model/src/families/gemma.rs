@@ -3,7 +3,7 @@
 
 use super::common::{Traits, head_sizes, heads_mut, llama_layout, refuse_flag};
 use super::family::Family;
-use super::layer_types::{sliding_pattern, window, windows};
+use super::layer_types::{sliding_layers, sliding_pattern, window, windows};
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
 use crate::config::Config;
@@ -21,7 +21,7 @@ pub fn gemma1(config: &Config<'_>) -> Result<Family, ModelError> {
 }
 
 pub fn gemma2(config: &Config<'_>) -> Result<Family, ModelError> {
-    let windows = windows(&sliding_pattern(config, 2)?, window_or_default(config)?);
+    let windows = windows(&sliding_layers(config, |i| i.is_multiple_of(2))?, window(config)?);
     let traits = Traits { windows, max_position: 8192, names: SANDWICH, ..Traits::new("Gemma2ForCausalLM") };
     sandwich(config, build(config, traits)?, (Some(50.0), Some(30.0)))
 }
@@ -29,11 +29,12 @@ pub fn gemma2(config: &Config<'_>) -> Result<Family, ModelError> {
 pub fn gemma3(config: &Config<'_>) -> Result<Family, ModelError> {
     let sliding = sliding_pattern(config, 6)?;
     let head_dim = head_sizes(config, Some(256))?.head_dim;
-    let rope = |theta: f64| RopeTraits { head_dim, theta, partial: None, interleaved: false };
+    let rope =
+        |theta: f64| RopeTraits { head_dim, theta, partial: None, interleaved: false, max_position: 131_072 };
     let ropes = rope_specs_by_layer_type(config, rope(1e6), "rope_local_base_freq", rope(1e4))?;
     let traits = Traits {
         qk_norm: QkNorm::Heads,
-        windows: windows(&sliding, window_or_default(config)?),
+        windows: windows(&sliding, window(config)?),
         max_position: 131_072,
         ropes: Some(ropes.into()),
         names: SANDWICH,
@@ -44,10 +45,6 @@ pub fn gemma3(config: &Config<'_>) -> Result<Family, ModelError> {
         attention.rope = Some(usize::from(slides));
     }
     Ok(family)
-}
-
-fn window_or_default(config: &Config<'_>) -> Result<Option<u32>, ModelError> {
-    if config.names("sliding_window") { window(config) } else { Ok(Some(4096)) }
 }
 
 /// What all three have.

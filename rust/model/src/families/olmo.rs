@@ -3,7 +3,7 @@
 
 use super::common::{Traits, head_sizes, heads_mut, llama_layout};
 use super::family::Family;
-use super::layer_types::{sliding_pattern, window, windows};
+use super::layer_types::{sliding_layers, window, windows};
 use super::names::{LLAMA_NAMES, TensorNames};
 use crate::ModelError;
 use crate::config::Config;
@@ -15,10 +15,11 @@ pub fn olmo2(config: &Config<'_>) -> Result<Family, ModelError> {
 }
 
 pub fn olmo3(config: &Config<'_>) -> Result<Family, ModelError> {
-    let sliding = sliding_pattern(config, 4)?;
-    let window = if config.names("sliding_window") { window(config)? } else { Some(4096) };
+    let sliding = sliding_layers(config, |i| !(i + 1).is_multiple_of(4))?;
+    let window = window(config)?;
     let head_dim = head_sizes(config, None)?.head_dim;
-    let rope = RopeTraits { head_dim, theta: 500_000.0, partial: None, interleaved: false };
+    let rope =
+        RopeTraits { head_dim, theta: 500_000.0, partial: None, interleaved: false, max_position: 2048 };
     let ropes = rope_specs_by_layer_type(config, rope, "rope_theta", rope)?;
     let windows = windows(&sliding, window);
     let ropes = Some(ropes.into());

@@ -37,12 +37,12 @@ impl Model {
     pub fn load(
         kernels: &Kernels,
         folder: &dyn ModelFolder,
-        family: Family,
+        mut family: Family,
         format: impl Into<WeightFormat>,
     ) -> Result<Self, ModelError> {
         let format = format.into();
         let Loaded { weights, stored: stored_dtype, warnings, kept_in_bf16, origin } =
-            load::load(kernels, folder, &family, format)?;
+            load::load(kernels, folder, &mut family, format)?;
         let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies(0)).collect();
         let (spec, weight_dtype) = (family.spec, format.dtype);
         Ok(Self {

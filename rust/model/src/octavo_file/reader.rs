@@ -84,7 +84,8 @@ impl<'a> OctavoFileReader<'a> {
                 let what = format!("stored_dtype in its metadata: {:?}", self.metadata.origin.stored_dtype);
                 ModelError::corrupt(self.checkpoint.files(), what)
             })?;
-        let warnings = self.nonfinite.into_inner().warnings();
+        let mut warnings = self.checkpoint.warnings().to_vec();
+        warnings.extend(self.nonfinite.into_inner().warnings());
         Ok(Loaded {
             weights,
             stored,

@@ -16,6 +16,7 @@ use crate::ModelError;
 use crate::checkpoint_source::CheckpointSource;
 use crate::families::Family;
 use crate::folder::ModelFolder;
+use crate::layout::{open_fitted, warn_of_unused};
 use crate::octavo_file::format::{ALIGNMENT, MatrixEntry, Origin, key_of, metadata, name_of};
 use crate::source::{Absorbed, WeightSource, stand_in};
 use crate::spec::MlaSpec;
@@ -68,8 +69,9 @@ pub fn quantize(
         let what = "only int8 can be written, and on little-endian machines";
         return Err(ModelError::BadOption(what.into()));
     };
-    let checkpoint = folder.tensors()?;
-    let spec = &family.spec;
+    let mut family = family.clone();
+    let checkpoint = open_fitted(folder, &mut family)?;
+    let (family, spec) = (&family, &family.spec);
     let stored = checkpoint.tensor(family.names.embed, &[spec.vocab, spec.hidden])?.dtype;
     let origin = Origin {
         source: source.into(),
@@ -94,7 +96,10 @@ pub fn quantize(
     writer.file.borrow_mut().write(&vec![b' '; room]).map_err(io)?;
     walk(&writer, family)?;
     let OctavoFileWriter { floats, layout, file, late, .. } = writer;
-    let (warnings, kept_in_bf16) = floats.findings();
+    let (nonfinite, kept_in_bf16) = floats.findings();
+    let mut warnings = checkpoint.warnings().to_vec();
+    warnings.extend(warn_of_unused(&checkpoint, family));
+    warnings.extend(nonfinite);
     let mut file = file.into_inner();
     file.write(&late.into_inner()).map_err(io)?;
     let header = layout.into_inner().header(&origin, scheme, &kept_in_bf16);
