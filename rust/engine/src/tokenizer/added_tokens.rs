@@ -50,16 +50,7 @@ pub(super) fn apply(
     if !tokens.is_empty() {
         tokenizer.add_tokens(tokens).map_err(|e| format!("its added tokens cannot be used: {e}"))?;
     }
-    for (id, token) in declared {
-        match tokenizer.token_to_id(&token.content) {
-            Some(given) if given != id => warnings.push(format!(
-                "the tokenizer's files say that token {:?} is {id}. It is {given}, as in transformers: ids follow the \
-                 vocabulary of tokenizer.json",
-                token.content
-            )),
-            _ => {}
-        }
-    }
+    warnings.extend(other_ids(tokenizer, &declared));
     if config.get("split_special_tokens") == Some(&Value::Bool(true)) {
         tokenizer.set_encode_special_tokens(true);
     }
@@ -184,8 +175,23 @@ fn token_of(value: &Value, special: bool) -> Option<AddedToken> {
     Some(token.lstrip(flag("lstrip").unwrap_or(false)).rstrip(flag("rstrip").unwrap_or(false)))
 }
 
+/// The ids of the files that are not those of the vocabulary.
+fn other_ids(tokenizer: &Tokenizer, declared: &BTreeMap<u32, AddedToken>) -> Option<String> {
+    let other = |(id, token): (&u32, &AddedToken)| {
+        let given = tokenizer.token_to_id(&token.content).filter(|given| given != id)?;
+        Some(format!("{:?} {id} instead of {given}", token.content))
+    };
+    let mut others = declared.iter().filter_map(other);
+    let first = others.next()?;
+    Some(format!(
+        "the tokenizer's files give {} added tokens other ids than they have, such as {first}. As in transformers, ids \
+         follow the vocabulary of tokenizer.json. Save the tokenizer again with the model",
+        others.count() + 1
+    ))
+}
+
 /// What a folder with `added_tokens_decoder` says elsewhere, and does not count.
-fn ignored(tokenizer: &Tokenizer, config: &Map<String, Value>, files: &TokenizerFiles) -> Vec<String> {
+fn ignored(tokenizer: &Tokenizer, config: &Map<String, Value>, files: &TokenizerFiles) -> Option<String> {
     let known = |text: &str| {
         let entries = config.get("added_tokens_decoder").and_then(Value::as_object);
         let entry = |token: &Value| token.get("content").and_then(Value::as_str) == Some(text);
@@ -196,13 +202,13 @@ fn ignored(tokenizer: &Tokenizer, config: &Map<String, Value>, files: &Tokenizer
         other => vec![other],
     });
     let texts = texts.filter_map(|value| Some(token_of(value, true)?.content));
-    let lost = |file: &str, text: String| {
-        format!(
-            "{file} has token {text:?}, which is ignored as in transformers: tokenizer_config.json has an \
-             added_tokens_decoder. Add the token there"
-        )
-    };
-    let of_map = texts.filter(|text| !known(text)).map(|text| lost("special_tokens_map.json", text));
-    let of_file = files.added_tokens.keys().filter(|text| !known(text));
-    of_map.chain(of_file.map(|text| lost("added_tokens.json", text.clone()))).collect()
+    let of_map = texts.filter(|text| !known(text));
+    let of_file = files.added_tokens.keys().filter(|text| !known(text)).cloned();
+    let mut lost = of_map.chain(of_file);
+    let first = lost.next()?;
+    Some(format!(
+        "special_tokens_map.json and added_tokens.json have {} tokens, such as {first:?}, which are ignored as in \
+         transformers: tokenizer_config.json has an added_tokens_decoder. Add the tokens there",
+        lost.count() + 1
+    ))
 }
