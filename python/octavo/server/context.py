@@ -112,6 +112,7 @@ class Context:
         """Logs the unknown fields of `request`, each once for the server."""
         names = {*(request.model_extra or ())} - requests.silent(type(request))
         names.update(path for path, _, value in inside(request) if value is not None)
+        names.update(request.unknown_keys())
         for name in sorted(names - self._warned)[:8]:
             if len(self._warned) < _MAX_WARNED:
                 self._warned.add(name)

@@ -6,7 +6,7 @@ Unknown fields are accepted if they cannot change the answer; each is logged onc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,6 +38,10 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
     refused: ClassVar[Mapping[str, Refusal]] = REFUSED
+
+    def unknown_keys(self) -> Iterator[str]:
+        """Paths of unknown keys in the objects that this request holds as plain dicts."""
+        return iter(())
 
 
 class StreamOptions(Strict):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
 from octavo.server.http import Call, Reply, json_reply
+from octavo.server.known_keys import ITEMS, unknown_keys
 from octavo.server.messages import prompt_of
 from octavo.server.protocols.openai_chat import begin
 from octavo.server.protocols.response_items import Conversation
@@ -47,6 +48,11 @@ class ResponsesFields(Strict):
     stream: bool | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+
+    def unknown_keys(self) -> Iterator[str]:
+        yield from (f"text.{name}" for name in self.text or () if name not in ("format", "verbosity"))
+        yield from unknown_keys(self.tools, "tools", ITEMS)
+        yield from unknown_keys(getattr(self, "input", None), "input", ITEMS, default="message")
 
 
 class ResponsesRequest(ResponsesFields):
@@ -157,8 +163,10 @@ class Input:
         """The request as a chat request."""
         form = (request.text or {}).get("format")
         if isinstance(form, dict) and form.get("type") == "json_schema":
-            schema = {k: v for k, v in form.items() if k in ("name", "schema", "strict", "description")}
-            form = {"type": "json_schema", "json_schema": schema}
+            inner = ("name", "schema", "strict", "description")
+            # Other keys are refused, as in response_format.
+            others = {k: v for k, v in form.items() if k not in inner}
+            form = {**others, "json_schema": {k: v for k, v in form.items() if k in inner}}
         tools = self.conversation.tools
         return read(
             ChatRequest,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from octavo.server.foreign_fields import ALIASES, CONSTRAINTS, NEUTRAL, REFUSED, Refusal
+from octavo.server.known_keys import BLOCKS, unknown_keys
 from octavo.server.requests import ChatRequest, Strict
 from pydantic import Field
 
@@ -119,6 +120,11 @@ class CountTokensRequest(Strict):
     speed: Any = None
     user_profile_id: Any = None
     workspace_id: Any = None
+
+    def unknown_keys(self) -> Iterator[str]:
+        yield from unknown_keys(self.system, "system", BLOCKS)
+        for turn in self.messages:
+            yield from unknown_keys(turn.content, "messages[].content", BLOCKS)
 
 
 class MessagesRequest(CountTokensRequest):
