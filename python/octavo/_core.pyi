@@ -3,6 +3,7 @@
 This module only converts: the logic lives in the Rust crates. Users reach it through `octavo.LLM`.
 """
 
+import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, final
 
@@ -264,6 +265,7 @@ class Engine:
         """
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def stats(self) -> dict[str, Any]:
         """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
@@ -379,3 +381,6 @@ class Logprob:
         """1 is the most likely token."""
     @property
     def token(self) -> str: ...
+    @property
+    def bytes(self) -> builtins.bytes:
+        """The bytes that the token adds to a text."""

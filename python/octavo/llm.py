@@ -255,6 +255,10 @@ class LLM:
         """Text of `token_ids`."""
         return self._engine.detokenize(as_token_ids(token_ids), skip_special_tokens=skip_special_tokens)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text. Unlike its text, they may be a part of a character."""
+        return self._engine.token_bytes(token_id)
+
     def render_chat(
         self,
         messages: Sequence[Message],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 from array import array
 from dataclasses import dataclass, field
@@ -26,19 +27,21 @@ __all__ = [
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Logprob:
     """One candidate token of a position.
 
     Attributes:
         logprob: natural logarithm of its probability under the model's raw logits.
         rank: 1 is the most likely token.
-        decoded_token: its text.
+        decoded_token: its text; U+FFFD for a part of a character.
+        bytes: the bytes that it adds to the text.
     """
 
     logprob: float
     rank: int
     decoded_token: str
+    bytes: builtins.bytes = b""
 
 
 @dataclass(frozen=True)
@@ -206,5 +209,5 @@ def _metrics(values: dict[str, Any]) -> RequestMetrics:
 def _candidates(row: list[_core.Logprob]) -> dict[int, Logprob]:
     out: dict[int, Logprob] = {}
     for c in row:
-        out.setdefault(c.token_id, Logprob(c.logprob, c.rank, c.token))
+        out.setdefault(c.token_id, Logprob(c.logprob, c.rank, c.token, c.bytes))
     return out

@@ -39,6 +39,8 @@ class SamplingParams:
         ignore_eos: end-of-sequence tokens do not end the output.
         bad_words: strings that may not be produced.
         logit_bias: token id to a number in [-100, 100] added to its logit.
+        allowed_token_ids: the only tokens that may be produced. An output that may not contain the end of sequence goes
+            on until `max_tokens`. With `structured`, both must allow a token.
         logprobs: candidates reported per output token besides the chosen one; -1: all.
         prompt_logprobs: candidates reported per prompt token besides the actual one; -1: all.
         skip_special_tokens: leave special tokens out of the text.
@@ -70,6 +72,7 @@ class SamplingParams:
     ignore_eos: bool = False
     bad_words: Sequence[str] | None = None
     logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True

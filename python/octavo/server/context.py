@@ -30,6 +30,7 @@ from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
 from octavo.server.response_store import ResponseStore
 from octavo.server.template_traits import CallForm, call_form, needs_short_ids
+from octavo.server.truncation import truncated
 
 log = logging.getLogger("octavo.server")
 
@@ -147,6 +148,19 @@ class Context:
                 limits = f"no more than {limit} are tokenised for this context"
                 message = f"the prompt has {len(prompt)} characters: {limits}"
                 raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+    def truncate(
+        self, prompt: str | list[int], count: int | None, *, special: bool, reserved: int = 0, param: str = "prompt"
+    ) -> str | list[int]:
+        """`prompt` cut by `truncate_prompt_tokens`, which is `count`; see `truncated`.
+
+        Raises:
+            ApiError: 400.
+        """
+        if count is None:
+            return prompt
+        self.check_texts([prompt], param)
+        return truncated(self.llm, prompt, count, special=special, context=self.max_model_len, reserved=reserved)
 
     def generate(
         self,

@@ -116,8 +116,10 @@ class Chunks:
         self._before = b"data: " + dumps(head)[:-1] + b',"choices":['
         self._after = b'],"usage":null}\n\n' if usage else b"]}\n\n"
 
-    def event(self, choice: Mapping[str, Any]) -> bytes:
-        return self._before + dumps(choice) + self._after
+    def event(self, choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> bytes:
+        """The event of `choice`, with the usage so far if it is given."""
+        after = self._after if usage is None else b'],"usage":' + dumps(usage) + b"}\n\n"
+        return self._before + dumps(choice) + after
 
     def text(self, before: bytes, text: str, after: bytes) -> bytes:
         """The event of a choice that is `before`, the text as JSON, `after`."""

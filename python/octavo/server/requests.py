@@ -45,9 +45,12 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """`include_usage`: one more chunk with the usage at the end. `include_obfuscation` has no effect."""
+    """`include_usage`: one more chunk with the usage at the end. `continuous_usage_stats`: each chunk has it so far.
+    `include_obfuscation` has no effect.
+    """
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -100,6 +103,7 @@ class Sampling(Strict):
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     bad_words: list[str] | None = None
+    allowed_token_ids: list[TokenId] | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
@@ -107,6 +111,8 @@ class Sampling(Strict):
     # octavo's own: at most the engine's bound
     attention_error_bound: Annotated[float, _in_range("attention_error_bound")] | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     timeout: Annotated[float, _in_range("timeout")] | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: ResponseFormat | None = None
@@ -235,6 +241,7 @@ class EmbeddingRequest(Strict):
     user: str | None = None
     # vLLM's further fields
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     normalize: bool | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None

@@ -12,6 +12,7 @@ from octavo.request_handle import RequestHandle
 from octavo.server.errors import ApiError
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import DONE, PING, Reply, event
+from octavo.server.requests import StreamOptions
 
 
 class Response(ABC):
@@ -19,12 +20,16 @@ class Response(ABC):
 
     For a reply: `feed` all output, then call `reply`. For a stream: send the result of each `feed`, then that of `end`;
     after an error that of `error` instead.
+
+    Args:
+        options: the request's `stream_options`.
     """
 
-    def __init__(self, generation: Generation, *, stream: bool) -> None:
+    def __init__(self, generation: Generation, *, stream: bool, options: StreamOptions | None = None) -> None:
         self.generation = generation
         self.stream = stream
         self.usage = Usage(len(generation.handles))
+        self.options = options or StreamOptions()
 
     @abstractmethod
     def feed(self, deltas: Deltas) -> bytes:
@@ -33,6 +38,10 @@ class Response(ABC):
     @abstractmethod
     def reply(self) -> Reply:
         """The complete response, after the last output."""
+
+    def usage_so_far(self) -> dict[str, Any] | None:
+        """The usage that each event of a stream has; None if it was not asked for."""
+        return self.usage.as_dict() if self.options.continuous_usage_stats else None
 
     def end(self) -> bytes:
         """The last events of a stream."""
@@ -62,8 +71,9 @@ class Usage:
 
     def take(self, index: int, delta: _core.Delta, handle: RequestHandle[Any]) -> None:
         self.completion += delta.num_tokens
-        if delta.finished:
+        if not self._prompt[index]:
             self._prompt[index] = handle.num_prompt_tokens
+        if delta.finished:
             metrics = delta.metrics
             if metrics is not None:
                 self._cached[index] = int(metrics["cached_prompt_tokens"])
@@ -92,23 +102,3 @@ def new_id(prefix: str) -> str:
 
 def now() -> int:
     return int(time.time())
-
-
-def finite(logprob: float) -> float:
-    """JSON has no -inf: an impossible token gets a number that no other token has."""
-    return max(logprob, -9999.0)
-
-
-def prompt_logprobs(rows: list[list[_core.Logprob] | None] | None) -> list[dict[str, Any] | None] | None:
-    """vLLM's form: per prompt token a map of token id to candidate."""
-    if rows is None:
-        return None
-    return [
-        None
-        if row is None
-        else {
-            str(c.token_id): {"logprob": finite(c.logprob), "rank": c.rank, "decoded_token": c.token}
-            for c in reversed(row)
-        }
-        for row in rows
-    ]

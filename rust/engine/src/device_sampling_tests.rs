@@ -166,11 +166,12 @@ fn plain_requests_are_sampled_by_the_executor() {
 
 #[test]
 fn rules_beyond_a_spec_get_logits() {
-    let ruled: [&dyn Fn(&mut SamplingParams); 7] = [
+    let ruled: [&dyn Fn(&mut SamplingParams); 8] = [
         &|p| p.repetition_penalty = Some(1.5),
         &|p| p.presence_penalty = 0.5,
         &|p| p.logit_bias = vec![(5, 1.0)],
         &|p| p.bad_words = vec!["z".into()],
+        &|p| p.allowed_token_ids = Some(vec![98, 99]),
         &|p| p.prompt_logprobs = Some(1),
         &|p| p.logprobs = Some(21),
         &|p| p.structured = Some(Structure::Regex("[a-z]+".into())),

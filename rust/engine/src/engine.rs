@@ -24,6 +24,7 @@ use crate::status::EngineStatus;
 use crate::stream::ReadyQueue;
 use crate::structured::Compiler;
 use crate::template::ChatTemplate;
+use crate::token_text::TokenText;
 use crate::tokenizer::Tokenizer;
 
 /// A prompt as the caller gives it.
@@ -192,6 +193,11 @@ impl Engine {
     /// Text of `ids`.
     pub fn detokenize(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, EngineError> {
         self.tokenizer.decode(ids, skip_special_tokens)
+    }
+
+    /// What the token `id` adds to a text.
+    pub fn token_text(&self, id: u32) -> TokenText {
+        self.tokenizer.token_text(id)
     }
 
     /// Waits for deltas of subscribed requests; their ids.

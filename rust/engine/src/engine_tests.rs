@@ -199,7 +199,7 @@ fn samples_of_one_prompt_share_it_and_logprobs_add_up() {
     let rows = prompt_rows.expect("prompt logprobs");
     assert_eq!(rows.len(), 5);
     assert!(rows[0].is_none() && rows[1..].iter().all(|r| r.as_ref().is_some_and(|r| r.len() == 2)));
-    assert_eq!(rows[1].as_ref().expect("row")[0].token, "e");
+    assert_eq!(rows[1].as_ref().expect("row")[0].token.text(), "e");
     settled(&engine);
 }
 

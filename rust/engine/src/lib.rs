@@ -50,6 +50,7 @@ mod submit;
 mod template;
 #[cfg(test)]
 mod test_engine;
+mod token_text;
 mod tokenizer;
 
 pub use attention::{AttentionConfig, AttentionMode};

@@ -2,6 +2,7 @@
 
 use crate::EngineError;
 use crate::report::Report;
+use crate::token_text::TokenText;
 
 /// Why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +47,8 @@ pub struct TokenLogprob {
     pub logprob: f32,
     /// 1 is the most likely token.
     pub rank: u32,
-    /// Its text.
-    pub token: String,
+    /// Its text and bytes.
+    pub token: TokenText,
 }
 
 /// New output of one sample.

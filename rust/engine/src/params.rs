@@ -58,6 +58,8 @@ pub struct SamplingParams {
     /// Added to logits of these tokens.
     #[serde(deserialize_with = "biases")]
     pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that the output may consist of; None: all.
+    pub allowed_token_ids: Option<Vec<u32>>,
     /// Candidates reported per output token; 0: the chosen token alone. `u32::MAX`: all.
     #[serde(deserialize_with = "count_or_all")]
     pub logprobs: Option<u32>,
@@ -98,6 +100,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             bad_words: Vec::new(),
             logit_bias: Vec::new(),
+            allowed_token_ids: None,
             logprobs: None,
             prompt_logprobs: None,
             skip_special_tokens: true,
@@ -243,6 +246,13 @@ impl SamplingParams {
             let expected = format!("at most max_tokens ({max}) is expected");
             return refuse("min_tokens", self.min_tokens, &expected);
         }
+        if self.allowed_token_ids.as_ref().is_some_and(Vec::is_empty) {
+            return refuse(
+                "allowed_token_ids",
+                "[]",
+                "at least one token id is expected; leave it out to allow all",
+            );
+        }
         self.check_texts()
     }
 
@@ -308,7 +318,8 @@ impl SamplingParams {
     /// Checks token ids against the vocabulary.
     pub fn check_vocabulary(&self, vocab: usize) -> Result<(), EngineError> {
         let ids = self.stop_token_ids.iter().map(|id| ("stop_token_ids", *id));
-        let mut all = ids.chain(self.logit_bias.iter().map(|(id, _)| ("logit_bias", *id)));
+        let allowed = self.allowed_token_ids.iter().flatten().map(|id| ("allowed_token_ids", *id));
+        let mut all = ids.chain(self.logit_bias.iter().map(|(id, _)| ("logit_bias", *id))).chain(allowed);
         match all.find(|(_, id)| *id as usize >= vocab) {
             Some((name, id)) => refuse(name, id, &format!("token ids of this model are below {vocab}")),
             None => Ok(()),

@@ -15,7 +15,7 @@ use crate::output::{
 };
 use crate::pooling::Pooler;
 use crate::report::Report;
-use crate::sampling::{History, Logprob, SampleSpec, SampledToken, Sampler, SamplingRules};
+use crate::sampling::{History, Logprob, SampleSpec, SampledToken, Sampler, SamplingRules, intersection};
 use crate::stats::add;
 use crate::status::EngineStatus;
 use crate::stop::StopFilter;
@@ -169,7 +169,15 @@ impl RequestState {
     ) -> Result<SampledToken, EngineError> {
         let r = &self.request;
         let s = self.samples.get(index as usize).ok_or_else(|| no_sample(index))?;
-        let allowed = s.constraint.as_ref().map(Constraint::mask).transpose()?;
+        let held = s.constraint.as_ref().map(Constraint::mask).transpose()?;
+        let both;
+        let allowed = match (r.rules.allowed(), held) {
+            (Some(ids), Some(held)) => {
+                both = intersection(ids, held).ok_or_else(nothing_allowed)?;
+                Some(&both[..])
+            }
+            (ids, held) => ids.or(held),
+        };
         let token = sampler.sample(kernels, &r.rules, logits, raw, &s.history, &s.tokens, index, allowed);
         let logprobs = match r.logprobs {
             Some(top) => sampler.logprobs(kernels, logits, raw, token, top),
@@ -332,6 +340,13 @@ impl RequestState {
 
 fn no_sample(index: u32) -> EngineError {
     EngineError::Execution(format!("there is no sample {index}"))
+}
+
+fn nothing_allowed() -> EngineError {
+    EngineError::InvalidRequest(
+        "allowed_token_ids leaves no token that the structured output may continue with: allow the tokens of its text"
+            .into(),
+    )
 }
 
 fn with_text(tokenizer: &Tokenizer, row: Vec<Logprob>) -> Vec<TokenLogprob> {

@@ -23,6 +23,7 @@ use tokenizers::Tokenizer as HfTokenizer;
 
 use crate::EngineError;
 use crate::error::panic_text;
+use crate::token_text::TokenText;
 use chunks::Stopped;
 pub(crate) use text_decoder::TextDecoder;
 
@@ -35,7 +36,7 @@ pub struct Tokenizer {
     /// What its files say and does not count.
     warnings: Vec<String>,
     /// Texts of single tokens, by id, as they are asked for.
-    texts: OnceLock<Vec<OnceLock<String>>>,
+    texts: OnceLock<Vec<OnceLock<TokenText>>>,
 }
 
 impl Tokenizer {
@@ -145,8 +146,8 @@ impl Tokenizer {
         self.decoder.bytes(&self.token(id, false)?)
     }
 
-    /// The text of one token, as reported with logprobs.
-    pub fn token_text(&self, id: u32) -> String {
+    /// What one token adds to a text, as reported with logprobs.
+    pub fn token_text(&self, id: u32) -> TokenText {
         let texts = self.texts.get_or_init(|| (0..self.vocab_size()).map(|_| OnceLock::new()).collect());
         match texts.get(id as usize) {
             Some(text) => text.get_or_init(|| self.decode_one(id)).clone(),
@@ -154,9 +155,13 @@ impl Tokenizer {
         }
     }
 
-    fn decode_one(&self, id: u32) -> String {
-        let text = self.decode(&[id], false).unwrap_or_default();
-        if text.is_empty() { self.inner.id_to_token(id).unwrap_or_default() } else { text }
+    fn decode_one(&self, id: u32) -> TokenText {
+        let bytes =
+            self.token_bytes(id).unwrap_or_else(|| self.decode(&[id], false).unwrap_or_default().into());
+        match bytes.is_empty() {
+            true => TokenText::of_name(self.inner.id_to_token(id).unwrap_or_default()),
+            false => TokenText::of_bytes(bytes),
+        }
     }
 
     /// The id of a token given by its exact name, such as `<|im_end|>`.
@@ -245,7 +250,7 @@ pub(crate) mod tests {
         assert_eq!(ids.last(), Some(&256));
         assert_eq!(t.decode(&ids, true).expect("text"), "héllo ");
         assert_eq!(t.decode(&ids, false).expect("text"), "héllo <eos>");
-        assert_eq!(t.token_text(256), "<eos>");
+        assert_eq!(t.token_text(256).text(), "<eos>");
         assert_eq!(t.id_of("<eos>"), Some(256));
     }
 

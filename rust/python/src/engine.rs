@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use octavo_engine::{EngineConfig, EngineError, Health, OnFull, Prompt, RequestStream};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBytes, PyDict, PyString};
 use serde_json::{Map, Value, json};
 
 use crate::errors::{raise, to_python};
@@ -271,6 +271,10 @@ impl Engine {
     ) -> PyResult<String> {
         let ids = token_ids_of(token_ids)?;
         py.detach(|| self.0.detokenize(&ids, skip_special_tokens)).map_err(|e| to_python(py, &e))
+    }
+
+    fn token_bytes<'py>(&self, py: Python<'py>, token_id: u32) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.0.token_text(token_id).bytes())
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

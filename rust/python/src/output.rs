@@ -27,7 +27,11 @@ impl Logprob {
     }
     #[getter]
     fn token(&self) -> &str {
-        &self.0.token
+        self.0.token.text()
+    }
+    #[getter]
+    fn bytes(&self) -> &[u8] {
+        self.0.token.bytes()
     }
 }
 

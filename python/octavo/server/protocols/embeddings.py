@@ -53,7 +53,8 @@ def begin(context: Context, request: EmbeddingRequest, call: Call) -> tuple[Embe
     special = request.add_special_tokens is not False
     try:
         # All are tokenised and checked before the first one runs.
-        prompts = [llm.tokenize(p, add_special_tokens=special) if isinstance(p, str) else p for p in inputs]
+        cut = [context.truncate(p, request.truncate_prompt_tokens, special=special, param="input") for p in inputs]
+        prompts = [llm.tokenize(p, add_special_tokens=special) if isinstance(p, str) else p for p in cut]
         for ids in prompts:
             llm.check_embedding(ids, **options)
         return EmbeddingGeneration(llm, prompts, options, context.max_num_seqs), prompts

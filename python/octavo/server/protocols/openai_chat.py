@@ -13,12 +13,13 @@ from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
+from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.messages import prompt_of
 from octavo.server.output_format import field_of, output_format
 from octavo.server.parsing import Arguments, Content, Piece, Reasoning
 from octavo.server.reasoning import Reader
 from octavo.server.requests import ChatRequest
-from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
+from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
 from octavo.server.tools import Toolbox
@@ -73,7 +74,14 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
     # The template writes the special tokens itself.
-    generation = context.generate([(prompt, False, params)], stream=bool(request.stream), names=names)
+    cut = context.truncate(
+        prompt,
+        request.truncate_prompt_tokens,
+        special=False,
+        reserved=max_tokens or 1,
+        param=names.get("prompt", "prompt"),
+    )
+    generation = context.generate([(cut, False, params)], stream=bool(request.stream), names=names)
     return Begun(generation, form.reader, toolbox.custom)
 
 
@@ -81,16 +89,16 @@ class Chat(Response):
     """The response: a choice per sample."""
 
     def __init__(self, context: Context, request: ChatRequest, begun: Begun, *, stream: bool) -> None:
-        super().__init__(begun.generation, stream=stream)
+        super().__init__(begun.generation, stream=stream, options=request.stream_options)
         self._request = request
         self._begun = begun
         self._new_call_id = context.new_call_id
         kind = "chat.completion.chunk" if stream else "chat.completion"
         self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": context.name}
-        self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._include_usage = bool(self.options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
         # The common case: only text is requested.
-        self._plain = not (request.logprobs or request.return_token_ids)
+        self._plain = not (request.logprobs or request.return_token_ids or self.options.continuous_usage_stats)
         self._choices: dict[int, Choice] = {}
         self._prompt_logprobs: list[dict[str, Any] | None] | None = None
 
@@ -146,12 +154,12 @@ class Chat(Response):
         if reason is not None:
             body["stop_reason"] = choice.stop_reason
         if not self._request.return_token_ids:
-            return self._chunks.event(body)
+            return self._chunks.event(body, self.usage_so_far())
         body["token_ids"] = choice.take_token_ids()
         if handle is None:
-            return self._chunks.event(body)
+            return self._chunks.event(body, self.usage_so_far())
         more = {"prompt_token_ids": handle.prompt_token_ids}
-        return Chunks({**self._head, **more}, usage=self._include_usage).event(body)
+        return Chunks({**self._head, **more}, usage=self._include_usage).event(body, self.usage_so_far())
 
     def end(self) -> bytes:
         last = b""
@@ -196,7 +204,9 @@ class Choice:
         if request.return_token_ids:
             self.token_ids += sample.token_ids
         if request.logprobs:
-            self._logprobs += [_candidate(row) for row in sample.logprobs or []]
+            self._logprobs += [
+                chat_logprobs(row, as_ids=bool(request.return_tokens_as_token_ids)) for row in sample.logprobs or []
+            ]
         if sample.finish_reason is not None:
             self._reason = sample.finish_reason
             self.stop_reason = sample.stop_reason
@@ -251,13 +261,6 @@ class Choice:
         if request.return_token_ids:
             body["token_ids"] = self.token_ids
         return body
-
-
-def _candidate(row: list[_core.Logprob]) -> dict[str, Any]:
-    def one(c: _core.Logprob) -> dict[str, Any]:
-        return {"token": c.token, "logprob": finite(c.logprob), "bytes": list(c.token.encode())}
-
-    return {**one(row[0]), "top_logprobs": [one(c) for c in row[1:]]}
 
 
 ROUTES = [Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest)]

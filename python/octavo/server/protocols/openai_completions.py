@@ -10,9 +10,10 @@ from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
+from octavo.server.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.output_format import answer_format, field_of
 from octavo.server.requests import CompletionRequest
-from octavo.server.response import Response, finite, new_id, now, prompt_logprobs
+from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
 
@@ -49,11 +50,16 @@ def completions(context: Context, call: Call) -> Response:
         "structured": answer_format(request),
     }
     if request.echo and logprobs is not None:
-        more["prompt_logprobs"] = max(logprobs, request.prompt_logprobs or 0)
+        wanted = candidates("prompt_logprobs", request.prompt_logprobs or 0, limits)
+        more["prompt_logprobs"] = max(logprobs, wanted)
     params = sampling_params(request, limits, call.salt, **more)
     special = request.add_special_tokens is not False
     stream = bool(request.stream)
     names = {"structured": field_of(request)}
+    prompts = [
+        context.truncate(p, request.truncate_prompt_tokens, special=special, reserved=more["max_tokens"])
+        for p in prompts
+    ]
     generation = context.generate([(p, special, params) for p in prompts], stream=stream, names=names)
     return Completions(context, request, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
 
@@ -83,18 +89,18 @@ class Completions(Response):
         logprobs: int | None,
         nothing: bool,
     ) -> None:
-        super().__init__(generation, stream=stream)
+        super().__init__(generation, stream=stream, options=request.stream_options)
         self._n = n
         self._logprobs = logprobs
         self._nothing = nothing
         self._request = request
-        self._detokenize = context.llm.detokenize
+        self._llm = context.llm
         self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": context.name}
-        self._include_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._include_usage = bool(self.options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
         # The common case: a stream of text only.
         more = request.logprobs is not None or request.prompt_logprobs is not None or request.return_token_ids
-        self._plain = stream and not more and not nothing
+        self._plain = stream and not more and not nothing and not self.options.continuous_usage_stats
         self._choices: dict[tuple[int, int], Choice] = {}
 
     def feed(self, deltas: Deltas) -> bytes:
@@ -113,18 +119,24 @@ class Completions(Response):
                 if choice is None:
                     choice = self._begin(index, sample.index, handle, delta)
                 if not self._nothing:
-                    choice.add(sample, self._logprobs)
+                    choice.add(sample)
                 choice.finish(sample)
                 if self.stream:
-                    out += self._chunks.event(choice.take(self._request, first))
+                    out += self._chunks.event(choice.take(self._request, first), self.usage_so_far())
         return out
 
     def _begin(self, index: int, sample: int, handle: RequestHandle[Any], delta: _core.Delta) -> Choice:
-        choice = self._choices[index, sample] = Choice(index * self._n + sample)
+        request, logprobs = self._request, None
+        if self._logprobs is not None:
+            as_ids, skips = bool(request.return_tokens_as_token_ids), request.skip_special_tokens is not False
+            logprobs = CompletionLogprobs(self._llm, self._logprobs, as_ids=as_ids, skip_special_tokens=skips)
+        choice = self._choices[index, sample] = Choice(index * self._n + sample, logprobs)
         rows = delta.prompt_logprobs
-        if self._request.echo:
-            text = self._detokenize(handle.prompt_token_ids, skip_special_tokens=False)
-            choice.echo(text, rows, self._logprobs)
+        if request.echo:
+            text = self._llm.detokenize(handle.prompt_token_ids, skip_special_tokens=False)
+            choice.echo(text)
+            if logprobs is not None and rows is not None:
+                logprobs.echo(text, handle.prompt_token_ids, rows)
         if self._request.prompt_logprobs is not None:
             choice.prompt_logprobs = prompt_logprobs(rows)
         if self._request.return_token_ids:
@@ -158,68 +170,39 @@ class Completions(Response):
 class Choice:
     """Output of one choice since the last `take`."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, logprobs: CompletionLogprobs | None) -> None:
         self.index = index
         self.before = b'{"index":%d,"text":' % index
         self.prompt_logprobs: list[dict[str, Any] | None] | None = None
         self.prompt_token_ids: list[int] | None = None
+        self._logprobs = logprobs
         self._score = 0.0
         self._count = 0
-        self._offset = 0
         self._text = ""
+        self._length = 0
         self._token_ids: list[int] = []
         self._reason: str | None = None
         self._stop_reason: int | str | None = None
-        self._clear_logprobs()
-
-    def _clear_logprobs(self) -> None:
-        self._tokens: list[str] = []
-        self._token_logprobs: list[float | None] = []
-        self._top: list[dict[str, float] | None] = []
-        self._offsets: list[int] = []
 
     @property
     def score(self) -> float:
         """Mean log-probability of the tokens."""
         return self._score / max(self._count, 1)
 
-    def echo(self, text: str, rows: list[list[_core.Logprob] | None] | None, logprobs: int | None) -> None:
-        self._text = text
-        if logprobs is None or rows is None:
-            return
-        # The first token has no prediction, so the engine has no row for it.
-        for row in rows:
-            if row is not None:
-                self._row(row, logprobs)
-        first = len(text) - sum(len(t) for t in self._tokens)
-        self._offsets = [o + max(first, 0) for o in self._offsets]
-        self._tokens.insert(0, text[: max(first, 0)])
-        self._token_logprobs.insert(0, None)
-        self._top.insert(0, None)
-        self._offsets.insert(0, 0)
-        self._offset = len(text)
+    def echo(self, prompt: str) -> None:
+        """Begins with the text of the prompt."""
+        self._text = prompt
 
-    def add(self, sample: _core.SampleDelta, logprobs: int | None) -> None:
+    def add(self, sample: _core.SampleDelta) -> None:
         self._text += sample.text
         ids = sample.token_ids
         self._token_ids += ids
         self._count += len(ids)
         if sample.cumulative_logprob is not None:
             self._score = sample.cumulative_logprob
-        if logprobs is not None:
+        if self._logprobs is not None:
             for row in sample.logprobs or []:
-                self._row(row, logprobs)
-
-    def _row(self, row: list[_core.Logprob], logprobs: int) -> None:
-        chosen = row[0]
-        self._tokens.append(chosen.token)
-        self._token_logprobs.append(finite(chosen.logprob))
-        top: dict[str, float] = {}
-        for c in [*row[1 : logprobs + 1], chosen]:
-            top.setdefault(c.token, finite(c.logprob))
-        self._top.append(top)
-        self._offsets.append(self._offset)
-        self._offset += len(chosen.token)
+                self._logprobs.add(row)
 
     def finish(self, sample: _core.SampleDelta) -> None:
         if sample.finish_reason is not None:
@@ -235,13 +218,9 @@ class Choice:
             "finish_reason": self._reason,
             "stop_reason": self._stop_reason,
         }
-        if request.logprobs is not None:
-            body["logprobs"] = {
-                "tokens": self._tokens,
-                "token_logprobs": self._token_logprobs,
-                "top_logprobs": self._top,
-                "text_offset": self._offsets,
-            }
+        self._length += len(self._text)
+        if self._logprobs is not None:
+            body["logprobs"] = self._logprobs.take(None if self._reason is None else self._length)
         if request.return_token_ids:
             body["token_ids"] = self._token_ids
             if first:
@@ -250,7 +229,6 @@ class Choice:
             body["prompt_logprobs"] = self.prompt_logprobs
         self._text = ""
         self._token_ids = []
-        self._clear_logprobs()
         return body
 
 

@@ -1,6 +1,6 @@
 //! Log-probabilities of a row of raw logits (before any processor, as in vLLM).
 
-use octavo_kernels::Kernels;
+use octavo_kernels::{Kernels, Weighting, weight_sums};
 
 use super::best::Best;
 
@@ -15,18 +15,28 @@ pub struct Logprob {
     pub rank: u32,
 }
 
+/// Reusable memory of [`row_logprobs`].
+#[derive(Default)]
+pub struct LogprobMemory {
+    best: Best,
+    sums: Vec<f64>,
+}
+
 /// The chosen token first, then the best `top` candidates by rank (which may hold the chosen one again).
 ///
 /// `logits` `[vocab]`, f32, and `max` the largest of them. Ties rank by id.
 pub fn row_logprobs(
     kernels: &Kernels,
-    best: &mut Best,
+    LogprobMemory { best, sums }: &mut LogprobMemory,
     logits: &[f32],
     max: f32,
     chosen: u32,
     top: usize,
 ) -> Vec<Logprob> {
-    let sum: f64 = logits.iter().map(|x| f64::from((x - max).exp())).sum();
+    // The kernel sums blocks in one fixed order with a bounded error: the result has the same bits on every machine.
+    let all = Weighting { largest: max, temperature: 1.0, limit: f32::NEG_INFINITY };
+    weight_sums(kernels, logits, all, sums);
+    let sum: f64 = sums.iter().sum();
     let log_sum = f64::from(max) + sum.ln();
     let logprob = |id: u32| (f64::from(logits[id as usize]) - log_sum) as f32;
     let mine = logits[chosen as usize];

@@ -2,6 +2,7 @@
 //!
 //! The draw depends on the row, the parameters, the seed, the sample and the position only.
 
+mod allowed;
 mod best;
 mod candidates;
 mod exact;
@@ -10,7 +11,7 @@ mod penalties;
 mod rng;
 mod spec;
 
-use best::Best;
+pub(crate) use allowed::{AllowedTokens, intersection};
 pub use exact::{Cuts, Exact};
 pub use logprobs::Logprob;
 pub use penalties::History;
@@ -20,7 +21,7 @@ use octavo_kernels::{Kernels, Peak, peak};
 
 use crate::params::{SamplingDefaults, SamplingParams};
 use candidates::Candidates;
-use logprobs::row_logprobs;
+use logprobs::{LogprobMemory, row_logprobs};
 
 /// The resolved rules of one request.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct SamplingRules {
     stop_ids: Vec<u32>,
     /// Token sequences that may not be produced.
     bad_words: Vec<Vec<u32>>,
+    /// The only tokens that may come.
+    allowed: Option<AllowedTokens>,
 }
 
 impl SamplingRules {
@@ -65,7 +68,13 @@ impl SamplingRules {
             logit_bias: params.logit_bias.clone(),
             stop_ids,
             bad_words,
+            allowed: params.allowed_token_ids.as_deref().map(AllowedTokens::new),
         }
+    }
+
+    /// A bit per token that may come; None: all may.
+    pub(crate) fn allowed(&self) -> Option<&[u32]> {
+        self.allowed.as_ref().map(AllowedTokens::mask)
     }
 
     /// True if the history of a sequence is needed to sample.
@@ -98,6 +107,7 @@ impl SamplingRules {
         !self.needs_history()
             && self.logit_bias.is_empty()
             && self.bad_words.is_empty()
+            && self.allowed.is_none()
             && generated >= self.min_tokens
     }
 }
@@ -107,7 +117,7 @@ impl SamplingRules {
 pub struct Sampler {
     logits: Vec<f32>,
     candidates: Candidates,
-    best: Best,
+    logprobs: LogprobMemory,
 }
 
 impl Sampler {
@@ -157,7 +167,7 @@ impl Sampler {
         chosen: u32,
         top: usize,
     ) -> Vec<Logprob> {
-        row_logprobs(kernels, &mut self.best, logits, raw.value, chosen, top)
+        row_logprobs(kernels, &mut self.logprobs, logits, raw.value, chosen, top)
     }
 }
 

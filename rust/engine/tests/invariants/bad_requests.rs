@@ -66,6 +66,18 @@ fn wrong_requests_are_refused_at_once_while_another_runs() {
         ("stop ids", text("a"), SamplingParams { stop_token_ids: vec![260], ..p() }, "InvalidRequestError"),
         ("bias", text("a"), SamplingParams { logit_bias: vec![(1, nan)], ..p() }, "InvalidRequestError"),
         ("bias id", text("a"), SamplingParams { logit_bias: vec![(999, 1.0)], ..p() }, "InvalidRequestError"),
+        (
+            "allowed ids",
+            text("a"),
+            SamplingParams { allowed_token_ids: Some(vec![1, 999]), ..p() },
+            "InvalidRequestError",
+        ),
+        (
+            "no allowed ids",
+            text("a"),
+            SamplingParams { allowed_token_ids: Some(vec![]), ..p() },
+            "InvalidRequestError",
+        ),
         ("timeout", text("a"), SamplingParams { timeout: Some(f64::NAN), ..p() }, "InvalidRequestError"),
         ("timeout", text("a"), SamplingParams { timeout: Some(-1.0), ..p() }, "InvalidRequestError"),
         ("n", text("a"), SamplingParams { n: 0, ..p() }, "InvalidRequestError"),
