@@ -149,7 +149,11 @@ def test_the_tool_runner(client: Any) -> None:
         return "noon"
 
     runner = client.beta.messages.tool_runner(
-        model=MODEL, max_tokens=60, tools=[now], tool_choice={"type": "any"}, messages=TURNS, max_iterations=2
+        tools=[now],
+        tool_choice={"type": "tool", "name": "now"},
+        messages=TURNS,
+        max_iterations=2,
+        **{**GREEDY, "max_tokens": 200},
     )
     found = list(runner)
     assert found[0].stop_reason == "tool_use"
@@ -233,6 +237,14 @@ def test_a_wrong_key(server: Process) -> None:
     ):
         made.messages.create(messages=TURNS, **GREEDY)
     assert caught.value.body["error"]["type"] == "authentication_error"
+
+
+def test_models(client: Any) -> None:
+    (found,) = list(client.models.list())
+    assert (found.id, found.type, found.display_name) == (MODEL, "model", MODEL)
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(anthropic.NotFoundError):
+        client.models.retrieve("claude-none")
 
 
 def test_a_path_that_is_not_served(client: Any) -> None:

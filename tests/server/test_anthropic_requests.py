@@ -463,6 +463,35 @@ def test_all_errors_of_the_path_have_the_form(llm: LLM, kind: str) -> None:
     assert fault("POST", "/v1/messages", x_api_key="key", x_none="x" * 40_000)[0] == 431
 
 
+LONG = "mcp__" + "x" * 123
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+def test_both_applications_answer_and_stream(llm: LLM, kind: str) -> None:
+    body: Any = {"max_tokens": 24, "temperature": 0, "messages": [user(text("Who are you?"))]}
+    # Names are longer here than in OpenAI's API.
+    tools = [{"name": LONG, "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}]
+    forced = {**body, "max_tokens": 300, "tools": tools, "tool_choice": {"type": "tool", "name": LONG}}
+    if kind == "asgi":
+        client: Any = TestClient(create_app(llm))
+    else:
+        from werkzeug.test import Client
+
+        client = Client(create_wsgi_app(llm))
+
+    def post(given: Any) -> str:
+        found: str = client.post("/v1/messages?beta=true", json=given).text
+        return found
+
+    whole = json.loads(post(body))["content"][0]["text"]
+    read_events = [json.loads(line[6:]) for line in post({**body, "stream": True}).splitlines() if line[:6] == "data: "]
+    assert "".join(e["delta"].get("text", "") for e in read_events if e["type"] == "content_block_delta") == whole
+    (block,) = json.loads(post(forced))["content"]
+    assert (block["type"], block["name"], block["input"]) == ("tool_use", LONG, {})
+    counted = json.loads(client.post("/v1/messages/count_tokens", json=body).text)
+    assert counted["input_tokens"] > 0
+
+
 def test_a_stream_that_fails_ends_with_an_error_event(thinker: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.server.protocols.anthropic.answer import Messages
 

@@ -46,6 +46,15 @@ class Caller:
         found = self._wsgi.post(path, data=body, headers=named)
         return Answer(found.status_code, json.loads(found.data), found.headers)
 
+    def ask(self, path: str, headers: dict[str, str]) -> tuple[int, Any]:
+        """Status and headers of the answer to OPTIONS."""
+        if self._asgi is not None:
+            asked: Any = self._asgi.options(path, headers=headers)
+        else:
+            assert self._wsgi is not None
+            asked = self._wsgi.options(path, headers=headers)
+        return asked.status_code, asked.headers
+
 
 @pytest.fixture(params=["asgi", "wsgi"])
 def caller(request: pytest.FixtureRequest, llm: LLM) -> Caller:
@@ -156,11 +165,37 @@ def test_the_same_key_has_one_salt_in_every_header(llm: LLM) -> None:
     assert salts != {auth.check("POST", "/v1/completions", [("x-api-key", "other")]).salt}
 
 
-def test_pages_of_other_origins_may_read_the_headers(llm: LLM) -> None:
-    client = TestClient(create_app(llm, config=ServerConfig(allowed_origins=("https://a.example",))))
-    found = client.get("/v1/models", headers={"origin": "https://a.example"})
-    exposed = {name.strip().lower() for name in found.headers["access-control-expose-headers"].split(",")}
-    assert {"x-request-id", "request-id", "retry-after", "x-should-retry"} <= exposed
+ORIGIN = "https://a.example"
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+@pytest.mark.parametrize("origins", [(ORIGIN,), ("*",)])
+def test_pages_of_other_origins(llm: LLM, kind: str, origins: tuple[str, ...]) -> None:
+    caller = Caller(kind, llm, ServerConfig(allowed_origins=origins, api_keys=(KEY,)))
+    for key, status in ((KEY, 200), ("wrong", 401)):
+        found = caller.post("/v1/completions", json.dumps(BODY).encode(), origin=ORIGIN, x_api_key=key)
+        assert found.status == status
+        assert found.headers["access-control-allow-origin"] == origins[0]
+        exposed = {name.strip().lower() for name in found.headers["access-control-expose-headers"].split(",")}
+        assert {"x-request-id", "request-id", "retry-after", "x-should-retry"} <= exposed
+    named = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key,content-type"}
+    status, headers = caller.ask("/v1/completions", {"origin": ORIGIN, **named})
+    assert status == 200
+    assert headers["access-control-allow-origin"] == origins[0]
+    assert "POST" in headers["access-control-allow-methods"]
+    assert "x-api-key" in headers["access-control-allow-headers"]
+
+
+@pytest.mark.parametrize("kind", ["asgi", "wsgi"])
+@pytest.mark.parametrize("origins", [(), (ORIGIN,)])
+def test_other_pages_get_no_permission(llm: LLM, kind: str, origins: tuple[str, ...]) -> None:
+    caller = Caller(kind, llm, ServerConfig(allowed_origins=origins))
+    found = caller.post("/v1/completions", json.dumps(BODY).encode(), origin="https://b.example")
+    assert "access-control-allow-origin" not in found.headers
+    named = {"origin": "https://b.example", "access-control-request-method": "POST"}
+    status, headers = caller.ask("/v1/completions", named)
+    assert status >= 400
+    assert "access-control-allow-origin" not in headers
 
 
 def test_both_names_of_the_request_id(caller: Caller) -> None:

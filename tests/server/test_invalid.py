@@ -66,7 +66,7 @@ def test_every_kind_of_error_has_its_sentence() -> None:
     [
         (ChatRequest, {"messages": []}, "messages is []: a list of at least 1 item is expected"),
         (ChatRequest, {"tools": [{"type": "function", "function": {"name": "a b"}}]},
-         "tools[0].function.name is 'a b': a string that matches ^[a-zA-Z0-9_.-]{1,64}$ is expected"),
+         "tools[0].function.name is 'a b': a string that matches ^[a-zA-Z0-9_.-]{1,128}$ is expected"),
         (ChatRequest, {"stop": 3}, "stop is 3: a string or a list is expected"),
         (ChatRequest, {"temperature": "1"}, "temperature is '1': a number is expected"),
         (ChatRequest, {"temperature": 3}, "temperature is 3: at most 2 is expected"),

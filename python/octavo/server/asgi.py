@@ -17,9 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo import __version__
 from octavo.llm import LLM
-from octavo.server.access import ID_HEADERS, Access
+from octavo.server.access import Access
 from octavo.server.asgi_response import AsgiResponse, send_reply
 from octavo.server.config import ServerConfig
+from octavo.server.cors import EXPOSED_HEADERS
 from octavo.server.discover import all_routes
 from octavo.server.errors import ApiError
 from octavo.server.http import Call, Reply
@@ -27,8 +28,6 @@ from octavo.server.openapi import document
 from octavo.server.service import OTHER, Service
 
 _CALL = "octavo.call"
-# Headers that pages of other origins may read.
-EXPOSED_HEADERS = [*ID_HEADERS, "retry-after", "x-should-retry", "allow", "www-authenticate"]
 
 
 def build(source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> FastAPI:

@@ -13,6 +13,7 @@ from typing import Any
 from octavo.llm import LLM
 from octavo.server.access import ID_HEADERS, Access
 from octavo.server.config import ServerConfig
+from octavo.server.cors import Cors
 from octavo.server.discover import all_routes
 from octavo.server.errors import ApiError, from_octavo
 from octavo.server.generation import Deltas
@@ -35,6 +36,7 @@ class WsgiApp:
 
     def __init__(self, source: LLM | str | Callable[[], LLM] | None, config: ServerConfig) -> None:
         self.service = Service(source, config, all_routes())
+        self._cors = Cors(config.allowed_origins)
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         service = self.service
@@ -45,9 +47,15 @@ class WsgiApp:
 
         def start(status: int, headers: dict[str, str]) -> None:
             access.started(status)
-            fields = [*headers.items(), *((name, access.request_id) for name in ID_HEADERS)]
-            start_response(f"{status} {_phrase(status)}", fields)
+            fields = {**headers, **dict.fromkeys(ID_HEADERS, access.request_id), **self._cors.headers(environ)}
+            start_response(f"{status} {_phrase(status)}", list(fields.items()))
 
+        asked = self._cors.preflight(environ)
+        if asked is not None:
+            # A browser sends no key with its question.
+            start(asked[0], {**asked[1], "content-length": "0"})
+            access.end()
+            return [b""]
         try:
             passed = service.auth.check(method, path, _fields(environ))
             if not environ.get("PATH_INFO") and environ.get("SCRIPT_NAME") and service.config.page:

@@ -9,9 +9,9 @@ from octavo.server.parsing.pieces import Arguments, Call, Content, Parser, Piece
 
 # Maximum length of a name, including text around it.
 _LONGEST = 256
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_FIRST_LINE = re.compile(r"\s*([A-Za-z0-9_.-]{1,64})[ \t]*\r?\n\s*\{")
-_FIRST_LINE_BEGUN = re.compile(r"\s*[A-Za-z0-9_.-]{0,64}[ \t]*(\r?\n\s*)?")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_FIRST_LINE = re.compile(r"\s*([A-Za-z0-9_.-]{1,128})[ \t]*\r?\n\s*\{")
+_FIRST_LINE_BEGUN = re.compile(r"\s*[A-Za-z0-9_.-]{0,128}[ \t]*(\r?\n\s*)?")
 
 
 class Named(Stepwise):

@@ -33,7 +33,7 @@ _FUNCTION, _END_FUNCTION = "<function=", "</function>"
 _PARAMETER, _END_PARAMETER = "<parameter=", "</parameter>"
 # Maximum length of a name, including the `>` after it.
 _LONGEST = 256
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}>")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}>")
 
 
 class Xml(Stepwise):
