@@ -58,6 +58,14 @@ def results(depth: int) -> dict[str, Any]:
     return found
 
 
+CALLED: list[Any] = [{"role": "user", "content": "x"}]
+
+
+def called(arguments: Any) -> Any:
+    """A turn with a call."""
+    return {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": arguments}}]}
+
+
 # Bodies for /v1/messages; the others say by their fields where they go.
 MESSAGE_BOMBS: dict[str, Any] = {
     "many blocks": blocks(*[spoken("x")] * 100_000),
@@ -126,6 +134,34 @@ BOMBS: dict[str, Any] = {
     "template": chat(chat_template="{% for i in range(10**9) %}x{% endfor %}"),
     "template variables": chat(chat_template_kwargs={"messages": [1]}),
     "many messages": chat(messages=[{"role": "user", "content": "x"}] * 20_000),
+    "many calls": chat(
+        messages=[
+            {"role": "user", "content": "x"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"function": {"name": f"f{i % 2}", "arguments": "{"}} for i in range(6_000)],
+            },
+            *[{"role": "tool", "name": f"f{i % 3}", "content": "y" * 50} for i in range(6_000)],
+        ]
+    ),
+    "nested arguments": chat(messages=[*CALLED, called('{"a":' + "[" * 1_000_000), called('{"a":' * 400_000)]),
+    "endless arguments": chat(messages=[*CALLED, called('{"a": "' + "\\u00" * 500_000), called("{" + "}," * 400_000)]),
+    "long numbers": chat(
+        messages=[*CALLED, called('{"a": [' + "9" * 4000 + "]}"), called("[" + "1" * 20 + ",1" * 100_000)]
+    ),
+    "many items": {"input": [{"role": "assistant", "content": "x" * 40}] * 20_000, "max_output_tokens": 1},
+    "many reasons": {"input": [{"type": "reasoning", "summary": [{"text": "x"}]}] * 20_000, "max_output_tokens": 1},
+    "many references": {"input": [{"type": "item_reference", "id": "x"}] * 20_000, "max_output_tokens": 1},
+    "many instructions": {"input": [{"role": "developer", "content": "x"}] * 20_000, "max_output_tokens": 1},
+    "many namespaces": {
+        "input": "x",
+        "tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "f"}] * 100}] * 200,
+    },
+    "many odd tools": {"input": "x", "tools": [{"type": f"t{i}"} for i in range(20_000)], "max_output_tokens": 1},
+    "many allowed tools": chat(
+        tools=[{"type": "function", "function": {"name": "f"}}],
+        tool_choice={"type": "allowed_tools", "allowed_tools": {"tools": [{"type": "function", "name": "f"}] * 50_000}},
+    ),
     "long message": chat(messages=[{"role": "user", "content": "x " * 2_000_000}]),
     "roles": chat(messages=[{"role": "{{ 7 * 7 }}", "content": "x"}]),
     "many stops": chat(stop=["x" * 256] * 16),
@@ -170,6 +206,7 @@ def send(process: Process, name: str) -> tuple[int, float]:
     path = "/v1/chat/completions" if b'"messages"' in data else "/v1/completions"
     path = "/v1/messages" if name in MESSAGE_BOMBS else path
     path = "/v1/rerank" if name in RERANK_BOMBS else path
+    path = "/v1/responses" if isinstance(body, dict) and "input" in body else path
     begin = used(process)
     found = httpx.post(process.url + path, content=data, headers=headers(), timeout=120)
     return found.status_code, used(process) - begin

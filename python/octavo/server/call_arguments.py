@@ -28,7 +28,7 @@ def arguments_object(given: Any) -> tuple[dict[str, Any], bool]:
     value = given
     if isinstance(given, str):
         try:
-            value = _load(given)
+            value = _DECODER.decode(given)
         except (ValueError, RecursionError):
             mended = _mended(given)
             value = given if mended is None else mended
@@ -46,10 +46,6 @@ def _wrapped(value: Any, given: Any) -> dict[str, Any]:
     return clean if isinstance(clean, dict) else {UNREADABLE: clean}
 
 
-def _load(text: str) -> Any:
-    return json.loads(text, strict=False, parse_int=_integer, parse_float=_number, parse_constant=str)
-
-
 def _integer(text: str) -> int | str:
     return int(text) if len(text) <= _LONGEST_INTEGER else text
 
@@ -57,6 +53,9 @@ def _integer(text: str) -> int | str:
 def _number(text: str) -> float | str:
     value = float(text)
     return value if math.isfinite(value) else text
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=_number, parse_constant=str)
 
 
 def _clean(value: Any, depth: int) -> Any:
@@ -122,7 +121,7 @@ def _scan(text: str) -> tuple[int, str, str, bool]:
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = _load(text)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

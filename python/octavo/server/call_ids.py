@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import string
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,7 @@ def short_ids(call_ids: Iterable[str]) -> dict[str, str]:
 
 def link(turns: list[dict[str, Any]]) -> None:
     """Gives an id to every call without one, and to a result without one the id of the call that it answers."""
-    open_calls: list[dict[str, Any]] = []
+    waiting = _Waiting(())
     count = 0
     for turn in turns:
         calls = turn.get("tool_calls")
@@ -53,18 +54,38 @@ def link(turns: list[dict[str, Any]]) -> None:
             for call in calls:
                 count += 1
                 call["id"] = call["id"] or f"call_{count}"
-            open_calls = list(calls)
+            waiting = _Waiting(calls)
         elif turn["role"] == "tool":
-            given = turn.get("tool_call_id")
-            named = (c for c in open_calls if c["id"] == given or (not given and _fits(c, turn.get("name"))))
-            found = next(named, None)
+            found = waiting.take(turn.get("tool_call_id"), turn.get("name"))
             if found is not None:
-                open_calls.remove(found)
-                turn["tool_call_id"] = found["id"]
+                turn["tool_call_id"] = found
 
 
-def _fits(call: dict[str, Any], name: str | None) -> bool:
-    return name is None or call["function"]["name"] == name
+class _Waiting:
+    """Calls of one turn that have no result yet, in order."""
+
+    def __init__(self, calls: Iterable[dict[str, Any]]) -> None:
+        self._open: dict[str, None] = {}
+        self._by_name: dict[str, deque[str]] = {}
+        for call in calls:
+            self._open[call["id"]] = None
+            self._by_name.setdefault(call["function"]["name"], deque()).append(call["id"])
+
+    def take(self, call_id: str | None, name: str | None) -> str | None:
+        """The id of the call that a result answers: by its id, by its name, or the next one."""
+        if call_id:
+            self._open.pop(call_id, None)
+            return None
+        if name is None:
+            found = next(iter(self._open), None)
+        else:
+            ids = self._by_name.get(name, deque())
+            while ids and ids[0] not in self._open:
+                ids.popleft()
+            found = ids[0] if ids else None
+        if found is not None:
+            del self._open[found]
+        return found
 
 
 def shorten(turns: list[dict[str, Any]]) -> None:

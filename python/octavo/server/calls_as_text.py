@@ -25,6 +25,8 @@ def calls_as_text(turns: list[dict[str, Any]], form: Format) -> list[dict[str, A
     """
     out: list[dict[str, Any]] = []
     calls: dict[str, dict[str, Any]] = {}
+    # Results of one turn.
+    results: list[str] | None = None
     for turn in turns:
         if turn.get("tool_calls"):
             several = len(turn["tool_calls"]) > 1
@@ -34,17 +36,20 @@ def calls_as_text(turns: list[dict[str, Any]], form: Format) -> list[dict[str, A
             out.append({**{k: v for k, v in turn.items() if k != "tool_calls"}, "content": text})
         elif turn["role"] in ("tool", "function"):
             text = _result(form, turn, calls.get(turn.get("tool_call_id") or ""))
-            if out and out[-1].get("results"):
-                out[-1]["content"] += "\n" + text
-            else:
-                out.append({"role": "user", "content": text, "results": True})
-        elif turn["role"] == "user" and out and out[-1].get("results"):
+            if results is None:
+                results = []
+                out.append({"role": "user", "content": results})
+            results.append(text)
+            continue
+        elif turn["role"] == "user" and results is not None:
             # Strict templates want the roles in turn.
-            out[-1]["content"] += "\n\n" + turn["content"]
-            out[-1].pop("results")
+            results.append(f"\n{turn['content']}")
         else:
             out.append(turn)
-    return [{k: v for k, v in turn.items() if k != "results"} for turn in out]
+        results = None
+    return [
+        {**turn, "content": "\n".join(turn["content"])} if isinstance(turn["content"], list) else turn for turn in out
+    ]
 
 
 def _joined(text: str, more: str) -> str:

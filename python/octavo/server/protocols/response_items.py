@@ -27,13 +27,14 @@ class Conversation:
     The items of one answer (reasoning, messages, calls) are one turn of the assistant, as the model wrote them.
 
     Attributes:
-        messages: in the form of the chat API.
         tools: the tools of the request, and those that items add.
     """
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.messages: list[dict[str, Any]] = []
+        self._messages: list[dict[str, Any]] = []
+        # Texts of a message's field that several items share.
+        self._texts: dict[tuple[int, str], list[str]] = {}
         self.tools = ResponseTools()
         # Path in the chat request -> path in this API.
         self._names: dict[str, str] = {}
@@ -41,11 +42,28 @@ class Conversation:
 
     def add_system(self, text: str, where: str) -> None:
         """Adds instructions. All that stand before the first turn are one message: many templates take only one."""
-        first = self.messages[-1] if self.messages else None
-        if first is not None and first["role"] == "system" and len(self.messages) == 1:
-            first["content"] += f"\n\n{text}"
+        if not self._messages:
+            self._append({"role": "system", "content": ""}, {"": where})
+        elif self._messages[0]["role"] != "system" or len(self._messages) > 1:
+            self._append({"role": "system", "content": text}, {"": where})
             return
-        self._append({"role": "system", "content": text}, {"": where})
+        self._add_text("content", text, "\n\n")
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages in the form of the chat API."""
+        for (index, name), texts in self._texts.items():
+            message = self._messages[index]
+            if name != "content" or message[name] is None or message["role"] == "system":
+                message[name] = "".join(texts)
+        return self._messages
+
+    def _add_text(self, field: str, text: str, gap: str) -> None:
+        """Appends a text to a field of the last message, after `gap` unless white space is there."""
+        texts = self._texts.setdefault((len(self._messages) - 1, field), [])
+        if texts and texts[-1] and text and not texts[-1][-1].isspace() and not text[0].isspace():
+            texts.append(gap)
+        texts.append(text)
 
     def add(self, item: dict[str, Any], where: str) -> None:
         """Adds an item.
@@ -72,9 +90,9 @@ class Conversation:
             raise bad_request(f"{where} is of type {kind!r}: messages, reasoning and calls are supported", where)
 
     def _append(self, message: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-        at = f"messages[{len(self.messages)}]"
+        at = f"messages[{len(self._messages)}]"
         self._names.update({at + path: name for path, name in names.items()})
-        self.messages.append(message)
+        self._messages.append(message)
         self._answer = message if message["role"] == "assistant" else None
         return message
 
@@ -86,7 +104,7 @@ class Conversation:
 
     def _message(self, item: dict[str, Any], where: str) -> None:
         role, content = item.get("role"), _content(item.get("content"))
-        leading = all(message["role"] == "system" for message in self.messages)
+        leading = all(message["role"] == "system" for message in self._messages)
         if role in ("system", "developer") and isinstance(content, str) and leading:
             self.add_system(content, where)
             return
@@ -94,12 +112,12 @@ class Conversation:
             self._append({"role": role, "content": content}, {"": where})
             return
         turn = self._turn(where)
-        self._names[f"messages[{len(self.messages) - 1}].content"] = f"{where}.content"
-        before = turn["content"]
-        if isinstance(before, str) and isinstance(content, str):
-            gap = "" if not before or not content or before[-1].isspace() or content[0].isspace() else "\n\n"
-            content = before + gap + content
-        turn["content"] = content
+        if isinstance(content, str) and turn["content"] is None:
+            self._add_text("content", content, "\n\n")
+        elif content is not None and turn["content"] is None:
+            # It is no text: the chat API refuses it, by this name.
+            self._names[f"messages[{len(self._messages) - 1}].content"] = f"{where}.content"
+            turn["content"] = content
 
     def _reasoning(self, item: dict[str, Any]) -> None:
         parts = item.get("content") or item.get("summary") or ()
@@ -108,14 +126,13 @@ class Conversation:
             if item.get("encrypted_content"):
                 self._context.warn_once("encrypted reasoning", "encrypted reasoning cannot be read: it is skipped")
             return
-        turn = self._turn("input")
-        earlier = [turn["reasoning_content"]] if "reasoning_content" in turn else []
-        turn["reasoning_content"] = "\n".join([*earlier, *texts])
+        self._turn("input")
+        self._add_text("reasoning_content", "\n".join(texts), "\n")
 
     def _call(self, kind: str, item: dict[str, Any], where: str) -> None:
         turn = self._turn(where)
         calls = turn.setdefault("tool_calls", [])
-        at = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"
+        at = f"messages[{len(self._messages) - 1}].tool_calls[{len(calls)}]"
         inner = "function" if kind == "function_call" else "custom"
         self._names |= {at: where, f"{at}.id": f"{where}.call_id", f"{at}.{inner}": where}
         key = "arguments" if inner == "function" else "input"

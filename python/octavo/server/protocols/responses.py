@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Annotated, Any
 
 from octavo.server.context import Context
@@ -97,7 +98,7 @@ def responses(context: Context, call: Call) -> Response:
         "truncation": "disabled",
         "metadata": request.metadata or {},
     }
-    keep = _keeper(context, call.salt, asked.items()) if store else None
+    keep = _keeper(context, call.salt, asked) if store else None
     own_name = asked.conversation.tools.own_name
     return Responses(context, Asked(fields, own_name, keep), begun, stream=bool(request.stream))
 
@@ -155,6 +156,7 @@ class Input:
             return item
         return context.response_store.item(call.salt, item["id"]) or item
 
+    @cached_property
     def items(self) -> tuple[StoredItem, ...]:
         """All items, to be stored."""
         return (*self._earlier, *map(stored_item, self._own))
@@ -182,10 +184,10 @@ class Input:
 
 
 def _keeper(
-    context: Context, owner: str | None, given: tuple[StoredItem, ...]
+    context: Context, owner: str | None, asked: Input
 ) -> Callable[[dict[str, Any], list[dict[str, Any]]], None]:
     def keep(response: dict[str, Any], items: list[dict[str, Any]]) -> None:
-        if not context.response_store.put(owner, response, given, map(stored_item, items)):
+        if not context.response_store.put(owner, response, asked.items, map(stored_item, items)):
             log.warning("response %s is larger than the store of responses: it is not stored", response["id"])
 
     return keep
