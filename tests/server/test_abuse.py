@@ -68,26 +68,26 @@ def called(arguments: Any) -> Any:
 
 # Bodies for /v1/messages; the others say by their fields where they go.
 MESSAGE_BOMBS: dict[str, Any] = {
-    "many blocks": blocks(*[spoken("x")] * 100_000),
+    "many blocks": blocks(*[spoken("x")] * 30_000),
     "nested results": blocks(results(28)),
-    "many results": blocks(*[{"type": "tool_result", "tool_use_id": "a", "content": "x"}] * 20_000),
-    "many turns": {"messages": [{"role": "user", "content": "x"}] * 99_999, "max_tokens": 1},
+    "many results": blocks(*[{"type": "tool_result", "tool_use_id": "a", "content": "x"}] * 8_000),
+    "many turns": {"messages": [{"role": "user", "content": "x"}] * 40_000, "max_tokens": 1},
     "too many turns": {"messages": [{"role": "user", "content": "x"}] * 100_001, "max_tokens": 1},
     "turns of both": {
-        "messages": [{"role": r, "content": "x"} for r in ("user", "assistant")] * 10_000,
+        "messages": [{"role": r, "content": "x"} for r in ("user", "assistant")] * 4_000,
         "max_tokens": 1,
     },
-    "long blocks": blocks(spoken("x " * 3_000_000)),
+    "long blocks": blocks(spoken("x " * 1_000_000)),
     "long system": blocks(spoken("x"), system=[spoken("y " * 100_000)] * 20),
     "huge input": {
         "messages": [
             {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": nested(25)}]}
         ]
-        * 2000,
+        * 600,
         "max_tokens": 1,
     },
-    "unknown blocks": blocks(*[{"type": f"t{i}_tool_result"} for i in range(100_000)]),
-    "many unknown tools": blocks(spoken("x"), tools=[{"type": f"t{i}", "name": "x"} for i in range(100_000)]),
+    "unknown blocks": blocks(*[{"type": f"t{i}_tool_result"} for i in range(30_000)]),
+    "many unknown tools": blocks(spoken("x"), tools=[{"type": f"t{i}", "name": "x"} for i in range(20_000)]),
     "128 schemas": blocks(
         spoken("x"),
         tools=[{"name": f"f{i}", "input_schema": nested(4)} for i in range(128)],
@@ -95,12 +95,12 @@ MESSAGE_BOMBS: dict[str, Any] = {
     ),
     "deep output format": blocks(spoken("x"), output_config={"format": {"type": "json_schema", "schema": nested(25)}}),
     "no such kind": blocks({"type": ["text"] * 1000}, {"type": {"a": 1}}),
-    "many sequences": blocks(spoken("x"), stop_sequences=["x"] * 100_000),
+    "many sequences": blocks(spoken("x"), stop_sequences=["x"] * 30_000),
 }
 RERANK_BOMBS: dict[str, Any] = {
-    "many documents": {"query": "a", "documents": ["a"] * 100_000},
-    "long document": {"query": "a", "documents": ["a", "a " * 3_000_000]},
-    "nested documents": {"query": "a", "documents": [nested(25)] * 500},
+    "many documents": {"query": "a", "documents": ["a"] * 30_000},
+    "long document": {"query": "a", "documents": ["a", "a " * 1_000_000]},
+    "nested documents": {"query": "a", "documents": [nested(25)] * 200},
 }
 BOMBS: dict[str, Any] = {
     **MESSAGE_BOMBS,

@@ -492,6 +492,17 @@ def test_both_applications_answer_and_stream(llm: LLM, kind: str) -> None:
     assert counted["input_tokens"] > 0
 
 
+def test_the_openapi_document(llm: LLM) -> None:
+    paths = TestClient(create_app(llm)).get("/openapi.json").json()["paths"]
+    body = paths["/v1/messages"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["$ref"].endswith("/MessagesRequest")
+    of_other = paths["/v1/completions"]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
+    assert of_other["$ref"].endswith("/Error")
+    own = paths["/v1/messages"]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
+    assert own["required"] == ["error"]
+    assert "$ref" not in own
+
+
 def test_a_stream_that_fails_ends_with_an_error_event(thinker: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     from octavo.server.protocols.anthropic.answer import Messages
 

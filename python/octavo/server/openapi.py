@@ -8,6 +8,7 @@ from pydantic.json_schema import models_json_schema
 
 from octavo import __version__
 from octavo.server.auth import KEY_HEADERS
+from octavo.server.routes import Route, openai_error
 from octavo.server.service import Service
 
 _REF = "#/components/schemas/{model}"
@@ -24,7 +25,7 @@ def document(service: Service) -> dict[str, Any]:
         operation: dict[str, Any] = {
             "summary": route.summary,
             "operationId": route.handler.__name__ + ("_by_name" if "{" in route.path else ""),
-            "responses": _responses(route.request is not None),
+            "responses": _responses(route),
         }
         if route.request is not None:
             body = {"schema": {"$ref": _REF.format(model=route.request.__name__)}}
@@ -66,11 +67,16 @@ _ERROR = {
 }
 
 
-def _responses(has_body: bool) -> dict[str, Any]:
-    fault = {"content": {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}}
+# Errors of routes with a form of their own.
+_OTHER_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object"}}}
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(model="Error")} if route.error is openai_error else _OTHER_ERROR
+    fault = {"content": {"application/json": {"schema": schema}}}
     answers: dict[str, Any] = {"200": {"description": "The answer"}}
     codes = {"401": "No valid API key", "404": "Not here", "503": "The engine is not available"}
-    if has_body:
+    if route.request is not None:
         codes |= {
             "400": "A parameter that cannot be right, named in `param`",
             "413": "The body is too long",
