@@ -105,3 +105,31 @@ def test_a_wrong_key_is_an_error(server: Process, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(Exception, match=r"401|Unauthorized"):
         completions(server).loglikelihood(requests("loglikelihood", PAIRS[:1]), disable_tqdm=True)
+
+
+@pytest.mark.usefixtures("key")
+def test_remote_tokenizer(server: Process, ours: OctavoLM) -> None:
+    made = completions(server, tokenizer_backend="auto", tokenizer=None, auth_token=KEY)
+    assert type(made.tokenizer).__name__ == "RemoteTokenizer"
+    for text in ("One day", "naïve café 東京", "<|im_start|>user"):
+        assert made.tok_encode(text) == ours.llm.tokenize(text, add_special_tokens=False)
+    turns = [{"role": "user", "content": "Hi"}]
+    assert made.tokenizer.apply_chat_template(turns) == ours.apply_chat_template(turns)
+    found = made.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    want = ours.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True)
+    assert [f[0] for f in found] == pytest.approx([w[0] for w in want], abs=1e-2, rel=1e-3)
+
+
+@pytest.mark.usefixtures("key")
+def test_chat_goes_on_where_a_prefix_ends(server: Process, ours: OctavoLM) -> None:
+    """`gen_prefix` of a task: the answer continues the last turn."""
+    turns = [
+        [{"role": "user", "content": prompt}, {"role": "assistant", "content": "My name is"}] for prompt in PROMPTS
+    ]
+    made = LocalChatCompletion(model=MODEL, base_url=f"{server.url}/v1/chat/completions", max_retries=1)
+    asks = [
+        (r.args[0], {**r.args[1], "continue_final_message": True, "add_generation_prompt": False})
+        for r in chats(made, turns, generation=False)
+    ]
+    found = made.generate_until(requests("generate_until", asks), disable_tqdm=True)
+    assert found == ours.generate_until(chats(ours, turns, generation=False), disable_tqdm=True)
