@@ -12,6 +12,7 @@ import openai
 import pytest
 from in_process import TOOL, Served
 from octavo import LLM
+from octavo.cli.serve import ServerOptions
 from octavo.server import ServerConfig, create_wsgi_app
 from octavo.server.config import Limits
 from octavo.server.discover import all_routes
@@ -340,3 +341,8 @@ def test_a_response_that_is_too_large_is_warned_of(llm: LLM, caplog: pytest.LogC
     assert "larger than the store" in caplog.text
     with pytest.raises(openai.NotFoundError):
         served.client.responses.retrieve(made.id)
+
+
+def test_the_option_of_the_command_line() -> None:
+    assert ServerOptions().settings().limits.stored_responses == Limits().stored_responses
+    assert ServerOptions(stored_responses=0).settings().limits.stored_responses == 0

@@ -18,7 +18,7 @@ from typer import Argument, Option
 from octavo.cli.options import ServeOptions, with_model
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
-from octavo.server import ServerConfig, create_app, missing
+from octavo.server import Limits, ServerConfig, create_app, missing
 
 # Seconds until an idle connection is closed.
 _KEEP_ALIVE = 75
@@ -88,6 +88,9 @@ class ServerOptions:
     stream_interval_ms: Annotated[
         float, Option(help="Minimum time between two events of a stream, in milliseconds.")
     ] = 20.0
+    stored_responses: Annotated[
+        int, Option(help="Number of responses of /v1/responses that are stored for each key; 0: none.", min=0)
+    ] = Limits().stored_responses
     page: Annotated[bool, Option("--page/--no-page", help="Serve a page at / to try prompts and see metrics.")] = True
     metrics_compat: Annotated[str | None, Option(help="vllm: also export the metrics under vLLM's names.")] = None
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info"
@@ -122,6 +125,7 @@ class ServerOptions:
             allowed_hosts=hosts,
             allowed_origins=tuple(self.allowed_origins or ()),
             stream_interval_ms=self.stream_interval_ms,
+            limits=Limits(stored_responses=self.stored_responses),
             metrics_compat=self.metrics_compat,
             tool_parser=self.tool_call_parser,
             reasoning_parser=self.reasoning_parser,
