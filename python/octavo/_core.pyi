@@ -126,7 +126,8 @@ class Checkpoint:
     def warnings(self) -> list[str]:
         """Sentences about the files, and about tensors that were not asked for until now."""
     def tensor(self, name: str, shape: Sequence[int]) -> tuple[str, memoryview]:
-        """(element type, little-endian elements) of the tensor `name`: "float32", "bfloat16", "float16" or "int8".
+        """(element type, little-endian elements) of the tensor `name`: "float64", "float32", "bfloat16", "float16" or
+        "int8".
         Raises `CorruptModelError` if it is missing, has another shape, or another element type."""
 
 @final

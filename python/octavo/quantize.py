@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo import _core
-from octavo.errors import InvalidRequestError, ModelNotFoundError
+from octavo.errors import InvalidRequestError
 from octavo.hub import resolve_model
 
 __all__ = ["QuantizedFolder", "quantize_folder"]
@@ -76,8 +76,6 @@ def quantize_folder(
     if quantization not in ("auto", "int8"):
         raise InvalidRequestError(f"quantization is {quantization!r}: 'auto' or 'int8' is expected")
     source = resolve_model(model, revision)
-    if not (source / "config.json").is_file():
-        raise ModelNotFoundError(f"no model at {source}: there is no config.json in it")
     target = Path(os.path.abspath(Path(output).expanduser()))
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidRequestError(f"output {target} exists already: give a folder that does not")
@@ -104,7 +102,7 @@ def _fill(
     report = _core.quantize_weights(
         os.fspath(source), os.fspath(folder / _WEIGHTS), name, quantization=quantization, threads=threads
     )
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8-sig"))
     # Other programs then do not load the weights as an ordinary checkpoint.
     config["quantization_config"] = report["quantization_config"]
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from compare import all_rows, assert_same_logprobs, reference_logprobs
 from octavo import LLM, SamplingParams
-from octavo.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
+from octavo.errors import CorruptModelError, InvalidRequestError, ModelNotFoundError, UnsupportedModelError
 from octavo.quantize import quantize_folder
 from random_models import CASES, Case, rope, write_model
 from safetensors.torch import load_file, save_file, save_model
@@ -196,7 +196,7 @@ def test_a_base_model_embeds_and_says_that_it_has_no_head(prefix: str, tmp_path:
             assert torch.cosine_similarity(want, got, 0) > 0.999
             if folder == tmp_path:
                 assert float((want - got).abs().max()) < 2e-4
-            with pytest.raises(UnsupportedModelError, match="no output head"):
+            with pytest.raises(InvalidRequestError, match="no output head"):
                 llm.generate(PROMPT, SamplingParams(max_tokens=1))
 
 
@@ -247,6 +247,14 @@ def test_of_two_equal_tied_tensors_one_is_enough(model_type: str, tmp_path: Path
     save_model(model, str(tmp_path / "model.safetensors"))
     assert "model.embed_tokens.weight" not in load_file(tmp_path / "model.safetensors"), "the case itself"
     assert assert_like(want, tmp_path) == [], "the head alone"
+
+
+def test_doubles_are_read_as_singles(tmp_path: Path) -> None:
+    write_model(case("qwen2"), tmp_path)
+    want = reference(tmp_path)
+    rewrite(tmp_path, lambda t: {name: tensor.double() for name, tensor in t.items()})
+    edit(tmp_path, dtype="float64")
+    assert assert_like(want, tmp_path) == []
 
 
 # Experts.

@@ -11,6 +11,7 @@ import torch
 from octavo import _core
 
 DTYPES = {
+    "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -34,7 +35,7 @@ class Checkpoint:
         return self._files.shape(name)
 
     def tensor(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        """The tensor `name` in its stored dtype.
+        """The tensor `name` in its stored dtype; doubles become singles.
 
         Raises:
             CorruptModelError: it is missing, has another shape, or an element type that weights cannot have.
@@ -44,6 +45,7 @@ class Checkpoint:
         stage = self._stage
         raw = torch.from_numpy(data.copy()) if stage is None else stage.send(data, self._device)
         tensor = raw.view(DTYPES[dtype]).view(list(shape))
+        tensor = tensor.float() if dtype == "float64" else tensor
         if dtype != "int8":
             self._damaged.append((name, tensor.numel() - tensor.isfinite().sum()))
         return tensor

@@ -150,7 +150,7 @@ impl Engine {
     /// Checks a request without queueing it: parameters, token ids, lengths. Returns the most tokens that it may generate.
     ///
     /// # Errors
-    /// `InvalidRequest`, `ContextLength`, `UnsupportedModel` for a model without an output head.
+    /// `InvalidRequest`, also for a model without an output head, and `ContextLength`.
     pub fn check(&self, prompt: &[u32], params: &SamplingParams) -> Result<u32, EngineError> {
         self.check_head()?;
         params.check()?;
@@ -169,7 +169,7 @@ impl Engine {
     /// Refuses to generate with a base model.
     fn check_head(&self) -> Result<(), EngineError> {
         match &self.spec {
-            Some(spec) if !spec.has_head => Err(EngineError::UnsupportedModel(format!(
+            Some(spec) if !spec.has_head => Err(EngineError::InvalidRequest(format!(
                 "this model makes embeddings only: its checkpoint has no output head (lm_head.weight), and config.json does not \
                  tie it to the embedding. Use LLM.embed or /v1/embeddings, or load a checkpoint of {}",
                 spec.architecture

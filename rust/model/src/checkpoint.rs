@@ -3,6 +3,7 @@
 //! The format is the one of the safetensors project: an 8-byte header length, a JSON header, the data. Beyond the
 //! checks of its crate (overlaps, holes, oversize headers) duplicate names and unknown dtypes are refused here.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,9 @@ use crate::spec::Dtype;
 
 /// Bytes after which pages that were read are given back.
 const WINDOW_BYTES: usize = 1 << 20;
+
+/// Header name of doubles, which are read as singles.
+const DOUBLE: &str = "F64";
 
 /// The mapped files of a checkpoint and where each tensor lies.
 #[derive(Default)]
@@ -66,8 +70,8 @@ pub struct Tensor<'a> {
     pub dtype: Dtype,
     /// Sizes, outermost first.
     pub shape: &'a [usize],
-    /// Little-endian elements, row-major.
-    pub data: &'a [u8],
+    /// Little-endian elements, row-major. Stored doubles are singles here, and a copy.
+    pub data: Cow<'a, [u8]>,
 }
 
 impl Checkpoint {
@@ -207,11 +211,32 @@ impl Checkpoint {
     /// The tensor `name`, whose shape must be `shape`.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
         let (name, path, entry, data) = self.find(name, shape)?;
-        let dtype = entry.dtype.clone().map_err(|other| {
-            let what = format!("tensor {name} is stored as {other}: F32, BF16 or F16 is expected");
+        let narrowed = |bytes: &[u8; 8]| (f64::from_le_bytes(*bytes) as f32).to_le_bytes();
+        let (stored, data) = match &entry.dtype {
+            Err(other) if other == DOUBLE => {
+                (Ok(Dtype::Float32), data.as_chunks().0.iter().flat_map(narrowed).collect())
+            }
+            stored => (stored.clone(), Cow::Borrowed(data)),
+        };
+        let dtype = stored.map_err(|other| {
+            let what = format!("tensor {name} is stored as {other}: F32, BF16, F16 or F64 is expected");
             ModelError::corrupt(path.display().to_string(), what)
         })?;
         Ok(Tensor { name, dtype, shape: &entry.shape, data })
+    }
+
+    /// The bytes of `name` as stored; None: it is missing or has another shape.
+    pub fn bytes_of(&self, name: &str, shape: &[usize]) -> Option<&[u8]> {
+        self.find(name, shape).ok().map(|(_, _, _, data)| data)
+    }
+
+    /// The bytes of `name` if it is stored in doubles; its shape must be `shape`.
+    ///
+    /// # Errors
+    /// `Corrupt` for a missing tensor or another shape.
+    pub fn doubles(&self, name: &str, shape: &[usize]) -> Result<Option<&[u8]>, ModelError> {
+        let (_, _, entry, data) = self.find(name, shape)?;
+        Ok((entry.dtype.as_ref().err().map(String::as_str) == Some(DOUBLE)).then_some(data))
     }
 
     /// The codes of `name` if it is stored as int8; its shape must be `shape`.

@@ -31,9 +31,9 @@ impl Stored<'_> {
     fn rows(&self) -> WeightRows<'_> {
         match self {
             Stored::Float(t) => match t.dtype {
-                Dtype::Float32 => WeightRows::F32Bytes(t.data),
-                Dtype::Bfloat16 => WeightRows::Bf16Bytes(t.data),
-                Dtype::Float16 => WeightRows::F16Bytes(t.data),
+                Dtype::Float32 => WeightRows::F32Bytes(&t.data),
+                Dtype::Bfloat16 => WeightRows::Bf16Bytes(&t.data),
+                Dtype::Float16 => WeightRows::F16Bytes(&t.data),
             },
             Stored::Int8(codes, scales) => WeightRows::Int8 { codes, scales },
         }
@@ -41,7 +41,7 @@ impl Stored<'_> {
 
     fn bytes(&self) -> &[u8] {
         match self {
-            Stored::Float(tensor) => tensor.data,
+            Stored::Float(tensor) => &tensor.data,
             Stored::Int8(codes, _) => codes,
         }
     }
@@ -72,7 +72,13 @@ impl<'a> CheckpointSource<'a> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<'_>, ModelError> {
         let tensor = self.checkpoint.tensor(name, shape)?;
         let taken = |bytes: &[u8]| self.checkpoint.give_back(bytes);
-        self.nonfinite.borrow_mut().scan(self.kernels.pool(), tensor.name, tensor.dtype, tensor.data, &taken);
+        self.nonfinite.borrow_mut().scan(
+            self.kernels.pool(),
+            tensor.name,
+            tensor.dtype,
+            &tensor.data,
+            &taken,
+        );
         Ok(tensor)
     }
 

@@ -81,8 +81,13 @@ impl Checkpoint {
                 Buffer::view(py, &self.files, |c| c.int8(name, &shape).ok().flatten().unwrap_or_default());
             return Ok(("int8", codes?));
         }
+        if self.files.doubles(name, &shape).map_err(|e| raise(py, e))?.is_some() {
+            let data =
+                Buffer::view(py, &self.files, |c| c.doubles(name, &shape).ok().flatten().unwrap_or_default());
+            return Ok(("float64", data?));
+        }
         let dtype: Dtype = self.files.tensor(name, &shape).map_err(|e| raise(py, e))?.dtype;
-        let data = Buffer::view(py, &self.files, |c| c.tensor(name, &shape).map_or(&[][..], |t| t.data));
+        let data = Buffer::view(py, &self.files, |c| c.bytes_of(name, &shape).unwrap_or_default());
         Ok((dtype.name(), data?))
     }
 }

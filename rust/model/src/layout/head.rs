@@ -16,9 +16,18 @@ pub fn fit(family: &mut Family, checkpoint: &mut Checkpoint) -> Result<(), Model
         spec.has_head = checkpoint.has(head) || !family.base;
         return Ok(());
     }
+    // int8 tensors have their scales beside them.
+    let scales = [format!("{embed}_scale"), format!("{head}_scale")];
+    let same = |c: &Checkpoint| {
+        let scaled = scales.iter().any(|name| c.has(name));
+        c.same(embed, head) && (!scaled || c.same(&scales[0], &scales[1]))
+    };
     match (checkpoint.has(embed), checkpoint.has(head)) {
-        (false, true) => checkpoint.move_to(head, embed),
-        (true, true) if !checkpoint.same(embed, head) => {
+        (false, true) => {
+            checkpoint.move_to(head, embed);
+            checkpoint.move_to(&scales[1], &scales[0]);
+        }
+        (true, true) if !same(checkpoint) => {
             spec.tied_embeddings = false;
             checkpoint.warn(format!(
                 "tie_word_embeddings is true, and {head} in the checkpoint differs from {embed}: the stored head is used, as in \

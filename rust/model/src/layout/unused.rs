@@ -19,7 +19,7 @@ pub fn warn_of_unused(checkpoint: &Checkpoint, family: &Family) -> Option<String
     let drafts = drafts.filter_map(layer_of).filter(|i| *i >= layers).collect::<BTreeSet<_>>();
     let expected = |name: &str| {
         BUFFERS.iter().any(|end| name.ends_with(end))
-            || name == family.names.head
+            || name.strip_suffix("_scale").unwrap_or(name) == family.names.head
             || name.starts_with("mtp.")
             || layer_of(name).is_some_and(|i| drafts.contains(&i))
     };
