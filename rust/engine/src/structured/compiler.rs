@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender};
-use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie};
+use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use super::constraint::Constraint;
+use super::vocabulary::{Current, Vocabulary};
 use super::worker::{self, Job, Mask};
 use super::{Structure, preflight};
 use crate::EngineError;
@@ -26,8 +26,6 @@ const MAX_RUNNING: usize = 4;
 const MAX_CACHED: usize = 64;
 /// Bytes of text of those that are kept.
 const MAX_CACHED_BYTES: usize = 1 << 20;
-/// Longest token, in bytes, that a grammar may use: one that spells a thousand spaces is known.
-const MAX_WORD_BYTES: usize = 1000;
 /// Whitespace between the tokens of JSON: a space, or a new line and its indentation, as programs write it. With any
 /// whitespace a weak model may write nothing else.
 const WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
@@ -36,15 +34,13 @@ const WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
 struct Compiled {
     matcher: Box<Matcher>,
     first: Mask,
+    /// Its vocabulary had slices.
+    sliced: bool,
 }
 
 /// Compiles for one tokenizer.
 pub(crate) struct Compiler {
-    tokenizer: Arc<Tokenizer>,
-    vocab: usize,
-    eos: Vec<u32>,
-    /// Made when it is first needed: most engines never need it.
-    factory: OnceLock<Result<Arc<ParserFactory>, EngineError>>,
+    vocabulary: Vocabulary,
     jobs: OnceLock<Result<Sender<Job>, EngineError>>,
     /// Most recently used last.
     cache: Mutex<VecDeque<(Structure, Arc<Mutex<Compiled>>)>>,
@@ -64,10 +60,7 @@ impl Compiler {
     /// A compiler for a model with `vocab` tokens of which `eos` end an output.
     pub fn new(tokenizer: Arc<Tokenizer>, vocab: usize, eos: &[u32]) -> Self {
         Self {
-            tokenizer,
-            vocab,
-            eos: eos.iter().copied().filter(|id| (*id as usize) < vocab).collect(),
-            factory: OnceLock::new(),
+            vocabulary: Vocabulary::new(tokenizer, vocab, eos),
             jobs: OnceLock::new(),
             cache: Mutex::new(VecDeque::new()),
             running: Arc::new(AtomicUsize::new(0)),
@@ -106,6 +99,11 @@ impl Compiler {
         let place = cache.iter().position(|(key, _)| key == structure)?;
         let entry = cache.remove(place)?;
         let found = Arc::clone(&entry.1);
+        let sliced = found.lock().unwrap_or_else(|e| e.into_inner()).sliced;
+        if !sliced && self.vocabulary.is_sliced() {
+            // Compiled again, its masks are cheaper.
+            return None;
+        }
         cache.push_back(entry);
         Some(found)
     }
@@ -122,7 +120,7 @@ impl Compiler {
 
     fn compile(&self, structure: &Structure) -> Result<Arc<Mutex<Compiled>>, EngineError> {
         let schema = preflight::check(structure)?;
-        let factory = self.factory.get_or_init(|| self.make_factory()).clone()?;
+        let Current { factory, sliced } = self.vocabulary.current()?;
         if self.running.fetch_add(1, Ordering::SeqCst) >= MAX_RUNNING {
             self.running.fetch_sub(1, Ordering::SeqCst);
             return Err(EngineError::QueueFull("too many grammars are being compiled: try again".into()));
@@ -133,7 +131,7 @@ impl Compiler {
         let work = move || {
             let _running = running;
             // The caller may have stopped waiting.
-            let _ = done.send(build(&factory, grammar));
+            let _ = done.send(build(&factory, sliced, grammar));
         };
         let thread = std::thread::Builder::new().name("octavo-grammar".into()).spawn(work);
         thread.map_err(|e| EngineError::EngineDead(format!("no thread to compile a grammar: {e}")))?;
@@ -156,48 +154,6 @@ impl Compiler {
             }
         }
     }
-
-    fn make_factory(&self) -> Result<Arc<ParserFactory>, EngineError> {
-        let unsupported =
-            |why: &str| EngineError::UnsupportedModel(format!("structured output: this tokenizer {why}"));
-        let words = words(&self.tokenizer, self.vocab).map_err(|token| {
-            unsupported(&format!("has tokens without bytes of their own, such as {token:?}"))
-        })?;
-        let eos = if self.eos.is_empty() { vec![INVALID_TOKEN] } else { self.eos.clone() };
-        let build = || {
-            let info = TokRxInfo::new(self.vocab as u32, eos[0]);
-            let trie = TokTrie::from(&info, &words).with_eos_tokens(&eos);
-            // Any tokens that spell an allowed text are allowed, not only the tokenizer's own choice of them.
-            let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-            ParserFactory::new_simple(&env)
-        };
-        let mut factory = std::panic::catch_unwind(std::panic::AssertUnwindSafe(build))
-            .map_err(|p| unsupported(&panic_text(p)))?
-            .map_err(|e| unsupported(&e.to_string()))?;
-        *factory.quiet().limits_mut() = ParserLimits {
-            // A state takes 1 to 2 kB: what one request may hold.
-            max_lexer_states: 30_000,
-            initial_lexer_fuel: 500_000,
-            verbose_errors: false,
-            ..ParserLimits::default()
-        };
-        Ok(Arc::new(factory))
-    }
-}
-
-/// The bytes of each token, as its text has them. A special token has its name behind a mark. The error is a token whose bytes
-/// depend on other tokens.
-fn words(tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<Vec<u8>>, String> {
-    let word = |id: u32| match tokenizer.special_name(id) {
-        Some(name) => Ok([&[TokTrie::SPECIAL_TOKEN_MARKER], name.as_bytes()].concat()),
-        None => match tokenizer.token(id, false) {
-            Some(token) => tokenizer.token_bytes(id).ok_or(token),
-            None => Ok(Vec::new()),
-        },
-    };
-    // The trie takes no longer ones.
-    let short = |word: Vec<u8>| if word.len() > MAX_WORD_BYTES { Vec::new() } else { word };
-    (0..vocab as u32).map(|id| word(id).map(short)).collect()
 }
 
 fn grammar(structure: &Structure, schema: Option<Value>) -> TopLevelGrammar {
@@ -219,7 +175,7 @@ fn grammar(structure: &Structure, schema: Option<Value>) -> TopLevelGrammar {
     }
 }
 
-fn build(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, String> {
+fn build(factory: &ParserFactory, sliced: bool, grammar: TopLevelGrammar) -> Result<Compiled, String> {
     let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut matcher = Box::new(Matcher::new(factory.create_parser(grammar)));
         if let Some(why) = matcher.get_error() {
@@ -229,7 +185,7 @@ fn build(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, 
         if first.iter().all(|word| *word == 0) {
             return Err("no output could be valid".into());
         }
-        Ok(Compiled { matcher, first })
+        Ok(Compiled { matcher, first, sliced })
     }));
     made.unwrap_or_else(|p| Err(panic_text(p)))
 }

@@ -7,6 +7,7 @@
 mod compiler;
 mod constraint;
 mod preflight;
+mod vocabulary;
 mod worker;
 
 pub(crate) use compiler::Compiler;
