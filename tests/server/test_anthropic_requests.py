@@ -211,6 +211,26 @@ def test_the_system_message(context: Context) -> None:
     assert refused(context, user(text("a")), system=[PNG]).param == "system[0]"
 
 
+STRICT = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('roles must alternate') }}{% endif %}{{ m.role }}: {{ m.content }}
+{% endfor %}"""
+
+
+def test_a_template_without_a_system_message() -> None:
+    """The text of the system message begins the user's turn."""
+    with LLM(chat_template=STRICT, max_num_seqs=1) as llm:
+        app = create_app(llm)
+        turns = [user(text("a")), {"role": "assistant", "content": "b"}, {"role": "system", "content": "later"}]
+        body: Any = {"max_tokens": 1, "system": "Be brief.", "messages": [*turns, user(text("c"))]}
+        found = chat(app.state.octavo.context, *body["messages"], system="Be brief.")
+        assert found.messages == [
+            {"role": "user", "content": "Be brief.\na"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "later\nc"},
+        ]
+        assert TestClient(app).post("/v1/messages", json=body).status_code == 200
+
+
 TOOLS: Any = [
     {"type": "web_search_20250305", "name": "web_search", "max_uses": 8},
     {"name": "find", "description": "Finds.", "input_schema": SCHEMA, **CACHED},

@@ -89,7 +89,7 @@ def convert(context: Context, request: CountTokensRequest) -> Converted:
     found = Converted()
     system = system_text(context, request.system)
     if system:
-        found.add({"role": "system", "content": system}, "system")
+        found.add({"role": _system_role(context), "content": system}, "system")
     for i, turn in enumerate(request.messages):
         _add_turn(context, found, turn, f"messages[{i}]")
     found.join()
@@ -110,12 +110,21 @@ def convert(context: Context, request: CountTokensRequest) -> Converted:
 
 
 def _add_turn(context: Context, found: Converted, turn: AnthropicTurn, where: str) -> None:
+    role = _system_role(context) if turn.role == "system" else turn.role
     if isinstance(turn.content, str):
-        found.add({"role": turn.role, "content": turn.content}, where)
-    elif turn.role == "assistant":
+        found.add({"role": role, "content": turn.content}, where)
+    elif role == "assistant":
         found.add(_assistant(context, turn.content, where), where)
     else:
-        _add_blocks(context, found, turn.role, turn.content, where)
+        _add_blocks(context, found, role, turn.content, where)
+
+
+def _system_role(context: Context) -> str:
+    """The role of system messages. Without a place for them in the chat template the user says them."""
+    if context.template_supports_system:
+        return "system"
+    context.warn_once("system", "the chat template has no system message: its text begins the turn of the user")
+    return "user"
 
 
 def _add_blocks(context: Context, found: Converted, role: str, blocks: list[Block], where: str) -> None:
