@@ -37,9 +37,11 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
 
     Raises:
         ModelNotFoundError: there is no such folder and no such repository.
+        InvalidRequestError: a revision of a model that has none.
         MissingDependencyError: a hub id, and `huggingface_hub` is not installed.
     """
     if model is None:
+        _refuse_revision(revision, "the embedded model")
         return embedded_model()
     if not isinstance(model, (str, os.PathLike)):
         raise InvalidRequestError(f"model is {model!r}: a folder, a hub id or None is expected")
@@ -50,6 +52,7 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
         )
     path = Path(name).expanduser()
     if path.is_dir():
+        _refuse_revision(revision, "a local folder")
         return path
     looks_local = path.exists() or path.is_absolute() or name.startswith((".", "~")) or not _REPO_ID.fullmatch(name)
     if looks_local:
@@ -58,6 +61,11 @@ def resolve_model(model: str | os.PathLike[str] | None, revision: str | None = N
             what = _FILES.get(path.suffix.lower(), "is a file; give the folder that holds config.json")
         raise ModelNotFoundError(f"no model at {name}: the path {what}")
     return _fetch(name, revision)
+
+
+def _refuse_revision(revision: str | None, what: str) -> None:
+    if revision is not None:
+        raise InvalidRequestError(f"revision is {revision!r}: only a hub id has revisions, and the model is {what}")
 
 
 def _fetch(repo_id: str, revision: str | None) -> Path:

@@ -111,7 +111,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "responses.parallel_tool_calls": {"tools": [FLAT], "tool_choice": "required", "max_output_tokens": 80},
     "include_stop_str_in_output": {"stop": ["a"]},
     "thinking": {"max_tokens": 2000},
-    "return_tokens_as_token_ids": {"logprobs": 1},
+    "chat.return_tokens_as_token_ids": {"logprobs": True},
+    "completions.return_tokens_as_token_ids": {"logprobs": 1},
 }
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
