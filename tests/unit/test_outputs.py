@@ -16,6 +16,10 @@ class Candidate:
     rank: int
     token: str
 
+    @property
+    def bytes(self) -> bytes:
+        return self.token.encode()
+
 
 @dataclass
 class Sample:
@@ -85,8 +89,8 @@ def test_logprobs_keep_the_chosen_first_and_once() -> None:
     )
     sample = output.outputs[0]
     assert sample.logprobs == [
-        {5: Logprob(-2.0, 2, "b"), 9: Logprob(-0.5, 1, "a")},
-        {9: Logprob(-0.1, 1, "a")},
+        {5: Logprob(-2.0, 2, "b", b"b"), 9: Logprob(-0.5, 1, "a", b"a")},
+        {9: Logprob(-0.1, 1, "a", b"a")},
     ]
     assert list(sample.logprobs[0]) == [5, 9]
     assert sample.cumulative_logprob == -2.1
@@ -94,7 +98,7 @@ def test_logprobs_keep_the_chosen_first_and_once() -> None:
 
 def test_prompt_logprobs() -> None:
     output = grown(News(prompt_logprobs=[None, [Candidate(2, -1.0, 1, "x")]]))
-    assert output.prompt_logprobs == [None, {2: Logprob(-1.0, 1, "x")}]
+    assert output.prompt_logprobs == [None, {2: Logprob(-1.0, 1, "x", b"x")}]
 
 
 def test_errors_become_exceptions() -> None:
