@@ -187,7 +187,6 @@ def test_a_limit_is_max_tokens(client: Any) -> None:
     ask: Any = {**GREEDY, "max_tokens": 3}
     found = client.messages.create(messages=TURNS, **ask)
     assert (found.stop_reason, found.usage.output_tokens) == ("max_tokens", 3)
-    # An input that is cut off holds what is there.
     ask = {**GREEDY, "max_tokens": 14, "tools": [WEATHER], "tool_choice": {"type": "any"}}
     cut = client.messages.create(messages=TURNS, **ask)
     assert cut.stop_reason == "max_tokens"

@@ -13,9 +13,13 @@ from octavo.errors import QueueFullError
 from octavo.server import ServerConfig, create_app, create_wsgi_app
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, from_octavo
+from octavo.server.generation import Generation
+from octavo.server.parsing import Arguments, Call, Content, Plain, Reasoning
 from octavo.server.protocols.anthropic import anthropic_error
+from octavo.server.protocols.anthropic.answer import Messages
 from octavo.server.protocols.anthropic.conversion import convert
 from octavo.server.protocols.anthropic.requests import CountTokensRequest, MessagesRequest
+from octavo.server.reasoning import Reader
 from octavo.server.requests import read
 from starlette.testclient import TestClient
 
@@ -479,6 +483,7 @@ def test_all_errors_of_the_path_have_the_form(llm: LLM, kind: str) -> None:
     assert fault("POST", "/v1/messages", host="a.example") == (403, "permission_error")
     assert fault("GET", "/v1/messages", x_api_key="key") == (405, "invalid_request_error")
     assert fault("GET", "/v1/messages/batches", x_api_key="key") == (404, "not_found_error")
+    assert fault("POST", "/v1/v1/messages", x_api_key="key") == (404, "not_found_error")
     assert fault("POST", "/v1/messages/count_tokens", x_api_key="key", content_type="a/b")[0] == 415
     assert fault("POST", "/v1/messages", x_api_key="key", x_none="x" * 40_000)[0] == 431
 
@@ -512,6 +517,43 @@ def test_both_applications_answer_and_stream(llm: LLM, kind: str) -> None:
     assert counted["input_tokens"] > 0
 
 
+PIECES: list[tuple[list[Any], list[Any]]] = [
+    ([Content("\n"), Call("f"), Arguments("{}")], [("tool_use", {})]),
+    (
+        [Content("a"), Content("\n"), Call("f"), Arguments('{"a":'), Arguments("1}")],
+        [("text", "a\n"), ("tool_use", {"a": 1})],
+    ),
+    ([Call("f"), Arguments("{}"), Content("\n"), Call("g"), Arguments("{}")], [("tool_use", {}), ("tool_use", {})]),
+    ([Call("f"), Content(" "), Content(" b")], [("tool_use", {}), ("text", "  b")]),
+    ([Reasoning("r"), Content("\n\n"), Content("b")], [("thinking", "r"), ("text", "\n\nb")]),
+    ([Content("\n"), Content(" ")], [("text", "\n ")]),
+    ([Call("f"), Arguments('{"b": 1, "a": "cut')], [("tool_use", {"b": 1})]),
+    ([Call("f"), Arguments("[1]")], [("tool_use", {})]),
+    ([], []),
+]
+
+
+@pytest.mark.parametrize(("pieces", "wanted"), PIECES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_blocks(context: Context, pieces: list[Any], wanted: list[Any], stream: bool) -> None:
+    """White space alone, which models write around calls, makes no block of text beside others."""
+    request = read(MessagesRequest, {"max_tokens": 9, "messages": [user(text("a"))], "stream": stream})
+    response = Messages(context, request, Generation([]), Reader(Plain()))
+    sent = b"".join(response._piece(piece) for piece in pieces)
+    if not stream:
+        found = [tuple(block.values()) for block in json.loads(response.reply().body)["content"]]
+        assert [(f[0], f[-1] if f[0] != "thinking" else f[1]) for f in found] == wanted
+        return
+    sent += response.end()
+    lines = [json.loads(line[6:]) for line in sent.decode().splitlines() if line.startswith("data: ")]
+    starts = [e["content_block"]["type"] for e in lines if e["type"] == "content_block_start"]
+    assert starts == [kind for kind, _ in wanted]
+    for kind, value in wanted:
+        if kind == "text":
+            parts = [e["delta"]["text"] for e in lines if e.get("delta", {}).get("type") == "text_delta"]
+            assert "".join(parts) == value
+
+
 def test_the_openapi_document(llm: LLM) -> None:
     paths = TestClient(create_app(llm)).get("/openapi.json").json()["paths"]
     body = paths["/v1/messages"]["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -524,8 +566,6 @@ def test_the_openapi_document(llm: LLM) -> None:
 
 
 def test_a_stream_that_fails_ends_with_an_error_event(thinker: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    from octavo.server.protocols.anthropic.answer import Messages
-
     def fail(self: Messages) -> bytes:
         raise ApiError(503, "gone")
 
@@ -538,8 +578,6 @@ def test_a_stream_that_fails_ends_with_an_error_event(thinker: TestClient, monke
 
 
 def test_a_sign_of_life_is_a_ping_event(context: Context) -> None:
-    from octavo.server.protocols.anthropic.answer import Messages
-
     response = object.__new__(Messages)
     response.stream = True
     assert response.ping() == b'event: ping\ndata: {"type":"ping"}\n\n'

@@ -76,13 +76,19 @@ class RouteTable:
         return next(iter(self._methods(path).values()), None)
 
     def error_form(self, path: str) -> ErrorForm:
-        """The form of errors at `path`. An unknown path below a route has the route's form."""
-        while path:
-            found = self.find(path)
+        """The form of errors at `path`. A path below a route, or nearly a route, has the route's form."""
+        head = path
+        while head:
+            found = self.find(head)
             if found is not None:
                 return found.error
-            path = path.rpartition("/")[0]
-        return openai_error
+            head = head.rpartition("/")[0]
+        near = self._nearest(path)
+        found = None if near is None else self.find(near)
+        return openai_error if found is None else found.error
+
+    def _nearest(self, path: str) -> str | None:
+        return nearest(path, [route.path for route in self.routes if route.documented and "{" not in route.path])
 
     def handler(self, method: str, path: str) -> Handler:
         """The handler of a request.
@@ -92,7 +98,7 @@ class RouteTable:
         """
         methods = self._methods(path)
         if not methods:
-            near = nearest(path, [route.path for route in self.routes if route.documented and "{" not in route.path])
+            near = self._nearest(path)
             hint = "" if near is None else f": did you mean {near}?"
             raise ApiError(404, f"there is nothing at {path[:200]!r}{hint}", code="not_found")
         found = methods.get(method) or (methods.get("GET") if method == "HEAD" else None)

@@ -11,7 +11,7 @@ from octavo.server.context import Context
 from octavo.server.errors import ApiError
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Reply, event, json_reply
-from octavo.server.parsing import Arguments, Content, Piece, Reasoning
+from octavo.server.parsing import Call, Content, Piece, Reasoning
 from octavo.server.protocols.anthropic.errors import error_body
 from octavo.server.protocols.anthropic.requests import MessagesRequest
 from octavo.server.reasoning import Reader
@@ -36,6 +36,8 @@ class Messages(Response):
         # The text of the last block, in parts.
         self._parts: list[str] = []
         self._open = False
+        # White space with which a block of text may begin.
+        self._space = ""
         self._begun = False
         self._head = {
             "id": f"msg_{secrets.token_hex(12)}",
@@ -69,15 +71,28 @@ class Messages(Response):
 
     def _piece(self, piece: Piece) -> bytes:
         kind = {Content: "text", Reasoning: "thinking"}.get(type(piece), "tool_use")
+        text = "" if isinstance(piece, Call) else piece.text
+        same = self._open and self._blocks[-1]["type"] == kind
+        if kind == "text" and not same:
+            # A block of text does not begin with white space alone: models write it around calls.
+            text = self._space + text
+            self._space = text if text.isspace() else ""
+            if self._space or not text:
+                return b""
+        elif kind != "text":
+            self._space = ""
         out = b""
-        if not self._open or self._blocks[-1]["type"] != kind or (kind == "tool_use" and not _is_part(piece)):
-            out += self._close() + self._begin(kind, getattr(piece, "name", ""))
-        if isinstance(piece, (Content, Reasoning, Arguments)):
-            self._parts.append(piece.text)
-            name, key = _DELTAS.get(kind, ("input_json_delta", "partial_json"))
-            if not (kind == "thinking" and self._omit_thinking):
-                out += self._delta({"type": name, key: piece.text})
-        return out
+        if not same or isinstance(piece, Call):
+            out += self._close() + self._begin(kind, piece.name if isinstance(piece, Call) else "")
+        return out + self._add(kind, text)
+
+    def _add(self, kind: str, text: str) -> bytes:
+        """Adds text to the last block."""
+        self._parts.append(text)
+        if not text or (kind == "thinking" and self._omit_thinking):
+            return b""
+        name, key = _DELTAS.get(kind, ("input_json_delta", "partial_json"))
+        return self._delta({"type": name, key: text})
 
     def _begin(self, kind: str, name: str) -> bytes:
         block: dict[str, Any] = {"type": kind}
@@ -109,14 +124,20 @@ class Messages(Response):
             block["input"] = _input(text)
         return out + self._event("content_block_stop", index=len(self._blocks) - 1)
 
+    def _last(self) -> bytes:
+        """The end of the last block. An answer of white space alone is a block, too."""
+        if self._space and not self._blocks:
+            return self._begin("text", "") + self._add("text", self._space) + self._close()
+        return self._close()
+
     def end(self) -> bytes:
-        out = self._start() + self._close()
+        out = self._start() + self._last()
         reason, sequence = self._stopped()
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         return out + self._event("message_delta", delta=delta, usage=self._usage()) + self._event("message_stop")
 
     def reply(self) -> Reply:
-        self._close()
+        self._last()
         return json_reply(self._message(self._blocks, self._usage(), *self._stopped()))
 
     def ping(self) -> bytes:
@@ -156,12 +177,8 @@ class Messages(Response):
         return event({"type": kind, **fields}, kind) if self.stream else b""
 
 
-def _is_part(piece: Piece) -> bool:
-    return isinstance(piece, Arguments)
-
-
 def _input(arguments: str) -> dict[str, Any]:
-    """The input of a call. One that max_tokens has cut off holds what is there."""
+    """The input of a call. One that max_tokens has cut off holds its whole values."""
     try:
         found = from_json(arguments, allow_partial=True)
     except ValueError:
