@@ -106,6 +106,8 @@ def test_other_names(http: TestClient, more: dict[str, Any], same: dict[str, Any
         ({"max_new_tokens": 3, "max_tokens": 4}, "max_new_tokens", "max_tokens"),
         ({"guided_json": 3}, "guided_json", "object"),
         ({"guided_choice": [3]}, "guided_choice[0]", "string"),
+        ({"guided_regex": "("}, "guided_regex", "regex"),
+        ({"guided_json": {"type": 3}}, "guided_json", ""),
         ({"guided_json": {"name": "a", "schema": SCHEMA}}, "guided_json", "schema itself"),
         ({"structured_outputs": {"json": {"name": "a", "schema": SCHEMA}}}, "structured_outputs.json", "schema itself"),
         ({"guided_grammar": 'root ::= "a"'}, "guided_grammar", "Lark"),

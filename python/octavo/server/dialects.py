@@ -5,6 +5,7 @@ A field with an exact equivalent is translated. A field that would change the an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from octavo.server.foreign_fields import (
     Refusal,
 )
 
+_RULE_OF_GBNF = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
 # OpenAI's wrapper of a schema in `response_format.json_schema`.
 _WRAPPER = frozenset({"name", "description", "schema", "strict"})
 # Keys of other servers for the content of a `response_format`.
@@ -91,7 +93,7 @@ def _check_outputs(outputs: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _check_grammar(grammar: str, path: str) -> None:
-    if "::=" in grammar and "root" in grammar:
+    if _RULE_OF_GBNF.search(grammar):
         raise bad_request(f"{path} is in GBNF or EBNF: the Lark form is expected, such as 'start: \"a\"'", path)
 
 

@@ -95,7 +95,7 @@ def field_of(request: Sampling) -> str:
     if request.response_format is not None:
         return "response_format"
     if request.structured_outputs is not None:
-        return "structured_outputs"
+        return request.given_name("structured_outputs")
     return "tools"
 
 

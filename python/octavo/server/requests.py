@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from octavo._core import sampling_schema
 from octavo.server.dialects import refuse, translate
@@ -81,6 +81,7 @@ class ResponseFormat(Strict):
 class Sampling(Strict):
     """What every request that generates may say about sampling."""
 
+    _given: dict[str, str] = PrivateAttr(default_factory=dict)
     model: str | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
@@ -116,6 +117,14 @@ class Sampling(Strict):
     timeout: Annotated[float, _in_range("timeout")] | None = None
     structured_outputs: StructuredOutputs | None = None
     response_format: ResponseFormat | None = None
+
+    def given_name(self, name: str) -> str:
+        """The name that the client gave to the field `name`."""
+        return self._given.get(name, name)
+
+    def set_given_names(self, names: dict[str, str]) -> None:
+        """Remembers the client's names of translated fields."""
+        self._given = names
 
 
 class CompletionRequest(Sampling):
@@ -290,6 +299,8 @@ def read(kind: type[R], body: dict[str, Any]) -> R:
         request = kind.model_validate(body)
     except ValidationError as error:
         raise invalid(body, error, names) from None
+    if isinstance(request, Sampling):
+        request.set_given_names(names)
     refuse(request, kind.refused, _ELSEWHERE - silent(kind) if kind.refused is REFUSED else ())
     return request
 
