@@ -182,6 +182,13 @@ def test_unreadable_arguments_are_warned_of(caplog: pytest.LogCaptureFixture) ->
     assert "secret" not in caplog.text
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_earlier_reasoning_is_read_by_both_names(name: str) -> None:
+    with serving(TURNS + "{{ m.reasoning_content }}/" + END) as served:
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", name: "hm"}]
+        assert "hm/assistant: y" in served.prompt(turns)
+
+
 def test_hostile_arguments_are_read_soon() -> None:
     for text in ('{"a":' * 100_000, "{" + "[" * 300_000, '{"a": "' + "\\u00" * 100_000, '{"a":"' + "x" * 1_000_000):
         arguments_object(text)

@@ -147,6 +147,13 @@ def test_the_items_of_an_answer_are_one_turn(items: list[Any], wanted: str, stri
     assert prompt_of(strict, items, tools=[FUNCTION]) == wanted
 
 
+def test_turns_of_the_user_join_where_roles_must_alternate(strict: Served, plain: Served) -> None:
+    """Codex sends the environment and the question as two turns."""
+    items = [USER, {"role": "user", "content": [{"type": "input_text", "text": "V?"}]}]
+    assert prompt_of(strict, items) == "[user]|W?\n\nV?\n"
+    assert "W?<|im_end|>\n<|im_start|>user\nV?" in prompt_of(plain, items), "other templates keep the turns"
+
+
 def test_instructions_join_the_first_messages(strict: Served) -> None:
     items = [{"role": "developer", "content": [{"type": "input_text", "text": "D"}]}, USER]
     assert prompt_of(strict, items, instructions="I") == "[system]|I\n\nD\n[user]|W?\n"

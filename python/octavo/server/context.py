@@ -29,7 +29,7 @@ from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
 from octavo.server.response_store import ResponseStore
-from octavo.server.template_traits import CallForm, call_form, needs_short_ids
+from octavo.server.template_traits import CallForm, call_form, needs_alternation, needs_short_ids
 from octavo.server.truncation import truncated
 
 log = logging.getLogger("octavo.server")
@@ -216,6 +216,11 @@ class Context:
     def needs_short_ids(self) -> bool:
         """Ids of calls must have nine letters and digits, as in all models of Mistral."""
         return self.tool_format.name in SHORT_IDS or needs_short_ids(self.llm)
+
+    @cached_property
+    def needs_alternation(self) -> bool:
+        """The chat template refuses two turns of the user in a row."""
+        return needs_alternation(self.llm)
 
     def new_call_id(self, taken: Iterable[str] = ()) -> str:
         """An id for a call of the model, in a form that the chat template takes; not in `taken`."""

@@ -81,8 +81,9 @@ def _turn(context: Context, message: Message, index: int) -> dict[str, Any]:
         turn["name"] = message.name
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
-    if message.reasoning_content is not None:
-        turn["reasoning_content"] = message.reasoning_content
+    reasoning = message.reasoning if message.reasoning_content is None else message.reasoning_content
+    if reasoning is not None:
+        turn["reasoning_content"] = reasoning
     if message.tool_calls:
         turn["tool_calls"] = [
             _call(context, call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)

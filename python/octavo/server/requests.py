@@ -175,6 +175,8 @@ class Message(Strict):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    # vLLM's name for it.
+    reasoning: str | None = None
     # Other names of continue_final_message: Mistral's and DeepSeek's, then Moonshot's.
     prefix: bool | None = None
     partial: bool | None = None

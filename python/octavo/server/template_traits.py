@@ -42,6 +42,20 @@ def needs_short_ids(llm: LLM) -> bool:
     return False
 
 
+def needs_alternation(llm: LLM) -> bool:
+    """Whether the template refuses two turns of the user in a row."""
+    turn = {"role": "user", "content": "probe"}
+    try:
+        llm.render_chat([turn])
+    except OctavoError:
+        return False
+    try:
+        llm.render_chat([turn, turn])
+    except OctavoError:
+        return True
+    return False
+
+
 def _render(llm: LLM, call_id: str, arguments: Any, *, with_tools: bool) -> str | None:
     call = {"id": call_id, "type": "function", "function": {"name": "probe_tool", "arguments": arguments}}
     turns: list[dict[str, Any]] = [

@@ -56,6 +56,7 @@ class Conversation:
             message = self._messages[index]
             if name != "content" or message[name] is None or message["role"] == "system":
                 message[name] = "".join(texts)
+        self._texts.clear()
         return self._messages
 
     def _add_text(self, field: str, text: str, gap: str) -> None:
@@ -108,6 +109,9 @@ class Conversation:
         if role in ("system", "developer") and isinstance(content, str) and leading:
             self.add_system(content, where)
             return
+        if role == "user" and isinstance(content, str):
+            self._user(content, where)
+            return
         if role != "assistant":
             self._append({"role": role, "content": content}, {"": where})
             return
@@ -118,6 +122,13 @@ class Conversation:
             # It is no text: the chat API refuses it, by this name.
             self._names[f"messages[{len(self._messages) - 1}].content"] = f"{where}.content"
             turn["content"] = content
+
+    def _user(self, text: str, where: str) -> None:
+        """Adds a turn of the user, or joins it to the one before if the template wants the roles in turn."""
+        last = self._messages[-1] if self._messages else None
+        if last is None or last["role"] != "user" or last["content"] is not None or not self._context.needs_alternation:
+            self._append({"role": "user", "content": None}, {"": where})
+        self._add_text("content", text, "\n\n")
 
     def _reasoning(self, item: dict[str, Any]) -> None:
         parts = item.get("content") or item.get("summary") or ()
