@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 
 __all__ = ["AttentionMetrics", "DynamicAttention"]
@@ -14,6 +15,7 @@ __all__ = ["AttentionMetrics", "DynamicAttention"]
 _MODES = ("certified", "estimated", "budget")
 
 
+@names_arguments()
 @dataclass(frozen=True, kw_only=True)
 class DynamicAttention:
     """Each query estimates all keys, and reads only blocks that matter. docs/dynamic-attention.md explains the bound.

@@ -11,11 +11,15 @@ from octavo.errors import InvalidRequestError
 # The mapping is vLLM's form: {"prompt": text} or {"prompt_token_ids": ids}.
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, Any]
 
+# Maximum length of a rejected value in an error message.
+_SHOWN = 80
 _INSTEAD = {
     "cache_salt": "give SamplingParams(cache_salt=...)",
     "multi_modal_data": "octavo reads text only",
     "prompt_embeds": "octavo reads text or token ids",
     "content": "a list of messages is for LLM.chat",
+    "input_ids": 'give "prompt_token_ids"',
+    "messages": "use LLM.chat",
     "role": "a list of messages is for LLM.chat",
 }
 
@@ -30,7 +34,14 @@ def as_token_ids(ids: Iterable[Any]) -> list[int]:
 
 
 def _refuse_id(value: object) -> int:
-    raise InvalidRequestError(f"token ids: {value!r} is not an integer")
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
+    hint = ""
+    if isinstance(value, Mapping):
+        hint = ": a list of messages is for chat"
+    elif isinstance(value, str) or hasattr(value, "__iter__"):
+        hint = ": one prompt is a text or a list of token ids; generate and embed take many"
+    raise InvalidRequestError(f"token ids: {shown} is not an integer{hint}")
 
 
 def one_prompt(prompt: Prompt) -> str | list[int]:

@@ -49,6 +49,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         max_length: maximum context of a prediction in tokens; None: two tokens less than `max_model_len`.
         add_bos_token: None: as the tokenizer does.
         max_gen_toks: maximum output of tasks without a limit, in tokens.
+        enable_thinking, chat_template_args: variables of the chat template.
         think_end_token: output up to this text, or up to the token of this id, is dropped.
         device: "cpu"; other values: octavo chooses.
         batch_size, max_batch_size: ignored: the engine batches continuously.
@@ -66,6 +67,8 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         add_bos_token: bool | None = None,
         max_gen_toks: int = 256,
         think_end_token: str | int | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -86,6 +89,9 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
         self.max_gen_toks = max_gen_toks
         self.batch_size = batch_size or "auto"
         self._add_bos = add_bos_token
+        self._template = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self._template["enable_thinking"] = enable_thinking
         by_id = isinstance(think_end_token, str) and think_end_token.isdigit()
         self._think_end = int(think_end_token) if by_id and think_end_token else think_end_token
         self._eos, self._bos = _special_ids(self.llm)
@@ -118,6 +124,7 @@ class OctavoLM(TemplateLM):  # type: ignore[misc]
             chat_history,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            **self._template,
         )
 
     # --- the three kinds of requests ----------------------------------------------------------------------------------

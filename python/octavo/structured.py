@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 
 __all__ = ["Grammar", "JsonSchema", "Regex", "Structured"]
 
 
+@names_arguments()
 @dataclass(frozen=True)
 class JsonSchema:
     """A JSON document under a schema of draft 2020-12.
@@ -42,6 +44,7 @@ class JsonSchema:
             raise InvalidRequestError(f"structured: the schema cannot be written as JSON: {error}") from error
 
 
+@names_arguments()
 @dataclass(frozen=True)
 class Regex:
     """A text that matches a regular expression from its beginning to its end (syntax of Rust's regex crate)."""
@@ -52,6 +55,7 @@ class Regex:
         return "regex", _text("Regex", self.pattern)
 
 
+@names_arguments()
 @dataclass(frozen=True)
 class Grammar:
     """A text of a context-free grammar, in llguidance's form of Lark; its first rule is called `start`."""

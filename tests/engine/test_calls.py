@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from octavo import LLM, SamplingParams
+from octavo import LLM, DynamicAttention, Grammar, JsonSchema, Regex, SamplingParams
 from octavo.errors import InvalidRequestError, UnknownArgumentError
 from octavo.hub import embedded_model
+from octavo.server import Limits, ServerConfig
 
 TURNS = [{"role": "user", "content": "Who are you?"}]
 SHORT = SamplingParams(max_tokens=4, temperature=0)
@@ -197,3 +198,28 @@ def test_a_model_without_a_chat_template_names_generate(tmp_path: Path) -> None:
         file.unlink()
     with LLM(folder) as llm, pytest.raises(InvalidRequestError, match="use generate"):
         llm.chat(TURNS)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "hint"),
+    [
+        (JsonSchema, "schem", "schema"),
+        (Regex, "patern", "pattern"),
+        (Grammar, "lark_", "Grammar has no argument"),
+        (DynamicAttention, "error_bond", "error_bound"),
+        (ServerConfig, "api_key", "api_keys"),
+        (Limits, "max_body", "Limits has no argument"),
+    ],
+)
+def test_configurations_name_unknown_arguments(make: Any, wrong: str, hint: str) -> None:
+    with pytest.raises(UnknownArgumentError, match=hint):
+        make(**{wrong: 1})
+
+
+@pytest.mark.parametrize("name", ["submit", "stream", "agenerate", "astream", "aembed"])
+@pytest.mark.parametrize(
+    ("prompt", "hint"), [(TURNS, "for chat|LLM.chat"), (["a", "b"], "generate and embed take many")]
+)
+def test_many_prompts_or_messages_for_one(llm: LLM, name: str, prompt: Any, hint: str) -> None:
+    with pytest.raises(InvalidRequestError, match=hint):
+        call(getattr(llm, name), prompt)

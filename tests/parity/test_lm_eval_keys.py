@@ -117,6 +117,16 @@ def test_reasoning_ends_at_a_token_or_a_text(model: OctavoLM) -> None:
             made.llm.close()
 
 
+def test_variables_of_the_chat_template() -> None:
+    """As the harness's own model takes them."""
+    template = "{{ enable_thinking }} {{ tone }}{% for m in messages %} {{ m.content }}{% endfor %}"
+    made = OctavoLM(chat_template=template, enable_thinking=False, chat_template_args={"tone": "dry"})
+    try:
+        assert made.apply_chat_template([{"role": "user", "content": "Hi"}]) == "False dry Hi"
+    finally:
+        made.llm.close()
+
+
 def test_every_task_file_of_the_harness_is_read() -> None:
     """Each generation key that the shipped tasks give is known, and only beam search is refused."""
     import yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 
 # Names in octavo.server.formats; a test compares them.
@@ -27,6 +28,7 @@ TOOL_PARSERS = (
 REASONING_PARSERS = ("think", "deepseek_r1", "mistral", "granite", "cohere")
 
 
+@names_arguments()
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Limits of one request. The response to a request beyond a limit is 400 (413 and 431 for HTTP sizes).
@@ -70,6 +72,7 @@ class Limits:
     stream_stall_seconds: float = 60.0
 
 
+@names_arguments()
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
     """Names, keys and behaviour of a server.
