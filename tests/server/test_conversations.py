@@ -234,6 +234,15 @@ def test_roles_alternate_where_results_are_text() -> None:
         assert "answer 0\n</tool_response>\n\nAnd?" in served.prompt(turns)
 
 
+def test_a_template_with_tools_and_results_keeps_its_form_of_results() -> None:
+    """Granite's template describes tools and shows results, and leaves out calls."""
+    template = TURNS + "[{{ m.role }}]{{ m.content }}\n{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
+    with serving(template, tool_parser="granite") as served:
+        prompt = served.prompt(asked(("c1", '{"city": "Oslo"}')), tools=[TOOL])
+    call = '<|tool_call|>[{"name": "weather", "arguments": {"city": "Oslo"}}]'
+    assert f"[assistant]{call}\n[tool]answer 0\n" in prompt
+
+
 @pytest.mark.parametrize("template", [STRICT_IDS, ITEMS, TOJSON, JOINED])
 def test_templates_that_show_calls_show_them(template: str) -> None:
     with serving(template) as served:

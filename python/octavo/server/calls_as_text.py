@@ -18,15 +18,15 @@ def result_marks(form: Format) -> tuple[str, str]:
     return _GEMMA_RESULT if form.name == "gemma" else _RESULT
 
 
-def calls_as_text(turns: list[dict[str, Any]], form: Format) -> list[dict[str, Any]]:
-    """`turns` with their calls in the assistant's text and their results in the user's.
+def calls_as_text(turns: list[dict[str, Any]], form: Format, *, results: bool) -> list[dict[str, Any]]:
+    """`turns` with their calls in the assistant's text and, if `results` says so, their results in the user's.
 
     Parallel calls carry their ids where the form has a place for one. Their results always do.
     """
     out: list[dict[str, Any]] = []
     calls: dict[str, dict[str, Any]] = {}
     # Results of one turn.
-    results: list[str] | None = None
+    texts: list[str] | None = None
     for turn in turns:
         if turn.get("tool_calls"):
             several = len(turn["tool_calls"]) > 1
@@ -34,19 +34,19 @@ def calls_as_text(turns: list[dict[str, Any]], form: Format) -> list[dict[str, A
                 calls[call["id"]] = {**call["function"], "several": several}
             text = _joined(turn["content"], write_calls(form, turn["tool_calls"]))
             out.append({**{k: v for k, v in turn.items() if k != "tool_calls"}, "content": text})
-        elif turn["role"] in ("tool", "function"):
+        elif results and turn["role"] in ("tool", "function"):
             text = _result(form, turn, calls.get(turn.get("tool_call_id") or ""))
-            if results is None:
-                results = []
-                out.append({"role": "user", "content": results})
-            results.append(text)
+            if texts is None:
+                texts = []
+                out.append({"role": "user", "content": texts})
+            texts.append(text)
             continue
-        elif turn["role"] == "user" and results is not None:
+        elif turn["role"] == "user" and texts is not None:
             # Strict templates want the roles in turn.
-            results.append(f"\n{turn['content']}")
+            texts.append(f"\n{turn['content']}")
         else:
             out.append(turn)
-        results = None
+        texts = None
     return [
         {**turn, "content": "\n".join(turn["content"])} if isinstance(turn["content"], list) else turn for turn in out
     ]

@@ -29,7 +29,7 @@ from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
 from octavo.server.response_store import ResponseStore
-from octavo.server.template_traits import CallForm, call_form, needs_alternation, needs_short_ids
+from octavo.server.template_traits import CallForm, call_form, needs_alternation, needs_short_ids, shows_results
 from octavo.server.truncation import truncated
 
 log = logging.getLogger("octavo.server")
@@ -211,6 +211,11 @@ class Context:
     @cached_property
     def _call_form(self) -> CallForm:
         return call_form(self.llm, with_tools=False)
+
+    @cached_property
+    def shows_results(self) -> bool:
+        """The chat template describes tools and shows results of calls, in its own form."""
+        return self.template_supports_tools and shows_results(self.llm)
 
     @cached_property
     def needs_short_ids(self) -> bool:

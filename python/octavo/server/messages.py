@@ -63,7 +63,7 @@ def template_turns(context: Context, messages: Sequence[Message], toolbox: Toolb
     if any(turn.get("tool_calls") or turn["role"] in ("tool", "function") for turn in turns):
         form = context.call_form(with_tools=toolbox.for_template() is not None)
         if form == "none":
-            turns = calls_as_text(turns, context.tool_format)
+            turns = calls_as_text(turns, context.tool_format, results=not context.shows_results)
         elif form == "text":
             for call in (call for turn in turns for call in turn.get("tool_calls") or ()):
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)

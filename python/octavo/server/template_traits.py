@@ -34,6 +34,19 @@ def call_form(llm: LLM, *, with_tools: bool) -> CallForm:
     return "none"
 
 
+def shows_results(llm: LLM) -> bool:
+    """Whether the template shows the result of a call that stands in the assistant's text."""
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": "probe"},
+        {"role": "assistant", "content": "probe"},
+        {"role": "tool", "tool_call_id": _SAFE_ID, "name": "probe_tool", "content": "probe_result"},
+    ]
+    try:
+        return "probe_result" in llm.render_chat(turns, tools=[_TOOL])
+    except OctavoError:
+        return False
+
+
 def needs_short_ids(llm: LLM) -> bool:
     """Whether the template refuses ids that other clients make."""
     for arguments in (_ARGUMENTS, '{"probe_key": "probe_value"}'):
