@@ -76,7 +76,5 @@ pub fn template(text: &[u8]) {
         "add_generation_prompt": true,
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     });
-    if let Some(request) = request.as_object() {
-        let _ = template.render(request);
-    }
+    let _ = template.render(&request.to_string());
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use octavo_model::ModelSpec;
 use octavo_scheduler::{AttentionPolicy, Scheduler, SchedulerConfig};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::EngineError;
 use crate::command::Command;
@@ -157,7 +157,7 @@ impl Engine {
     }
 
     /// Renders the chat template; see `ChatTemplate::render`.
-    pub fn render_chat(&self, request: &Map<String, Value>) -> Result<String, EngineError> {
+    pub fn render_chat(&self, request: &str) -> Result<String, EngineError> {
         match &self.template {
             Some(Ok(template)) => template.render(request),
             Some(Err(e)) => Err(e.clone()),

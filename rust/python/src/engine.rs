@@ -239,12 +239,7 @@ impl Engine {
     }
 
     fn render_chat(&self, py: Python<'_>, request: &str) -> PyResult<String> {
-        let render = || {
-            let request: Map<String, Value> = serde_json::from_str(request)
-                .map_err(|e| EngineError::InvalidRequest(format!("messages: not a JSON object: {e}")))?;
-            self.0.render_chat(&request)
-        };
-        py.detach(render).map_err(|e| to_python(py, &e))
+        py.detach(|| self.0.render_chat(request)).map_err(|e| to_python(py, &e))
     }
 
     #[pyo3(signature = (text, *, add_special_tokens=true))]

@@ -1,41 +1,68 @@
-//! Chat templates: the Jinja of Hugging Face tokenizers, rendered in minijinja with a bound on steps, nesting and output.
+//! Chat templates: the Jinja of Hugging Face tokenizers, with a bound on steps, nesting and output.
 //!
-//! What transformers adds to Jinja is added here: `tojson` as Python's json.dumps writes it, `raise_exception`,
-//! `strftime_now`, loop controls, `{% generation %}` and the methods of Python strings, lists and dicts.
+//! The engine is written for these templates, with Python's values: what a template writes for a number, a list or a
+//! comparison is what Jinja2 in Python writes. It follows Jinja2 as transformers configures it: the immutable sandbox,
+//! `trim_blocks`, `lstrip_blocks`, loop controls, `{% generation %}`, `tojson` as json.dumps writes it, `raise_exception`,
+//! `strftime_now`.
 
+mod access;
+mod args;
+mod ast;
+mod braces;
+mod checks;
+mod eval;
+mod expressions;
+mod filters;
+mod format;
+mod functions;
+mod html;
+mod interpreter;
 mod json;
+mod lexer;
+mod list_filters;
 mod messages;
-mod methods;
 mod number;
+mod number_filters;
+mod number_methods;
+mod ops;
+mod parser;
 mod percent;
+mod pretty;
+mod repr;
+mod run;
+mod sorting;
+mod special;
+mod targets;
+mod text_filters;
+mod text_methods;
+mod value;
+mod wrap;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, ValueKind};
-use minijinja::{Environment, ErrorKind, Value};
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use octavo_model::{DEFAULT_TEMPLATE, ModelFolder};
 
 use crate::EngineError;
 use crate::error::panic_text;
 use crate::tokenizer::Tokenizer;
+use ast::Stmt;
+use interpreter::Interpreter;
+use messages::{Fields, key};
+use value::{JinjaError, Val};
 
-/// Steps that a template may take: real ones need some thousands.
-const FUEL: u64 = 2_000_000;
-/// Longest rendered prompt, in bytes.
-const MAX_OUTPUT_BYTES: usize = 16 << 20;
 /// Longest template text, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 256 << 10;
-/// Stack for compiling and rendering, in bytes: enough for the deepest nesting that fits into the other limits. It is
-/// address space only until it is used.
-const STACK_BYTES: usize = 512 << 20;
+/// Stack for compiling and rendering, in bytes: enough for the deepest nesting that the limits allow.
+const STACK_BYTES: usize = 16 << 20;
 
 /// The template that is taken where tools are given.
 const TOOL_USE: &str = "tool_use";
 
 /// The compiled chat templates of a model.
 pub struct ChatTemplate {
-    env: Environment<'static>,
-    special: Vec<(String, String)>,
-    has_tool_use: bool,
+    bodies: HashMap<String, Vec<Stmt>>,
+    special: Vec<(String, Val)>,
 }
 
 impl ChatTemplate {
@@ -72,7 +99,7 @@ impl ChatTemplate {
     /// # Errors
     /// `InvalidRequest` if one is no valid template.
     pub fn named(found: &[(String, String)], tokenizer: &Tokenizer) -> Option<Result<Self, EngineError>> {
-        (!found.is_empty()).then(|| on_large_stack(|| Self::compile(found, tokenizer)))
+        (!found.is_empty()).then(|| on_own_stack(|| Self::compile(found, tokenizer)))
     }
 
     /// Compiles `text`. Special tokens of the tokenizer become variables (`bos_token`, ...).
@@ -80,144 +107,83 @@ impl ChatTemplate {
     /// # Errors
     /// `InvalidRequest` if it is no valid template.
     pub fn new(text: &str, tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        on_large_stack(|| Self::compile(&[(DEFAULT_TEMPLATE.into(), text.into())], tokenizer))
+        on_own_stack(|| Self::compile(&[(DEFAULT_TEMPLATE.into(), text.into())], tokenizer))
     }
 
     fn compile(texts: &[(String, String)], tokenizer: &Tokenizer) -> Result<Self, EngineError> {
-        let refuse = |e: &dyn std::fmt::Display| {
-            EngineError::InvalidRequest(format!("the chat template is not valid: {e}"))
-        };
-        let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        env.set_syntax(syntax.map_err(|e| refuse(&e))?);
-        env.set_fuel(Some(FUEL));
-        env.set_recursion_limit(64);
-        env.set_unknown_method_callback(methods::call);
-        env.add_filter("tojson", json::tojson);
-        // In Jinja texts and mappings have a length and items, so they are sequences too.
-        env.add_test("sequence", |value: Value| {
-            matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
-        });
-        env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        env.add_function("strftime_now", |format: String| -> Result<String, minijinja::Error> {
-            use std::fmt::Write;
-            let mut out = String::new();
-            let now = chrono::Local::now();
-            write!(out, "{}", now.format(&format)).map_err(|_| {
-                minijinja::Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("strftime_now: bad format {format:?}"),
-                )
-            })?;
-            Ok(out)
-        });
-        env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
-            Ok(float) if value.kind() == ValueKind::Number && !value.is_integer() => {
-                out.write_str(&number::python_float(float)).map_err(minijinja::Error::from)
-            }
-            _ => minijinja::escape_formatter(out, state, value),
-        });
+        let refuse = |e: String| EngineError::InvalidRequest(format!("the chat template is not valid: {e}"));
+        let mut bodies = HashMap::new();
         for (name, text) in texts {
             if text.len() > MAX_TEMPLATE_BYTES {
-                return Err(refuse(&format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
+                return Err(refuse(format!("{} bytes, at most {MAX_TEMPLATE_BYTES} are taken", text.len())));
             }
-            // Jinja reads every line end as \n.
-            let text = text.replace("\r\n", "\n").replace('\r', "\n");
-            let text = percent::with_format_filters(&without_generation_tags(&text));
-            env.add_template_owned(name.clone(), text).map_err(|e| refuse(&e))?;
+            bodies.insert(name.clone(), parser::parse(text).map_err(|e| refuse(e.0))?);
         }
-        let keys =
-            ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
-        let special =
-            keys.iter().filter_map(|k| Some((k.to_string(), tokenizer.special_token(k)?.to_string())));
-        let has_tool_use = texts.iter().any(|(name, _)| name == TOOL_USE);
-        Ok(Self { env, special: special.collect(), has_tool_use })
+        Ok(Self { bodies, special: special::tokens(tokenizer.config()) })
     }
 
     /// Renders a request: a JSON object with `messages` and whatever else the template reads (`tools`,
     /// `add_generation_prompt`, `documents`, ...). With `continue_final_message` the prompt ends where the last message does.
     ///
+    /// Fields of messages that are null are left out, as in transformers. A template that then fails sees them: some ask
+    /// `content is none` and read it otherwise.
+    ///
     /// # Errors
     /// `InvalidRequest` if the template refuses the messages, or runs too long.
-    pub fn render(
-        &self,
-        request: &serde_json::Map<String, serde_json::Value>,
-    ) -> Result<String, EngineError> {
-        let mut context: serde_json::Map<String, serde_json::Value> =
-            self.special.iter().map(|(k, v)| (k.clone(), v.clone().into())).collect();
-        for key in ["tools", "documents"] {
-            context.insert(key.into(), serde_json::Value::Null);
-        }
-        context.extend(request.iter().map(|(k, v)| (k.clone(), v.clone())));
-        let unfinished = messages::prepare(&mut context)?;
-        let with_tools = self.has_tool_use && context.get("tools").is_some_and(|tools| !tools.is_null());
-        let name = if with_tools { TOOL_USE } else { DEFAULT_TEMPLATE };
-        let refuse = |e: minijinja::Error| {
-            let mut text = e.to_string();
-            if e.kind() == ErrorKind::OutOfFuel {
-                text = format!("it took more than {FUEL} steps");
+    pub fn render(&self, request: &str) -> Result<String, EngineError> {
+        on_own_stack(|| {
+            let refuse = |e: JinjaError| EngineError::InvalidRequest(format!("messages: {}", e.0));
+            let fields = json::parse(request).and_then(messages::fields).map_err(refuse)?;
+            let prepared = messages::prepare(&fields, false).map_err(refuse)?;
+            let unfinished = prepared.unfinished;
+            let mut rendered = self.run(prepared.context);
+            if rendered.is_err() && prepared.without_nulls {
+                let whole = messages::prepare(&fields, true).map_err(refuse)?;
+                rendered = self.run(whole.context).or(rendered);
             }
-            EngineError::InvalidRequest(format!("the chat template does not take these messages: {text}"))
+            let refuse = |e: JinjaError| {
+                EngineError::InvalidRequest(format!(
+                    "the chat template does not take these messages: {}",
+                    e.0
+                ))
+            };
+            let text = rendered.map_err(refuse)?;
+            match unfinished {
+                Some(unfinished) => messages::cut(text, &unfinished),
+                None => Ok(text),
+            }
+        })
+    }
+
+    fn run(&self, context: Fields) -> Result<String, JinjaError> {
+        let with_tools = context.get(&key("tools")).is_some_and(|tools| !matches!(tools, Val::None));
+        let tool_use = self.bodies.get(TOOL_USE).filter(|_| with_tools);
+        let Some(body) = tool_use.or_else(|| self.bodies.get(DEFAULT_TEMPLATE)) else {
+            return value::fail("there is no template of the name \"default\"");
         };
-        let mut out = Capped(Vec::new());
-        on_large_stack(|| {
-            let template = self.env.get_template(name).map_err(refuse)?;
-            template.render_captured_to(Value::from(Serde(context)), &mut out).map(|_| ()).map_err(refuse)
-        })?;
-        let text = String::from_utf8(out.0)
-            .map_err(|e| EngineError::InvalidRequest(format!("the chat template wrote {e}")))?;
-        if unfinished { messages::cut(text) } else { Ok(text) }
+        let mut names: HashMap<Arc<str>, Val> =
+            self.special.iter().map(|(name, text)| (name.as_str().into(), text.clone())).collect();
+        for name in ["tools", "documents"] {
+            names.insert(name.into(), Val::None);
+        }
+        names.insert("add_generation_prompt".into(), Val::Bool(false));
+        names.extend(context.iter().filter_map(|(k, v)| Some((k.0.as_str()?.into(), v.clone()))));
+        let mut interpreter = Interpreter::new(names);
+        interpreter.find_blocks(body);
+        let mut out = String::new();
+        interpreter.run(body, &mut out)?;
+        Ok(out)
     }
 }
 
-/// Runs `work` where deep nesting in a template cannot overflow the stack.
-fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, EngineError> + Send) -> Result<T, EngineError> {
+/// Runs `work` where deep nesting in a template cannot overflow the stack, whatever the caller's is.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, EngineError> + Send) -> Result<T, EngineError> {
     let failed = |why: String| EngineError::InvalidRequest(format!("the chat template cannot be run: {why}"));
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("octavo-template".into()).stack_size(STACK_BYTES);
         let thread = thread.spawn_scoped(scope, work).map_err(|e| failed(e.to_string()))?;
         thread.join().unwrap_or_else(|p| Err(failed(panic_text(p))))
     })
-}
-
-/// A writer that refuses more than `MAX_OUTPUT_BYTES`.
-struct Capped(Vec<u8>);
-
-impl std::io::Write for Capped {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT_BYTES {
-            return Err(std::io::Error::other(format!("the prompt grew beyond {MAX_OUTPUT_BYTES} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Replaces `{% generation %}` and `{% endgeneration %}` (marks for training) by tags that do nothing, keeping their
-/// white-space control.
-fn without_generation_tags(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find("{%") {
-        out.push_str(&rest[..start + 2]);
-        rest = &rest[start + 2..];
-        let Some(end) = rest.find("%}") else { break };
-        let tag = &rest[..end];
-        match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]
@@ -227,7 +193,7 @@ mod tests {
     use serde_json::json;
 
     fn render(template: &str, request: serde_json::Value) -> Result<String, EngineError> {
-        ChatTemplate::new(template, &byte_level())?.render(request.as_object().expect("object"))
+        ChatTemplate::new(template, &byte_level())?.render(&request.to_string())
     }
 
     #[test]

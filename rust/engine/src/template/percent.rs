@@ -1,162 +1,204 @@
-//! `'%s' % x`: Python's formatting operator, which minijinja lacks, rewritten to its `format` filter.
-//!
-//! Only a string literal on the left is recognised: there the operator cannot be a remainder.
+//! `template % values`.
 
-/// Replaces `'text' % operand` inside tags by `('text' | format(operand))`.
-pub fn with_format_filters(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((start, close)) = next_tag(rest) {
-        let Some(end) = tag_end(&rest[start + 2..], close) else { break };
-        let tag = &rest[start + 2..start + 2 + end];
-        out.push_str(&rest[..start + 2]);
-        match close {
-            "#}" => out.push_str(tag),
-            _ => out.push_str(&rewrite(tag)),
-        }
-        rest = &rest[start + 2 + end..];
-    }
-    out.push_str(rest);
-    out
+use super::format::{FormatSpec, digits};
+use super::interpreter::Interpreter;
+use super::value::{Res, Val, fail};
+
+/// The values that a template takes, one after another.
+struct Taken<'a> {
+    all: &'a [Val],
+    place: usize,
 }
 
-/// The next tag's place and the text that ends it.
-fn next_tag(text: &str) -> Option<(usize, &'static str)> {
-    let kinds = [("{{", "}}"), ("{%", "%}"), ("{#", "#}")];
-    kinds.iter().filter_map(|(open, close)| Some((text.find(open)?, *close))).min_by_key(|t| t.0)
-}
-
-/// Where a tag ends: the first `close` outside string literals.
-fn tag_end(tag: &str, close: &str) -> Option<usize> {
-    let mut i = 0;
-    while i < tag.len() {
-        let rest = &tag[i..];
-        if rest.starts_with(close) {
-            return Some(i);
-        }
-        i += if close == "#}" { char_len(rest) } else { literal_len(rest).unwrap_or_else(|| char_len(rest)) };
-    }
-    None
-}
-
-fn char_len(text: &str) -> usize {
-    text.chars().next().map_or(1, char::len_utf8)
-}
-
-/// Length of the string literal that `text` begins with.
-fn literal_len(text: &str) -> Option<usize> {
-    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
-    let mut escaped = false;
-    for (i, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            c if c == quote => return Some(i + 1),
-            _ => {}
-        }
-    }
-    None
-}
-
-fn rewrite(tag: &str) -> String {
-    let mut out = String::with_capacity(tag.len());
-    let mut i = 0;
-    while i < tag.len() {
-        let rest = &tag[i..];
-        let Some(literal) = literal_len(rest) else {
-            let n = char_len(rest);
-            out.push_str(&rest[..n]);
-            i += n;
-            continue;
+impl Taken<'_> {
+    fn next(&mut self) -> Res<Val> {
+        let Some(value) = self.all.get(self.place) else {
+            return fail("not enough arguments for format string");
         };
-        let after = &rest[literal..];
-        let spaces = after.len() - after.trim_start().len();
-        let operand = after.trim_start().strip_prefix('%').map(|o| (o, o.trim_start()));
-        let found = operand.and_then(|(o, t)| Some((o.len() - t.len(), t, operand_len(t)?)));
-        match found {
-            Some((gap, text, n)) if n > 0 => {
-                // A tuple becomes several arguments.
-                let inner = rewrite(&text[..n]);
-                let whole = inner.starts_with('(') && balanced(&inner) == Some(inner.len());
-                let arguments = if whole { inner } else { format!("({inner})") };
-                out.push_str(&format!("({} | format{arguments})", &rest[..literal]));
-                i += literal + spaces + 1 + gap + n;
-            }
-            _ => {
-                out.push_str(&rest[..literal]);
-                i += literal;
-            }
+        self.place += 1;
+        Ok(value.clone())
+    }
+
+    fn width(&mut self) -> Res<i64> {
+        match self.next()?.as_i64() {
+            Some(n) if n.abs() <= super::value::MAX_WIDTH => Ok(n),
+            Some(_) => fail("a width of too many digits"),
+            None => fail("* wants int"),
         }
     }
-    out
 }
 
-/// Length of the bracketed part that `text` begins with.
-fn balanced(text: &str) -> Option<usize> {
-    let mut depth = 0_usize;
-    let mut i = 0;
-    while i < text.len() {
-        let rest = &text[i..];
-        if let Some(n) = literal_len(rest) {
-            i += n;
-            continue;
-        }
-        match rest.as_bytes()[0] {
-            b'(' | b'[' | b'{' => depth += 1,
-            b')' | b']' | b'}' => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    return Some(i + 1);
+impl Interpreter<'_> {
+    /// template % values
+    pub fn percent(&mut self, template: &str, values: &Val) -> Res<String> {
+        let single = [values.clone()];
+        let mut taken = Taken {
+            all: match values {
+                Val::Tuple(items) => &items.all,
+                _ => &single,
+            },
+            place: 0,
+        };
+        let mut out = String::new();
+        let mut chars = template.chars().peekable();
+        while let Some(c) = chars.next() {
+            if c != '%' {
+                out.push(c);
+                continue;
+            }
+            let mut named = None;
+            if chars.next_if_eq(&'(').is_some() {
+                let name = parenthesized(&mut chars)?;
+                let Val::Dict(dict) = values else { return fail("format requires a mapping") };
+                match dict.get(&name) {
+                    Some(value) => named = Some(value.clone()),
+                    None => return fail(format!("KeyError: '{name}'")),
                 }
             }
-            _ => {}
-        }
-        i += char_len(rest);
-    }
-    None
-}
-
-/// Length of the operand that `text` begins with: a literal, a name or something in brackets, with attributes, subscripts,
-/// calls and filters, which all bind tighter than `%`.
-fn operand_len(text: &str) -> Option<usize> {
-    let word = |t: &str| t.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(t.len());
-    let mut n = match text.chars().next()? {
-        '(' | '[' | '{' => balanced(text)?,
-        '\'' | '"' => literal_len(text)?,
-        c if c.is_alphanumeric() || c == '_' => word(text),
-        _ => return None,
-    };
-    loop {
-        let rest = &text[n..];
-        match rest.chars().next() {
-            Some('.') => n += 1 + word(&rest[1..]),
-            Some('[' | '(') => n += balanced(rest)?,
-            _ => {
-                let Some(filter) = rest.trim_start().strip_prefix('|') else { return Some(n) };
-                let name = filter.trim_start();
-                n = text.len() - name.len() + word(name);
+            let mut spec = FormatSpec::default();
+            let mut left = false;
+            while let Some(flag) = chars.next_if(|c| "#0- +".contains(*c)) {
+                match flag {
+                    '#' => spec.alternate = true,
+                    '0' => spec.zero = true,
+                    '-' => left = true,
+                    '+' => spec.sign = Some('+'),
+                    _ => spec.sign = spec.sign.or(Some(' ')),
+                }
             }
+            if chars.next_if_eq(&'*').is_some() {
+                let width = taken.width()?;
+                left |= width < 0;
+                spec.width = usize::try_from(width.abs()).unwrap_or(0);
+            } else {
+                spec.width = digits(&mut chars)?.unwrap_or(0);
+            }
+            if chars.next_if_eq(&'.').is_some() {
+                spec.precision = Some(match chars.next_if_eq(&'*') {
+                    Some(_) => usize::try_from(taken.width()?).unwrap_or(0),
+                    None => digits(&mut chars)?.unwrap_or(0),
+                });
+            }
+            chars.next_if(|c| "hlL".contains(*c));
+            let Some(kind) = chars.next() else { return fail("incomplete format") };
+            if kind == '%' {
+                out.push('%');
+                continue;
+            }
+            spec.align = left.then_some('<');
+            spec.kind = Some(kind);
+            let value = match named {
+                Some(value) => value,
+                None => taken.next()?,
+            };
+            self.charge_bytes(spec.width.saturating_add(spec.precision.unwrap_or(0)))?;
+            out.push_str(&self.converted(spec, &value)?);
         }
+        let is_mapping = matches!(values, Val::List(_) | Val::Dict(_) | Val::Range(..) | Val::Undef(_));
+        if !is_mapping && taken.place < taken.all.len() {
+            return fail("not all arguments converted during string formatting");
+        }
+        self.charge_bytes(out.len())?;
+        Ok(out)
+    }
+
+    fn converted(&mut self, spec: FormatSpec, value: &Val) -> Res<String> {
+        let mut spec = spec;
+        let kind = spec.kind.unwrap_or('s');
+        let written = match kind {
+            's' => self.text(value)?,
+            'r' => self.repr(value)?,
+            'a' => ascii(&self.repr(value)?),
+            'c' => match value {
+                Val::Str(text, _) if text.chars().count() == 1 => text.to_string(),
+                Val::Int(_) => FormatSpec { kind: Some('c'), ..FormatSpec::default() }.number(value)?,
+                _ => return fail("%c requires int or char"),
+            },
+            _ => return number(spec, kind, value),
+        };
+        (spec.sign, spec.alternate, spec.zero, spec.kind) = (None, false, false, None);
+        if kind == 'c' {
+            spec.precision = None;
+        }
+        spec.align = spec.align.or(Some('>'));
+        spec.text(&written)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::with_format_filters;
+fn number(spec: FormatSpec, kind: char, value: &Val) -> Res<String> {
+    let mut spec = spec;
+    if !value.is_number() {
+        return fail(format!("%{kind} format: a real number is required, not {}", value.type_name()));
+    }
+    // Zeros on the left of the sign's width do not stand with `-`.
+    spec.zero &= spec.align.is_none();
+    match kind {
+        'd' | 'i' | 'u' => {
+            let whole = match value {
+                Val::Float(x) => match num_traits::FromPrimitive::from_f64(x.trunc()) {
+                    Some(n) => Val::int(n),
+                    None => return fail("cannot convert float infinity or NaN to integer"),
+                },
+                value => value.clone(),
+            };
+            spec.kind = Some('d');
+            with_precision(spec, &whole)
+        }
+        'x' | 'X' | 'o' => match value {
+            Val::Float(_) => fail(format!("%{kind} format: an integer is required, not float")),
+            value => with_precision(spec, value),
+        },
+        'e' | 'E' | 'f' | 'F' | 'g' | 'G' => spec.number(value),
+        _ => fail(format!("unsupported format character '{kind}'")),
+    }
+}
 
-    #[test]
-    fn only_strings_with_a_percent_operator_change() {
-        let cases = [
-            ("{{ '%s' % x }}", "{{ ('%s' | format(x)) }}"),
-            ("{{ '%s-%d' % (a, b.c[0]) + 'x' }}", "{{ ('%s-%d' | format(a, b.c[0])) + 'x' }}"),
-            ("{{- \"%s\" % m.get('a') | trim -}}", "{{- (\"%s\" | format(m.get('a') | trim)) -}}"),
-            ("{% if '%s' % (x) == 'a' %}b{% endif %}", "{% if ('%s' | format(x)) == 'a' %}b{% endif %}"),
-            ("{% set x = 'a' %}{{ 5 % 3 }} '%s' % x", "{% set x = 'a' %}{{ 5 % 3 }} '%s' % x"),
-            ("{# '%s' % x #}{{ 'a %} b' }}", "{# '%s' % x #}{{ 'a %} b' }}"),
-            ("{{ 'open", "{{ 'open"),
-        ];
-        for (template, wanted) in cases {
-            assert_eq!(with_format_filters(template), wanted);
+/// An integer whose precision is its least number of digits.
+fn with_precision(spec: FormatSpec, value: &Val) -> Res<String> {
+    let Some(least) = spec.precision else { return spec.number(value) };
+    let mut bare = FormatSpec { width: 0, precision: None, align: None, zero: false, ..spec.clone() };
+    bare.precision = None;
+    let text = bare.number(value)?;
+    let digits = text.trim_start_matches(['-', '+', ' ']);
+    let (prefix, digits) = if digits.starts_with("0x") || digits.starts_with("0X") || digits.starts_with("0o")
+    {
+        digits.split_at(2)
+    } else {
+        ("", digits)
+    };
+    let sign = &text[..text.len() - prefix.len() - digits.len()];
+    let zeros = "0".repeat(least.saturating_sub(digits.len()));
+    let text = format!("{sign}{prefix}{zeros}{digits}");
+    Ok(super::format::filled(&text, "", spec.width, ' ', spec.align.unwrap_or('>')))
+}
+
+/// What stands up to the bracket that closes.
+fn parenthesized(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Res<String> {
+    let (mut name, mut depth) = (String::new(), 1);
+    for c in chars.by_ref() {
+        depth += match c {
+            '(' => 1,
+            ')' => -1,
+            _ => 0,
+        };
+        if depth == 0 {
+            return Ok(name);
+        }
+        name.push(c);
+    }
+    fail("incomplete format key")
+}
+
+/// Characters beyond ASCII as escapes.
+pub fn ascii(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c as u32 {
+            _ if c.is_ascii() => out.push(c),
+            n @ ..=0xff => out.push_str(&format!("\\x{n:02x}")),
+            n @ ..=0xffff => out.push_str(&format!("\\u{n:04x}")),
+            n => out.push_str(&format!("\\U{n:08x}")),
         }
     }
+    out
 }

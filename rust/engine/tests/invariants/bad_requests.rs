@@ -145,7 +145,7 @@ fn a_full_queue_refuses_and_what_was_taken_is_served() {
 fn hostile_templates_end_soon() {
     let tokenizer = Tokenizer::parse(tokenizer_json().to_string().as_bytes(), Map::new()).expect("tokenizer");
     let request = json!({"messages": [{"role": "user", "content": "hi"}]});
-    let request = request.as_object().expect("object");
+    let request = &request.to_string();
     let loops = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}";
     let hostile: Vec<(&str, String)> = vec![
         ("endless loops", loops.into()),
