@@ -194,6 +194,32 @@ def test_hostile_arguments_are_read_soon() -> None:
         arguments_object(text)
 
 
+# --- templates without a system message -----------------------------------------------------------------------------
+
+SYSTEM: Any = [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]
+NO_SYSTEM = {
+    "refuses": "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}[{{ m.role }}]{{ m.content }}",
+    "drops": "{% if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("kind", NO_SYSTEM)
+def test_system_messages_are_said_by_the_user(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    with serving("{% for m in messages %}" + NO_SYSTEM[kind] + "{% endfor %}") as served:
+        assert served.prompt(SYSTEM[1:]) == "[user]U"
+        assert "no system message" not in caplog.text
+        with caplog.at_level(logging.WARNING, "octavo.server"):
+            assert served.prompt(SYSTEM) == "[user]S\n\nU"
+            done = served.client.responses.create(model=MODEL, instructions="S", input="U", max_output_tokens=1)
+        assert "no system message" in caplog.text
+        assert done.usage
+        assert done.usage.input_tokens == len(served.llm.tokenize("[user]S\n\nU", add_special_tokens=False))
+        assert served.prompt(SYSTEM, tools=[TOOL]).startswith("[user]You can call functions.")
+        assert served.prompt([*SYSTEM, {"role": "assistant", "content": "A"}, SYSTEM[0]]) == (
+            "[user]S\n\nU[assistant]A[user]S"
+        )
+
+
 # --- templates that show no calls -----------------------------------------------------------------------------------
 
 

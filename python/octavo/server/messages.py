@@ -57,6 +57,8 @@ def template_turns(context: Context, messages: Sequence[Message], toolbox: Toolb
     are text. If it describes no tools, the first message does.
     """
     turns = [_turn(context, message, i) for i, message in enumerate(messages)]
+    if any(turn["role"] == "system" for turn in turns) and not context.template_supports_system:
+        turns = _said_by_user(context, turns)
     link(turns)
     if context.needs_short_ids:
         shorten(turns)
@@ -89,6 +91,22 @@ def _turn(context: Context, message: Message, index: int) -> dict[str, Any]:
             _call(context, call, f"{where}.tool_calls[{i}]") for i, call in enumerate(message.tool_calls)
         ]
     return turn
+
+
+def _said_by_user(context: Context, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`turns` with the text of system messages before the user's next text: the template has no place for them."""
+    context.warn_once("system", "the chat template has no system message: its text begins the turn of the user")
+    out: list[dict[str, Any]] = []
+    texts: list[str] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            texts.append(turn["content"])
+        elif turn["role"] == "user" and texts:
+            out.append({**turn, "content": "\n\n".join([*texts, turn["content"]])})
+            texts = []
+        else:
+            out.append(turn)
+    return [*out, {"role": "user", "content": "\n\n".join(texts)}] if texts else out
 
 
 def _call(context: Context, call: ToolCall, where: str) -> dict[str, Any]:
