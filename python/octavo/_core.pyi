@@ -20,6 +20,7 @@ __all__ = [
     "bench_attention",
     "bench_kernels",
     "build_info",
+    "fit_schema",
     "floats_json",
     "parse_json",
     "quantize_weights",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 __version__: str
+JSON_WHITESPACE: str
+"""Regular expression of the white space between the tokens of JSON."""
 
 def bench_attention(
     on_row: Callable[[dict[str, Any]], object],
@@ -76,6 +79,11 @@ def build_info() -> dict[str, Any]:
 
 def floats_json(values: bytes) -> bytes:
     """The float32 values (little-endian) of an embedding as a JSON array: the shortest digits that give each back."""
+
+def fit_schema(text: str, *, closed: bool = True) -> tuple[str, list[tuple[str, str, str]], list[str]]:
+    """The nearest JSON schema that a grammar holds: its text; (pointer, keyword, why) for each part where it is wider;
+    and the names of formats that hold nothing. `closed`: objects that name their properties take no others.
+    """
 
 def parse_json(text: bytes, *, max_depth: int = 64, max_values: int = 1_000_000) -> Any:
     """Reads JSON of strangers: duplicate keys, numbers that are not finite, lone surrogates, nesting beyond

@@ -20,26 +20,29 @@ class JsonSchema:
 
     Attributes:
         schema: a dict, the text of one, a pydantic model, or True for any JSON.
+        disable_additional_properties: objects that name their properties take no others, unless `additionalProperties`
+            says so. False: JSON Schema's own rule, by which they take any.
 
-    Keywords that cannot be enforced are refused when the request is made, not skipped.
+    Keywords that cannot be enforced are refused when the request is made, not skipped. A `format` that is not known is
+    an annotation.
     """
 
     schema: Any
+    disable_additional_properties: bool = True
 
     def as_pair(self) -> tuple[str, str]:
         """The kind and its text, as the engine takes them."""
-        schema = self.schema
+        schema, kind = self.schema, "json_schema" if self.disable_additional_properties else "open_json_schema"
         if hasattr(schema, "model_json_schema"):
             schema = schema.model_json_schema()
         if isinstance(schema, str):
-            return "json_schema", schema
+            return kind, schema
         if not isinstance(schema, (Mapping, bool)):
-            kind = type(schema).__name__
             raise InvalidRequestError(
-                f"structured: JsonSchema of a {kind}: a dict, a text or a pydantic model is expected"
+                f"structured: JsonSchema of a {type(schema).__name__}: a dict, a text or a pydantic model is expected"
             )
         try:
-            return "json_schema", json.dumps(schema, ensure_ascii=False, allow_nan=False)
+            return kind, json.dumps(schema, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(f"structured: the schema cannot be written as JSON: {error}") from error
 

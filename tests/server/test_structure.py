@@ -139,6 +139,9 @@ def schema_format(name: str, schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
 
 
+NEVER = {"name": "a", "parameters": {"not": {}}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -153,7 +156,7 @@ def schema_format(name: str, schema: Any) -> dict[str, Any]:
         ({"tools": TOOLS + TOOLS}, "tools"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "no"}}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"not": {}}}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {**NEVER, "strict": True}}]}, "tools"),
     ],
 )  # fmt: skip
 def test_bad_structures_name_their_field(llm: LLM, fields: dict[str, Any], param: str) -> None:

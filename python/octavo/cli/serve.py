@@ -75,6 +75,13 @@ class ServerOptions:
         "auto"
     )
     reasoning_parser: Annotated[str | None, Option(help="Format of the model's reasoning.", show_default="none")] = None
+    disable_additional_properties: Annotated[
+        bool,
+        Option(
+            "--disable-additional-properties/--no-disable-additional-properties",
+            help="Objects in JSON schemas that name their properties take no others by default.",
+        ),
+    ] = True
     allowed_host: Annotated[
         list[str] | None, Option(help="Further Host header that is accepted without a key; may be repeated.")
     ] = None
@@ -129,6 +136,7 @@ class ServerOptions:
             metrics_compat=self.metrics_compat,
             tool_parser=self.tool_call_parser,
             reasoning_parser=self.reasoning_parser,
+            disable_additional_properties=self.disable_additional_properties,
             page=self.page,
         )
 

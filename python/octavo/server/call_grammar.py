@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 from octavo.llm import LLM
-from octavo.server.errors import bad_request
 from octavo.server.formats import Format, Parts, lark_escaped, literal, texts
+from octavo.server.schemas import moved
 
 # No free white space in JSON: a weak model might fill its answer with it.
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# Keywords allowed in the schema of arguments that are written one by one.
 _END_OF_VALUE = r'"\n</parameter>"'
-_OF_CALLS = frozenset({"type", "properties", "required", "additionalProperties", "title", "description", "$schema"})
 
 
 def grammar(
@@ -26,8 +24,7 @@ def grammar(
         parallel: more than one call may come.
         unlike: free text does not begin with this; "": it may begin with anything.
 
-    Raises:
-        ApiError: 400 for a schema that the format cannot hold.
+    The parameters of `tools` are those of `schemas.tool_functions`.
     """
     rules: list[str] = []
     bodies = "\n    | ".join(_call(llm, form, tool, f"t{i}", rules) for i, tool in enumerate(tools))
@@ -76,38 +73,29 @@ def _call(llm: LLM, form: Format, tool: dict[str, Any], rule: str, rules: list[s
     properties = {
         **form.fields,
         form.name_key: {"const": tool["name"]},
-        form.key: _moved(schema, f"#/properties/{form.key}"),
+        form.key: moved(schema, f"#/properties/{form.key}"),
     }
     whole = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     return _json({**whole, "x-guidance": _COMPACT})
 
 
-def _arguments(name: str, schema: dict[str, Any], form: str) -> tuple[set[str], dict[str, dict[str, Any]]]:
-    """The names of the required arguments, and the schemas of all arguments, for formats without one JSON object.
-
-    Raises:
-        ApiError: 400 for a schema that says more than that.
-    """
-    odd = sorted(set(schema) - _OF_CALLS - {"$defs", "definitions"})
-    if odd:
-        raise bad_request(f"tools: {name!r}: calls in {form} form cannot be held to {odd[0]!r}", "tools")
-    needed = set(schema.get("required") or ())
-    properties = schema.get("properties") or {}
-    absent = sorted(needed - set(properties))
-    if absent:
-        raise bad_request(f"tools: {name!r}: the required {absent[0]!r} is no property", "tools")
+def _arguments(schema: dict[str, Any]) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    """The names of the required arguments, and the schemas of all arguments, for formats without one JSON object."""
     shared: dict[str, Any] = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
-    return needed, {k: {**v, **shared} if isinstance(v, dict) else {**shared} for k, v in properties.items()}
+    properties = schema.get("properties") or {}
+    return set(schema.get("required") or ()), {
+        k: {**v, **shared} if isinstance(v, dict) else {"allOf": [v], **shared} for k, v in properties.items()
+    }
 
 
 def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
     """`name(required=..., optional=...)`: values are JSON, which the parser accepts."""
-    needed, properties = _arguments(name, schema, "Python's")
+    needed, properties = _arguments(schema)
     values = {}
     for i, (key, held) in enumerate(properties.items()):
-        if not key.isidentifier():
-            raise bad_request(f"tools: {name!r}: {key!r} is no name of an argument in Python", "tools")
-        rules.append(f"{rule}v{i}: {json.dumps(key + '=')} {_json({**held, 'x-guidance': _COMPACT})}")
+        rules.append(
+            f"{rule}v{i}: {json.dumps(key + '=', ensure_ascii=False)} {_json({**held, 'x-guidance': _COMPACT})}"
+        )
         values[key] = f"{rule}v{i}"
     first = [v for k, v in values.items() if k in needed]
     later = [v for k, v in values.items() if k not in needed]
@@ -122,12 +110,10 @@ def _python_call(name: str, schema: dict[str, Any], rule: str, rules: list[str])
 
 def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) -> str:
     """`<function=name>`, and an argument per `<parameter=key>`: strings unquoted, all other values as JSON."""
-    needed, properties = _arguments(name, schema, "XML's")
+    needed, properties = _arguments(schema)
     plain = texts(schema)
     inside = []
     for i, (key, held) in enumerate(properties.items()):
-        if not key or any(c in key for c in "<>\n"):
-            raise bad_request(f"tools: {name!r}: {key!r} is no name of an argument in XML", "tools")
         few = plain.get(key)
         if few is not None:
             value = f"({' | '.join(json.dumps(text, ensure_ascii=False) for text in few)}) {_END_OF_VALUE}"
@@ -140,19 +126,6 @@ def _xml_call(name: str, schema: dict[str, Any], rule: str, rules: list[str]) ->
         rules.append(f'{rule}p{i}: {json.dumps(f"<parameter={key}>" + chr(10), ensure_ascii=False)} {value} "\\n"')
         inside.append(f"{rule}p{i}" + ("" if key in needed else "?"))
     return _words(json.dumps(f"<function={name}>\n"), *inside, '"</function>"')
-
-
-def _moved(value: Any, where: str) -> Any:
-    """The schema with its `#/...` references moved below `where`."""
-    if isinstance(value, dict):
-        moved = {k: _moved(v, where) for k, v in value.items()}
-        ref = moved.get("$ref")
-        if isinstance(ref, str) and ref.startswith("#") and "$id" not in value:
-            moved["$ref"] = where + ref[1:]
-        return moved
-    if isinstance(value, list):
-        return [_moved(v, where) for v in value]
-    return value
 
 
 def _json(schema: dict[str, Any]) -> str:

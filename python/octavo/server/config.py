@@ -90,6 +90,8 @@ class ServerConfig:
         metrics_compat: "vllm" also exports the metrics under vLLM's names.
         tool_parser: format of tool calls in the model's text; "auto": from the chat template.
         reasoning_parser: format of reasoning in the model's text, or None.
+        disable_additional_properties: objects in schemas that name their properties take no others, unless
+            `additionalProperties` says so; False: they take any.
         page: serve a small page at /. Its files need no key and contain no data.
     """
 
@@ -103,6 +105,7 @@ class ServerConfig:
     metrics_compat: str | None = None
     tool_parser: str = "auto"
     reasoning_parser: str | None = None
+    disable_additional_properties: bool = True
     page: bool = True
 
     def __post_init__(self) -> None:

@@ -186,7 +186,6 @@ REFUSED_INSIDE: dict[str, Refusal] = {
         "structured_outputs.whitespace_pattern",
         "structured_outputs.disable_any_whitespace",
     ),
-    **_all('write "additionalProperties": false into the schema', "structured_outputs.disable_additional_properties"),
     **_all("use tools, or structured_outputs.grammar", "structured_outputs.structural_tag"),
     **_all("use tool_calls", "messages[].function_call"),
     **_all(_TEXT_ONLY, "messages[].images", "messages[].audio", "messages[].videos"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from octavo import _core
 from octavo.structured import JsonSchema, Regex, Structured
 
 # White space between the tokens of JSON, as the engine allows it for a schema alone.
-_WHITESPACE = {"whitespace_pattern": r"( |\n[ \t]{0,32})?"}
+_WHITESPACE = {"whitespace_pattern": _core.JSON_WHITESPACE}
 
 
 def lark_body(structured: Structured) -> str:

@@ -13,6 +13,7 @@ from octavo.server.formats import AROUND, REASONING
 from octavo.server.lark import lark_body
 from octavo.server.reasoning import Reader, ReasoningCounter, grammar, parser, state_after
 from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
+from octavo.server.schemas import answer_schema
 from octavo.server.tools import Toolbox
 from octavo.structured import Grammar, JsonSchema, Regex, Structured
 
@@ -43,7 +44,7 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
     """
     name, llm = context.config.reasoning_parser, context.llm
     state = "ended" if name is None else state_after(name, prompt, continued_text(request))
-    answer = answer_format(request)
+    answer = answer_format(context, request)
     held: Structured | None = answer
     if toolbox.forced:
         held = _grammar(toolbox.calls())
@@ -68,7 +69,7 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
     return OutputFormat(held, reader)
 
 
-def answer_format(request: Sampling) -> Structured | None:
+def answer_format(context: Context, request: Sampling) -> Structured | None:
     """What the answer of `request` is held to; None: free text.
 
     Raises:
@@ -76,11 +77,11 @@ def answer_format(request: Sampling) -> Structured | None:
     """
     found: list[tuple[str, Structured]] = []
     if request.response_format is not None:
-        form = response_format(request.response_format)
+        form = response_format(context, request.response_format)
         if form is not None:
             found.append(("response_format", form))
     if request.structured_outputs is not None:
-        found.append(("structured_outputs", _outputs(request.structured_outputs)))
+        found.append(("structured_outputs", _outputs(context, request.structured_outputs)))
     if len(found) > 1:
         raise bad_request(f"{found[0][0]} and {found[1][0]} exclude each other", found[1][0])
     return found[0][1] if found else None
@@ -99,7 +100,7 @@ def field_of(request: Sampling) -> str:
     return "tools"
 
 
-def response_format(form: ResponseFormat) -> Structured | None:
+def response_format(context: Context, form: ResponseFormat) -> Structured | None:
     """OpenAI's `response_format`, extended by `regex` and `grammar`."""
     if form.type == "text":
         return None
@@ -108,7 +109,9 @@ def response_format(form: ResponseFormat) -> Structured | None:
     if form.type == "json_schema":
         if form.json_schema is None:
             raise bad_request("response_format.json_schema is missing", "response_format.json_schema")
-        return JsonSchema(_OBJECT if form.json_schema.schema_ is None else form.json_schema.schema_)
+        schema = _OBJECT if form.json_schema.schema_ is None else form.json_schema.schema_
+        held = answer_schema(context, schema, "response_format", strict=bool(form.json_schema.strict))
+        return JsonSchema(held, disable_additional_properties=False)
     if form.type == "regex":
         return Regex(_needed(form.pattern, "response_format.pattern"))
     return Grammar(_needed(form.grammar, "response_format.grammar"))
@@ -120,12 +123,14 @@ def _needed(value: str | None, name: str) -> str:
     return value
 
 
-def _outputs(given: StructuredOutputs) -> Structured:
+def _outputs(context: Context, given: StructuredOutputs) -> Structured:
     wanted = [n for n in ("json_", "regex", "choice", "grammar", "json_object") if getattr(given, n) is not None]
     if len(wanted) != 1:
         raise _one_of()
     if given.json_ is not None:
-        return JsonSchema(given.json_)
+        closed = given.disable_additional_properties
+        held = answer_schema(context, given.json_, "structured_outputs", strict=True, closed=closed)
+        return JsonSchema(held, disable_additional_properties=False)
     if given.regex is not None:
         return Regex(given.regex)
     if given.grammar is not None:

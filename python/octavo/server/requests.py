@@ -55,13 +55,14 @@ class StreamOptions(Strict):
 
 
 class StructuredOutputs(Strict):
-    """vLLM's way to constrain an output: exactly one of the fields."""
+    """vLLM's way to constrain an output: exactly one of the fields, and how to read a schema."""
 
     json_: dict[str, Any] | str | bool | None = Field(None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 class JsonSchemaFormat(Strict):

@@ -12,6 +12,7 @@ from octavo.server.errors import bad_request
 from octavo.server.formats import AROUND, REASONING, Format, is_special
 from octavo.server.parsing import Parser, Plain
 from octavo.server.requests import ChatRequest
+from octavo.server.schemas import tool_functions
 from octavo.server.tool_kinds import choice_of, offered
 
 # For a chat template without tools.
@@ -47,6 +48,7 @@ class Toolbox:
         self.custom = offer.custom
         active = bool(given) and self._choice.mode != "none"
         self._format: Format | None = context.tool_format if active else None
+        self._functions = [] if self._format is None else tool_functions(context, given, self._format.style)
         marks = [] if self._format is None else self._format.marks
         reasoning = context.config.reasoning_parser
         marks += () if reasoning is None else (*REASONING[reasoning], *AROUND.get(reasoning, ()))
@@ -83,7 +85,7 @@ class Toolbox:
         """
         if self._format is None:
             return None
-        functions = [t["function"] for t in self._given]
+        functions = self._functions
         if self._choice.names is not None:
             functions = [f for f in functions if f["name"] in self._choice.names]
         parallel = self._request.parallel_tool_calls is not False and not self._choice.single
@@ -105,5 +107,4 @@ class Toolbox:
         """
         if self._format is None:
             return Plain()
-        functions = [t["function"] for t in self._given]
-        return self._format.reader(functions, forced=self.forced, answer=answer and not self.forced)
+        return self._format.reader(self._functions, forced=self.forced, answer=answer and not self.forced)

@@ -78,7 +78,7 @@ pub use sampling::{Logprob, SampleSpec, SampledToken};
 pub use stats::EngineStats;
 pub use stream::RequestStream;
 pub use strict_json::{JsonLimits, parse_strict};
-pub use structured::Structure;
+pub use structured::{FittedSchema, JSON_WHITESPACE, SchemaLoss, Structure, fit_schema};
 pub use submit::OnFull;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

@@ -73,6 +73,22 @@ mod _core {
         crate::json::to_python(py, &octavo_engine::SamplingParams::schema())
     }
 
+    /// The nearest JSON schema that a grammar holds: its text; (pointer, keyword, why) for each part where it is wider;
+    /// and the names of formats that hold nothing.
+    #[pyfunction]
+    #[pyo3(signature = (text, *, closed=true))]
+    #[allow(clippy::type_complexity)]
+    fn fit_schema(
+        py: Python<'_>,
+        text: &str,
+        closed: bool,
+    ) -> PyResult<(String, Vec<(String, String, String)>, Vec<String>)> {
+        let fitted = py.detach(|| octavo_engine::fit_schema(text, closed));
+        let fitted = fitted.map_err(|e| crate::errors::to_python(py, &e))?;
+        let losses = fitted.losses.into_iter().map(|loss| (loss.pointer, loss.keyword, loss.why)).collect();
+        Ok((fitted.schema.to_string(), losses, fitted.formats.into_iter().collect()))
+    }
+
     /// Reads JSON of strangers.
     #[pyfunction]
     #[pyo3(signature = (text, *, max_depth=64, max_values=1_000_000))]
@@ -117,6 +133,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("JSON_WHITESPACE", octavo_engine::JSON_WHITESPACE)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -21,6 +21,8 @@ _WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "fal
 _ESCAPES = {"'": "'", "a": "\\u0007", "v": "\\u000b", "0": "\\u0000", "\n": ""}
 _DIGITS = {"x": 2, "u": 4, "U": 8}
 _LONGEST = 256
+# Characters that no name of an argument has.
+_NO_NAME = frozenset(SPACE + "=,()\"'\\")
 
 
 class CallsReader:
@@ -78,7 +80,8 @@ class CallsReader:
             add(out, Arguments((", " if self._keys else "") + json.dumps(self._word) + ": "))
             self._keys += 1
             self._word, self._state = "", "value"
-        elif char.isalnum() or char == "_":
+        elif char not in _NO_NAME:
+            # Also what Python has no word for: names of arguments come from schemas.
             self._word += char
             self.broken = len(self._word) > _LONGEST
         elif char not in SPACE + ",":

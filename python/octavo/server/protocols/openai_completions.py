@@ -47,7 +47,7 @@ def completions(context: Context, call: Call) -> Response:
         "max_tokens": _DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens or 1,
         # Samples are ranked by their probability.
         "logprobs": 0 if logprobs is None and drawn > n else logprobs,
-        "structured": answer_format(request),
+        "structured": answer_format(context, request),
     }
     if request.echo and logprobs is not None:
         wanted = candidates("prompt_logprobs", request.prompt_logprobs or 0, limits)

@@ -1,42 +1,33 @@
 //! From the text of a schema, expression or grammar to a constraint; bounded in time, in memory and in number.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, Sender};
+use crossbeam_channel::Sender;
 use llguidance::api::TopLevelGrammar;
-use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
+use super::Structure;
+use super::attempts::{Attempt, Attempts};
+use super::build::{Compiled, build};
 use super::constraint::Constraint;
+use super::preflight::{self, Checked};
+use super::schema::{SchemaLoss, fit_schema};
 use super::vocabulary::{Current, Vocabulary};
-use super::worker::{self, Job, Mask};
-use super::{Structure, preflight};
+use super::worker::{self, Job};
 use crate::EngineError;
-use crate::error::panic_text;
 use crate::tokenizer::Tokenizer;
 
 /// How long a compilation may take.
 const DEADLINE: Duration = Duration::from_millis(250);
-/// Compilations that may still run after their deadline; more are refused until one of them has ended.
-const MAX_RUNNING: usize = 4;
 /// Compiled grammars that are kept.
 const MAX_CACHED: usize = 64;
 /// Bytes of text of those that are kept.
 const MAX_CACHED_BYTES: usize = 1 << 20;
 /// Whitespace between the tokens of JSON: a space, or a new line and its indentation, as programs write it. With any
 /// whitespace a weak model may write nothing else.
-const WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
-
-/// A compiled grammar at its beginning.
-struct Compiled {
-    matcher: Box<Matcher>,
-    first: Mask,
-    /// Its vocabulary had slices.
-    sliced: bool,
-}
+pub const JSON_WHITESPACE: &str = r"( |\n[ \t]{0,32})?";
 
 /// Compiles for one tokenizer.
 pub(crate) struct Compiler {
@@ -44,16 +35,7 @@ pub(crate) struct Compiler {
     jobs: OnceLock<Result<Sender<Job>, EngineError>>,
     /// Most recently used last.
     cache: Mutex<VecDeque<(Structure, Arc<Mutex<Compiled>>)>>,
-    running: Arc<AtomicUsize>,
-}
-
-/// Counts a running compilation, whatever becomes of it.
-struct Running(Arc<AtomicUsize>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
+    attempts: Attempts,
 }
 
 impl Compiler {
@@ -63,7 +45,7 @@ impl Compiler {
             vocabulary: Vocabulary::new(tokenizer, vocab, eos),
             jobs: OnceLock::new(),
             cache: Mutex::new(VecDeque::new()),
-            running: Arc::new(AtomicUsize::new(0)),
+            attempts: Attempts::default(),
         }
     }
 
@@ -119,79 +101,53 @@ impl Compiler {
     }
 
     fn compile(&self, structure: &Structure) -> Result<Arc<Mutex<Compiled>>, EngineError> {
-        let schema = preflight::check(structure)?;
+        let checked = preflight::check(structure)?;
         let Current { factory, sliced } = self.vocabulary.current()?;
-        if self.running.fetch_add(1, Ordering::SeqCst) >= MAX_RUNNING {
-            self.running.fetch_sub(1, Ordering::SeqCst);
-            return Err(EngineError::QueueFull("too many grammars are being compiled: try again".into()));
-        }
-        let running = Running(Arc::clone(&self.running));
-        let grammar = grammar(structure, schema);
-        let (done, inbox) = crossbeam_channel::bounded(1);
-        let work = move || {
-            let _running = running;
-            // The caller may have stopped waiting.
-            let _ = done.send(build(&factory, sliced, grammar));
-        };
-        let thread = std::thread::Builder::new().name("octavo-grammar".into()).spawn(work);
-        thread.map_err(|e| EngineError::EngineDead(format!("no thread to compile a grammar: {e}")))?;
-        let kind = structure.kind();
-        match inbox.recv_timeout(DEADLINE) {
-            Ok(Ok(compiled)) => {
+        let (kind, grammar) = (structure.kind(), grammar(structure, checked));
+        let refuse =
+            |what: String| Err(EngineError::InvalidRequest(format!("structured: the {kind} {what}")));
+        match self.attempts.run(DEADLINE, move || build(&factory, sliced, grammar))? {
+            Attempt::Done(Ok(compiled)) => {
                 let compiled = Arc::new(Mutex::new(compiled));
                 self.keep(structure, &compiled);
                 Ok(compiled)
             }
-            Ok(Err(why)) => {
-                Err(EngineError::InvalidRequest(format!("structured: the {kind} cannot be used: {why}")))
+            Attempt::Done(Err(why)) => match fault(structure) {
+                Some(loss) => refuse(format!("cannot be used: {loss}")),
+                None => refuse(format!("cannot be used: {why}")),
+            },
+            Attempt::TooLong => {
+                refuse(format!("takes more than {} ms to compile: simplify it", DEADLINE.as_millis()))
             }
-            Err(RecvTimeoutError::Timeout) => Err(EngineError::InvalidRequest(format!(
-                "structured: the {kind} takes more than {} ms to compile: simplify it",
-                DEADLINE.as_millis()
-            ))),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(EngineError::InvalidRequest(format!("structured: the {kind} broke the compiler")))
-            }
+            Attempt::Broken => refuse("broke the compiler".into()),
         }
     }
 }
 
-fn grammar(structure: &Structure, schema: Option<Value>) -> TopLevelGrammar {
-    match structure {
-        Structure::JsonSchema(_) => {
-            let schema = match schema {
-                Some(Value::Object(mut map)) => {
-                    map.insert("x-guidance".into(), json!({"whitespace_pattern": WHITESPACE}));
-                    Value::Object(map)
-                }
-                // true: anything; false: nothing.
-                Some(other) => json!({"allOf": [other], "x-guidance": {"whitespace_pattern": WHITESPACE}}),
-                None => Value::Bool(true),
-            };
-            TopLevelGrammar::from_json_schema(schema)
-        }
-        Structure::Regex(text) => TopLevelGrammar::from_regex(text),
-        Structure::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+/// The part of a schema that does not compile.
+fn fault(structure: &Structure) -> Option<SchemaLoss> {
+    let Structure::JsonSchema { text, closed } = structure else { return None };
+    fit_schema(text, *closed).ok()?.losses.into_iter().next()
+}
+
+fn grammar(structure: &Structure, checked: Checked) -> TopLevelGrammar {
+    match (structure, checked) {
+        (_, Checked::Schema(schema)) => TopLevelGrammar::from_json_schema(spaced(schema)),
+        (Structure::Regex(text), _) => TopLevelGrammar::from_regex(text),
+        (_, Checked::Grammar(text)) => TopLevelGrammar::from_lark(text),
+        (other, Checked::Pattern) => TopLevelGrammar::from_lark(other.text().into()),
     }
 }
 
-fn build(factory: &ParserFactory, sliced: bool, grammar: TopLevelGrammar) -> Result<Compiled, String> {
-    let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let mut matcher = Box::new(Matcher::new(factory.create_parser(grammar)));
-        if let Some(why) = matcher.get_error() {
-            return Err(short(&why));
+/// A schema with the white space that its documents may have.
+fn spaced(schema: Value) -> Value {
+    let space = json!({"whitespace_pattern": JSON_WHITESPACE});
+    match schema {
+        Value::Object(mut map) => {
+            map.insert("x-guidance".into(), space);
+            Value::Object(map)
         }
-        let first = worker::mask(&mut matcher)?;
-        if first.iter().all(|word| *word == 0) {
-            return Err("no output could be valid".into());
-        }
-        Ok(Compiled { matcher, first, sliced })
-    }));
-    made.unwrap_or_else(|p| Err(panic_text(p)))
-}
-
-/// The first lines of a message, without a dump of the grammar.
-fn short(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().take(3).map(str::trim).collect();
-    lines.join(" ").chars().take(400).collect()
+        // true: anything; false: nothing.
+        other => json!({"allOf": [other], "x-guidance": space}),
+    }
 }

@@ -4,21 +4,33 @@
 //! `Compiler` checks and compiles in the caller's thread, against the clock, and keeps what it compiled. `Constraint` is
 //! the state of one sample; the mask for its next token is computed on a worker thread while the model's step runs.
 
+mod attempts;
+mod bounds;
+mod build;
 mod compiler;
 mod constraint;
+mod pointers;
 mod preflight;
+mod schema;
 mod vocabulary;
 mod worker;
 
 pub(crate) use compiler::Compiler;
+pub use compiler::JSON_WHITESPACE;
 pub(crate) use constraint::{Constraint, Progress};
+pub use schema::{FittedSchema, SchemaLoss, fit_schema};
 
 /// What an output must be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Deserialize)]
 #[serde(try_from = "(String, String)")]
 pub enum Structure {
-    /// The text of a JSON schema, draft 2020-12. What it cannot enforce is refused, not skipped.
-    JsonSchema(String),
+    /// A JSON schema, draft 2020-12. What it cannot enforce is refused, not skipped.
+    JsonSchema {
+        /// The schema's text.
+        text: String,
+        /// Objects that name their properties take no others, unless `additionalProperties` says so.
+        closed: bool,
+    },
     /// A regular expression (of Rust's regex crate) that the whole output matches.
     Regex(String),
     /// A grammar in llguidance's form of Lark, which may hold `%json` schemas.
@@ -29,14 +41,14 @@ impl Structure {
     /// The name of the kind, as in the Python API.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::JsonSchema(_) => "json_schema",
+            Self::JsonSchema { .. } => "json_schema",
             Self::Regex(_) => "regex",
             Self::Lark(_) => "grammar",
         }
     }
 
     fn text(&self) -> &str {
-        let (Self::JsonSchema(text) | Self::Regex(text) | Self::Lark(text)) = self;
+        let (Self::JsonSchema { text, .. } | Self::Regex(text) | Self::Lark(text)) = self;
         text
     }
 }
@@ -47,7 +59,8 @@ impl TryFrom<(String, String)> for Structure {
     /// From a kind's name and its text.
     fn try_from((kind, text): (String, String)) -> Result<Self, Self::Error> {
         match kind.as_str() {
-            "json_schema" => Ok(Self::JsonSchema(text)),
+            "json_schema" => Ok(Self::JsonSchema { text, closed: true }),
+            "open_json_schema" => Ok(Self::JsonSchema { text, closed: false }),
             "regex" => Ok(Self::Regex(text)),
             "grammar" => Ok(Self::Lark(text)),
             _ => Err("expected JsonSchema, Regex or Grammar"),

@@ -1,40 +1,31 @@
-//! What is refused before it is compiled: sizes, and keywords whose cost the compiler does not bound itself.
+//! What is refused before it is compiled: sizes, and parts of schemas that no grammar holds.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::Structure;
+use super::bounds::{
+    JSON, MAX_GRAMMAR_BYTES, MAX_REGEX_BYTES, MAX_SCHEMA_BYTES, bounded, counted_repeats, parsed, refuse,
+};
+use super::schema::{close, normalize};
 use crate::EngineError;
-use crate::strict_json::{JsonLimits, parse_strict};
+use crate::strict_json::parse_strict;
 
-/// Longest texts, in bytes.
-const MAX_SCHEMA_BYTES: usize = 64 << 10;
-const MAX_REGEX_BYTES: usize = 4 << 10;
-const MAX_GRAMMAR_BYTES: usize = 320 << 10;
-/// Bounds of a schema as a document.
-const JSON: JsonLimits = JsonLimits { depth: 64, values: 20_000 };
-/// `multipleOf` becomes an automaton with a state per remainder: the least common multiple along a path, and the sum of
-/// all, are bounded. Where `allOf` or `$ref` may bring any two together, that of the whole schema is.
-const MAX_MULTIPLE: u64 = 10_000;
-const MAX_MULTIPLE_SUM: u64 = 20_000;
-/// Largest count that a keyword may name: items, lengths, properties.
-const MAX_COUNT: u64 = 10_000;
-/// The product of counts along a path: each multiplies what is inside it.
-const MAX_COUNT_PRODUCT: u64 = 100_000;
-
-const COUNTS: [&str; 6] =
-    ["minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"];
-
-fn refuse<T>(kind: &str, what: &str) -> Result<T, EngineError> {
-    Err(EngineError::InvalidRequest(format!("structured: the {kind} {what}")))
+/// What the checks leave to compile.
+#[derive(Debug)]
+pub(super) enum Checked {
+    Schema(Value),
+    /// A grammar whose schemas are in the compiler's words.
+    Grammar(String),
+    Pattern,
 }
 
-/// Checks `structure`, and gives a schema as a value.
+/// Checks `structure`, and puts its schemas into the compiler's words.
 ///
 /// # Errors
-/// `InvalidRequest` says which bound is passed.
-pub fn check(structure: &Structure) -> Result<Option<Value>, EngineError> {
+/// `InvalidRequest` says which bound is passed, or which part no grammar holds.
+pub(super) fn check(structure: &Structure) -> Result<Checked, EngineError> {
     let most = match structure {
-        Structure::JsonSchema(_) => MAX_SCHEMA_BYTES,
+        Structure::JsonSchema { .. } => MAX_SCHEMA_BYTES,
         Structure::Regex(_) => MAX_REGEX_BYTES,
         Structure::Lark(_) => MAX_GRAMMAR_BYTES,
     };
@@ -43,195 +34,53 @@ pub fn check(structure: &Structure) -> Result<Option<Value>, EngineError> {
         return refuse(kind, &format!("has {} bytes: at most {most} are taken", text.len()));
     }
     match structure {
-        Structure::JsonSchema(_) => schema(kind, text.as_bytes()).map(Some),
-        Structure::Lark(_) => lark(kind, text).map(|()| None),
-        Structure::Regex(_) => counted_repeats(kind, text).map(|()| None),
-    }
-}
-
-fn schema(kind: &str, text: &[u8]) -> Result<Value, EngineError> {
-    let value = parse_strict(text, JSON).or_else(|e| refuse(kind, &format!("is {e}")))?;
-    if !value.is_object() && !value.is_boolean() {
-        return refuse(kind, "is no object");
-    }
-    bounded(kind, &value)?;
-    let mut value = value;
-    whole_counts(&mut value);
-    Ok(value)
-}
-
-/// In a schema 2.0 is the integer 2; the compiler wants it written so.
-fn whole_counts(value: &mut Value) {
-    match value {
-        Value::Object(map) => {
-            for key in COUNTS {
-                if let Some(count) = map.get_mut(key)
-                    && let Some(whole) = count.as_f64().filter(|c| c.fract() == 0.0 && *c >= 0.0)
-                {
-                    *count = Value::from(whole as u64);
-                }
+        Structure::JsonSchema { closed, .. } => {
+            let value = parsed(kind, text)?;
+            bounded(kind, &value)?;
+            let mut schema = exact(kind, value)?;
+            if *closed {
+                close(&mut schema);
             }
-            map.values_mut().for_each(whole_counts);
+            Ok(Checked::Schema(schema))
         }
-        Value::Array(items) => items.iter_mut().for_each(whole_counts),
-        _ => {}
+        Structure::Lark(_) => lark(kind, text).map(Checked::Grammar),
+        Structure::Regex(_) => counted_repeats(kind, text).map(|()| Checked::Pattern),
     }
 }
 
-fn bounded(kind: &str, value: &Value) -> Result<(), EngineError> {
-    let mut bounds = Bounds { kind, joined: has_joins(value), period: 1, sum: 0 };
-    bounds.walk(value, 1, 1)
-}
-
-fn has_joins(value: &Value) -> bool {
-    match value {
-        Value::Object(map) => {
-            map.contains_key("allOf") || map.contains_key("$ref") || map.values().any(has_joins)
-        }
-        Value::Array(items) => items.iter().any(has_joins),
-        _ => false,
+/// A schema in the compiler's words, all of which it holds.
+fn exact(kind: &str, schema: Value) -> Result<Value, EngineError> {
+    let read = normalize(schema);
+    match read.losses.first() {
+        Some(loss) => refuse(kind, &format!("cannot be held: {loss}")),
+        None => Ok(read.schema),
     }
 }
 
-/// What the keywords of a schema add up to.
-struct Bounds<'a> {
-    kind: &'a str,
-    /// Any two parts of the schema may hold for the same value.
-    joined: bool,
-    /// Least common multiple of all, for a joined schema.
-    period: u64,
-    sum: u64,
-}
-
-impl Bounds<'_> {
-    /// Goes through all of a schema, keyword or not: a `$ref` may lead anywhere.
-    fn walk(&mut self, value: &Value, multiple: u64, product: u64) -> Result<(), EngineError> {
-        match value {
-            Value::Object(map) => {
-                let multiple = self.multiple(map, multiple)?;
-                let product = self.counts(map, product)?;
-                if let Some(pattern) = map.get("pattern").and_then(Value::as_str) {
-                    pattern_text(self.kind, pattern)?;
-                }
-                if let Some(patterns) = map.get("patternProperties").and_then(Value::as_object) {
-                    patterns.keys().try_for_each(|pattern| pattern_text(self.kind, pattern))?;
-                }
-                map.values().try_for_each(|v| self.walk(v, multiple, product))
-            }
-            Value::Array(items) => items.iter().try_for_each(|v| self.walk(v, multiple, product)),
-            _ => Ok(()),
-        }
-    }
-
-    fn multiple(&mut self, map: &Map<String, Value>, above: u64) -> Result<u64, EngineError> {
-        let Some(step) = map.get("multipleOf").and_then(Value::as_f64) else { return Ok(above) };
-        let multiple = lcm(above, states(step));
-        self.period = lcm(self.period, multiple);
-        self.sum = self.sum.saturating_add(multiple);
-        let period = if self.joined { self.period } else { multiple };
-        if period <= MAX_MULTIPLE && self.sum <= MAX_MULTIPLE_SUM {
-            return Ok(multiple);
-        }
-        let what = format!(
-            "has multipleOf {step}, with others that may hold for the same number a period of {period}: at most \
-             {MAX_MULTIPLE}, and {MAX_MULTIPLE_SUM} in sum, are taken"
-        );
-        refuse(self.kind, &what)
-    }
-
-    fn counts(&self, map: &Map<String, Value>, above: u64) -> Result<u64, EngineError> {
-        let mut product = above;
-        for key in COUNTS {
-            let Some(count) = map.get(key).and_then(Value::as_f64) else { continue };
-            if count > MAX_COUNT as f64 {
-                return refuse(self.kind, &format!("has {key} {count}: at most {MAX_COUNT} is taken"));
-            }
-            if count > 1.0 && key.starts_with("max") {
-                product = product.saturating_mul(count as u64);
-            }
-        }
-        if product > MAX_COUNT_PRODUCT {
-            let what =
-                format!("nests counts to {product} repetitions: at most {MAX_COUNT_PRODUCT} are taken");
-            return refuse(self.kind, &what);
-        }
-        Ok(product)
-    }
-}
-
-fn pattern_text(kind: &str, pattern: &str) -> Result<(), EngineError> {
-    if pattern.len() > MAX_REGEX_BYTES {
-        return refuse(kind, &format!("has a pattern of {} bytes: at most {MAX_REGEX_BYTES}", pattern.len()));
-    }
-    counted_repeats(kind, pattern)
-}
-
-/// Number of states of an automaton for multiples of `step`: one for each remainder.
-fn states(step: f64) -> u64 {
-    if !(step.is_finite() && step > 0.0) {
-        return 1;
-    }
-    // Decimals: 0.25 is 25 hundredths.
-    let mut scaled = step;
-    for _ in 0..9 {
-        if scaled.fract() == 0.0 {
-            break;
-        }
-        scaled = (scaled * 10.0 * 1e6).round() / 1e6;
-    }
-    if scaled >= 1e15 { u64::MAX } else { (scaled as u64).max(1) }
-}
-
-fn lcm(a: u64, b: u64) -> u64 {
-    let (mut x, mut y) = (a, b);
-    while y != 0 {
-        (x, y) = (y, x % y);
-    }
-    (a / x.max(1)).saturating_mul(b)
-}
-
-/// `{n}`, `{n,}`, `{n,m}` in a regular expression: each count, and the product of nested ones.
-fn counted_repeats(kind: &str, text: &str) -> Result<(), EngineError> {
-    let mut product = 1u64;
-    let mut rest = text;
-    while let Some(open) = rest.find('{') {
-        rest = &rest[open + 1..];
-        let Some(close) = rest.find('}') else { break };
-        let inside = &rest[..close];
-        if inside.bytes().all(|b| b.is_ascii_digit() || b == b',' || b == b' ') {
-            let counts = inside.split(',').map(str::trim).filter(|n| !n.is_empty());
-            let largest = counts.map(|n| n.parse::<u64>().unwrap_or(u64::MAX)).max().unwrap_or(1);
-            product = product.saturating_mul(largest.max(1));
-            if largest > MAX_COUNT || product > MAX_COUNT_PRODUCT {
-                let what = format!(
-                    "repeats {{{inside}}}: at most {MAX_COUNT} times, and {MAX_COUNT_PRODUCT} with all counts together"
-                );
-                return refuse(kind, &what);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A Lark grammar: the schemas inside it are checked as others are.
-fn lark(kind: &str, text: &str) -> Result<(), EngineError> {
+/// A Lark grammar: the schemas inside it are checked as others are. Gives the grammar with them in the compiler's words.
+fn lark(kind: &str, text: &str) -> Result<String, EngineError> {
+    let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("%json") {
-        rest = &rest[at + "%json".len()..];
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        let (before, after) = rest.split_at(at + "%json".len());
+        out.push_str(before);
+        let mut values = serde_json::Deserializer::from_str(after).into_iter::<Value>();
         match values.next() {
             Some(Ok(value)) => {
                 let end = values.byte_offset();
                 // Once more, strictly: with the bounds, and without duplicate keys.
-                parse_strict(rest[..end].trim().as_bytes(), JSON)
+                parse_strict(after[..end].trim().as_bytes(), JSON)
                     .or_else(|e| refuse(kind, &format!("has a %json that is {e}")))?;
                 bounded(kind, &value)?;
-                rest = &rest[end..];
+                out.push_str(&format!(" {}", exact(kind, value)?));
+                rest = &after[end..];
             }
             _ => return refuse(kind, "has a %json that no JSON follows"),
         }
     }
-    counted_repeats(kind, &without_json(text))
+    out.push_str(rest);
+    counted_repeats(kind, &without_json(&out))?;
+    Ok(out)
 }
 
 /// The grammar without its schemas, whose braces are no repetitions.
@@ -253,13 +102,14 @@ fn without_json(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::structured::bounds::states;
 
     fn fault(structure: Structure) -> String {
         check(&structure).expect_err("refused").to_string()
     }
 
     fn json(text: &str) -> Structure {
-        Structure::JsonSchema(text.into())
+        Structure::JsonSchema { text: text.into(), closed: false }
     }
 
     #[test]
@@ -283,7 +133,9 @@ mod tests {
 
     #[test]
     fn whole_numbers_may_be_written_as_decimals() {
-        let checked = check(&json(r#"{"items": {"maxLength": 2.0}}"#)).expect("taken").expect("a schema");
+        let Ok(Checked::Schema(checked)) = check(&json(r#"{"items": {"maxLength": 2.0}}"#)) else {
+            panic!("refused")
+        };
         assert_eq!(checked, serde_json::json!({"items": {"maxLength": 2}}));
     }
 

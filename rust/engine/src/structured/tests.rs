@@ -105,7 +105,7 @@ fn forks_go_their_own_ways() {
 
 #[test]
 fn what_cannot_be_enforced_is_refused() {
-    let json = |text: &str| Structure::JsonSchema(text.into());
+    let json = |text: &str| Structure::JsonSchema { text: text.into(), closed: false };
     assert!(refused(json(r#"{"type": "array", "uniqueItems": true}"#)).contains("uniqueItems"));
     assert!(refused(json(r#"{"$ref": "https://example.com/a"}"#)).contains("structured"));
     assert!(refused(json("false")).contains("structured"));
@@ -116,14 +116,17 @@ fn what_cannot_be_enforced_is_refused() {
 #[test]
 fn bombs_end_within_the_deadline() {
     let compiler = compiler();
+    let json = |text: &str| Structure::JsonSchema { text: text.into(), closed: true };
     let nested = (0..60).fold(String::from("{}"), |inner, _| format!(r#"{{"items": {inner}}}"#));
     let wide = format!("({})*", (0..400).map(|i| format!("a{{0,{}}}", i % 7)).collect::<Vec<_>>().join("|"));
     for structure in [
-        Structure::JsonSchema(r##"{"$ref": "#"}"##.into()),
-        Structure::JsonSchema(r##"{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}"##.into()),
-        Structure::JsonSchema(nested),
-        Structure::JsonSchema(r#"{"type": "string", "minLength": 10000, "maxLength": 10000}"#.into()),
-        Structure::JsonSchema(r#"{"type": "array", "items": {"type": "integer", "multipleOf": 9973}, "minItems": 10000}"#.into()),
+        json(r##"{"$ref": "#"}"##),
+        json(
+            r##"{"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}"##,
+        ),
+        json(&nested),
+        json(r#"{"type": "string", "minLength": 10000, "maxLength": 10000}"#),
+        json(r#"{"type": "array", "items": {"type": "integer", "multipleOf": 9973}, "minItems": 10000}"#),
         Structure::Regex("(((a{100}){10}){10}b?){10}".into()),
         Structure::Regex(wide),
         Structure::Regex("(a|aa|aaa)*(a|aa|aaa)*(a|aa|aaa)*b".into()),
@@ -170,7 +173,7 @@ proptest! {
             "properties": {"a": {"type": "integer", "minimum": -5, "maximum": 120}, "b": {"enum": ["x", null, 3]},
                            "c": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3}}}"#;
         let mut state = seed;
-        let out = draw(&compiler(), &Structure::JsonSchema(schema.into()), |allowed| {
+        let out = draw(&compiler(), &Structure::JsonSchema { text: schema.into(), closed: false }, |allowed| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             allowed[(state >> 33) as usize % allowed.len()]
         });

@@ -7,11 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use llguidance::ParserFactory;
-use llguidance::api::ParserLimits;
 use llguidance::toktrie::{
     ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie,
 };
 
+use super::build::limit;
 use crate::EngineError;
 use crate::error::panic_text;
 use crate::tokenizer::Tokenizer;
@@ -98,13 +98,7 @@ fn factory(env: &TokEnv, sliced: bool) -> Result<Arc<ParserFactory>, String> {
     };
     let made = catch_unwind(AssertUnwindSafe(build)).map_err(panic_text)?;
     let mut factory = made.map_err(|e| e.to_string())?;
-    *factory.quiet().limits_mut() = ParserLimits {
-        // A state takes 1 to 2 kB: what one request may hold.
-        max_lexer_states: 30_000,
-        initial_lexer_fuel: 500_000,
-        verbose_errors: false,
-        ..ParserLimits::default()
-    };
+    limit(&mut factory);
     Ok(Arc::new(factory))
 }
 
