@@ -90,6 +90,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "Message.tool_call_id": (called(), messages(called()["messages"][1], {**RESULT, "tool_call_id": "c9"})),
     "Message.refusal": (messages({"role": "assistant"}), messages({"role": "assistant", "refusal": "No"})),
     "Message.reasoning_content": (messages(LAST), messages({**LAST, "reasoning_content": "So"})),
+    "Message.reasoning": (messages(LAST), messages({**LAST, "reasoning": "So"})),
     "Message.prefix": (messages(LAST), messages({**LAST, "prefix": True})),
     "Message.partial": (messages(LAST), messages({**LAST, "partial": True})),
     "ContentPart.type": (
