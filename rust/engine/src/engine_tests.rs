@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::executor::ROWS_PER_READ;
 use crate::test_engine::{VOCAB, engine_over, executor_info};
 use crate::*;
 
@@ -66,6 +67,7 @@ impl Executor for Alphabet {
     }
 
     fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {
+        assert!(rows.len() <= ROWS_PER_READ, "{rows:?} at once");
         *out = self.rows[rows].concat();
         Ok(())
     }
@@ -201,6 +203,14 @@ fn samples_of_one_prompt_share_it_and_logprobs_add_up() {
     assert!(rows[0].is_none() && rows[1..].iter().all(|r| r.as_ref().is_some_and(|r| r.len() == 2)));
     assert_eq!(rows[1].as_ref().expect("row")[0].token.text(), "e");
     settled(&engine);
+}
+
+#[test]
+fn prompt_logprobs_of_a_long_prompt_are_read_a_few_rows_at_a_time() {
+    let (engine, _) = engine_with(Fault::None, 0, |limits| limits.max_num_batched_tokens = 128);
+    let params = SamplingParams { prompt_logprobs: Some(1), ..greedy(1) };
+    let out = gather(&submit(&engine, &"a".repeat(100), &params));
+    assert_eq!((out.last.error, out.text.as_str()), (None, "b"));
 }
 
 #[test]
