@@ -55,6 +55,15 @@ def test_options_of_a_rerank(client: TestClient) -> None:
     assert len(client.post("/v1/rerank", json={"query": "a", "documents": ["b"], "top_n": 0}).json()["results"]) == 1
 
 
+def test_texts_are_truncated_on_request(client: TestClient) -> None:
+    long = "A cat sleeps. " * 2000
+    body = {"query": QUERY, "documents": [long], "truncate_prompt_tokens": 8}
+    found = client.post("/v1/rerank", json=body).json()
+    assert found["usage"]["prompt_tokens"] <= 16
+    wanted = cosines(client, [QUERY], [long], truncate_prompt_tokens=8)
+    assert [row["relevance_score"] for row in found["results"]] == pytest.approx(wanted, abs=1e-5)
+
+
 @pytest.mark.parametrize("path", ["/v1/score", "/score"])
 @pytest.mark.parametrize(
     ("first", "second"),

@@ -21,17 +21,24 @@ from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from pydantic import Field
 
-_SHORTER = Refusal("send texts that fit")
+_SHORTER = Refusal("use truncate_prompt_tokens")
 _REFUSED = {
     **REFUSED_BY_EMBEDDINGS,
     "max_chunks_per_doc": _SHORTER,
     "max_tokens_per_doc": _SHORTER,
     "max_tokens_per_query": _SHORTER,
     "rank_fields": Refusal("send the text to compare as the document"),
-    "truncate_prompt_tokens": _SHORTER,
 }
 # Fields with the same name and meaning in a request for embeddings.
-_SAME = ("pooling", "dimensions", "add_special_tokens", "priority", "cache_salt", "timeout")
+_SAME = (
+    "pooling",
+    "dimensions",
+    "add_special_tokens",
+    "truncate_prompt_tokens",
+    "priority",
+    "cache_salt",
+    "timeout",
+)
 
 
 class ComparisonRequest(Strict):
@@ -43,6 +50,7 @@ class ComparisonRequest(Strict):
     pooling: Literal["mean", "last"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     timeout: float | None = None
