@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias, Unpack
 
 from octavo import _core
 from octavo.batch import embed_batch, run_batch
-from octavo.big_integers import render_exactly
 from octavo.calls import check_template_variables, names_arguments
 from octavo.config import EngineArguments, EngineConfig, takes_config
 from octavo.deprecated import accept_params
@@ -287,7 +286,7 @@ class LLM:
         }
         try:
             text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
-            return render_exactly(self._engine.render_chat, text)
+            return self._engine.render_chat(text)
         except InvalidRequestError:
             raise
         except (TypeError, ValueError, RecursionError) as error:

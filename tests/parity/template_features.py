@@ -11,7 +11,7 @@ VALUES: dict[str, Any] = {
     "s": "Hello World",
     "e": "",
     "u": "Größe 東京 🙂 ß",
-    "n": None,
+    "nil": None,
     "t": True,
     "f": False,
     "i": 42,

@@ -75,7 +75,7 @@ def words(text: str) -> list[str]:
 
 ATOMS = st.sampled_from(
     words(
-        "1 0 -1 7 2.5 1e16 -0.5 true false none nope '' 'abc' '12' '-3' s e u n i neg x big l w m z zm p text "
+        "1 0 -1 7 2.5 1e16 -0.5 true false none nope '' 'abc' '12' '-3' s e u nil i neg x big l w m z zm p text "
         "[] [1,2] ['a'] (1,) {'a':1} range(3) 'a,b' 10**20 'ÄÖß'"
     )
 )
