@@ -133,3 +133,11 @@ def thinker(thinking: Process) -> Iterator[openai.OpenAI]:
 @pytest.mark.parametrize("mode", MODES)
 def test_an_object_after_the_reasoning(thinker: openai.OpenAI, mode: str) -> None:
     assert isinstance(ask(thinker, mode, response_model=Animal, max_tokens=400), Animal)
+
+
+@pytest.mark.parametrize("mode", ["TOOLS", "TOOLS_STRICT", "JSON_SCHEMA"])
+def test_many_objects_from_an_open_schema(client: openai.OpenAI, mode: str) -> None:
+    made = instructor.from_openai(client, mode=instructor.Mode[mode])
+    fields = {"model": MODEL, "messages": list(TURNS), **WIDE, "max_tokens": 400}
+    found = made.chat.completions.create_iterable(response_model=Animal, **fields)
+    assert all(isinstance(a, Animal) for a in found)

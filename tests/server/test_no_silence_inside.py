@@ -24,6 +24,8 @@ RESULT: dict[str, Any] = {"role": "tool", "content": "sunny", "tool_call_id": "c
 LAST: dict[str, Any] = {"role": "assistant", "content": "I"}
 SCHEMA = {"type": "object", "properties": {"x": {"enum": ["a"]}}, "required": ["x"], "additionalProperties": False}
 OTHER = {"type": "object", "properties": {"y": {"enum": ["a"]}}, "required": ["y"], "additionalProperties": False}
+# No grammar holds all of it.
+SETS = {"type": "object", "properties": {"x": {"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True}}}
 FREE: dict[str, Any] = {"type": "custom", "custom": {"name": "run"}}
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
 SECOND = {"type": "function", "function": {"name": "other", "parameters": OTHER}}
@@ -78,11 +80,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "StructuredOutputs.choice": ({}, outputs(choice=["ab"])),
     "StructuredOutputs.grammar": ({}, outputs(grammar='start: "ab"')),
     "StructuredOutputs.json_object": ({}, outputs(json_object=True)),
+    "StructuredOutputs.disable_additional_properties": (
+        outputs(json={"properties": {"x": {}}}),
+        outputs(json={"properties": {"x": {}}}, disable_additional_properties=False),
+    ),
     "ResponseFormat.type": ({}, {"response_format": {"type": "json_object"}}),
     "ResponseFormat.json_schema": ({}, form()),
     "ResponseFormat.pattern": ({}, {"response_format": {"type": "regex", "pattern": "ab"}}),
     "ResponseFormat.grammar": ({}, {"response_format": {"type": "grammar", "grammar": 'start: "ab"'}}),
     "JsonSchemaFormat.schema": (form(), form(schema=OTHER)),
+    "JsonSchemaFormat.strict": (form(schema=SETS), form(schema=SETS, strict=True)),
     "Message.role": (messages(LAST), messages({**LAST, "role": "user"})),
     "Message.content": (messages(LAST), messages({**LAST, "content": "You"})),
     "Message.name": (messages(LAST), messages({**LAST, "name": "Bob"})),
@@ -144,7 +151,6 @@ WITHOUT_EFFECT = {
     "StreamOptions.include_obfuscation": "`stream_options.include_obfuscation`",
     "JsonSchemaFormat.name": "`json_schema.name`",
     "JsonSchemaFormat.description": "`json_schema.description`",
-    "JsonSchemaFormat.strict": "`json_schema.strict`",
     "ToolCall.type": "`tool_calls[].type`",
 }
 TEMPLATE = "{% for m in messages %}{{ m | tojson }}{% endfor %}{% if tools %}{{ tools | tojson }}{% endif %}"
