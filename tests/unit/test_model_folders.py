@@ -105,6 +105,7 @@ KINDS: dict[str, tuple[Callable[[Path], None], type[OctavoError], str]] = {
     "tokenizer.model": (tokenizer_model, ModelNotFoundError, r"tokenizer\.model.*AutoTokenizer"),
     "MLX": (config(quantization=MLX, quantization_config=MLX), UnsupportedModelError, "MLX.*made from"),
     "compression_config": (config(compression_config=OLD), UnsupportedModelError, "pack-quantized"),
+    "attention to later tokens": (config(is_causal=False), UnsupportedModelError, "is_causal"),
     "trailing comma": (text("config.json", '{"a": 1,}'), CorruptModelError, "comma must not precede"),
 }
 

@@ -42,6 +42,36 @@ fn windows_follow_each_family() {
 }
 
 #[test]
+fn the_model_type_decides_and_names_are_compared_in_any_case() {
+    let read = |names: Value, model_type: Value| {
+        let config = with(&[("architectures", names), ("model_type", model_type)]);
+        families::read(&Config::new(config.as_object().expect("object")))
+    };
+    let architecture = |names: Value, model_type: Value| {
+        read(names, model_type).map(|f| (f.spec.architecture, f.base, f.warnings.len())).ok()
+    };
+    let (qwen3, llama) = ("Qwen3ForCausalLM".to_string(), "LlamaForCausalLM".to_string());
+    for (names, model_type, want) in [
+        (json!(["Qwen3ForCausalLM"]), json!("qwen3"), Some((&qwen3, false, 0))),
+        (json!(["Qwen3Model"]), json!("qwen3"), Some((&qwen3, true, 0))),
+        (json!(["Foo", "qwen3forcausallm"]), json!(null), Some((&qwen3, false, 0))),
+        (json!(["Foo", "Qwen3ForCausalLM"]), json!("qwen3"), Some((&qwen3, false, 0))),
+        (json!(["LlamaForCausalLM"]), json!("qwen3"), Some((&qwen3, false, 1))),
+        (json!(["LlamaForCausalLM"]), json!("Yi"), Some((&llama, false, 0))),
+        (json!([]), json!("llama"), Some((&llama, false, 0))),
+        (json!(null), json!("llama"), Some((&llama, false, 0))),
+        (json!(["Foo"]), json!("llama"), Some((&llama, false, 1))),
+        (json!(["LlamaForSequenceClassification"]), json!("llama"), None),
+        (json!(["Foo"]), json!("bar"), None),
+        (json!(null), json!(null), None),
+    ] {
+        let got = architecture(names.clone(), model_type.clone());
+        let got = got.as_ref().map(|(name, base, warnings)| (name, *base, *warnings));
+        assert_eq!(got, want, "{names} {model_type}");
+    }
+}
+
+#[test]
 fn parameters_count_as_the_tensors_do() {
     let spec = read(&with(&[])).expect("spec");
     let layer = 2 * 64 + 64 * 64 * 2 + 2 * 32 * 64 + 3 * 64 * 96;
@@ -56,6 +86,13 @@ fn what_the_spec_cannot_express_is_refused_by_name() {
         ("rope_scaling", json!({"rope_type": "spiral", "factor": 4.0}), "spiral"),
         ("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}), "full_attention"),
         ("hidden_act", json!("relu"), "relu"),
+        ("is_causal", json!(false), "is_causal false"),
+        ("quantization", json!({"bits": 4, "group_size": 64}), "MLX"),
+        (
+            "compression_config",
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+            "pack-quantized",
+        ),
         ("quantization_config", json!({"quant_method": "gptq"}), "quantised"),
         ("dtype", json!("float8_e4m3fn"), "float8_e4m3fn"),
     ];

@@ -39,6 +39,12 @@ use crate::{ModelError, compressed_tensors};
 /// `Unsupported` names an architecture or option that the spec cannot express; `BadConfig` an impossible value.
 pub fn read(config: &Config<'_>) -> Result<Family, ModelError> {
     let chosen = architecture::choose(config)?;
+    if !config.flag("is_causal", true)? {
+        return Err(ModelError::Unsupported(
+            "is_causal false in config.json: attention to later tokens, as some embedding models have it"
+                .into(),
+        ));
+    }
     quantised_elsewhere(config)?;
     let quantization = match config.object("quantization_config")? {
         Some(q) => Some(q),
