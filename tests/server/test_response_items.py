@@ -205,6 +205,16 @@ def test_errors_name_the_item_in_param_and_text(items: list[Any], name: str, pla
         ({"tools": [FUNCTION], "tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"input": [{"type": ["message"]}]}, "input[0]"),
+        ({"input": [{"type": "additional_tools", "tools": 3}]}, "input[0].tools"),
+        ({"input": [{"type": "additional_tools", "tools": [{"type": "function"}]}, USER]}, "input[0].tools[0].name"),
+        (
+            {
+                "tools": [FUNCTION],
+                "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": ["g"]}]},
+            },
+            "tool_choice",
+        ),
         (
             {
                 "tools": [FUNCTION],
@@ -346,48 +356,3 @@ def test_allowed_tools(mode: str, plain: Served) -> None:
         tool_choice={**allowed, "mode": "auto", "tools": []}, max_output_tokens=4, **ask
     )
     assert nothing.output_text is not None
-
-
-def test_codex(plain: Served) -> None:
-    """What OpenAI's Codex sends with its defaults."""
-    tools: Any = [
-        {**FUNCTION, "name": "exec_command", "strict": False},
-        {
-            "type": "custom",
-            "name": "apply_patch",
-            "description": "Patch.",
-            "format": {"type": "grammar", "syntax": "lark", "definition": "start: /a/"},
-        },
-        {"type": "web_search", "external_web_access": False},
-        {
-            "type": "namespace",
-            "name": "mcp__docs__",
-            "description": "Docs.",
-            "tools": [{**FUNCTION, "name": "search", "defer_loading": True}],
-        },
-        {
-            "type": "tool_search",
-            "execution": "client",
-            "description": "x",
-            "parameters": {"type": "object", "properties": {}},
-        },
-    ]
-    items: Any = [
-        {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<permissions>"}]},
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "<environment_context>"}]},
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Fix it"}]},
-        {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "gAAAA"},
-        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "x"}},
-        call("call_1", "exec_command", '{"city": "Oslo"}'), result("call_1", "exit 0"),
-        {"type": "custom_tool_call", "status": "completed", "call_id": "call_2", "name": "apply_patch", "input": "***"},
-        {"type": "custom_tool_call_output", "call_id": "call_2", "output": "ok"},
-    ]  # fmt: skip
-    events = list(
-        plain.client.responses.create(
-            model=MODEL, instructions="You are Codex.", input=items, tools=tools, tool_choice="auto",
-            parallel_tool_calls=False, reasoning={"effort": "medium", "summary": "auto"}, store=False, stream=True,
-            include=["reasoning.encrypted_content"], prompt_cache_key="k", text={"verbosity": "medium"},
-            max_output_tokens=8, extra_body={"client_metadata": {"a": "b"}},
-        )
-    )  # fmt: skip
-    assert events[-1].type in ("response.completed", "response.incomplete")

@@ -113,12 +113,12 @@ def _allowed(given: ChosenTool, names: frozenset[str], tools: Offered) -> Choice
         if kind not in ("function", "custom"):
             if kind not in tools.skipped:
                 where = f"tool_choice.allowed_tools.tools[{i}]"
-                raise bad_request(f"{where} is of type {kind!r}, which tools lacks", "tool_choice")
+                raise bad_request(f"{where} is of type {str(kind)[:80]!r}, which tools lacks", "tool_choice")
             continue
         inner = tool.get(kind)
         name = inner.get("name") if isinstance(inner, dict) else tool.get("name")
-        if name not in names:
-            raise bad_request(f"tool_choice allows {name!r}, which tools lacks", "tool_choice")
+        if not isinstance(name, str) or name not in names:
+            raise bad_request(f"tool_choice allows {str(name)[:80]!r}, which tools lacks", "tool_choice")
         chosen.add(name)
     if not chosen:
         if allowed.mode == "required":

@@ -83,12 +83,19 @@ class Conversation:
             turn = {"role": "tool", "tool_call_id": item.get("call_id"), "content": _content(item.get("output"))}
             self._append(turn, {"": where, ".content": f"{where}.output", ".tool_call_id": f"{where}.call_id"})
         elif kind == "additional_tools":
-            for i, tool in enumerate(item.get("tools") or ()):
-                self.tools.add(tool, f"{where}.tools[{i}]")
-        elif kind in _SKIPPED:
+            self._tools(item, where)
+        elif isinstance(kind, str) and kind in _SKIPPED:
             self._context.warn_once(f"item {kind}", "an item of type %s is skipped: its tool is not run here", kind)
         else:
-            raise bad_request(f"{where} is of type {kind!r}: messages, reasoning and calls are supported", where)
+            shown = str(kind)[:80]
+            raise bad_request(f"{where} is of type {shown!r}: messages, reasoning and calls are supported", where)
+
+    def _tools(self, item: dict[str, Any], where: str) -> None:
+        tools = item.get("tools")
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise bad_request(f"{where}.tools is no list of tools", f"{where}.tools")
+        for i, tool in enumerate(tools):
+            self.tools.add(tool, f"{where}.tools[{i}]")
 
     def _append(self, message: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
         at = f"messages[{len(self._messages)}]"
@@ -131,7 +138,8 @@ class Conversation:
         self._add_text("content", text, "\n\n")
 
     def _reasoning(self, item: dict[str, Any]) -> None:
-        parts = item.get("content") or item.get("summary") or ()
+        parts = item.get("content") or item.get("summary")
+        parts = parts if isinstance(parts, list) else []
         texts = [p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)]
         if not texts:
             if item.get("encrypted_content"):
