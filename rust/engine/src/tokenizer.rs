@@ -185,11 +185,6 @@ impl Tokenizer {
         value.as_str().or_else(|| value.get("content")?.as_str())
     }
 
-    /// Names and texts of the special tokens: the usual ones, then those of the model (`image_token`, say).
-    pub fn special_tokens(&self) -> Vec<(String, String)> {
-        added_tokens::special_tokens(&self.config)
-    }
-
     /// What its files say and does not count, and tokens for which a model of `vocab` tokens has no row.
     pub fn warnings(&self, vocab: usize) -> Vec<String> {
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();

@@ -57,12 +57,6 @@ pub(super) fn apply(
     Ok((config, warnings))
 }
 
-/// The special tokens that a merged configuration names: the usual ones, then those of the model.
-pub(super) fn special_tokens(config: &Map<String, Value>) -> Vec<(String, String)> {
-    let named = named(config).unwrap_or_default();
-    named.into_iter().map(|(name, token)| (name, token.content)).collect()
-}
-
 fn has(tokenizer: &Tokenizer, token: &AddedToken) -> bool {
     let added = tokenizer.get_added_vocabulary();
     let id = added.get_vocab().get(&token.content);
@@ -77,10 +71,8 @@ fn rename_additional(config: &mut Map<String, Value>) {
         Some(Value::Object(map)) => map.is_empty(),
         Some(_) => false,
     };
-    if empty {
-        if let Some(old) = config.get("additional_special_tokens").cloned() {
-            config.insert("extra_special_tokens".into(), old);
-        }
+    if let (true, Some(old)) = (empty, config.get("additional_special_tokens").cloned()) {
+        config.insert("extra_special_tokens".into(), old);
     }
 }
 
