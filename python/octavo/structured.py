@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 
-__all__ = ["Grammar", "JsonSchema", "Regex", "Structured"]
+__all__ = ["Budgeted", "Grammar", "JsonSchema", "Regex", "Structure", "Structured"]
 
 
 @names_arguments()
@@ -69,7 +69,42 @@ class Grammar:
         return "grammar", _text("Grammar", self.lark)
 
 
-Structured: TypeAlias = JsonSchema | Regex | Grammar
+Structure: TypeAlias = JsonSchema | Regex | Grammar
+
+
+@dataclass(frozen=True)
+class Budgeted:
+    """Free text of limited length, such as reasoning, before an answer.
+
+    Attributes:
+        output: the whole output.
+        begin: the mark at which free text begins; None: the output begins with free text.
+        end: the mark at which free text ends.
+        answer: what follows free text that reaches its limit. It begins with `end`.
+        max_tokens: the limit of the free text in tokens, its marks included; None: none of its own.
+        answer_tokens: tokens that stay for the answer. Free text ends when so many are left, or half of all.
+    """
+
+    output: Structure
+    begin: str | None
+    end: str
+    answer: Structure
+    max_tokens: int | None
+    answer_tokens: int
+
+    def as_pair(self) -> tuple[str, str]:
+        fields = {
+            "output": self.output.as_pair(),
+            "begin": self.begin,
+            "end": self.end,
+            "answer": self.answer.as_pair(),
+            "max_tokens": self.max_tokens,
+            "answer_tokens": self.answer_tokens,
+        }
+        return "budgeted", json.dumps(fields, ensure_ascii=False)
+
+
+Structured: TypeAlias = Structure | Budgeted
 
 
 def _text(name: str, value: object) -> str:

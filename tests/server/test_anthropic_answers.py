@@ -71,6 +71,8 @@ def test_thinking_is_a_block_with_a_signature(thinker: TestClient) -> None:
     assert {d["type"] for d in deltas[:-1]} == {"thinking_delta"}
     assert "".join(d["thinking"] for d in deltas[:-1]) == block["thinking"]
     assert deltas[-1] == {"type": "signature_delta", "signature": block["signature"]}
+    few = thinker.post("/v1/messages", json={**body, "max_tokens": 40, "thinking": {**on, "budget_tokens": 8}}).json()
+    assert 4 <= few["usage"]["output_tokens_details"]["thinking_tokens"] <= 8
     hidden = {**on, "display": "omitted"}
     (block,) = thinker.post("/v1/messages", json={**body, "thinking": hidden}).json()["content"]
     assert (block["type"], block["thinking"]) == ("thinking", "")

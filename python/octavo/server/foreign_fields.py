@@ -14,6 +14,10 @@ ALIASES = {
     "min_new_tokens": "min_tokens",
     "stop_sequences": "stop",
     "n_cmpl": "n",
+    # llama.cpp's and DashScope's names; -1 is no limit.
+    "reasoning_budget": "thinking_token_budget",
+    "thinking_budget": "thinking_token_budget",
+    "thinking_budget_tokens": "thinking_token_budget",
 }
 # Given name -> key of `structured_outputs`.
 CONSTRAINTS = {
@@ -112,8 +116,6 @@ REFUSED: dict[str, Refusal] = {
     **_all(_TEMPLATE, "enable_thinking", "thinking_mode", asks=(False,)),
     **_all(_TEMPLATE, "thinking", "think", "tool_prompt", "template_kwargs", asks=(False,)),
     **_all(_REASONING, "reasoning_format", neutral=("auto", "deepseek")),
-    **_all(_REASONING, "thinking_budget", "thinking_budget_tokens", "thinking_token_budget", asks=(0,), neutral=(-1,)),
-    **_all(_REASONING, "reasoning_budget", asks=(0,), neutral=(-1,)),
     **_all(_REASONING, "thinking_forced_open"),
     **_all(_REASONING, "include_reasoning", "separate_reasoning", neutral=(True,), asks=(False,)),
     **_all(_REASONING, "stream_reasoning", "parse_tool_calls", "parse_reasoning", neutral=(True,), asks=(False,)),

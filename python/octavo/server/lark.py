@@ -6,13 +6,13 @@ import json
 from typing import Any
 
 from octavo import _core
-from octavo.structured import JsonSchema, Regex, Structured
+from octavo.structured import JsonSchema, Regex, Structure
 
 # White space between the tokens of JSON, as the engine allows it for a schema alone.
 _WHITESPACE = {"whitespace_pattern": _core.JSON_WHITESPACE}
 
 
-def lark_body(structured: Structured) -> str:
+def lark_body(structured: Structure) -> str:
     """The right side of a rule for what `structured` holds."""
     _, text = structured.as_pair()
     if isinstance(structured, JsonSchema):

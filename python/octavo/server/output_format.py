@@ -6,16 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from octavo.server import reasoning
 from octavo.server.context import Context
 from octavo.server.continuation import continued_text
 from octavo.server.errors import ApiError, bad_request
 from octavo.server.formats import AROUND, REASONING
 from octavo.server.lark import lark_body
-from octavo.server.reasoning import Reader, ReasoningCounter, grammar, parser, state_after
+from octavo.server.reasoning import Reader, ReasoningCounter, parser, state_after
 from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.schemas import answer_schema
 from octavo.server.tools import Toolbox
-from octavo.structured import Grammar, JsonSchema, Regex, Structured
+from octavo.structured import Grammar, JsonSchema, Regex, Structure, Structured
 
 _OBJECT = {"type": "object"}
 
@@ -45,7 +46,7 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
     name, llm = context.config.reasoning_parser, context.llm
     state = "ended" if name is None else state_after(name, prompt, continued_text(request))
     answer = answer_format(context, request)
-    held: Structured | None = answer
+    held: Structure | None = answer
     if toolbox.forced:
         held = _grammar(toolbox.calls())
     elif answer is not None:
@@ -56,9 +57,12 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
     else:
         begin = "" if name is None or state != "open" else REASONING[name][0]
         held = _grammar(toolbox.calls(unlike=begin))
-    if held is not None and name is not None and (state != "ended" or name in AROUND):
+    output: Structured | None = held
+    budget = _budget(context, request)
+    if name is not None and (held is not None or budget is not None) and (state != "ended" or name in AROUND):
         free = answer is None and not toolbox.forced
-        held = Grammar(grammar(llm, name, state, lark_body(held), free=free))
+        body = None if held is None else lark_body(held)
+        output = reasoning.held(llm, name, state, body, free=free, budget=budget)
 
     def reader() -> Reader:
         inner = toolbox.parser(answer=answer is not None)
@@ -66,16 +70,33 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
             return Reader(inner)
         return Reader(parser(name, inner, state), ReasoningCounter(llm, name, state))
 
-    return OutputFormat(held, reader)
+    return OutputFormat(output, reader)
 
 
-def answer_format(context: Context, request: Sampling) -> Structured | None:
+def _budget(context: Context, request: ChatRequest) -> int | None:
+    """The request's limit of reasoning tokens.
+
+    Raises:
+        ApiError: 400 if the server does not know where the model's reasoning ends.
+    """
+    budget = request.thinking_token_budget
+    if budget is None or budget < 0:
+        return None
+    if context.config.reasoning_parser is None:
+        raise bad_request(
+            f"thinking_token_budget is {budget}: the server was started without --reasoning-parser",
+            "thinking_token_budget",
+        )
+    return budget
+
+
+def answer_format(context: Context, request: Sampling) -> Structure | None:
     """What the answer of `request` is held to; None: free text.
 
     Raises:
         ApiError: 400 if response_format and structured_outputs both constrain the answer.
     """
-    found: list[tuple[str, Structured]] = []
+    found: list[tuple[str, Structure]] = []
     if request.response_format is not None:
         form = response_format(context, request.response_format)
         if form is not None:
@@ -100,7 +121,7 @@ def field_of(request: Sampling) -> str:
     return "tools"
 
 
-def response_format(context: Context, form: ResponseFormat) -> Structured | None:
+def response_format(context: Context, form: ResponseFormat) -> Structure | None:
     """OpenAI's `response_format`, extended by `regex` and `grammar`."""
     if form.type == "text":
         return None
@@ -123,7 +144,7 @@ def _needed(value: str | None, name: str) -> str:
     return value
 
 
-def _outputs(context: Context, given: StructuredOutputs) -> Structured:
+def _outputs(context: Context, given: StructuredOutputs) -> Structure:
     wanted = [n for n in ("json_", "regex", "choice", "grammar", "json_object") if getattr(given, n) is not None]
     if len(wanted) != 1:
         raise _one_of()

@@ -8,12 +8,15 @@ from octavo import _core
 from octavo.llm import LLM
 from octavo.server.formats import AROUND, REASONING, lark_escaped, literal
 from octavo.server.parsing import Parser, Piece, Reasoning, Thinking, Without
+from octavo.structured import Budgeted, Grammar, Structured
 
 # inside: the output begins with reasoning. ended: the prompt has closed it. open: the output may begin with it.
 State: TypeAlias = Literal["inside", "ended", "open"]
 
 # The text from the end mark to the answer.
 _GAP = r"GAP: /[ \t\r\n]{1,4}/"
+# Tokens that reasoning leaves for an answer that the request forces, or half of max_tokens.
+_ANSWER_TOKENS = 512
 
 
 def state_after(name: str, prompt: str, continued: str = "") -> State:
@@ -42,13 +45,32 @@ def parser(name: str, rest: Parser, state: State) -> Parser:
     return Thinking(rest, *REASONING[name], inside=state == "inside")
 
 
-def grammar(llm: LLM, name: str, state: State, body: str, *, free: bool) -> str:
-    """The Lark grammar of an output with reasoning before what `body` holds.
+def held(llm: LLM, name: str, state: State, body: str | None, *, free: bool, budget: int | None) -> Structured:
+    """What an output with reasoning before an answer must be.
 
     Args:
-        body: the right side of a rule.
+        body: the right side of a rule that holds the answer; None: any text.
         free: the output may end within the reasoning, because nothing forces an answer.
+        budget: limit of the reasoning in tokens; None: no other than that an answer needs room.
     """
+    answer = r"/(.|\n)*/" if body is None else body
+    whole = Grammar(_grammar(llm, name, state, answer, free=free))
+    if state == "ended" or (free and budget is None):
+        return whole
+    begin, end = REASONING[name]
+    rest = _grammar(llm, name, "ended", answer, free=free).replace("start: ", f"start: {literal(llm, end)} GAP? ", 1)
+    return Budgeted(
+        output=whole,
+        begin=begin if state == "open" else None,
+        end=end,
+        answer=Grammar(f"{rest}{_GAP}\n"),
+        max_tokens=budget,
+        answer_tokens=0 if free else _ANSWER_TOKENS,
+    )
+
+
+def _grammar(llm: LLM, name: str, state: State, body: str, *, free: bool) -> str:
+    """The Lark grammar of an output with reasoning before what `body` holds."""
     begin, end = (literal(llm, mark) for mark in REASONING[name])
     rules = [f"answer: {body}"]
     whole = "answer"

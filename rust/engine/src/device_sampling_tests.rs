@@ -174,7 +174,7 @@ fn rules_beyond_a_spec_get_logits() {
         &|p| p.allowed_token_ids = Some(vec![98, 99]),
         &|p| p.prompt_logprobs = Some(1),
         &|p| p.logprobs = Some(21),
-        &|p| p.structured = Some(Structure::Regex("[a-z]+".into())),
+        &|p| p.structured = Some(Structure::Regex("[a-z]+".into()).into()),
     ];
     for (change, overlaps) in ruled.iter().flat_map(|rule| [(rule, false), (rule, true)]) {
         let (engine, recorded) = engine(None, overlaps);

@@ -78,7 +78,9 @@ pub use sampling::{Logprob, SampleSpec, SampledToken};
 pub use stats::EngineStats;
 pub use stream::RequestStream;
 pub use strict_json::{JsonLimits, parse_strict};
-pub use structured::{FittedSchema, JSON_WHITESPACE, SchemaLoss, Structure, fit_schema};
+pub use structured::{
+    Budgeted, FittedSchema, JSON_WHITESPACE, SchemaLoss, Structure, Structured, fit_schema,
+};
 pub use submit::OnFull;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;

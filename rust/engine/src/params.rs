@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::EngineError;
 use crate::fields::{FieldError, read_fields};
-use crate::structured::Structure;
+use crate::structured::Structured;
 
 /// Max number of stop strings of one request, and of bytes of one.
 const MAX_STOPS: usize = 64;
@@ -77,7 +77,7 @@ pub struct SamplingParams {
     /// Max softmax mass that attention may omit for this request, at most the engine's own bound.
     pub attention_error_bound: Option<f32>,
     /// What the output must be.
-    pub structured: Option<Structure>,
+    pub structured: Option<Structured>,
 }
 
 impl Default for SamplingParams {

@@ -259,7 +259,8 @@ impl Engine {
         let verbatim = params.structured.is_some();
         let detokenizer = Detokenizer::new(&self.tokenizer, &prompt, params.skip_special_tokens, verbatim)?;
         let bad_words = self.bad_words(&params.bad_words)?;
-        let constraint = params.structured.as_ref().map(|s| self.compiler.constraint(s)).transpose()?;
+        let constraint =
+            params.structured.as_ref().map(|s| self.compiler.constraint(s, max_tokens)).transpose()?;
         let id = self.next_id.fetch_add(1, Ordering::SeqCst);
         let eos = if params.ignore_eos { Vec::new() } else { self.generation.eos.clone() };
         let mut stop_ids: Vec<u32> = eos.iter().chain(&params.stop_token_ids).copied().collect();

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Structure;
 use super::attempts::{Attempt, Attempts};
+use super::budget::{Budget, Structured};
 use super::build::{Compiled, build};
 use super::constraint::Constraint;
 use super::preflight::{self, Checked};
@@ -54,15 +55,32 @@ impl Compiler {
     /// # Errors
     /// `InvalidRequest` for what is not valid, cannot be enforced, or takes too long; `QueueFull` while too many others
     /// take too long; `UnsupportedModel` for a tokenizer whose tokens have no bytes.
-    pub fn check(&self, structure: &Structure) -> Result<(), EngineError> {
-        self.compiled(structure).map(|_| ())
+    pub fn check(&self, structured: &Structured) -> Result<(), EngineError> {
+        match structured {
+            Structured::Whole(structure) => self.compiled(structure).map(|_| ()),
+            Structured::Budgeted(b) => {
+                self.compiled(&b.output)?;
+                self.compiled(&b.answer).map(|_| ())
+            }
+        }
     }
 
-    /// A constraint at its beginning.
+    /// A constraint at the beginning of an output of at most `max_tokens`.
     ///
     /// # Errors
     /// As `check`.
-    pub fn constraint(&self, structure: &Structure) -> Result<Constraint, EngineError> {
+    pub fn constraint(&self, structured: &Structured, max_tokens: u32) -> Result<Constraint, EngineError> {
+        match structured {
+            Structured::Whole(structure) => self.begin(structure),
+            Structured::Budgeted(b) => {
+                let answer = self.compiled(&b.answer)?;
+                let answer = answer.lock().unwrap_or_else(|e| e.into_inner()).matcher.deep_clone();
+                Ok(self.begin(&b.output)?.limited(Budget::new(b, max_tokens), Box::new(answer)))
+            }
+        }
+    }
+
+    fn begin(&self, structure: &Structure) -> Result<Constraint, EngineError> {
         let jobs = self.jobs.get_or_init(|| {
             worker::start().map_err(|e| EngineError::EngineDead(format!("no thread for masks: {e}")))
         });

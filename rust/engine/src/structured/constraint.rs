@@ -3,6 +3,7 @@
 use crossbeam_channel::{Receiver, Sender};
 use llguidance::Matcher;
 
+use super::budget::{Budget, Spent, token_bytes};
 use super::worker::{Done, Job, Mask};
 use crate::EngineError;
 
@@ -30,12 +31,19 @@ enum State {
 pub(crate) struct Constraint {
     state: State,
     jobs: Sender<Job>,
+    /// The limit of the free text, and what follows it.
+    limit: Option<(Budget, Box<Matcher>)>,
 }
 
 impl Constraint {
     /// A constraint at its beginning, with the mask of the first token.
     pub(super) fn new(matcher: Box<Matcher>, first: Mask, jobs: Sender<Job>) -> Self {
-        Self { state: State::Ready(matcher, first), jobs }
+        Self { state: State::Ready(matcher, first), jobs, limit: None }
+    }
+
+    /// Ends free text at a limit; `answer` follows it.
+    pub(super) fn limited(self, budget: Budget, answer: Box<Matcher>) -> Self {
+        Self { limit: Some((budget, answer)), ..self }
     }
 
     /// One more sample with the same beginning. Only before the first token.
@@ -44,7 +52,9 @@ impl Constraint {
             State::Ready(matcher, mask) => State::Ready(Box::new(matcher.deep_clone()), mask.clone()),
             _ => State::Failed("forked after its beginning".into()),
         };
-        Self { state, jobs: self.jobs.clone() }
+        let limit =
+            self.limit.as_ref().map(|(budget, answer)| (budget.clone(), Box::new(answer.deep_clone())));
+        Self { state, jobs: self.jobs.clone(), limit }
     }
 
     /// Waits for the worker if it is not done with the mask.
@@ -79,6 +89,13 @@ impl Constraint {
         let State::Ready(mut matcher, _) = state else { return Err(failed("a token came out of turn")) };
         if let Err(e) = matcher.consume_token(token) {
             return Err(failed(e.to_string().lines().next().unwrap_or_default()));
+        }
+        if let Some((mut budget, answer)) = self.limit.take() {
+            match budget.spend(&token_bytes(&matcher, token)) {
+                Spent::Within => self.limit = Some((budget, answer)),
+                Spent::Over => {}
+                Spent::Exhausted => matcher = answer,
+            }
         }
         if matcher.is_stopped() {
             return match matcher.stop_reason() {

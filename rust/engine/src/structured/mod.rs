@@ -6,6 +6,7 @@
 
 mod attempts;
 mod bounds;
+mod budget;
 mod build;
 mod compiler;
 mod constraint;
@@ -15,6 +16,7 @@ mod schema;
 mod vocabulary;
 mod worker;
 
+pub use budget::{Budgeted, Structured};
 pub(crate) use compiler::Compiler;
 pub use compiler::JSON_WHITESPACE;
 pub(crate) use constraint::{Constraint, Progress};

@@ -32,7 +32,7 @@ fn draw(
     structure: &Structure,
     mut choose: impl FnMut(&[u32]) -> u32,
 ) -> Option<Vec<u8>> {
-    let mut constraint = compiler.constraint(structure).expect("compiles");
+    let mut constraint = compiler.constraint(&structure.clone().into(), 2000).expect("compiles");
     let mut out = Vec::new();
     for _ in 0..2000 {
         let token = choose(&tokens(&mut constraint));
@@ -48,7 +48,7 @@ fn draw(
 }
 
 fn refused(structure: Structure) -> String {
-    match compiler().constraint(&structure) {
+    match compiler().constraint(&structure.clone().into(), 100) {
         Ok(_) => panic!("{structure:?} was taken"),
         Err(e) => {
             assert!(matches!(e, EngineError::InvalidRequest(_)), "{e}");
@@ -73,7 +73,7 @@ lead[lazy]: /(.|\n)*<c>/
 TAIL: /(.|\n)*/ & ~/(.|\n)*<c>(.|\n)*/
 "#;
     let compiler = compiler();
-    let mut constraint = compiler.constraint(&Structure::Lark(grammar.into())).expect("compiles");
+    let mut constraint = compiler.constraint(&Structure::Lark(grammar.into()).into(), 100).expect("compiles");
     for &(text, next) in
         &[("hi <c", None), (">", Some(b'\n')), ("\n", Some(b'{')), ("{\"a\":1}\n</c>", None), ("x", None)]
     {
@@ -94,7 +94,7 @@ TAIL: /(.|\n)*/ & ~/(.|\n)*<c>(.|\n)*/
 #[test]
 fn forks_go_their_own_ways() {
     let compiler = compiler();
-    let mut a = compiler.constraint(&Structure::Regex("a|b".into())).expect("compiles");
+    let mut a = compiler.constraint(&Structure::Regex("a|b".into()).into(), 100).expect("compiles");
     let mut b = a.fork();
     assert_eq!(tokens(&mut a), [97, 98]);
     assert_eq!(a.push(97).expect("a"), Progress::Complete);
@@ -134,7 +134,7 @@ fn bombs_end_within_the_deadline() {
         Structure::Lark("start: a\na: a a a | \"x\" a | b\nb: a | b b |".into()),
     ] {
         let begin = Instant::now();
-        if let Ok(mut constraint) = compiler.constraint(&structure) {
+        if let Ok(mut constraint) = compiler.constraint(&structure.clone().into(), 100) {
             for _ in 0..50 {
                 constraint.wait();
                 let Ok(mask) = constraint.mask() else { break };

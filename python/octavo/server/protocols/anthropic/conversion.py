@@ -200,12 +200,16 @@ def _thinking(context: Context, found: Converted, request: CountTokensRequest) -
     enabled = thinking.type != "disabled"
     # Qwen and GLM have the first name, DeepSeek and Granite the second.
     found.body.setdefault("chat_template_kwargs", {}).update(enable_thinking=enabled, thinking=enabled)
+    if not enabled:
+        return
+    if context.config.reasoning_parser is not None:
+        found.body["thinking_token_budget"] = thinking.budget_tokens
+        return
+    context.warn_once(
+        "thinking", "thinking is asked for: without --reasoning-parser the model's reasoning stays in its text"
+    )
     if thinking.budget_tokens is not None:
-        context.warn_once("budget_tokens", "thinking.budget_tokens is ignored: max_tokens limits thinking and answer")
-    if enabled and context.config.reasoning_parser is None:
-        context.warn_once(
-            "thinking", "thinking is asked for: without --reasoning-parser the model's reasoning stays in its text"
-        )
+        context.warn_once("budget_tokens", "thinking.budget_tokens is ignored: no parser of reasoning is set")
 
 
 def _tools(context: Context, found: Converted, request: CountTokensRequest) -> None:

@@ -178,11 +178,8 @@ impl<'a> Normalizer<'a> {
 
     fn texts(&mut self, map: &mut Map<String, Value>, at: &str) {
         match map.get("pattern") {
-            Some(Value::String(pattern)) => {
-                if bounds::pattern_text("schema", pattern).is_err() {
-                    self.drop(map, "pattern", at, "is too long or repeats too often");
-                }
-            }
+            Some(Value::String(pattern)) if bounds::pattern_text("schema", pattern).is_ok() => {}
+            Some(Value::String(_)) => self.drop(map, "pattern", at, "is too long or repeats too often"),
             Some(_) => self.drop(map, "pattern", at, "is no text"),
             None => {}
         }
