@@ -10,9 +10,11 @@ import pytest
 from octavo import LLM, Grammar, SamplingParams
 from octavo.server import ServerConfig, create_app
 from octavo.server.call_grammar import grammar
+from octavo.server.context import Context
 from octavo.server.errors import ApiError
 from octavo.server.formats import FORMATS, detect, texts
 from octavo.server.parsing import Arguments, Call, Content
+from octavo.server.schemas import tool_functions
 from starlette.testclient import TestClient
 
 TOOLS: list[dict[str, Any]] = [
@@ -197,9 +199,21 @@ def test_texts_of_a_schema() -> None:
     [
         ({"type": "object", "minProperties": 1}, "minProperties"),
         ({"type": "object", "properties": {"not a name": {}}}, "not a name"),
-        ({"type": "object", "required": ["x"]}, "'x'"),
     ],
 )
-def test_what_pythons_form_cannot_hold_is_refused(schema: dict[str, Any], words: str, llm: LLM) -> None:
+def test_what_pythons_form_cannot_hold_is_left_out_or_refused(
+    schema: dict[str, Any], words: str, llm: LLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = Context(llm, ServerConfig())
+    function = {"name": "f", "parameters": schema}
+    (held,) = tool_functions(context, [{"function": function}], "python")
+    assert held["parameters"]["properties"] == {}
+    assert words in caplog.text
     with pytest.raises(ApiError, match=words):
-        grammar(llm, FORMATS["pythonic"], [{"name": "f", "parameters": schema}], forced=True, parallel=False)
+        tool_functions(context, [{"function": {**function, "strict": True}}], "python")
+
+
+def test_a_required_argument_without_a_schema_may_be_anything(llm: LLM) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "required": ["x"]}, "strict": True}
+    (held,) = tool_functions(Context(llm, ServerConfig()), [{"function": function}], "python")
+    assert (held["parameters"]["properties"], held["parameters"]["required"]) == ({"x": {}}, ["x"])
