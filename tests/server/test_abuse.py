@@ -178,6 +178,9 @@ BOMBS: dict[str, Any] = {
     "deep JSON": b"[" * 1_000_000,
     "many values": b'{"prompt": [' + b"1," * 3_000_000 + b"1]}",
     "many keys": b"{" + b",".join(b'"k%d":0' % i for i in range(400_000)) + b"}",
+    "many keys beside a prompt": b'{"prompt": "a", "max_tokens": 1,'
+    + b",".join(b'"k%d":0' % i for i in range(100_000))
+    + b"}",
     "escapes": b'{"prompt": "' + b"\\u0041" * 1_000_000 + b'"}',
     "no UTF-8": b"\xff" * 100_000,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import time
 from collections import Counter
@@ -114,7 +115,7 @@ class Context:
         names = {*(request.model_extra or ())} - requests.silent(type(request))
         names.update(path for path, _, value in inside(request) if value is not None)
         names.update(request.unknown_keys())
-        for name in sorted(names - self._warned)[:8]:
+        for name in heapq.nsmallest(8, names - self._warned):
             if len(self._warned) < _MAX_WARNED:
                 self._warned.add(name)
                 log.warning("a field that is not known is ignored: %.64r (said once)", name)
