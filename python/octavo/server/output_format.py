@@ -102,7 +102,8 @@ def answer_format(context: Context, request: Sampling) -> Structure | None:
         if form is not None:
             found.append(("response_format", form))
     if request.structured_outputs is not None:
-        found.append(("structured_outputs", _outputs(context, request.structured_outputs)))
+        name = request.given_name("structured_outputs")
+        found.append(("structured_outputs", _outputs(context, request.structured_outputs, name)))
     if len(found) > 1:
         raise bad_request(f"{found[0][0]} and {found[1][0]} exclude each other", found[1][0])
     return found[0][1] if found else None
@@ -144,13 +145,13 @@ def _needed(value: str | None, name: str) -> str:
     return value
 
 
-def _outputs(context: Context, given: StructuredOutputs) -> Structure:
+def _outputs(context: Context, given: StructuredOutputs, name: str) -> Structure:
     wanted = [n for n in ("json_", "regex", "choice", "grammar", "json_object") if getattr(given, n) is not None]
     if len(wanted) != 1:
         raise _one_of()
     if given.json_ is not None:
         closed = given.disable_additional_properties
-        held = answer_schema(context, given.json_, "structured_outputs", strict=True, closed=closed)
+        held = answer_schema(context, given.json_, name, strict=True, closed=closed)
         return JsonSchema(held, disable_additional_properties=False)
     if given.regex is not None:
         return Regex(given.regex)
