@@ -36,7 +36,7 @@ SHORT = SamplingParams(max_tokens=2)
         pytest.param(b"bytes", "bytes", id="bytes"),
         pytest.param(7, "int", id="number"),
         pytest.param(None, "NoneType", id="none"),
-        pytest.param({"prompt": "x"}, "dict", id="dict"),
+        pytest.param({"text": "x"}, "text", id="dict"),
         pytest.param(["fine", None], "None|integers", id="one-of-two"),
     ],
 )
@@ -246,7 +246,10 @@ PANICKING_TOKENIZER = (
             write("tokenizer.json", PANICKING_TOKENIZER), CorruptModelError, "tokenizer", id="tokenizer-panics"
         ),
         pytest.param(
-            change("config.json", architectures=["BertModel"]), UnsupportedModelError, "BertModel", id="architecture"
+            change("config.json", architectures=["BertModel"], model_type="bert"),
+            UnsupportedModelError,
+            "BertModel",
+            id="architecture",
         ),
         pytest.param(change("config.json", hidden_act="relu6"), UnsupportedModelError, "relu6", id="activation"),
         pytest.param(

@@ -57,19 +57,18 @@ fn missing_files() {
         refused(MISSING, &[file], |folder, _| std::fs::remove_file(folder.join(file)).expect("remove"));
     }
     refused(MISSING, &["two.safetensors"], |folder, _| {
-        let map = json!({"weight_map": {NORM: "model.safetensors", "x": "two.safetensors"}});
-        put(folder, "model.safetensors.index.json", map.to_string());
+        index(folder, json!({NORM: "one.safetensors", "x": "two.safetensors"}));
     });
 }
 
 #[test]
 fn configs_that_are_unknown_impossible_or_huge() {
     let unsupported = "UnsupportedModelError";
-    refused(
-        unsupported,
-        &["MambaForCausalLM", "Qwen3ForCausalLM"],
-        config("architectures", json!(["MambaForCausalLM"])),
-    );
+    refused(unsupported, &["MambaForCausalLM", "Qwen3ForCausalLM"], |folder, mut model| {
+        model.config["architectures"] = json!(["MambaForCausalLM"]);
+        model.config["model_type"] = "mamba".into();
+        put(folder, "config.json", model.config.to_string());
+    });
     refused(unsupported, &["relu"], config("hidden_act", "relu".into()));
     refused(unsupported, &["quantization_config"], config("quantization_config", json!({"bits": 4})));
     for (key, value) in [
@@ -148,15 +147,33 @@ fn tensors_of_the_wrong_shape_or_dtype_or_none() {
         model.config["tie_word_embeddings"] = false.into();
         put(folder, "config.json", model.config.to_string());
     });
-    // An index that puts a tensor into the wrong file, and one that leads out of the folder.
-    refused(CORRUPT, &["index.json", "nothing.weight"], |folder, _| {
-        let map = json!({"weight_map": {"nothing.weight": "model.safetensors"}});
-        put(folder, "model.safetensors.index.json", map.to_string());
-    });
     refused(CORRUPT, &["index.json", "file name"], |folder, _| {
-        let map = json!({"weight_map": {NORM: "../model.safetensors"}});
-        put(folder, "model.safetensors.index.json", map.to_string());
+        index(folder, json!({NORM: "../one.safetensors"}));
     });
+}
+
+/// As transformers, which some published folders need.
+#[test]
+fn an_index_that_does_not_fit_the_files_is_a_warning() {
+    let warnings = |damage: fn(&Path)| {
+        let dir = tempfile::tempdir().expect("dir");
+        qwen3().write(dir.path());
+        damage(dir.path());
+        Engine::load(dir.path(), &options()).expect("loads").info().warnings.join("\n")
+    };
+    let entry = warnings(|folder| index(folder, json!({"nothing.weight": "one.safetensors"})));
+    assert!(entry.contains("nothing.weight"), "{entry}");
+    // The file of one part goes first.
+    let beside = warnings(|folder| {
+        put(folder, "model.safetensors.index.json", r#"{"weight_map": {"x": "../two.safetensors"}}"#);
+    });
+    assert!(beside.contains("model.safetensors.index.json"), "{beside}");
+}
+
+/// Renames the weights to one.safetensors, which only an index finds.
+fn index(folder: &Path, weight_map: Value) {
+    std::fs::rename(folder.join("model.safetensors"), folder.join("one.safetensors")).expect("rename");
+    put(folder, "model.safetensors.index.json", json!({"weight_map": weight_map}).to_string());
 }
 
 #[test]
