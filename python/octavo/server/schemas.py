@@ -108,7 +108,9 @@ def answer_schema(context: Context, schema: Any, param: str, *, strict: bool, cl
 
 
 def _refusal(where: str, loss: Loss, param: str) -> ApiError:
-    return bad_request(f"{where}: structured output cannot hold {loss}. Leave it out, or leave out strict", param)
+    return bad_request(
+        f"{where}: the grammar must hold the whole schema, and {loss}. Change that part, or leave out strict", param
+    )
 
 
 def tool_functions(context: Context, given: list[dict[str, Any]], style: str) -> list[dict[str, Any]]:
