@@ -132,6 +132,8 @@ impl Stage for Suffix {
 
     fn verbatim(&mut self) {
         self.verbatim = true;
+        // The space after the prompt's last word is the prompt's.
+        self.held.clear();
     }
 
     fn boxed(&self) -> Box<dyn Stage> {
