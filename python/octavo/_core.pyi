@@ -11,6 +11,7 @@ __all__ = [
     "Checkpoint",
     "Delta",
     "Engine",
+    "JSON_WHITESPACE",
     "Logprob",
     "Plan",
     "SampleDelta",

@@ -12,13 +12,13 @@ from octavo.errors import QueueFullError
 from octavo.server import ServerConfig, create_app, create_wsgi_app
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, from_octavo
+from octavo.server.fields.requests import read
 from octavo.server.generation import Generation
 from octavo.server.parsing import Arguments, Call, Content, Plain, Reasoning
 from octavo.server.protocols.anthropic import anthropic_error
 from octavo.server.protocols.anthropic.answer import Messages
 from octavo.server.protocols.anthropic.requests import MessagesRequest
 from octavo.server.reasoning import Reader
-from octavo.server.requests import read
 from starlette.testclient import TestClient
 
 SCHEMA: Any = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}

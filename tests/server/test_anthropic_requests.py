@@ -10,9 +10,9 @@ from octavo import LLM
 from octavo.server import create_app
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
+from octavo.server.fields.requests import read
 from octavo.server.protocols.anthropic.conversion import convert
 from octavo.server.protocols.anthropic.requests import CountTokensRequest, MessagesRequest
-from octavo.server.requests import read
 from starlette.testclient import TestClient
 
 PNG: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}

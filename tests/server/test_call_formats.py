@@ -9,10 +9,10 @@ import jsonschema
 import pytest
 from octavo import LLM, Grammar, SamplingParams
 from octavo.server import ServerConfig, create_app
-from octavo.server.call_grammar import grammar
+from octavo.server.calls.formats import FORMATS, detect, texts
+from octavo.server.calls.grammar import grammar
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
-from octavo.server.formats import FORMATS, detect, texts
 from octavo.server.parsing import Arguments, Call, Content
 from octavo.server.schemas import tool_functions
 from starlette.testclient import TestClient

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from in_process import TOOL, Served, asked, serving
 from octavo import LLM
-from octavo.server.call_arguments import arguments_object
-from octavo.server.call_ids import is_short, short_ids
-from octavo.server.calls_as_text import write_calls
-from octavo.server.formats import FORMATS
+from octavo.server.calls.arguments import arguments_object
+from octavo.server.calls.as_text import write_calls
+from octavo.server.calls.formats import FORMATS
+from octavo.server.calls.ids import is_short, short_ids
 from octavo.server.parsing import Arguments, Call
 from octavo.server.template_traits import call_form, needs_short_ids
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from octavo import LLM
 from octavo.server import create_app
-from octavo.server.foreign_fields import REFUSED, REFUSED_BY_EMBEDDINGS, REFUSED_INSIDE
+from octavo.server.fields.foreign import REFUSED, REFUSED_BY_EMBEDDINGS, REFUSED_INSIDE
 from starlette.testclient import TestClient
 
 SCHEMA = {

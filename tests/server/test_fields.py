@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from octavo import LLM
 from octavo.server import create_app
+from octavo.server.fields.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from octavo.server.protocols.anthropic.requests import MessagesRequest
 from octavo.server.protocols.responses import ResponsesRequest
-from octavo.server.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from starlette.testclient import TestClient
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "server.md"

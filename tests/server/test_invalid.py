@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from octavo.server.errors import ApiError
-from octavo.server.invalid import EXPECTED, invalid
-from octavo.server.requests import (
+from octavo.server.fields.invalid import EXPECTED, invalid
+from octavo.server.fields.requests import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,

@@ -16,7 +16,7 @@ from client_cases import TOOL
 from octavo import LLM
 from octavo.hub import embedded_model
 from octavo.server import ServerConfig, create_app
-from octavo.server.known_keys import BLOCKS, ITEMS
+from octavo.server.fields.known_keys import BLOCKS, ITEMS
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 from test_fields import ENDPOINTS, TABLE

@@ -12,7 +12,7 @@ import pytest
 from client_cases import TOOL
 from octavo import LLM
 from octavo.server import create_app
-from octavo.server.requests import ChatRequest
+from octavo.server.fields.requests import ChatRequest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 

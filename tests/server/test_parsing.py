@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from octavo.server import reasoning
+from octavo.server.calls.formats import FORMATS, REASONING
 from octavo.server.config import REASONING_PARSERS, TOOL_PARSERS
-from octavo.server.formats import FORMATS, REASONING
 from octavo.server.parsing import Arguments, Call, Content, Parser, Piece, Plain, Reasoning, Thinking, Without, Xml
 
 HERMES, MISTRAL, LLAMA = (FORMATS[name].parser for name in ("hermes", "mistral", "llama3_json"))

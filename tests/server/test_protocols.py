@@ -11,8 +11,8 @@ from octavo import LLM, SamplingParams
 from octavo.server import ServerConfig, create_app, create_wsgi_app, discover
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
+from octavo.server.fields.requests import Strict
 from octavo.server.http import Call, Reply, json_reply
-from octavo.server.requests import Strict
 from octavo.server.response import Response
 from octavo.server.routes import Route, RouteTable
 from starlette.testclient import TestClient

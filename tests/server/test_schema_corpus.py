@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 from octavo import LLM, Grammar, JsonSchema, SamplingParams
 from octavo.server import ServerConfig, create_app
-from octavo.server.call_grammar import grammar
+from octavo.server.calls.formats import FORMATS
+from octavo.server.calls.grammar import grammar
 from octavo.server.context import Context
-from octavo.server.formats import FORMATS
 from octavo.server.schemas import fit, tool_functions
 from schema_corpus import corpus
 from starlette.testclient import TestClient

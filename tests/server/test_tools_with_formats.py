@@ -10,8 +10,8 @@ import openai
 import pytest
 from octavo import LLM
 from octavo.server import ServerConfig, create_app
+from octavo.server.calls.formats import FORMATS
 from octavo.server.config import TOOL_PARSERS
-from octavo.server.formats import FORMATS
 from octavo.server.parsing import Arguments, Call, Content
 from starlette.testclient import TestClient
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
 
-# Names in octavo.server.formats; a test compares them.
+# Names in octavo.server.calls.formats; a test compares them.
 TOOL_PARSERS = (
     "hermes",
     "qwen3_coder",

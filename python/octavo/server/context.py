@@ -13,12 +13,7 @@ from typing import TypeVar
 from octavo.errors import OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
-from octavo.server import requests
-from octavo.server.call_ids import new_call_id
-from octavo.server.config import ServerConfig
-from octavo.server.dialects import inside
-from octavo.server.errors import ApiError, from_octavo
-from octavo.server.formats import (
+from octavo.server.calls.formats import (
     FORMATS,
     Format,
     default_format,
@@ -26,6 +21,11 @@ from octavo.server.formats import (
     template_supports_system,
     template_supports_tools,
 )
+from octavo.server.calls.ids import new_call_id
+from octavo.server.config import ServerConfig
+from octavo.server.errors import ApiError, from_octavo
+from octavo.server.fields import requests
+from octavo.server.fields.dialects import inside
 from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name

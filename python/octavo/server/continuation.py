@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from octavo.server.errors import bad_request
-from octavo.server.requests import ChatRequest, Message
+from octavo.server.fields.requests import ChatRequest, Message
 
 FIELD = "continue_final_message"
 # A text that begins a JSON value, at its start or in a code block.

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.server.call_arguments import arguments_object
-from octavo.server.call_ids import link, shorten
-from octavo.server.calls_as_text import calls_as_text
+from octavo.server.calls.arguments import arguments_object
+from octavo.server.calls.as_text import calls_as_text
+from octavo.server.calls.ids import link, shorten
+from octavo.server.calls.kinds import INPUT
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.continuation import FIELD, check_format, continues
 from octavo.server.errors import bad_request, from_octavo
-from octavo.server.requests import ChatRequest, Message, ToolCall
-from octavo.server.tool_kinds import INPUT
-from octavo.server.tools import Toolbox
+from octavo.server.fields.requests import ChatRequest, Message, ToolCall
 
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 

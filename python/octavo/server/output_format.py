@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from octavo.server import reasoning
+from octavo.server.calls.formats import AROUND, REASONING
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.continuation import continued_text
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.formats import AROUND, REASONING
+from octavo.server.fields.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.lark import lark_body
 from octavo.server.reasoning import Reader, ReasoningCounter, parser, state_after
-from octavo.server.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
 from octavo.server.schemas import answer_schema
-from octavo.server.tools import Toolbox
 from octavo.structured import Grammar, JsonSchema, Regex, Structure, Structured
 
 _OBJECT = {"type": "object"}

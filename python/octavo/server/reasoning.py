@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from octavo import _core
 from octavo.llm import LLM
-from octavo.server.formats import AROUND, REASONING, lark_escaped, literal
+from octavo.server.calls.formats import AROUND, REASONING, lark_escaped, literal
 from octavo.server.parsing import Parser, Piece, Reasoning, Thinking, Without
 from octavo.structured import Budgeted, Grammar, Structured
 

@@ -10,9 +10,9 @@ from typing import Any
 from octavo import _core
 from octavo.request_handle import RequestHandle
 from octavo.server.errors import ApiError
+from octavo.server.fields.requests import StreamOptions
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import DONE, PING, Reply, event
-from octavo.server.requests import StreamOptions
 
 
 class Response(ABC):

@@ -8,9 +8,9 @@ from typing import NamedTuple, TypeAlias
 
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
+from octavo.server.fields.requests import Strict
 from octavo.server.http import Call, Reply, error_reply
 from octavo.server.near_paths import nearest
-from octavo.server.requests import Strict
 from octavo.server.response import Response
 
 Handler: TypeAlias = Callable[[Context, Call], Reply | Response]

@@ -9,7 +9,7 @@ from octavo.errors import InvalidRequestError
 from octavo.params import SamplingParams
 from octavo.server.config import Limits
 from octavo.server.errors import bad_request, from_octavo
-from octavo.server.requests import Sampling
+from octavo.server.fields.requests import Sampling
 
 # Fields that `sampling_params` converts, and fields with the same name and meaning in both.
 _OWN_RULES = {"n", "max_tokens", "top_p", "stop", "logit_bias", "logprobs", "prompt_logprobs", "cache_salt"}

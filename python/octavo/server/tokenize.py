@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
+from octavo.server.fields.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.messages import prompt_of
-from octavo.server.requests import ChatRequest, DetokenizeRequest, TokenizeRequest
 from octavo.server.routes import Route
-from octavo.server.tools import Toolbox
 
 
 def tokenize(context: Context, call: Call) -> Reply:

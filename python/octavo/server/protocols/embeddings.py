@@ -13,9 +13,9 @@ from octavo.llm import LLM
 from octavo.params import EmbeddingOptions
 from octavo.server.context import Context
 from octavo.server.errors import bad_request, from_octavo
+from octavo.server.fields.requests import EmbeddingRequest
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Reply, dumps
-from octavo.server.requests import EmbeddingRequest
 from octavo.server.response import Response
 from octavo.server.routes import Route
 from octavo.server.sampling import cache_salt

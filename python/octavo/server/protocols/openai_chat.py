@@ -8,9 +8,11 @@ from typing import Any
 
 from octavo import _core
 from octavo.request_handle import RequestHandle
-from octavo.server.call_deltas import CallDeltas
+from octavo.server.calls.deltas import CallDeltas
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
+from octavo.server.fields.requests import ChatRequest
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
@@ -18,11 +20,9 @@ from octavo.server.messages import prompt_of
 from octavo.server.output_format import field_of, output_format
 from octavo.server.parsing import Arguments, Content, Piece, Reasoning
 from octavo.server.reasoning import Reader
-from octavo.server.requests import ChatRequest
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
-from octavo.server.tools import Toolbox
 
 # JSON after the text of an unfinished choice.
 _AFTER = b'},"logprobs":null,"finish_reason":null}'

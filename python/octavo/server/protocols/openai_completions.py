@@ -8,11 +8,11 @@ from octavo import _core
 from octavo.request_handle import RequestHandle
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
+from octavo.server.fields.requests import CompletionRequest
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.output_format import answer_format, field_of
-from octavo.server.requests import CompletionRequest
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params

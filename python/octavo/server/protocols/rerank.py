@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.foreign_fields import REFUSED_BY_EMBEDDINGS, Refusal
+from octavo.server.fields.foreign import REFUSED_BY_EMBEDDINGS, Refusal
+from octavo.server.fields.requests import EmbeddingRequest, Strict, read
 from octavo.server.generation import Deltas
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.protocols.embeddings import EmbeddingGeneration, begin
-from octavo.server.requests import EmbeddingRequest, Strict, read
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from pydantic import Field

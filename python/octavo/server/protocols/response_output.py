@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from octavo.server.calls.kinds import custom_input
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
 from octavo.server.generation import Deltas
@@ -13,7 +14,6 @@ from octavo.server.http import Reply, event, json_reply
 from octavo.server.parsing import Arguments, Content, Piece, Reasoning
 from octavo.server.protocols.openai_chat import Begun
 from octavo.server.response import Response, new_id, now
-from octavo.server.tool_kinds import custom_input
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
 

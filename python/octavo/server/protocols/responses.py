@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Annotated, Any
 
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
+from octavo.server.fields.known_keys import ITEMS, unknown_keys
+from octavo.server.fields.requests import ChatRequest, Strict, read
 from octavo.server.http import Call, Reply, json_reply
-from octavo.server.known_keys import ITEMS, unknown_keys
 from octavo.server.messages import prompt_of
 from octavo.server.protocols.openai_chat import begin
 from octavo.server.protocols.response_items import Conversation
 from octavo.server.protocols.response_output import Asked, Responses
 from octavo.server.protocols.stored_responses import continued
-from octavo.server.requests import ChatRequest, Strict, read
 from octavo.server.response import Response
 from octavo.server.response_store import StoredItem, stored_item
 from octavo.server.routes import Route
-from octavo.server.tools import Toolbox
 from pydantic import Field
 
 log = logging.getLogger("octavo.server")

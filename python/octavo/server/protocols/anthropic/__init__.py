@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import ApiError
 from octavo.server.http import Call, Reply, json_reply
@@ -13,7 +14,6 @@ from octavo.server.protocols.anthropic.requests import CountTokensRequest, Messa
 from octavo.server.protocols.openai_chat import begin
 from octavo.server.response import Response
 from octavo.server.routes import Route
-from octavo.server.tools import Toolbox
 
 # Names in the header that are read.
 _MAX_BETAS = 32

@@ -8,10 +8,10 @@ from typing import Any
 
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
+from octavo.server.fields.requests import ChatRequest, read
 from octavo.server.protocols.anthropic.blocks import needed, not_read, plain_text, result_text, skipped, system_text
 from octavo.server.protocols.anthropic.errors import NO_THREADS, rename
 from octavo.server.protocols.anthropic.requests import AnthropicTurn, Block, CountTokensRequest, MessagesRequest
-from octavo.server.requests import ChatRequest, read
 
 _UNSUPPORTED = {
     "container": "nothing runs code here",

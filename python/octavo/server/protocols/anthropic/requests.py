@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from octavo.server.foreign_fields import ALIASES, CONSTRAINTS, NEUTRAL, REFUSED, Refusal
-from octavo.server.known_keys import BLOCKS, unknown_keys
-from octavo.server.requests import ChatRequest, Strict
+from octavo.server.fields.foreign import ALIASES, CONSTRAINTS, NEUTRAL, REFUSED, Refusal
+from octavo.server.fields.known_keys import BLOCKS, unknown_keys
+from octavo.server.fields.requests import ChatRequest, Strict
 from pydantic import Field
 
 _REMEDIES = {

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from octavo.server.call_grammar import grammar
-from octavo.server.calls_as_text import result_marks
+from octavo.server.calls.as_text import result_marks
+from octavo.server.calls.formats import AROUND, REASONING, Format, is_special
+from octavo.server.calls.grammar import grammar
+from octavo.server.calls.kinds import choice_of, offered
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
-from octavo.server.formats import AROUND, REASONING, Format, is_special
+from octavo.server.fields.requests import ChatRequest
 from octavo.server.parsing import Parser, Plain
-from octavo.server.requests import ChatRequest
 from octavo.server.schemas import tool_functions
-from octavo.server.tool_kinds import choice_of, offered
 
 # For a chat template without tools.
 _INSTRUCTIONS = """You can call functions. To call one, write on lines of their own:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
-from octavo.server.requests import ChosenTool, Custom, Tool
+from octavo.server.fields.requests import ChosenTool, Custom, Tool
 
 # The only argument of a custom tool, which the model sees as a function.
 INPUT = "input"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from octavo.server.tool_kinds import custom_input
+from octavo.server.calls.kinds import custom_input
 
 
 class CallDeltas:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from octavo.llm import LLM
-from octavo.server.formats import Format, Parts, lark_escaped, literal, texts
+from octavo.server.calls.formats import Format, Parts, lark_escaped, literal, texts
 from octavo.server.schemas import moved
 
 # No free white space in JSON: a weak model might fill its answer with it.

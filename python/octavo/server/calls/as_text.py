@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from octavo.server.formats import Format
+from octavo.server.calls.formats import Format
 
 # Marks around the result of a call.
 _RESULT = ("<tool_response>", "</tool_response>")

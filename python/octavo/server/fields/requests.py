@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from octavo._core import sampling_schema
-from octavo.server.dialects import refuse, translate
-from octavo.server.foreign_fields import ALIASES, CONSTRAINTS, REFUSED, REFUSED_BY_EMBEDDINGS, Refusal
-from octavo.server.invalid import invalid
+from octavo.server.fields.dialects import refuse, translate
+from octavo.server.fields.foreign import ALIASES, CONSTRAINTS, REFUSED, REFUSED_BY_EMBEDDINGS, Refusal
+from octavo.server.fields.invalid import invalid
 
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 _RANGES: dict[str, dict[str, float]] = sampling_schema()["properties"]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from octavo.server.errors import ApiError, bad_request
-from octavo.server.foreign_fields import (
+from octavo.server.fields.foreign import (
     ALIASES,
     CLOSED,
     CONSTRAINTS,

@@ -1,0 +1,1 @@
+"""Fields of request bodies: models, validation, and the spellings of other servers."""
