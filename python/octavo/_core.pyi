@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, final
 
 __all__ = [
+    "JSON_WHITESPACE",
     "Checkpoint",
     "Delta",
     "Engine",
-    "JSON_WHITESPACE",
     "Logprob",
     "Plan",
     "SampleDelta",
