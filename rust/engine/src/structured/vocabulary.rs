@@ -3,7 +3,8 @@
 //! Slices of the trie, tokens that free text may hold, make masks cheap. With a large vocabulary they take most of the
 //! time and of the memory. So the first grammars do without them, and a thread makes them meanwhile.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex};
 
 use llguidance::ParserFactory;
@@ -18,6 +19,8 @@ use crate::tokenizer::Tokenizer;
 
 /// Longest token, in bytes, that a grammar may use: one that spells a thousand spaces is known.
 const MAX_WORD_BYTES: usize = 1000;
+/// Threads that read the bytes of a large vocabulary.
+const MAX_THREADS: usize = 4;
 /// With fewer tokens the slices are made at once.
 const SMALL: usize = 40_000;
 
@@ -114,5 +117,26 @@ fn words(tokenizer: &Tokenizer, vocab: usize) -> Result<Vec<Vec<u8>>, String> {
     };
     // The trie takes no longer ones.
     let short = |word: Vec<u8>| if word.len() > MAX_WORD_BYTES { Vec::new() } else { word };
-    (0..vocab as u32).map(|id| word(id).map(short)).collect()
+    let part = |ids: Range<u32>| -> Result<Vec<_>, String> { ids.map(|id| word(id).map(short)).collect() };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS));
+    let size = vocab.div_ceil(threads).max(SMALL) as u32;
+    let starts = (0..vocab as u32).step_by(size as usize);
+    std::thread::scope(|scope| {
+        let part = &part;
+        let run = |at: u32| {
+            let ids = at..(at + size).min(vocab as u32);
+            let thread = std::thread::Builder::new().spawn_scoped(scope, {
+                let ids = ids.clone();
+                move || part(ids)
+            });
+            (ids, thread)
+        };
+        let running: Vec<_> = starts.map(run).collect();
+        let parts = running.into_iter().map(|(ids, thread)| match thread {
+            Ok(thread) => thread.join().unwrap_or_else(|p| resume_unwind(p)),
+            // This machine starts no more threads.
+            Err(_) => part(ids),
+        });
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+    })
 }
