@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -14,6 +15,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _warned: set[str] = set()
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` of the first frame outside of this package, for a warning of the calling function."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "octavo":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def accept_params(function: Callable[P, R]) -> Callable[P, R]:
@@ -28,7 +37,7 @@ def accept_params(function: Callable[P, R]) -> Callable[P, R]:
             raise InvalidRequestError("sampling_params and params are the same argument: give sampling_params only")
         if "params" not in _warned:
             _warned.add("params")
-            warnings.warn("params is now called sampling_params", DeprecationWarning, stacklevel=3)
+            warnings.warn("params is now called sampling_params", DeprecationWarning, stacklevel=_level_of_caller())
         return {**kwargs, "sampling_params": value}
 
     if inspect.iscoroutinefunction(function):

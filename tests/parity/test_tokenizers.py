@@ -7,6 +7,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -166,6 +167,15 @@ def test_a_prompt_beyond_the_context_is_refused_before_it_is_all_tokenised(llm: 
     assert refused < 5 * (time.process_time() - begin)
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Whoever started the tests may have ignored SIGINT, as shells do for background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_a_long_tokenisation(llm: LLM) -> None:
     text = "One day a girl went home. " * 400_000
     begin = time.process_time()

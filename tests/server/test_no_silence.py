@@ -33,6 +33,7 @@ VALUES: dict[str, Any] = {
     "model": "absent",
     "stream": True,
     "temperature": 1.5,
+    "thinking_token_budget": 5,
     "top_p": 0.5,
     "top_k": 3,
     "min_p": 0.5,
@@ -178,7 +179,8 @@ def test_a_field_that_is_done_changes_the_outcome(loud: LLM, submitted: list[Any
     path, _, body = ENDPOINTS[endpoint]
     needs = NEEDS.get(f"{endpoint}.{field}", NEEDS.get(field, {}))
     value = VALUES[f"{endpoint}.{field}"] if f"{endpoint}.{field}" in VALUES else VALUES[field]
-    client = TestClient(create_app(loud, ServerConfig(served_model_names=("octavo-embedded",))))
+    config = ServerConfig(served_model_names=("octavo-embedded",), reasoning_parser="think")
+    client = TestClient(create_app(loud, config))
     without = outcome(client, path, {**body, **needs}, submitted)
     assert without[0] == 200
     assert outcome(client, path, {**body, **needs, field: value}, submitted) != without

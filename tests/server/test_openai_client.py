@@ -198,8 +198,11 @@ def test_errors(
 
 
 def test_a_bad_key_is_an_authentication_error(server: Process) -> None:
-    with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
 
 
 def test_content_parts_and_developer_role(client: openai.OpenAI, answer: str) -> None:

@@ -172,6 +172,10 @@ def _as_json(row: str | Conversation, result: RequestOutput) -> dict[str, Any]:
         fields = asdict(sample)
         if sample.logprobs is None:
             del fields["logprobs"], fields["cumulative_logprob"]
+        else:
+            # As OpenAI's API writes them.
+            for candidate in (c for position in fields["logprobs"] for c in position.values()):
+                candidate["bytes"] = list(candidate["bytes"])
         out["outputs"].append(fields)
     out["metrics"] = None if result.metrics is None else asdict(result.metrics)
     return out

@@ -17,10 +17,10 @@ use crate::structured::pointers::{below, pointer_of};
 use crate::structured::{bounds, build};
 
 /// Longest search for what the compiler does not take, and most questions to it.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_millis(400);
 const MAX_QUESTIONS: usize = 300;
 /// How long the last question may take.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(250);
 /// What may be left out, in this order, until the rest is taken.
 const DISPENSABLE: [&str; 26] = [
     "pattern",
