@@ -14,6 +14,9 @@ from octavo.server.fields.requests import StreamOptions
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import DONE, PING, Reply, event
 
+# Making a model costs as much as reading a small request.
+_NO_OPTIONS = StreamOptions()
+
 
 class Response(ABC):
     """Turns output into bytes, without I/O: the application reads the generation and sends the bytes.
@@ -29,7 +32,7 @@ class Response(ABC):
         self.generation = generation
         self.stream = stream
         self.usage = Usage(len(generation.handles))
-        self.options = options or StreamOptions()
+        self.options = options or _NO_OPTIONS
 
     @abstractmethod
     def feed(self, deltas: Deltas) -> bytes:
