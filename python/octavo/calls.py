@@ -18,7 +18,6 @@ _KINDS = inspect.Parameter
 _MISSPELT = 0.85
 # Names of other libraries, with what to use here.
 _INSTEAD = {
-    "allowed_token_ids": "use structured, or logit_bias",
     "best_of": "give n, and choose by cumulative_logprob",
     "chat_template": "give it to LLM(chat_template=...)",
     "detokenize": "read token_ids of the output",
