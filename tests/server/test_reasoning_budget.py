@@ -119,6 +119,15 @@ def test_a_budget_ends_the_reasoning_of_free_answers(client: openai.OpenAI, name
     assert 5 <= held.usage.completion_tokens_details.reasoning_tokens <= 10  # type: ignore[union-attr]
 
 
+def test_a_budget_of_nothing_ends_the_reasoning_at_once(client: openai.OpenAI) -> None:
+    for more in ({"response_format": FORMAT}, {}):
+        body: dict[str, Any] = {"thinking_token_budget": 0, "min_tokens": 20, **more}
+        done = client.chat.completions.create(**ASK, extra_body=body)
+        assert not reasoning_of(done.choices[0].message)
+        assert done.choices[0].message.content
+        assert done.usage.completion_tokens_details.reasoning_tokens == 0  # type: ignore[union-attr]
+
+
 def test_a_budget_without_effect_changes_nothing(client: openai.OpenAI) -> None:
     free = client.chat.completions.create(**ASK).choices[0].message
     for budget in (-1, 1000):

@@ -59,11 +59,14 @@ def held(llm: LLM, name: str, state: State, body: str | None, *, free: bool, bud
         return whole
     begin, end = REASONING[name]
     rest = _grammar(llm, name, "ended", answer, free=free).replace("start: ", f"start: {literal(llm, end)} GAP? ", 1)
+    ended = Grammar(f"{rest}{_GAP}\n")
+    if budget == 0 and state == "inside":
+        return ended
     return Budgeted(
         output=whole,
         begin=begin if state == "open" else None,
         end=end,
-        answer=Grammar(f"{rest}{_GAP}\n"),
+        answer=ended,
         max_tokens=budget,
         answer_tokens=0 if free else _ANSWER_TOKENS,
     )
