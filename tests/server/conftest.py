@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import openai
 import pytest
 from client_cases import MODEL, THINKING, thinking_model
 from servers import KEY, Process, served
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_left_open() -> Iterator[None]:
+    """A connection that a module's tests leave open is an error of that module, not of a later one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -30,11 +31,14 @@ QUESTION = "Who are you?"
 PARAMS = SamplingParams(temperature=0, max_tokens=24)
 
 
+def chat_model(server: Process, **more: Any) -> Any:
+    fields = {"model": "octavo-embedded", "temperature": 0, "max_tokens": 24, "max_retries": 0, **more}
+    return langchain_openai.ChatOpenAI(base_url=f"{server.url}/v1", api_key=KEY, **fields)
+
+
 @pytest.fixture(scope="module")
 def model(server: Process) -> Any:
-    return langchain_openai.ChatOpenAI(
-        base_url=f"{server.url}/v1", api_key=KEY, model="octavo-embedded", temperature=0, max_tokens=24, max_retries=0
-    )
+    return chat_model(server)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +64,17 @@ def test_chat(model: Any, answer: str, llm: LLM) -> None:
     assert [a.content for a in model.batch([QUESTION] * 5)] == [answer] * 5
 
 
-def test_streams(model: Any, answer: str) -> None:
+def test_streams(server: Process, model: Any, answer: str) -> None:
     pieces = list(model.stream(QUESTION, stream_usage=True))
     assert "".join(p.content for p in pieces) == answer
     assert sum((p.usage_metadata or {}).get("output_tokens", 0) for p in pieces) > 0
 
+    # LangChain closes no connection of its own: one of an event loop that has ended would stay open.
     async def run() -> list[str]:
-        whole = (await model.ainvoke(QUESTION)).content
-        return [whole, "".join([p.content async for p in model.astream(QUESTION)])]
+        async with httpx.AsyncClient() as http:
+            made = chat_model(server, http_async_client=http)
+            whole = (await made.ainvoke(QUESTION)).content
+            return [whole, "".join([p.content async for p in made.astream(QUESTION)])]
 
     assert asyncio.run(run()) == [answer, answer]
 
@@ -105,32 +112,31 @@ def test_structured_output(model: Any, method: str) -> None:
 
 
 def test_responses_api(server: Process, answer: str) -> None:
-    model = langchain_openai.ChatOpenAI(
-        base_url=f"{server.url}/v1",
-        api_key=KEY,
-        model="octavo-embedded",
-        temperature=0,
-        max_tokens=24,
-        use_responses_api=True,
-    )
-    assert model.invoke(QUESTION).text == answer
+    assert chat_model(server, use_responses_api=True).invoke(QUESTION).text == answer
 
 
 def test_embeddings(server: Process, llm: LLM) -> None:
     texts = ["A cat.", "Two dogs, and a bird.", ""]
-    model = langchain_openai.OpenAIEmbeddings(
-        base_url=f"{server.url}/v1",
-        api_key=KEY,
-        model="octavo-embedded",
-        max_retries=0,
+    fields = {
+        "base_url": f"{server.url}/v1",
+        "api_key": KEY,
+        "model": "octavo-embedded",
+        "max_retries": 0,
         # Else LangChain sends the tokens of OpenAI's tokenizer.
-        check_embedding_ctx_length=False,
-    )
+        "check_embedding_ctx_length": False,
+    }
+    model = langchain_openai.OpenAIEmbeddings(**fields)
     want = [np.asarray(output.embedding) for output in llm.embed(texts[:2], use_tqdm=False)]
     found = model.embed_documents(texts[:2])
     assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(found, want, strict=True))
     assert np.allclose(model.embed_query(texts[0]), want[0], atol=1e-6)
-    assert np.allclose(asyncio.run(model.aembed_query(texts[1])), want[1], atol=1e-6)
+
+    async def run() -> list[float]:
+        async with httpx.AsyncClient() as http:
+            made = langchain_openai.OpenAIEmbeddings(http_async_client=http, **fields)
+            return await made.aembed_query(texts[1])
+
+    assert np.allclose(asyncio.run(run()), want[1], atol=1e-6)
     with pytest.raises(openai.BadRequestError, match="empty"):
         model.embed_documents(texts)
 
