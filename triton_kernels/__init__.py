@@ -9,6 +9,9 @@ from .block_ops import copy_blocks, copy_blocks_ref, quantize_blocks, quantize_b
 from .dynamic_attention import SelectionParams, Workspace, assign_workspace, dynamic_attention, dynamic_attention_ref
 from .int8_matmul import int8_matmul, int8_matmul_ref, int8_weight_matmul, int8_weight_matmul_ref
 from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV, gather_keys_values
+from .lora_expand import lora_expand, lora_expand_ref
+from .lora_shrink import lora_shrink, lora_shrink_ref
+from .lora_slots import LoraSite, LoraTiles
 from .paged_attention import paged_attention, paged_attention_ref
 from .quantize import dequantize_ref, quantize_rows, quantize_rows_ref, quantize_weight
 from .rms_norm import rms_norm, rms_norm_quantize, rms_norm_quantize_ref, rms_norm_ref
@@ -19,6 +22,8 @@ __all__ = [
     "BLOCK_SIZE",
     "FloatKV",
     "Int8KV",
+    "LoraSite",
+    "LoraTiles",
     "PagedKV",
     "SamplingBatch",
     "SelectionParams",
@@ -40,6 +45,10 @@ __all__ = [
     "int8_weight_matmul_ref",
     "logprobs",
     "logprobs_ref",
+    "lora_expand",
+    "lora_expand_ref",
+    "lora_shrink",
+    "lora_shrink_ref",
     "paged_attention",
     "paged_attention_ref",
     "quantize_blocks",

@@ -14,6 +14,9 @@ from .block_ops import copy_blocks, quantize_blocks
 from .dynamic_attention import FIELDS, SelectionParams, Workspace, dynamic_attention
 from .int8_matmul import int8_matmul, int8_weight_matmul
 from .kv_cache import FloatKV, Int8KV, PagedKV
+from .lora_expand import lora_expand
+from .lora_shrink import lora_shrink
+from .lora_slots import FEW, MANY, LoraSite, LoraTiles
 from .paged_attention import paged_attention
 from .quantize import quantize_rows
 from .rms_norm import rms_norm, rms_norm_quantize
@@ -39,6 +42,7 @@ def cases() -> Iterator[Case]:
     yield from _attention()
     yield from _dynamic()
     yield from _matmul()
+    yield from _adapters()
     yield from _sampling()
 
 
@@ -201,6 +205,26 @@ def _multiply(kind: str, rows: int, columns: int, depth: int, groups: int, deter
         return int8_weight_matmul(_empty(rows, depth), w_q, w_scale, deterministic=deterministic)
     x_q, x_scale = _empty(rows, depth, dtype=torch.int8), _empty(rows, groups, dtype=F32)
     return int8_matmul(x_q, x_scale, w_q, w_scale, _empty(columns), deterministic=deterministic)
+
+
+def _adapters() -> Iterator[Case]:
+    qkv, gate_up, down = (4096, 1024, 1024), (14336, 14336), (4096,)
+    for name, widths, depth, dtype in (
+        ("qkv", qkv, 4096, BF16),
+        ("gate_up", gate_up, 4096, BF16),
+        ("down", down, 14336, BF16),
+        ("float32", down, 4096, F32),
+    ):
+        for width in (FEW, MANY):
+            run = partial(_adapt, widths, depth, dtype, width)
+            yield Case("lora", f"{name}, tiles of {width}", run, quick=name == "qkv")
+
+
+def _adapt(widths: tuple[int, ...], depth: int, dtype: torch.dtype, width: int) -> object:
+    site = LoraSite.empty(_empty(8, 16, dtype=I32), 8, depth, widths, dtype)
+    tiles = LoraTiles(_empty(11, width, dtype=I32), _empty(11, dtype=I32), 64)
+    x, y = _empty(512, depth, dtype=dtype), _empty(512, sum(widths), dtype=dtype)
+    return lora_expand(lora_shrink(x, site, tiles), site, tiles, y, _empty(sum(widths)) if len(widths) == 3 else None)
 
 
 def _sampling() -> Iterator[Case]:
