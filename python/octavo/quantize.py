@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +11,11 @@ from typing import Any
 from octavo import _core
 from octavo.errors import InvalidRequestError
 from octavo.hub import resolve_model
+from octavo.model_files import copy_files, new_folder
 
 __all__ = ["QuantizedFolder", "quantize_folder"]
 
 _WEIGHTS = "model.safetensors"
-# Files of a model folder that are copied: no code, and no other weights.
-_COPIED = re.compile(
-    r"generation_config\.json|tokenizer.*\.json|special_tokens_map\.json|added_tokens\.json|vocab\.json"
-    r"|merges\.txt|tokenizer\.model|chat_template\.(json|jinja)|(LICENSE|NOTICE|COPYING)[\w.-]*",
-    re.IGNORECASE,
-)
-_TEMPLATES = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -76,23 +67,8 @@ def quantize_folder(
     if quantization not in ("auto", "int8"):
         raise InvalidRequestError(f"quantization is {quantization!r}: 'auto' or 'int8' is expected")
     source = resolve_model(model, revision)
-    target = Path(os.path.abspath(Path(output).expanduser()))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InvalidRequestError(f"output {target} exists already: give a folder that does not")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Written next to the target and renamed: the target is complete or absent.
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    except OSError as error:
-        raise InvalidRequestError(f"cannot write to {target.parent}: {error.strerror or error}") from error
-    try:
-        made = _fill(partial, source, _name_of(model, source), quantization, threads)
-        partial.chmod(0o755)
-        partial.replace(target)
-    except OSError as error:
-        raise InvalidRequestError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with new_folder(output) as (folder, target):
+        made = _fill(folder, source, _name_of(model, source), quantization, threads)
     return QuantizedFolder(target, *made)
 
 
@@ -107,12 +83,7 @@ def _fill(
     config["quantization_config"] = report["quantization_config"]
     text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-    copied = [f.name for f in sorted(source.iterdir()) if _COPIED.fullmatch(f.name) and f.is_file()]
-    copied += [f"{_TEMPLATES}/{f.name}" for f in sorted(source.glob(f"{_TEMPLATES}/*.jinja")) if f.is_file()]
-    for file in copied:
-        (folder / file).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / file, folder / file)
-    return report["bytes"], report["kept_in_bf16"], report["warnings"], copied
+    return report["bytes"], report["kept_in_bf16"], report["warnings"], copy_files(source, folder)
 
 
 def _name_of(model: str | os.PathLike[str], source: Path) -> str:
