@@ -8,6 +8,7 @@ print(llm.generate("Once upon a time")[0].text)
 
 from octavo import errors, outputs
 from octavo._core import __version__, build_info
+from octavo.adapters import Adapter
 from octavo.attention import DynamicAttention
 from octavo.config import EngineConfig
 from octavo.llm import LLM
@@ -17,6 +18,7 @@ from octavo.structured import Grammar, JsonSchema, Regex
 
 __all__ = [
     "LLM",
+    "Adapter",
     "CompletionOutput",
     "DynamicAttention",
     "EmbeddingOutput",

@@ -264,6 +264,17 @@ class Engine:
     def check_embed(self, prompt_token_ids: Sequence[int], params: Mapping[str, Any]) -> None:
         """Checks a request as `embed` does, without queueing it."""
 
+    def load_adapter(self, name: str, path: str, expected_generation: int | None = None) -> dict[str, Any]:
+        """Checks the adapter of the folder `path` and gives it the name. Keys: `name`, `generation`, `digest`, `rank`,
+        `bytes`, `warnings`. Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`,
+        `InvalidRequestError`, `AdapterConflictError`, `EngineDeadError`."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Removes the name. Raises `AdapterNotFoundError`."""
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """What `load_adapter` returned, for each name there is."""
+
     def wait_ready(self, timeout: float) -> list[int]:
         """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or
         closed)."""
@@ -281,7 +292,8 @@ class Engine:
         """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
         `finished` {stop, length, abort, error} (samples),
         `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
-        `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`, ...
+        `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`,
+        `adapters` {running, waiting (names), max, resident_bytes}, ...
         """
 
     def histograms(self) -> dict[str, Any]:

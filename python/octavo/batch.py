@@ -45,6 +45,13 @@ def embed_batch(
     return _run(partial(engine.embed_many, prompts, fields), EmbeddingRequestOutput, prompts, progress)
 
 
+def single_error(outputs: list[Output]) -> list[Output]:
+    """Raises the error of the only output, if it has one."""
+    if len(outputs) == 1 and outputs[0].error is not None:
+        raise outputs[0].error
+    return outputs
+
+
 def _run(
     submit: Callable[..., list[_core.Stream]],
     kind: type[Output],

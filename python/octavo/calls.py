@@ -22,12 +22,14 @@ _INSTEAD = {
     "chat_template": "give it to LLM(chat_template=...)",
     "detokenize": "read token_ids of the output",
     "do_sample": "give temperature=0 for greedy output",
+    "enable_lora": "leave it out: LLM.load_adapter loads adapters at any time",
     "enforce_eager": "leave it out",
     "gpu_memory_utilization": "give kv_cache_memory, such as 0.9",
     "guided_decoding": "give structured=JsonSchema(...), Regex(...) or Grammar(...)",
     "length_penalty": "octavo has no beam search",
     "logits_processors": "use logit_bias, bad_words or structured",
-    "lora_request": "merge the adapter into the model",
+    "lora_request": "give adapter=, the name of an adapter that LLM.load_adapter loaded",
+    "max_cpu_loras": "give max_lora_memory",
     "max_length": "give max_tokens: it counts the output alone",
     "max_new_tokens": "give max_tokens",
     "mm_processor_kwargs": "octavo reads text only",
@@ -47,12 +49,13 @@ _INSTEAD = {
 }
 
 
-def names_arguments(sampling: Sequence[str] = ()) -> Callable[[C], C]:
+def names_arguments(sampling: Sequence[str] = (), owner: str | None = None) -> Callable[[C], C]:
     """Makes the public methods of a class, and its constructor, raise UnknownArgumentError for a keyword that they do
     not have. A function that takes any keyword checks them itself.
 
     Args:
         sampling: fields of SamplingParams, which belong into the argument `sampling_params`.
+        owner: the class that users know, if it is another one.
     """
 
     def decorate(cls: C) -> C:
@@ -60,7 +63,8 @@ def names_arguments(sampling: Sequence[str] = ()) -> Callable[[C], C]:
             if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
                 parameters = inspect.signature(member).parameters.values()
                 if not any(p.kind is _KINDS.VAR_KEYWORD for p in parameters):
-                    label = cls.__name__ if name == "__init__" else f"{cls.__name__}.{name}"
+                    shown = owner or cls.__name__
+                    label = shown if name == "__init__" else f"{shown}.{name}"
                     setattr(cls, name, _checked(member, label, [p.name for p in parameters][1:], sampling))
         return cls
 

@@ -46,6 +46,10 @@ class EngineConfig:
         max_num_seqs: sequences that run at once (default 64, on a GPU 256).
         max_num_batched_tokens: tokens of one step (default 512, on a GPU 8192).
         max_queue: requests that may wait (default 1024).
+        max_loras: distinct adapters that run at once (default 8); further ones wait.
+        max_lora_rank: largest rank of an adapter (default 256).
+        max_lora_memory: bytes, or a text such as "1GiB", that adapters in memory may take; None: a tenth of the
+            weights, and at least 256 MiB. Nothing is taken before an adapter is used.
         enable_prefix_caching: share the KV blocks of equal prefixes.
         attention: "dense" (exact), "dynamic", or `DynamicAttention(...)`: each query reads only the values that matter,
             from an int8 cache, and outputs report the max omitted mass in `metrics.attention`. On a GPU the queries
@@ -86,6 +90,11 @@ class EngineConfig:
     )
     seed: int = _option(0, "Seed of requests without a seed.", serve_only=True)
     max_queue: int | None = _option(None, "Maximum number of waiting requests.", show_default="1024", serve_only=True)
+    max_loras: int | None = _option(None, "Distinct adapters that run at once.", show_default="8", serve_only=True)
+    max_lora_rank: int | None = _option(None, "Largest rank of an adapter.", show_default="256")
+    max_lora_memory: int | str | None = _option(
+        None, "Memory for adapters, such as 1GiB.", kind=str | None, show_default="a tenth of the weights, from 256MiB"
+    )
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> EngineConfig:
@@ -112,9 +121,13 @@ class EngineConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("device", "revision")}
         dynamic = resolve_attention(self.attention)
         size, fraction = parse_bytes(self.kv_cache_memory)
+        lora_memory, share = parse_bytes(self.max_lora_memory, "max_lora_memory")
+        if share is not None:
+            raise InvalidRequestError(f"max_lora_memory is {share}: bytes, or a text such as '1GiB', are expected")
         return {
             **values,
             "attention": None if dynamic is None else asdict(dynamic),
+            "max_lora_memory": lora_memory,
             "kv_cache_memory": fraction if size is None else size,
             "quantization": "none" if self.quantization is None else self.quantization,
             "tokenizer": None if self.tokenizer is None else os.fspath(self.tokenizer),
@@ -141,6 +154,9 @@ class EngineArguments(TypedDict, total=False):
     enable_prefix_caching: bool
     seed: int
     max_queue: int | None
+    max_loras: int | None
+    max_lora_rank: int | None
+    max_lora_memory: int | str | None
 
 
 C = TypeVar("C", bound=type)

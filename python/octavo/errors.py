@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
+    "AdapterConflictError",
+    "AdapterNotFoundError",
     "ContextLengthError",
     "CorruptModelError",
     "DeviceMemoryError",
@@ -42,6 +44,14 @@ class InvalidRequestError(OctavoError, ValueError):
 
 class UnknownArgumentError(InvalidRequestError, TypeError):
     """An argument that the function does not have; the message names the nearest, or a remedy."""
+
+
+class AdapterNotFoundError(InvalidRequestError):
+    """No adapter has the name, or it has another generation."""
+
+
+class AdapterConflictError(InvalidRequestError):
+    """The name of an adapter has another generation than was expected: it was changed meanwhile."""
 
 
 class ContextLengthError(InvalidRequestError):

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, Unpack
+from typing import Any, Literal, Unpack
 
 from octavo import _core
-from octavo.batch import embed_batch, run_batch
-from octavo.calls import check_template_variables, names_arguments
+from octavo.adapters import Adapter, AdapterMethods
+from octavo.batch import run_batch, single_error
+from octavo.calls import names_arguments
 from octavo.config import EngineArguments, EngineConfig, takes_config
 from octavo.deprecated import accept_params
 from octavo.dispatcher import Dispatcher
 from octavo.each_params import checked_params, one_for_each
+from octavo.embedding import EmbeddingMethods
 from octavo.errors import InvalidRequestError
 from octavo.gpu.device import choose
 from octavo.hub import resolve_model
-from octavo.inputs import Prompt, as_token_ids, json_default, many_prompts, one_prompt
-from octavo.outputs import EmbeddingRequestOutput, RequestOutput
-from octavo.params import EmbeddingOptions, SamplingParams
+from octavo.inputs import Prompt, many_prompts, one_prompt
+from octavo.outputs import RequestOutput
+from octavo.params import SamplingParams
 from octavo.request_handle import Output, RequestHandle
+from octavo.text_methods import SAMPLING_FIELDS, Message, TextMethods
 
 __all__ = ["LLM", "Message", "Prompt"]
 
-Message: TypeAlias = Mapping[str, Any]
-
-_SAMPLING = [f.name for f in fields(SamplingParams)]
-# Arguments of the methods for chats. As variables of a template they are misplaced, or misspelt.
-_CHAT_ARGUMENTS = ["messages", "sampling_params", "use_tqdm", "tools", "add_generation_prompt", "chat_template_kwargs"]
-
 
 @takes_config
-@names_arguments(_SAMPLING)
-class LLM:
+@names_arguments(SAMPLING_FIELDS)
+class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
     """A language model, ready to generate. Safe to use from many threads and event loops at once.
 
     Args:
@@ -95,6 +90,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Adapter | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Completes one prompt or many, batched continuously. The outputs keep the order of the prompts.
@@ -103,6 +99,7 @@ class LLM:
             prompts: a text, a list of token ids, or a list of these. vLLM's {"prompt": text} and
                 {"prompt_token_ids": ids} are accepted, too.
             sampling_params: for all prompts, or one for each.
+            adapter: a loaded adapter, for all prompts: `SamplingParams.lora` in short.
             use_tqdm: show a progress bar (for more than one prompt).
 
         Raises:
@@ -111,9 +108,9 @@ class LLM:
                 `finish_reason` is "error".
         """
         items = [one_prompt(p) for p in many_prompts(prompts)]
-        each = one_for_each(sampling_params, len(items))
+        each = one_for_each(sampling_params, len(items), adapter)
         self._warn_of_two_beginnings(items)
-        return _single_error(run_batch(self._engine, items, each, add_special_tokens=True, progress=use_tqdm))
+        return single_error(run_batch(self._engine, items, each, add_special_tokens=True, progress=use_tqdm))
 
     @accept_params
     def chat(
@@ -121,6 +118,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Adapter | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         use_tqdm: bool = True,
@@ -130,6 +128,7 @@ class LLM:
 
         Args:
             messages: [{"role": "user", "content": "..."}, ...], or a list of such lists.
+            adapter: a loaded adapter, for all conversations: `SamplingParams.lora` in short.
             tools: tool descriptions for the template.
             template_variables: further variables of the template, such as `enable_thinking`.
         """
@@ -141,156 +140,108 @@ class LLM:
             for c in conversations
         ]
         # The template writes the special tokens itself.
-        each = one_for_each(sampling_params, len(texts))
-        return _single_error(run_batch(self._engine, texts, each, add_special_tokens=False, progress=use_tqdm))
+        each = one_for_each(sampling_params, len(texts), adapter)
+        return single_error(run_batch(self._engine, texts, each, add_special_tokens=False, progress=use_tqdm))
 
     def submit(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, add_special_tokens: bool = True
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
+        add_special_tokens: bool = True,
     ) -> RequestHandle[RequestOutput]:
         """Submits one request and returns at once. The handle gives its outputs, and cancels it.
 
         Args:
+            adapter: a loaded adapter: `SamplingParams.lora` in short.
             add_special_tokens: False for the text of a rendered chat template, which contains them.
 
         Raises:
             InvalidRequestError, ContextLengthError: the prompt or a parameter.
             QueueFullError: `max_queue` requests wait.
         """
-        params, item = checked_params(sampling_params).for_engine(), one_prompt(prompt)
+        params, item = checked_params(sampling_params, adapter).for_engine(), one_prompt(prompt)
         stream = self._engine.submit(item, params, add_special_tokens=add_special_tokens)
         return self._handle(stream, RequestOutput, item)
 
     @accept_params
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
+    ) -> Iterator[RequestOutput]:
         """Yields what is new, as it comes. Closing the iterator ends the request."""
-        return iter(self._submit_text(prompt, sampling_params))
+        return iter(self._submit_text(prompt, sampling_params, adapter))
 
     @accept_params
     def stream_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
+        **template: Any,
     ) -> Iterator[RequestOutput]:
         """`stream` for one conversation; `template` as in `chat`."""
-        return iter(self._submit_chat(messages, sampling_params, template))
+        return iter(self._submit_chat(messages, sampling_params, adapter, template))
 
     @accept_params
-    async def agenerate(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> RequestOutput:
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
+    ) -> RequestOutput:
         """Completes one prompt without blocking the event loop. Cancelling the task ends the request.
 
         Raises:
             OctavoError: as `generate` with one prompt.
         """
-        return await self._submit_text(prompt, sampling_params).aresult()
+        return await self._submit_text(prompt, sampling_params, adapter).aresult()
 
     @accept_params
     async def achat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
+        **template: Any,
     ) -> RequestOutput:
         """`agenerate` for one conversation; `template` as in `chat`."""
-        return await self._submit_chat(messages, sampling_params, template).aresult()
+        return await self._submit_chat(messages, sampling_params, adapter, template).aresult()
 
     @accept_params
     async def astream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        adapter: str | Adapter | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Yields what is new without blocking the event loop. Closing the iterator, or cancelling the task, ends the
         request."""
-        async with aclosing(aiter(self._submit_text(prompt, sampling_params))) as outputs:
+        async with aclosing(aiter(self._submit_text(prompt, sampling_params, adapter))) as outputs:
             async for output in outputs:
                 yield output
 
     @accept_params
     async def astream_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, **template: Any
-    ) -> AsyncIterator[RequestOutput]:
-        """`astream` for one conversation; `template` as in `chat`."""
-        async with aclosing(aiter(self._submit_chat(messages, sampling_params, template))) as outputs:
-            async for output in outputs:
-                yield output
-
-    # --- embeddings ---------------------------------------------------------------------------------------------------
-
-    def embed(
-        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: bool = True, **options: Unpack[EmbeddingOptions]
-    ) -> list[EmbeddingRequestOutput]:
-        """Embeds one prompt or many: the hidden states of the last layer, after the final norm, pooled to one vector.
-
-        Args:
-            prompts: a text, a list of token ids, or a list of these.
-            use_tqdm: show a progress bar (for more than one prompt).
-            options: see EmbeddingOptions.
-
-        Raises:
-            InvalidRequestError, ContextLengthError: a prompt or argument; raised before anything runs.
-            OctavoError: the only prompt failed. With several prompts the failed one's output carries `error`.
-        """
-        items = [one_prompt(p) for p in many_prompts(prompts)]
-        return _single_error(embed_batch(self._engine, items, dict(options), use_tqdm and len(items) > 1))
-
-    async def aembed(self, prompt: Prompt, **options: Unpack[EmbeddingOptions]) -> EmbeddingRequestOutput:
-        """`embed` for one prompt without blocking the event loop. Cancelling the task ends the request."""
-        return await self.submit_embedding(prompt, **options).aresult()
-
-    def submit_embedding(
-        self, prompt: Prompt, **options: Unpack[EmbeddingOptions]
-    ) -> RequestHandle[EmbeddingRequestOutput]:
-        """`submit` for an embedding: the handle gives one output."""
-        item = one_prompt(prompt)
-        stream = self._engine.embed(item, dict(options))
-        return self._handle(stream, EmbeddingRequestOutput, item)
-
-    def check_embedding(self, token_ids: Sequence[int], **options: Unpack[EmbeddingOptions]) -> None:
-        """Raises the error that `submit_embedding` would raise for the prompt or an option. Submits nothing."""
-        self._engine.check_embed(as_token_ids(token_ids), dict(options))
-
-    # --- text and tokens --------------------------------------------------------------------------------------------
-
-    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`."""
-        if not isinstance(text, str):
-            raise InvalidRequestError(f"text is a {type(text).__name__}: a string is expected")
-        return self._engine.tokenize(text, add_special_tokens=add_special_tokens)
-
-    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`."""
-        return self._engine.detokenize(as_token_ids(token_ids), skip_special_tokens=skip_special_tokens)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token adds to a text. Unlike its text, they may be a part of a character."""
-        return self._engine.token_bytes(token_id)
-
-    def render_chat(
         self,
         messages: Sequence[Message],
+        sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        **template_variables: Any,
-    ) -> str:
-        """The prompt that the chat template makes of `messages`.
-
-        Args:
-            tools: tool descriptions for the template.
-            add_generation_prompt: end with the beginning of an answer.
-            template_variables: further variables of the template; `chat_template_kwargs` may hold some of them.
-
-        Raises:
-            InvalidRequestError: the template does not take the messages, or a variable is a misplaced argument.
-        """
-        variables = {**_variables(template_variables.pop("chat_template_kwargs", None)), **template_variables}
-        check_template_variables(variables, _CHAT_ARGUMENTS, _SAMPLING)
-        request = {
-            **variables,
-            "messages": messages,
-            "tools": tools,
-            "add_generation_prompt": add_generation_prompt,
-        }
-        try:
-            text = json.dumps(request, ensure_ascii=False, allow_nan=False, default=json_default)
-            return self._engine.render_chat(text)
-        except InvalidRequestError:
-            raise
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from error
+        adapter: str | Adapter | None = None,
+        **template: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """`astream` for one conversation; `template` as in `chat`."""
+        async with aclosing(aiter(self._submit_chat(messages, sampling_params, adapter, template))) as outputs:
+            async for output in outputs:
+                yield output
 
     # --- the engine ---------------------------------------------------------------------------------------------------
 
@@ -368,24 +319,18 @@ class LLM:
             )
             self._beginning = ""
 
-    def _submit_text(self, prompt: Prompt, sampling_params: SamplingParams | None) -> RequestHandle[RequestOutput]:
+    def _submit_text(
+        self, prompt: Prompt, sampling_params: SamplingParams | None, adapter: str | Adapter | None
+    ) -> RequestHandle[RequestOutput]:
         self._warn_of_two_beginnings([one_prompt(prompt)])
-        return self.submit(prompt, sampling_params)
+        return self.submit(prompt, sampling_params, adapter=adapter)
 
     def _submit_chat(
-        self, messages: Sequence[Message], sampling_params: SamplingParams | None, template: dict[str, Any]
+        self,
+        messages: Sequence[Message],
+        sampling_params: SamplingParams | None,
+        adapter: str | Adapter | None,
+        template: dict[str, Any],
     ) -> RequestHandle[RequestOutput]:
-        return self.submit(self.render_chat(messages, **template), sampling_params, add_special_tokens=False)
-
-
-def _variables(given: Any) -> Mapping[str, Any]:
-    if given is not None and not isinstance(given, Mapping):
-        raise InvalidRequestError(f"chat_template_kwargs is a {type(given).__name__}: a dict is expected")
-    return given or {}
-
-
-def _single_error(outputs: list[Output]) -> list[Output]:
-    """Raises the error of the only output, if it has one."""
-    if len(outputs) == 1 and outputs[0].error is not None:
-        raise outputs[0].error
-    return outputs
+        text = self.render_chat(messages, **template)
+        return self.submit(text, sampling_params, adapter=adapter, add_special_tokens=False)

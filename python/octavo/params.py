@@ -47,6 +47,7 @@ class SamplingParams:
         priority: lower runs first.
         timeout: seconds from submission after which the request fails with RequestTimeoutError.
         cache_salt: prefix-cache entries are shared only between requests of equal salt.
+        lora: a loaded adapter: its name, or its name and generation ("sql@3").
         attention_error_bound: with attention="dynamic", the most softmax mass that attention may leave out for this
             request, at most the engine's own `error_bound`. Dense attention leaves nothing out and meets every bound.
         structured: what the output must be: JsonSchema, Regex or Grammar.
@@ -79,6 +80,7 @@ class SamplingParams:
     priority: int = 0
     timeout: float | None = None
     cache_salt: str | None = None
+    lora: str | None = None
     attention_error_bound: float | None = None
     structured: Structured | None = None
 
@@ -116,7 +118,7 @@ class EmbeddingOptions(TypedDict, total=False):
         pooling: "mean" of all tokens (default; computes the whole prompt), or the "last" token (uses prefix hits).
         normalize: scale the vector to length 1 (default), which makes a dot product the cosine.
         dimensions: keep the first values only, for models trained for that.
-        priority, timeout, cache_salt: as in SamplingParams.
+        priority, timeout, cache_salt, lora: as in SamplingParams.
     """
 
     pooling: Literal["mean", "last"]
@@ -125,3 +127,4 @@ class EmbeddingOptions(TypedDict, total=False):
     priority: int
     timeout: float | None
     cache_salt: str | None
+    lora: str | None

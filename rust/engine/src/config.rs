@@ -29,6 +29,12 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait.
     pub max_queue: Option<usize>,
+    /// Distinct adapters that run at once; None: 8.
+    pub max_loras: Option<usize>,
+    /// Largest rank of an adapter; None: 256.
+    pub max_lora_rank: Option<usize>,
+    /// Bytes of the adapters in memory; None: a tenth of the weights, and at least 256 MiB.
+    pub max_lora_memory: Option<u64>,
     /// Share the KV blocks of equal prefixes.
     pub enable_prefix_caching: bool,
     /// On a GPU: batch-invariant kernels. The CPU's always are.
@@ -60,6 +66,9 @@ impl Default for EngineConfig {
             max_num_seqs: None,
             max_num_batched_tokens: None,
             max_queue: None,
+            max_loras: None,
+            max_lora_rank: None,
+            max_lora_memory: None,
             enable_prefix_caching: true,
             deterministic: false,
             threads: None,

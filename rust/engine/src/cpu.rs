@@ -13,7 +13,7 @@ use crate::report::Report;
 /// Runs steps on the cores of this machine.
 pub struct CpuExecutor {
     kernels: Arc<Kernels>,
-    model: Model,
+    model: Arc<Model>,
     kv: KvPool,
     scratch: Scratch,
     /// Requested rows of the last step: what is wanted of them, and their rows of the batch.
@@ -23,7 +23,8 @@ pub struct CpuExecutor {
 impl CpuExecutor {
     /// An executor for `model` with the pool `kv`. `selector`: selects the blocks that queries read, from an int8 pool only.
     pub fn new(kernels: Kernels, model: Model, kv: KvPool, selector: Option<Selector>) -> Self {
-        Self { kernels: Arc::new(kernels), model, kv, scratch: Scratch::new(selector), rows: Vec::new() }
+        let (kernels, model) = (Arc::new(kernels), Arc::new(model));
+        Self { kernels, model, kv, scratch: Scratch::new(selector), rows: Vec::new() }
     }
 }
 

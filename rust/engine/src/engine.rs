@@ -1,5 +1,6 @@
 //! The handle that callers hold: loads a model, takes requests, answers questions. Cheap to share between threads.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,6 +12,7 @@ use octavo_scheduler::{AttentionPolicy, Scheduler, SchedulerConfig};
 use serde_json::{Value, json};
 
 use crate::EngineError;
+use crate::adapters::{AdapterLimits, AdapterStats, Adapters, LoadedAdapter};
 use crate::command::Command;
 use crate::engine_loop::EngineLoop;
 use crate::executor::Executor;
@@ -77,6 +79,7 @@ pub struct Engine {
     info: Value,
     pub(crate) spec: Option<ModelSpec>,
     pub(crate) compiler: Compiler,
+    pub(crate) adapters: Adapters,
     pub(crate) commands: Sender<Command>,
     pub(crate) ready: ReadyQueue,
     pub(crate) status: Arc<EngineStatus>,
@@ -90,11 +93,17 @@ impl Engine {
     /// Starts the engine thread over any executor.
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let l = parts.limits;
-        let executor = parts.executor.info();
+        let (executor, backend) = (parts.executor.info(), parts.executor.adapters());
+        let adapter_limits = AdapterLimits {
+            max_memory: l.max_lora_memory,
+            max_rank: l.max_lora_rank,
+            max_adapters: l.max_loras,
+        };
         let limits = SchedulerConfig {
             num_blocks: l.num_blocks,
             block_size: l.block_size,
             max_num_seqs: l.max_num_seqs,
+            max_adapters: l.max_loras,
             max_num_batched_tokens: l.max_num_batched_tokens,
             max_model_len: l.max_model_len,
             max_queue: l.max_queue,
@@ -132,6 +141,7 @@ impl Engine {
             seed: parts.seed,
             info,
             spec: parts.spec,
+            adapters: Adapters::new(backend, adapter_limits, commands.clone()),
             commands,
             ready: crossbeam_channel::unbounded(),
             status,
@@ -207,6 +217,48 @@ impl Engine {
         ids
     }
 
+    /// Gives the adapter of `folder` the name, whose generation goes up if the content is another one. Its files are
+    /// checked here; it is packed at its first use. With `expected` only if the name has that generation (0: is free).
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `UnsupportedModel`, `CorruptModel`: its files. `AdapterConflict`: another generation.
+    /// `InvalidRequest`: the name, or a limit. `EngineDead`.
+    pub fn load_adapter(
+        &self,
+        name: &str,
+        folder: &Path,
+        expected: Option<u64>,
+    ) -> Result<LoadedAdapter, EngineError> {
+        self.check_process()?;
+        self.status.check_open()?;
+        self.adapters.load(name, folder, expected)
+    }
+
+    /// Removes the name of an adapter. Requests with it go on.
+    ///
+    /// # Errors
+    /// `AdapterNotFound`, `EngineDead`.
+    pub fn unload_adapter(&self, name: &str) -> Result<(), EngineError> {
+        self.check_process()?;
+        self.status.check_alive()?;
+        self.adapters.unload(name)
+    }
+
+    /// The adapters that have a name.
+    ///
+    /// # Errors
+    /// `EngineDead` in a fork.
+    pub fn adapters(&self) -> Result<Vec<LoadedAdapter>, EngineError> {
+        self.check_process()?;
+        Ok(self.adapters.list())
+    }
+
+    /// Names of adapters in use, and their memory.
+    pub fn adapter_stats(&self) -> AdapterStats {
+        // In a fork, another thread of its parent may hold the lock for ever.
+        if self.check_process().is_ok() { self.adapters.stats() } else { AdapterStats::default() }
+    }
+
     /// Counters since the start.
     pub fn stats(&self) -> EngineStats {
         self.status.counters.snapshot()
@@ -276,12 +328,16 @@ impl Engine {
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
         match thread {
             // The thread is the other process's: there is nothing to join here.
-            Some(thread) if self.check_process().is_err() => std::mem::forget(thread),
+            Some(thread) if self.check_process().is_err() => {
+                std::mem::forget(thread);
+                self.adapters.forget_thread();
+            }
             Some(thread) => {
                 // An error means that the thread has ended already; it catches its own panics.
                 let _ = self.commands.send(Command::Close);
                 self.status.closing.store(true, Ordering::SeqCst);
                 let _ = thread.join();
+                self.adapters.close();
             }
             None => {}
         }

@@ -138,7 +138,7 @@ impl EngineLoop {
         // Tokens that are sampled here, from rows, come too late for a step behind this one.
         let answered = plan.seqs.iter().filter(|s| !s.sample_rows().is_empty()).count();
         let all_sampled = answered == samples.len();
-        let input = Arc::new(StepInput { plan, samples });
+        let input = Arc::new(StepInput { adapters: self.requests.adapters(&plan), plan, samples });
         let submitted = Instant::now();
         let ticket = caught(|| self.executor.submit(&input));
         RunningStep { overlaps: all_sampled && ticket.is_ok(), input, ticket, submitted }

@@ -26,6 +26,12 @@ pub enum EngineError {
     /// The engine was closed, or could not go on.
     #[error("{0}")]
     EngineDead(String),
+    /// No adapter has this name, or it has another generation.
+    #[error("{0}")]
+    AdapterNotFound(String),
+    /// The name of an adapter has another generation than the caller expected.
+    #[error("{0}")]
+    AdapterConflict(String),
     /// The memory of the device does not hold the model.
     #[error("{0}")]
     DeviceMemory(String),
@@ -48,6 +54,8 @@ impl EngineError {
             Self::ContextLength(_) => "ContextLengthError",
             Self::QueueFull(_) => "QueueFullError",
             Self::EngineDead(_) => "EngineDeadError",
+            Self::AdapterNotFound(_) => "AdapterNotFoundError",
+            Self::AdapterConflict(_) => "AdapterConflictError",
             Self::DeviceMemory(_) => "DeviceMemoryError",
             Self::Timeout(_) => "RequestTimeoutError",
             Self::Execution(_) => "ExecutionError",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use octavo_kernels::Kernels;
 use octavo_scheduler::{AttentionPolicy, StepPlan};
 
+use crate::adapters::{AdapterBackend, PackedAdapter};
 use crate::report::Report;
 use crate::sampling::{SampleSpec, SampledToken};
 
@@ -52,6 +53,8 @@ pub struct StepInput {
     pub plan: StepPlan,
     /// Sequences whose token the executor samples from the last row, in order of `seq`.
     pub samples: Vec<SampleSpec>,
+    /// The distinct adapters of the batch by `PlanSeq::adapter`, pinned as long as the step is held.
+    pub adapters: Vec<(u32, PackedAdapter)>,
 }
 
 /// Names a submitted step. Steps are waited for in the order of their submission.
@@ -71,6 +74,11 @@ pub struct StepOutput {
 pub trait Executor: Send {
     /// Fixed properties.
     fn info(&self) -> ExecutorInfo;
+
+    /// What loads adapters for it; None: it takes none. Asked for once, before the first step.
+    fn adapters(&self) -> Option<Arc<dyn AdapterBackend>> {
+        None
+    }
 
     /// Starts a step: makes the plan's block copies, then runs its tokens. The CPU runs the whole step here.
     fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError>;

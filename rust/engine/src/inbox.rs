@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use octavo_scheduler::{Event, NO_ADAPTER, NewRequest, Output};
 
+use crate::adapters::AdapterClaim;
 use crate::command::Command;
 use crate::request::EngineRequest;
 use crate::requests::RequestTable;
@@ -80,6 +81,16 @@ impl Inbox {
                 self.events.push(Event::Submit(self.new_request(&request)));
                 requests.insert(*request);
             }
+            Command::AdapterReady { request, adapter } => {
+                if requests.take_adapter(request, adapter) {
+                    self.events.push(Event::Release { request });
+                }
+            }
+            Command::AdapterFailed { request, error } => {
+                if requests.refuse(request, error) {
+                    self.events.push(Event::Fail { request });
+                }
+            }
             Command::Cancel(request) if requests.contains(request) => {
                 self.events.push(Event::Cancel { request });
             }
@@ -104,7 +115,8 @@ impl Inbox {
             priority: request.priority,
             deadline_us: request.deadline.map(micros),
             salt: request.salt.clone(),
-            adapter: NO_ADAPTER,
+            adapter: request.adapter.as_ref().map_or(NO_ADAPTER, |adapter| adapter.id),
+            held: request.adapter.as_ref().is_some_and(AdapterClaim::is_held),
             attention: request.attention,
             prompt_logits: match &request.pooler {
                 Some(pooler) => pooler.needs_all(),

@@ -4,6 +4,7 @@
 //! Between them stand one queue in and one queue per request out, and no lock.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod attention;
 mod cgroup;
 mod command;
@@ -53,6 +54,7 @@ mod test_engine;
 mod token_text;
 mod tokenizer;
 
+pub use adapters::{AdapterBackend, AdapterInfo, AdapterStats, LoadedAdapter, PackedAdapter};
 pub use attention::{AttentionConfig, AttentionMode};
 pub use config::{CacheSize, EngineConfig};
 pub use cpu::CpuExecutor;

@@ -12,6 +12,10 @@ use crate::config::EngineConfig;
 const MAX_COUNT: usize = 1 << 28;
 /// Default of `max_queue`.
 const DEFAULT_MAX_QUEUE: usize = 1024;
+/// Default of `max_loras`.
+const DEFAULT_MAX_LORAS: usize = 8;
+/// Default of `max_lora_rank`.
+const DEFAULT_MAX_LORA_RANK: usize = 256;
 
 /// The device that computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,12 @@ pub struct Limits {
     pub block_size: u32,
     /// KV blocks; 0 until memory is planned.
     pub num_blocks: u32,
+    /// Distinct adapters that run at once.
+    pub max_loras: u32,
+    /// Largest rank of an adapter.
+    pub max_lora_rank: u32,
+    /// Bytes of the adapters in memory; 0 until memory is planned.
+    pub max_lora_memory: u64,
 }
 
 impl Limits {
@@ -86,6 +96,9 @@ impl Limits {
             max_queue: count("max_queue", config.max_queue, 1, DEFAULT_MAX_QUEUE)?,
             block_size: BLOCK_SIZE as u32,
             num_blocks: 0,
+            max_loras: count("max_loras", config.max_loras, 1, DEFAULT_MAX_LORAS)?,
+            max_lora_rank: count("max_lora_rank", config.max_lora_rank, 1, DEFAULT_MAX_LORA_RANK)?,
+            max_lora_memory: 0,
         };
         let longest = spec.longest_context();
         if limits.max_model_len as usize > longest {

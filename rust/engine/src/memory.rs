@@ -14,6 +14,8 @@ use crate::limits::{Device, Limits};
 /// Share of the free memory that the KV cache takes by default: on a GPU, allocators and libraries need the rest.
 const CPU_SHARE: f64 = 0.5;
 const GPU_SHARE: f64 = 0.9;
+/// Least memory for adapters by default. Nothing takes it before an adapter is used.
+const MIN_LORA_MEMORY: u64 = 256 << 20;
 /// Max number of KV blocks: slots are 32-bit integers.
 const MAX_BLOCKS: u64 = u32::MAX as u64 / 64;
 
@@ -172,7 +174,13 @@ pub(crate) fn fit_kv_cache(
     };
     let colon = if budget.explicit { "," } else { ":" };
     let reason = format!("{num_blocks} blocks of {BLOCK_SIZE} tokens{colon} {why}");
-    Ok((Limits { num_blocks: num_blocks as u32, max_model_len, ..limits }, reason))
+    let max_lora_memory = config.max_lora_memory.unwrap_or_else(|| default_lora_memory(facts));
+    Ok((Limits { num_blocks: num_blocks as u32, max_model_len, max_lora_memory, ..limits }, reason))
+}
+
+/// Memory for adapters where none is given: a tenth of the weights. A small model's would hold no adapter of a large rank.
+fn default_lora_memory(facts: &MemoryFacts) -> u64 {
+    (facts.weight_bytes / 10).max(MIN_LORA_MEMORY)
 }
 
 /// Free bytes without the open blocks and the scores that go with KV blocks.

@@ -74,6 +74,8 @@ pub struct SamplingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
+    /// The adapter's name, or its name and generation (`sql@3`).
+    pub lora: Option<String>,
     /// Max softmax mass that attention may omit for this request, at most the engine's own bound.
     pub attention_error_bound: Option<f32>,
     /// What the output must be.
@@ -107,6 +109,7 @@ impl Default for SamplingParams {
             priority: 0,
             timeout: None,
             cache_salt: None,
+            lora: None,
             attention_error_bound: None,
             structured: None,
         }

@@ -33,6 +33,8 @@ pub struct PoolingParams {
     pub timeout: Option<f64>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
+    /// The adapter's name, or its name and generation.
+    pub lora: Option<String>,
 }
 
 fn yes() -> bool {

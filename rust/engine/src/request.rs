@@ -8,6 +8,7 @@ use octavo_kernels::{Kernels, Peak};
 use octavo_scheduler::AttentionPolicy;
 
 use crate::EngineError;
+use crate::adapters::AdapterClaim;
 use crate::detokenizer::Detokenizer;
 use crate::mailbox::Outbox;
 use crate::output::{
@@ -34,6 +35,8 @@ pub(crate) struct EngineRequest {
     pub min_tokens: u32,
     pub priority: i32,
     pub salt: Option<Box<str>>,
+    /// Its adapter, which lives as long as the request.
+    pub adapter: Option<AdapterClaim>,
     /// Its own attention policy, or the engine's.
     pub attention: AttentionPolicy,
     pub submitted: Instant,
@@ -122,6 +125,9 @@ impl RequestState {
 
     pub fn start(&mut self, now: Instant, cached_tokens: u32) {
         self.started = Some(now);
+        if let Some(adapter) = &mut self.request.adapter {
+            adapter.start();
+        }
         self.cached_tokens = cached_tokens;
     }
 

@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use octavo_scheduler::{Actions, EndReason as Ended, Finished, PlanSeq, Rejection, Started, StepPlan};
+use octavo_scheduler::{
+    Actions, EndReason as Ended, Finished, NO_ADAPTER, PlanSeq, Rejection, Started, StepPlan,
+};
 use rustc_hash::FxHashMap;
 
 use crate::EngineError;
+use crate::adapters::{AdapterClaim, PackedAdapter};
 use crate::executor::StepError;
 use crate::output::FinishReason;
 use crate::report::Report;
@@ -37,6 +40,30 @@ impl RequestTable {
 
     pub fn contains(&self, request: u64) -> bool {
         self.states.contains_key(&request)
+    }
+
+    /// Gives a held request its adapter. `false`: it has ended.
+    pub fn take_adapter(&mut self, request: u64, packed: PackedAdapter) -> bool {
+        let claim = self.states.get_mut(&request).and_then(|state| state.request.adapter.as_mut());
+        claim.map(|claim| claim.take(packed)).is_some()
+    }
+
+    /// Sets the error of a request that cannot run. `false`: it has ended.
+    pub fn refuse(&mut self, request: u64, error: EngineError) -> bool {
+        self.states.get_mut(&request).map(|state| state.error = Some(error)).is_some()
+    }
+
+    /// The distinct adapters of a plan, each once.
+    pub fn adapters(&self, plan: &StepPlan) -> Vec<(u32, PackedAdapter)> {
+        let mut found: Vec<(u32, PackedAdapter)> = Vec::new();
+        for seq in plan.seqs.iter().filter(|seq| seq.adapter != NO_ADAPTER) {
+            let claim = self.states.get(&seq.request).and_then(|state| state.request.adapter.as_ref());
+            let packed = claim.and_then(AdapterClaim::packed);
+            if let Some(packed) = packed.filter(|_| found.iter().all(|(id, _)| *id != seq.adapter)) {
+                found.push((seq.adapter, packed.clone()));
+            }
+        }
+        found
     }
 
     /// Sampling specs of the sequences whose token the executor can sample by itself.

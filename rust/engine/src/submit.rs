@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use octavo_scheduler::Rejection;
 
 use crate::EngineError;
+use crate::adapters::AdapterClaim;
 use crate::command::Command;
 use crate::detokenizer::Detokenizer;
 use crate::engine::{Engine, Prompt};
@@ -133,10 +134,15 @@ impl Engine {
         self.reserve_place()?;
         match prepare() {
             Ok((prepared, stream)) => {
+                let job = prepared.adapter.as_ref().and_then(AdapterClaim::job);
                 if self.commands.send(Command::Submit(Box::new(prepared))).is_err() {
                     self.status.queued.fetch_sub(1, Ordering::SeqCst);
                     self.status.check_alive()?;
                     return Err(EngineError::closed());
+                }
+                // Only now: the loader thread's answer comes behind the request.
+                if let Some(job) = job {
+                    self.adapters.enqueue(job);
                 }
                 Ok(stream)
             }
@@ -155,6 +161,7 @@ impl Engine {
         self.check_head()?;
         params.check()?;
         params.check_vocabulary(self.vocab)?;
+        self.check_adapter(params.lora.as_deref())?;
         params.check_attention(self.attention, self.bounds_attention)?;
         if let Some(structure) = &params.structured {
             self.compiler.check(structure)?;
@@ -164,6 +171,10 @@ impl Engine {
         let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
         self.limits.check(len, params.n, max_tokens).map_err(refused)?;
         Ok(max_tokens)
+    }
+
+    fn check_adapter(&self, name: Option<&str>) -> Result<(), EngineError> {
+        name.map_or(Ok(()), |name| self.adapters.check(name))
     }
 
     /// Refuses to generate with a base model.
@@ -188,6 +199,7 @@ impl Engine {
         })?;
         params.check(width)?;
         unsampled(params).check()?;
+        self.check_adapter(params.lora.as_deref())?;
         let len = self.check_ids(prompt)?;
         self.limits.check_hidden(len).map_err(refused)
     }
@@ -267,7 +279,7 @@ impl Engine {
         stop_ids.retain(|id| (*id as usize) < self.vocab);
         // Requests without a seed draw differently from each other, and the same again in a new engine of equal seed.
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(id);
-        let submitted = Instant::now();
+        let (submitted, lora) = (Instant::now(), params.lora.as_deref());
         let tokens = |n: Option<u32>| n.map(|n| n as usize);
         let (outbox, stream) = stream::channel(id, prompt.clone(), self.commands.clone(), &self.ready.0);
         let prepared = EngineRequest {
@@ -278,6 +290,7 @@ impl Engine {
             min_tokens: params.min_tokens,
             priority: params.priority,
             salt: params.cache_salt.as_deref().map(Into::into),
+            adapter: lora.map(|name| self.adapters.claim(name, params.priority, id)).transpose()?,
             attention: params.attention_policy(self.attention),
             submitted,
             deadline: params.timeout.map(|t| submitted + Duration::from_secs_f64(t)),
@@ -326,6 +339,7 @@ fn unsampled(params: &PoolingParams) -> SamplingParams {
         priority: params.priority,
         timeout: params.timeout,
         cache_salt: params.cache_salt.clone(),
+        lora: params.lora.clone(),
         ..SamplingParams::default()
     }
 }

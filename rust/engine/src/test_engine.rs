@@ -34,6 +34,9 @@ pub fn engine_over(executor: impl Executor + 'static, change: impl FnOnce(&mut L
         max_queue: 16,
         block_size: 4,
         num_blocks: 256,
+        max_loras: 8,
+        max_lora_rank: 256,
+        max_lora_memory: 1 << 20,
     };
     change(&mut limits);
     let engine = Engine::start(EngineParts {

@@ -40,6 +40,9 @@ const LIMITS: Limits = Limits {
     max_queue: 12,
     block_size: 4,
     num_blocks: 90,
+    max_loras: 8,
+    max_lora_rank: 256,
+    max_lora_memory: 1 << 20,
 };
 
 /// How the caller treats a request.

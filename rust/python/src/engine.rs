@@ -9,13 +9,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyString};
 use serde_json::{Map, Value, json};
 
-use crate::errors::{raise, to_python};
+use crate::adapters;
+use crate::errors::to_python;
 use crate::executor::PyExecutor;
 use crate::interrupt::{SIGNAL_CHECK, interruptible};
 use crate::json;
 use crate::output::Delta;
 use crate::params::SamplingParams;
 use crate::pooling;
+use crate::prompt::{prompt_of, token_ids_of, utf8};
+use crate::stats;
 
 /// Texts of more bytes in all are tokenised where Ctrl-C can end it.
 const LONG_TEXT: usize = 64 << 10;
@@ -28,32 +31,6 @@ pub fn cpu_name() -> String {
     let line = text.lines().find(|l| l.starts_with("model name"));
     let name = line.and_then(|l| l.split_once(':')).map(|(_, name)| name.trim().to_string());
     name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
-}
-
-/// A list of token ids.
-fn token_ids_of(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    ids.extract().map_err(|_| {
-        raise(
-            ids.py(),
-            "InvalidRequestError",
-            "token ids: a list of integers from 0 to 4294967295 is expected",
-        )
-    })
-}
-
-/// The text, if it is one that UTF-8 can hold.
-fn utf8<'a>(text: &'a Bound<'_, PyString>) -> PyResult<&'a str> {
-    text.to_str().map_err(|_| {
-        raise(text.py(), "InvalidRequestError", "the text has a lone surrogate, which is no character")
-    })
-}
-
-/// A text or a list of token ids.
-fn prompt_of(prompt: &Bound<'_, PyAny>, add_special_tokens: bool) -> PyResult<Prompt> {
-    Ok(match prompt.cast::<PyString>() {
-        Ok(text) => Prompt::Text(utf8(text)?.to_string(), add_special_tokens),
-        Err(_) => Prompt::Tokens(token_ids_of(prompt)?),
-    })
 }
 
 fn read_config(config: &Bound<'_, PyAny>) -> PyResult<EngineConfig> {
@@ -233,6 +210,27 @@ impl Engine {
         self.0.check_embed(&token_ids_of(prompt_token_ids)?, &params).map_err(|e| to_python(py, &e))
     }
 
+    #[pyo3(signature = (name, path, expected_generation=None))]
+    fn load_adapter<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        path: PathBuf,
+        expected_generation: Option<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let loaded = py.detach(|| self.0.load_adapter(name, &path, expected_generation));
+        adapters::described(py, &loaded.map_err(|e| to_python(py, &e))?)
+    }
+
+    fn unload_adapter(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.unload_adapter(name)).map_err(|e| to_python(py, &e))
+    }
+
+    fn adapters<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let all = py.detach(|| self.0.adapters()).map_err(|e| to_python(py, &e))?;
+        all.iter().map(|adapter| adapters::described(py, adapter)).collect()
+    }
+
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {
         let timeout = Duration::from_secs_f64(timeout.clamp(0.0, MAX_WAIT));
         py.detach(|| self.0.wait_ready(timeout))
@@ -273,27 +271,7 @@ impl Engine {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let s = self.0.stats();
-        let value = json!({
-            "requests": {"running": s.requests_running, "waiting": s.requests_waiting.max(self.0.queued() as u64),
-                         "finished": s.requests_finished},
-            "blocks": {"total": s.blocks_total, "free": s.blocks_free, "cached": s.blocks_cached, "live": s.blocks_live},
-            "steps": s.steps,
-            "mixed_steps": s.mixed_steps,
-            "failed_steps": s.failed_steps,
-            "max_batch": s.max_batch,
-            "max_batch_tokens": s.max_batch_tokens,
-            "prompt_tokens": s.prompt_tokens,
-            "cached_prompt_tokens": s.cached_prompt_tokens,
-            "generated_tokens": s.generated_tokens,
-            "finished": {"stop": s.finished_stop, "length": s.finished_length, "abort": s.finished_abort,
-                         "error": s.finished_error},
-            "preemptions": s.preemptions,
-            "evictions": s.evictions,
-            "step_seconds": s.step_us as f64 / 1e6,
-            "attention": self.0.report().iter().map(|(name, x)| (name.to_string(), x.into())).collect::<Map<_, _>>(),
-        });
-        json::to_python(py, &value)
+        json::to_python(py, &stats::document(&self.0))
     }
 
     fn histograms<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

@@ -1,6 +1,7 @@
 //! octavo._core: the engine as a Python module. This crate converts and holds no logic.
 #![deny(unsafe_code)]
 
+mod adapters;
 mod bench;
 mod buffer;
 mod engine;
@@ -13,6 +14,8 @@ mod output;
 mod params;
 mod plan;
 mod pooling;
+mod prompt;
+mod stats;
 
 use pyo3::prelude::*;
 

@@ -14,6 +14,8 @@ pub struct SchedulerConfig {
     pub max_num_seqs: u32,
     /// New tokens per step, prefill and decode together.
     pub max_num_batched_tokens: u32,
+    /// Distinct adapters that may run at once; sequences without one do not count.
+    pub max_adapters: u32,
     /// Longest sequence, prompt and generated tokens together.
     pub max_model_len: u32,
     /// Requests that may wait for their start; further ones are rejected.
@@ -36,6 +38,7 @@ impl SchedulerConfig {
         let at_least_one = [
             ("max_num_seqs", self.max_num_seqs),
             ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_adapters", self.max_adapters),
             ("max_queue", self.max_queue),
             ("prefill_chunk", self.prefill_chunk.unwrap_or(1)),
         ];

@@ -23,9 +23,11 @@ pub struct NewRequest {
     pub deadline_us: Option<u64>,
     /// Only requests with the same salt share cached blocks.
     pub salt: Option<Box<str>>,
-    /// Adapter slot, or [`crate::NO_ADAPTER`]. Only requests with the same slot share cached blocks: a slot keeps its
-    /// weights as long as the scheduler lives.
+    /// Adapter id, or [`crate::NO_ADAPTER`]. Only requests with the same id share cached blocks: an id names the same weights
+    /// as long as the scheduler lives.
     pub adapter: u32,
+    /// The request waits at its place in the order until [`Event::Release`]: its adapter is not in memory yet.
+    pub held: bool,
     /// What attention may omit. Only requests with the same policy share cached blocks: keys and values depend on it.
     pub attention: AttentionPolicy,
     /// Whether the logits (or hidden states) of every prompt row are wanted. Such a prompt uses no cached block: keys and
@@ -42,6 +44,16 @@ pub enum Event {
     Submit(NewRequest),
     /// End this request now; unknown ids are ignored.
     Cancel {
+        /// Which.
+        request: RequestId,
+    },
+    /// This held request may start; others are ignored.
+    Release {
+        /// Which.
+        request: RequestId,
+    },
+    /// This request cannot run: it ends with [`EndReason::Error`]. Unknown ids are ignored.
+    Fail {
         /// Which.
         request: RequestId,
     },
@@ -152,6 +164,6 @@ pub enum EndReason {
     Abort,
     /// Past its deadline.
     Timeout,
-    /// A step failed on it or on another sample of its request.
+    /// A step failed on it or on another sample of its request, or it could not run.
     Error,
 }

@@ -15,10 +15,12 @@
 //! - `preemption`: which sequence gives up blocks (the last of the lowest priority, recomputed later);
 //! - `results`: what a finished step does to its sequences (samples, splits, ends).
 //!
-//! `batch` builds the plan, one `push` per sequence.
+//! `batch` builds the plan, one `push` per sequence. `adapters` holds what names of adapters stand for, and which adapters
+//! are in memory; the scheduler itself uses their ids alone.
 
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod batch;
 mod config;
 mod event;
@@ -31,6 +33,7 @@ mod scheduler;
 mod slab;
 mod stats;
 
+pub use adapters::{AdapterName, AdapterNames, AdapterPool, Grant, LoadedName, NameError, PoolKey};
 pub use config::{ConfigError, SchedulerConfig, max_open_blocks};
 pub use event::{Actions, EndReason, Event, Finished, NewRequest, NextToken, NextTokens, SeqResult, Started};
 pub use octavo_cache::CacheStats;

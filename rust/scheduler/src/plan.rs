@@ -101,7 +101,7 @@ pub struct PlanSeq {
     pub block_table_start: u32,
     /// First entry in [`StepPlan::open_blocks`].
     pub open_block_start: u32,
-    /// Adapter slot; [`NO_ADAPTER`]: none.
+    /// Adapter id; [`NO_ADAPTER`]: none.
     pub adapter: u32,
     /// What attention may omit.
     pub attention: AttentionPolicy,

@@ -44,6 +44,8 @@ impl Request {
 /// Where a sequence is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SeqState {
+    /// Out of the queue, without blocks, until its request is released.
+    Held,
     /// In the queue, without blocks. After a preemption no sequence may overtake it.
     Waiting { preempted: bool, bypassed: u32 },
     /// In the running list, with blocks.

@@ -17,6 +17,9 @@ const LIMITS: Limits = Limits {
     max_queue: 3,
     block_size: 4,
     num_blocks: 40,
+    max_loras: 8,
+    max_lora_rank: 256,
+    max_lora_memory: 1 << 20,
 };
 
 fn params() -> SamplingParams {

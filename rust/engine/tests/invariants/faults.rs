@@ -17,6 +17,9 @@ pub const LIMITS: Limits = Limits {
     max_queue: 64,
     block_size: 4,
     num_blocks: 20,
+    max_loras: 8,
+    max_lora_rank: 256,
+    max_lora_memory: 1 << 20,
 };
 
 pub fn prompt(i: usize) -> Vec<u32> {

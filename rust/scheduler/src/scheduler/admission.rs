@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::Scheduler;
 use crate::batch::BatchBuilder;
 use crate::event::{Actions, NewRequest, Started};
-use crate::plan::Output;
+use crate::plan::{NO_ADAPTER, Output};
 use crate::rejection::Rejection;
 use crate::request::{Key, SeqState, Sequence};
 
@@ -59,7 +59,8 @@ impl Scheduler {
         {
             place = Some(key);
             let num_samples = self.sequences[index].num_samples;
-            if samples + num_samples <= self.config.max_num_seqs && self.fits(index, owed, &mut found) {
+            let may_run = samples + num_samples <= self.config.max_num_seqs && self.adapter_fits(index);
+            if may_run && self.fits(index, owed, &mut found) {
                 self.count_bypass(&skipped);
                 self.start(index, &found, actions);
                 let pushed = self.push_prefill(batch, index, batch.budget(), self.cache.available());
@@ -118,6 +119,33 @@ impl Scheduler {
     /// What a sequence is computed for.
     pub(super) fn output(&self, sequence: &Sequence) -> Output {
         sequence.request().map_or(Output::Tokens, |request| self.requests[request].output)
+    }
+
+    /// Whether a waiting sequence's adapter may run beside those of the running ones.
+    pub(super) fn adapter_fits(&self, index: u32) -> bool {
+        match self.adapter(index) {
+            NO_ADAPTER => true,
+            own => {
+                let adapters = self.running_adapters();
+                adapters.contains(&own) || adapters.len() < self.config.max_adapters as usize
+            }
+        }
+    }
+
+    /// The distinct adapters of running sequences.
+    pub(super) fn running_adapters(&self) -> SmallVec<[u32; 16]> {
+        let mut found = SmallVec::new();
+        for adapter in self.running.iter().map(|&index| self.adapter(index)) {
+            if adapter != NO_ADAPTER && !found.contains(&adapter) {
+                found.push(adapter);
+            }
+        }
+        found
+    }
+
+    fn adapter(&self, index: u32) -> u32 {
+        let request = self.sequences[index].request();
+        request.map_or(NO_ADAPTER, |request| self.requests[request].adapter)
     }
 
     /// Whether the whole of a waiting sequence fits beside the `owed` blocks that running prefills still take. Its

@@ -48,7 +48,10 @@ impl Scheduler {
     }
 
     fn check_lists(&self, owned: usize) {
-        assert_eq!(self.running.len() + self.waiting.len() as usize, owned, "each sequence is in one list");
+        let listed = self.running.len() + (self.waiting.len() + self.held) as usize;
+        assert_eq!(listed, owned, "each sequence is in one list");
+        let held = self.sequences.values().filter(|s| s.state == SeqState::Held).count();
+        assert_eq!(held as u32, self.held, "held sequences are counted");
         for pair in self.running.windows(2) {
             assert!(
                 self.sequences[pair[0]].key < self.sequences[pair[1]].key,
@@ -58,6 +61,8 @@ impl Scheduler {
         let slots: u32 = self.running.iter().map(|&s| self.sequences[s].num_samples).sum();
         assert!(slots <= self.config.max_num_seqs, "{slots} sequences run, {} may", self.config.max_num_seqs);
         assert!(self.running.iter().all(|&s| self.sequences[s].state == SeqState::Running));
+        let adapters = self.running_adapters().len();
+        assert!(adapters <= self.config.max_adapters as usize, "{adapters} adapters run at once");
         for (key, index) in self.waiting.iter() {
             let sequence = &self.sequences[index];
             assert!(key == sequence.key && matches!(sequence.state, SeqState::Waiting { .. }));
@@ -71,7 +76,7 @@ impl Scheduler {
         );
         // Without this, waiting requests could wait for ever.
         assert!(
-            !self.in_flight.is_empty() || self.requests.len() == 0,
+            !self.in_flight.is_empty() || self.requests.len() == self.held as usize,
             "requests are here and no step was planned"
         );
     }
@@ -132,7 +137,8 @@ impl Scheduler {
         let mut found = PrefixMatch::default();
         for (_, index) in self.waiting.iter().take(MAX_SKIPPED) {
             let sequence = &self.sequences[index];
-            let starts = samples + sequence.num_samples <= self.config.max_num_seqs;
+            let starts =
+                samples + sequence.num_samples <= self.config.max_num_seqs && self.adapter_fits(index);
             assert!(
                 !(starts && self.fits(index, owed, &mut found)),
                 "request {} fits and waits",

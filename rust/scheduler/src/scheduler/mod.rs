@@ -43,8 +43,10 @@ pub struct Scheduler {
     /// A sequence got no block in a step planned while another was in flight. The next plan waits until nothing is in
     /// flight: only then may it preempt.
     draining_pipeline: bool,
-    /// Requests in the queue that never ran.
+    /// Requests in the queue or held that never ran.
     unstarted: u32,
+    /// Sequences that are held.
+    held: u32,
     draining: bool,
     arrivals: u64,
     counters: SchedulerStats,
@@ -70,6 +72,7 @@ impl Scheduler {
             spare: Vec::with_capacity(2),
             draining_pipeline: false,
             unstarted: 0,
+            held: 0,
             draining: false,
             arrivals: 0,
             counters: SchedulerStats::default(),
@@ -120,6 +123,12 @@ impl Scheduler {
                     self.end_request(request, EndReason::Abort, actions);
                 }
             }
+            Event::Release { request } => self.release(request),
+            Event::Fail { request } => {
+                if let Some(&request) = self.ids.get(&request) {
+                    self.end_request(request, EndReason::Error, actions);
+                }
+            }
             Event::StepDone { step, results } => self.apply_results(step, results, actions),
             Event::ScheduleAsync { step } => self.allow_async(step),
             Event::Tick => {}
@@ -135,7 +144,7 @@ impl Scheduler {
     /// Counters and the cache's state.
     pub fn stats(&self) -> SchedulerStats {
         SchedulerStats {
-            waiting: self.waiting.len(),
+            waiting: self.waiting.len() + self.held,
             running: self.running.len() as u32,
             cache: self.cache.stats(),
             ..self.counters
@@ -166,16 +175,36 @@ impl Scheduler {
             started: false,
             sequences: smallvec![],
         });
-        let sequence = Sequence::new(request, new.id, key, new.prompt, new.n);
+        let mut sequence = Sequence::new(request, new.id, key, new.prompt, new.n);
+        if new.held {
+            sequence.state = SeqState::Held;
+        }
         let sequence = self.sequences.insert(sequence);
         self.requests[request].sequences.push(sequence);
         self.ids.insert(new.id, request);
         if let Some(deadline_us) = new.deadline_us {
             self.deadlines.insert((deadline_us, request));
         }
-        self.waiting.insert(key, sequence);
+        if new.held {
+            self.held += 1;
+        } else {
+            self.waiting.insert(key, sequence);
+        }
         self.unstarted += 1;
         Ok(())
+    }
+
+    /// Puts a held request into the queue, at the place of its submission.
+    fn release(&mut self, request: RequestId) {
+        let Some(&request) = self.ids.get(&request) else { return };
+        for &index in &self.requests[request].sequences {
+            let sequence = &mut self.sequences[index];
+            if sequence.state == SeqState::Held {
+                sequence.state = SeqState::Waiting { preempted: false, bypassed: 0 };
+                self.held -= 1;
+                self.waiting.insert(sequence.key, index);
+            }
+        }
     }
 
     /// The namespace of a request's cached blocks, held until the request ends.
@@ -223,6 +252,7 @@ impl Scheduler {
         match std::mem::replace(&mut sequence.state, SeqState::Ended) {
             SeqState::Running => self.stop_running(index),
             SeqState::Waiting { .. } => self.waiting.remove(sequence.key),
+            SeqState::Held => self.held -= 1,
             SeqState::Ended => {}
         }
         self.free_unless_in_flight(index);
