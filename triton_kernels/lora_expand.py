@@ -150,7 +150,6 @@ def lora_expand(
     float dtype; DoRA does not scale it.
     """
     check_device(h=h, b=site.b, y=y, bias=bias, rows=tiles.rows)
-    site.check()
     check_tiles(tiles, site)
     parts, columns = len(site.widths), sum(site.widths)
     count, width = tiles.rows.shape

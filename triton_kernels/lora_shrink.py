@@ -128,7 +128,6 @@ def lora_shrink(x: torch.Tensor, site: LoraSite, tiles: LoraTiles) -> torch.Tens
     and so are all values of places without a row: `lora_expand` does not read them.
     """
     check_device(x=x, a=site.a, rows=tiles.rows)
-    site.check()
     check_tiles(tiles, site)
     parts, depth = site.a.shape[1], site.a.shape[3]
     check(depth > 0, "a has no columns")

@@ -95,8 +95,8 @@ class LoraSite:
             shifts=torch.zeros(slots, columns, device=device),
         )
 
-    def check(self) -> None:
-        """Shapes and dtypes of all tables."""
+    def __post_init__(self) -> None:
+        """Shapes and dtypes of all tables. Once: a step has hundreds of calls."""
         parts, columns, (slots, _) = len(self.widths), sum(self.widths), self.pages.shape
         check(1 <= parts <= MAX_PARTS, f"widths has {parts} parts, wanted 1 to {MAX_PARTS}")
         check_tensor("a", self.a, dtypes=FLOATS, shape=(None, parts, PAGE, None), contiguous=True)

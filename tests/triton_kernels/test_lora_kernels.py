@@ -251,6 +251,6 @@ def test_faults_are_named(device: torch.device, generator: torch.Generator) -> N
     with pytest.raises(ValueError, match=r"bias has shape \[2\], wanted \[40\]"):
         lora_expand(h, site, tiles, y, y[:, 0].contiguous())
     with pytest.raises(ValueError, match="widths has 4 parts, wanted 1 to 3"):
-        lora_shrink(x, replace(site, widths=(10, 10, 10, 10)), tiles)
+        replace(site, widths=(10, 10, 10, 10))
     with pytest.raises(TypeError, match="ranks has dtype int64, wanted int32"):
-        lora_shrink(x, replace(site, ranks=site.ranks.long()), tiles)
+        replace(site, ranks=site.ranks.long())

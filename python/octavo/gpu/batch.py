@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from octavo.gpu.lora import StepAdapters
 from octavo.gpu.plan import Ints, Plan
 
 BLOCK_SIZE = 32
@@ -36,6 +37,7 @@ class Batch:
         sealed: `[F]`, blocks of an int8 cache that this step fills; -1: none.
         num_decodes: sequences at the front that have one query.
         max_query_len, max_context_len: on the host.
+        adapters: None if no sequence has one.
     """
 
     tokens: torch.Tensor
@@ -48,6 +50,7 @@ class Batch:
     num_decodes: int
     max_query_len: int
     max_context_len: int
+    adapters: StepAdapters | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ Gated = Callable[[torch.Tensor, MlpWeights, str], torch.Tensor]
 
 
 def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gated) -> torch.Tensor:
-    """The sum of the rows' experts of `x` `[T, hidden]`, f32. `gated(x, weights, activation)` is one expert."""
+    """The sum of the rows' experts of `x` `[T, hidden]`, f32, without the shared one.
+
+    `gated(x, weights, activation)` is one expert.
+    """
     scores = weights.router(x.float())
     scores = scores.softmax(-1) if spec.scoring == "softmax" else scores.sigmoid()
     experts, shares = choose(scores, spec, weights.e_score_correction_bias)
@@ -33,10 +36,6 @@ def mixture(x: torch.Tensor, spec: Experts, weights: ExpertsWeights, gated: Gate
             y = gated(x[rows[mine]], weights.experts[expert], spec.activation)
             out.index_add_(0, rows[mine], y.float() * weight[mine, None])
             start += count
-    if weights.shared is not None:
-        shared = gated(x, weights.shared, spec.activation).float()
-        gate = weights.shared_gate
-        out += shared if gate is None else shared * gate(x.float()).sigmoid()
     return out
 
 

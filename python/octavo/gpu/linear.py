@@ -43,6 +43,19 @@ class FloatLinear:
         """Rows of the weight: `[len(ids), K]`."""
         return functional.embedding(ids, self.weight)
 
+    def wide(self, start: int, end: int) -> torch.Tensor:
+        """Rows `start` to `end` of the weight, f32."""
+        return self.weight[start:end].float()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Columns of the result and of x."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
     @property
     def bytes(self) -> int:
         return _bytes(self.weight, self.bias)
@@ -71,6 +84,19 @@ class Int8Linear:
         """Rows of the weight: `[len(ids), K]`."""
         index = ids.long()
         return dequantize(self.codes[index], self.scales[index]).to(self.dtype)
+
+    def wide(self, start: int, end: int) -> torch.Tensor:
+        """Rows `start` to `end` of the weight, f32."""
+        return dequantize(self.codes[start:end], self.scales[start:end])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Columns of the result and of x."""
+        return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
 
     @property
     def bytes(self) -> int:

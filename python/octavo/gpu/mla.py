@@ -11,12 +11,14 @@ import torch
 
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.kv import LatentKV
+from octavo.gpu.lora import adapted
 from octavo.gpu.ops import Ops
 from octavo.gpu.spec import Latent
 from octavo.gpu.weights import LatentWeights
 
 
 def mla(
+    layer: int,
     x: torch.Tensor,
     a: Latent,
     w: LatentWeights,
@@ -26,11 +28,13 @@ def mla(
     batch: Batch,
     ops: Ops,
 ) -> torch.Tensor:
-    """o(attention(x)) of normed rows `x` `[T, hidden]`; writes their latents."""
-    q = w.q(x if w.q_a is None else ops.rms_norm(w.q_a(x), w.q_a_norm, a.norm_eps))
+    """o(attention(x)) of normed rows `x` `[T, hidden]` of a layer; writes their latents."""
+    more = batch.adapters
+    latent_q = x if w.q_a is None else ops.rms_norm(adapted(w.q_a, x, more, layer, "q_a"), w.q_a_norm, a.norm_eps)
+    q = adapted(w.q, latent_q, more, layer, "q")
     widths = [a.qk_nope_head_dim, a.qk_rope_head_dim]
     nope, turned = q.view(-1, a.heads, sum(widths)).split(widths, -1)
-    latent, key = w.kv_a(x).split([a.kv_lora_rank, a.qk_rope_head_dim], -1)
+    latent, key = adapted(w.kv_a, x, more, layer, "kv_a").split([a.kv_lora_rank, a.qk_rope_head_dim], -1)
     latent = ops.rms_norm(latent, w.kv_a_norm, a.norm_eps)
     new = torch.cat((latent, rotate(key[:, None], angles, interleaved)[:, 0]), -1)
     index = batch.slots.long()
@@ -48,7 +52,7 @@ def mla(
         mine = torch.arange(context - (last - first), context, device=x.device)[:, None]
         weights = scores.masked_fill(keys > mine, -torch.inf).softmax(-1)
         out[first:last] = torch.einsum("hqk,kr->qhr", weights, seen[:, : a.kv_lora_rank]).to(x.dtype)
-    return w.o(torch.einsum("thr,hvr->thv", out, w.to_value).flatten(1))
+    return adapted(w.o, torch.einsum("thr,hvr->thv", out, w.to_value).flatten(1), more, layer, "o")
 
 
 def rotate(x: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], interleaved: bool) -> torch.Tensor:

@@ -13,10 +13,11 @@ import torch
 from octavo.gpu.batch import Batch
 from octavo.gpu.experts import mixture
 from octavo.gpu.kv import KvPool, LatentKV
+from octavo.gpu.lora import StepAdapters, adapted
 from octavo.gpu.mla import mla
 from octavo.gpu.ops import Ops, layer_norm
 from octavo.gpu.spec import Experts, Heads, Spec
-from octavo.gpu.weights import HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
+from octavo.gpu.weights import ExpertsWeights, HeadsWeights, LatentWeights, LayerWeights, MlpWeights, Weights
 from octavo.triton_kernels.kv_cache import FloatKV, Int8KV, PagedKV
 
 Angles = tuple[torch.Tensor, torch.Tensor]
@@ -40,22 +41,22 @@ class Model:
         stream = _Stream(self, self.weights.embed.rows(batch.tokens).float() * s.embedding_scale)
         angles = self._angles(batch.positions)
         attend = kv.policy.begin(self.ops, batch, self.deterministic)
-        for layer, weights, cache in zip(s.layers, self.weights.layers, kv.layers, strict=True):
+        for i, (layer, weights, cache) in enumerate(zip(s.layers, self.weights.layers, kv.layers, strict=True)):
             x = stream.normed(weights.attention_norm)
             a, w = layer.attention, weights.attention
             if isinstance(a, Heads) and isinstance(w, HeadsWeights) and isinstance(cache, FloatKV | Int8KV):
-                qkv = self._write(x, a, w, cache, angles, batch)
+                qkv = self._write(i, x, a, w, cache, angles, batch)
                 q = qkv[:, : a.widths[0]].unflatten(1, (a.heads, a.head_dim))
-                branch = w.o(attend(q, a, cache).flatten(1))
+                branch = adapted(w.o, attend(q, a, cache).flatten(1), batch.adapters, i, "o")
             else:
                 assert not isinstance(a, Heads)
                 assert isinstance(w, LatentWeights)
                 assert isinstance(cache, LatentKV)
-                branch = mla(x, a, w, cache, angles[a.rope], s.ropes[a.rope].interleaved, batch, self.ops)
+                branch = mla(i, x, a, w, cache, angles[a.rope], s.ropes[a.rope].interleaved, batch, self.ops)
             stream.add(branch, weights.attention_post_norm)
             if s.norm_placement != "parallel":
                 x = stream.normed(weights.mlp_norm)
-            stream.add(self._mlp(x, layer.mlp, weights), weights.mlp_post_norm)
+            stream.add(self._mlp(i, x, layer.mlp, weights, batch.adapters), weights.mlp_post_norm)
         return stream.value()
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -67,10 +68,10 @@ class Model:
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _write(
-        self, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: PagedKV, angles: list[Angles], batch: Batch
+        self, i: int, x: torch.Tensor, a: Heads, w: HeadsWeights, cache: PagedKV, angles: list[Angles], batch: Batch
     ) -> torch.Tensor:
         """Queries, keys and values `[T, ...]`, in the cache too."""
-        qkv = w.qkv(x)
+        qkv = adapted(w.qkv, x, batch.adapters, i, "qkv")
         q_width, k_width, _ = a.widths
         norm = self.spec.norm
         if a.qk_norm == "whole":
@@ -96,14 +97,32 @@ class Model:
             self.ops.quantize_blocks(cache, batch.sealed)
         return qkv
 
-    def _mlp(self, x: torch.Tensor, m: object, weights: LayerWeights) -> torch.Tensor:
+    def _mlp(
+        self, i: int, x: torch.Tensor, m: object, weights: LayerWeights, adapters: StepAdapters | None
+    ) -> torch.Tensor:
         if isinstance(m, Experts):
-            return mixture(x, m, weights.mlp, self._gated)  # type: ignore[arg-type]
-        return self._gated(x, weights.mlp, m.activation)  # type: ignore[arg-type, attr-defined]
+            w: ExpertsWeights = weights.mlp  # type: ignore[assignment]
+            out = mixture(x, m, w, self._gated)
+            if w.shared is not None:
+                shared = self._gated(x, w.shared, m.activation, adapters, i, "shared_").float()
+                if w.shared_gate is not None:
+                    shared *= adapted(w.shared_gate, x.float(), adapters, i, "shared_gate").sigmoid()
+                out += shared
+            return out
+        return self._gated(x, weights.mlp, m.activation, adapters, i)  # type: ignore[arg-type, attr-defined]
 
-    def _gated(self, x: torch.Tensor, w: MlpWeights, activation: str) -> torch.Tensor:
-        inner: torch.Tensor = self.ops.act_and_mul(w.gate_up(x), activation)
-        return w.down(inner)
+    def _gated(
+        self,
+        x: torch.Tensor,
+        w: MlpWeights,
+        activation: str,
+        adapters: StepAdapters | None = None,
+        i: int = 0,
+        prefix: str = "",
+    ) -> torch.Tensor:
+        gate_up = adapted(w.gate_up, x, adapters, i, f"{prefix}gate_up")
+        inner: torch.Tensor = self.ops.act_and_mul(gate_up, activation)
+        return adapted(w.down, inner, adapters, i, f"{prefix}down")
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """In x's dtype."""

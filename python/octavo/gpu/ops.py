@@ -26,6 +26,8 @@ class Ops:
     int8_matmul: Op
     copy_blocks: Op
     quantize_blocks: Op
+    lora_shrink: Op
+    lora_expand: Op
     kernels: bool
 
 
@@ -34,6 +36,8 @@ def kernel_ops() -> Ops:
     from octavo.triton_kernels.activation import act_and_mul
     from octavo.triton_kernels.block_ops import copy_blocks, quantize_blocks
     from octavo.triton_kernels.int8_matmul import int8_matmul
+    from octavo.triton_kernels.lora_expand import lora_expand
+    from octavo.triton_kernels.lora_shrink import lora_shrink
     from octavo.triton_kernels.paged_attention import paged_attention
     from octavo.triton_kernels.quantize import quantize_rows
     from octavo.triton_kernels.rms_norm import rms_norm
@@ -48,6 +52,8 @@ def kernel_ops() -> Ops:
         int8_matmul=int8_matmul,
         copy_blocks=copy_blocks,
         quantize_blocks=quantize_blocks,
+        lora_shrink=lora_shrink,
+        lora_expand=lora_expand,
         kernels=True,
     )
 
@@ -57,6 +63,8 @@ def torch_ops() -> Ops:
     from octavo.gpu import reference
     from octavo.triton_kernels.activation import act_and_mul_ref
     from octavo.triton_kernels.block_ops import copy_blocks_ref, quantize_blocks_ref
+    from octavo.triton_kernels.lora_expand import lora_expand_ref
+    from octavo.triton_kernels.lora_shrink import lora_shrink_ref
     from octavo.triton_kernels.quantize import quantize_rows_ref
     from octavo.triton_kernels.rope_cache import rope_and_cache_ref
 
@@ -69,6 +77,8 @@ def torch_ops() -> Ops:
         int8_matmul=reference.int8_matmul,
         copy_blocks=copy_blocks_ref,
         quantize_blocks=quantize_blocks_ref,
+        lora_shrink=lora_shrink_ref,
+        lora_expand=lora_expand_ref,
         kernels=False,
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Plan:
 
     `tokens`, `positions`, `slots` `[T]`. Pairs `[n, 2]`: `placeholders` (row, sequence of the step before), `copies`
     and `open_copies` (source, destination), `sealed` (block, open block). `open_*` and `sealed`: int8 caches only.
+    `adapters`: what `pack_adapter` returned for each adapter id of the step.
     """
 
     step: int
@@ -67,6 +69,7 @@ class Plan:
     sealed: Ints
     open_copies: Ints
     samples: Records
+    adapters: Mapping[int, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: _core.Plan) -> Plan:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch,
 from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
+from octavo.gpu.lora import host_adapters
 from octavo.gpu.model import Model
 from octavo.gpu.plan import Ints, Plan, Records
 
@@ -82,9 +83,15 @@ class Runner:
         words = plan.samples.view(np.int32).reshape(-1, sampler.WORDS)
         placeholders, sample_of = placeholder_rows(plan, host_batch, self._sampled.seqs)
         opened = self.kv.changed(open_pairs(plan)) if self.kv.format.int8 else plan.sealed
-        more = (opened, plan.copies, plan.open_copies, sampled, rest, words, placeholders, sample_of)
+        order = np.argsort(host_batch.first_rows)
+        ids, lens = plan.seqs["adapter"][order], plan.seqs["query_len"][order].astype(np.int32)
+        adapters = host_adapters(ids, lens, plan.adapters, self.model.deterministic)
+        tiles = (adapters.rows, adapters.slots)
+        more = (opened, plan.copies, plan.open_copies, sampled, rest, words, *tiles, placeholders, sample_of)
         batch, sent = to_device(host_batch, plan.sealed[:, 0], self._host_to_device, *more)
-        open_changes, block_copies, open_copies, sample_rows, rest_rows, rule_words, *placeholder_index = sent
+        open_changes, block_copies, open_copies, sample_rows, rest_rows, rule_words, *rest_sent = sent
+        tile_rows, tile_slots, *placeholder_index = rest_sent
+        batch = replace(batch, adapters=adapters.on_device(tile_rows, tile_slots, self.model.ops))
         if len(placeholders):
             # -1: the logits were not finite. The engine ends such a request after the step.
             rows, sample = (index.long() for index in placeholder_index)
@@ -93,7 +100,7 @@ class Runner:
             self.kv.set_open_blocks(opened, open_changes)
         if len(plan.copies):
             self.kv.copy(self.model.ops, block_copies, open_copies)
-        graph = self.graphs.fitting(host_batch) if self.graphs is not None else None
+        graph = self.graphs.fitting(host_batch, batch.adapters) if self.graphs is not None else None
         if graph is None:
             hidden = self.model.forward(batch, self.kv)
         else:
