@@ -47,6 +47,34 @@ pub(super) trait TileKernel: Sync {
     ) -> [[S::F; NP]; MR];
 }
 
+/// A kernel whose rows are those of `kernel` from `first` on.
+pub(super) struct RowsFrom<K> {
+    pub(super) kernel: K,
+    pub(super) first: usize,
+}
+
+impl<K: TileKernel> TileKernel for RowsFrom<K> {
+    fn row_bytes(&self) -> usize {
+        self.kernel.row_bytes()
+    }
+
+    fn panel(&self, panel: usize) -> *const u8 {
+        self.kernel.panel(panel)
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const MR: usize, const NP: usize, const NEAR: bool>(
+        &self,
+        s: S,
+        row: usize,
+        panel: usize,
+        prefetch: Prefetch,
+    ) -> [[S::F; NP]; MR] {
+        // SAFETY: the caller's promise, for rows from `first` on.
+        unsafe { self.kernel.tile::<S, MR, NP, NEAR>(s, self.first + row, panel, prefetch) }
+    }
+}
+
 /// Output of a matmul: y `[m, n]`, where row `r` begins at `r * stride`.
 pub(super) struct MatmulOutput<'a> {
     pub(super) m: usize,

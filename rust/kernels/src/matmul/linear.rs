@@ -1,11 +1,12 @@
 //! A packed weight matrix and its products.
 
 use std::fmt;
+use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::bf16::MatmulBf16;
-use super::driver::{self, MatmulOutput};
+use super::driver::{self, MatmulOutput, RowsFrom};
 use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
 use super::weight_rows::{StackedRows, WeightRows};
@@ -183,6 +184,39 @@ impl Linear {
         assert_eq!(x.columns(), self.in_features(), "columns of x");
         let output = MatmulOutput { m: x.rows(), n: self.out_features, bias, y, stride: y_stride };
         multiply_int8(kernels, weights, x, output);
+    }
+
+    /// y = x w^T for the rows `rows` of x alone: y `[rows, out_features]`, and more.
+    ///
+    /// `quantized` holds all rows of x where weights are int8; float weights read `x`. The bits are those of
+    /// [`Linear::forward`].
+    pub(crate) fn forward_rows(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        quantized: &QuantizedRows,
+        rows: Range<usize>,
+        y: &mut [f32],
+    ) {
+        let (columns, n) = (self.in_features(), self.out_features);
+        let output = MatmulOutput { m: rows.len(), n, bias: None, y, stride: n };
+        let of_x = || &x[rows.start * columns..rows.end * columns];
+        match &self.weights {
+            PackedWeights::F32(weights) => driver::run(kernels, &weights.with(of_x()), output),
+            PackedWeights::Bf16(weights) => driver::run(kernels, &weights.with(of_x()), output),
+            PackedWeights::Int8(weights) => {
+                assert_eq!(quantized.columns(), columns, "columns of x");
+                assert!(rows.end <= quantized.rows(), "rows {rows:?} of {}", quantized.rows());
+                if rows.len() == quantized.rows() {
+                    return multiply_int8(kernels, weights, quantized, output);
+                }
+                driver::run(
+                    kernels,
+                    &RowsFrom { kernel: weights.with(quantized), first: rows.start },
+                    output,
+                );
+            }
+        }
     }
 
     /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up.
