@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from . import arithmetic, conversation, copying, extraction, lookup, questions
+from . import arithmetic, conversation, copying, extraction, lookup, questions, reading
 from .document import END_OF_TEXT, Document
 from .tokenizer import token_id
 
@@ -50,6 +50,22 @@ LAST_MIX = Mix(
     },
     short_lookups=False,
 )
+# For a model that has the other skills and learns to read.
+READING_MIX = Mix(
+    {
+        "story": 0.09,
+        "question": 0.09,
+        "lookup": 0.06,
+        "arithmetic": 0.13,
+        "extraction": 0.07,
+        "conversation": 0.05,
+        "copying": 0.04,
+        "reading": 0.47,
+    },
+    short_lookups=True,
+)
+# The makers of documents that fit a given room.
+SIZED = {"lookup": lookup.document, "reading": reading.document}
 SHORTEST_LOOKUP = 80
 FIT_ATTEMPTS = 4
 
@@ -67,15 +83,15 @@ def generators() -> dict[str, Callable[[random.Random], Document]]:
 
 
 def document(rng: random.Random, space: int, mix: Mix) -> Document:
-    """One document of the mix; a look-up is sized to fit ``space`` tokens, the others may not fit."""
+    """One document of the mix; look-ups and readings are sized to fit ``space`` tokens, the others may not fit."""
     skill = rng.choices(list(mix.shares), weights=list(mix.shares.values()))[0]
-    if skill == "lookup" and space < SHORTEST_LOOKUP:
+    if skill in SIZED and space < SHORTEST_LOOKUP:
         return arithmetic.document(rng)
-    if skill != "lookup":
+    if skill not in SIZED:
         return generators()[skill](rng)
     if mix.short_lookups:
-        return lookup.document(rng, int(SHORTEST_LOOKUP * (space / SHORTEST_LOOKUP) ** rng.random()))
-    return lookup.document(rng, rng.randint(SHORTEST_LOOKUP, space))
+        return SIZED[skill](rng, int(SHORTEST_LOOKUP * (space / SHORTEST_LOOKUP) ** rng.random()))
+    return SIZED[skill](rng, rng.randint(SHORTEST_LOOKUP, space))
 
 
 def texts(seed: int, count: int) -> Iterator[str]:
@@ -118,11 +134,11 @@ class Encoder:
                 empty = length - len(ids)
                 return ids + [self.end] * empty, weights + [0.0] * empty
 
-    def long_lookup(self, rng: random.Random, length: int) -> tuple[list[int], list[float]]:
-        """A row that one look-up fills as far as it can."""
+    def long_row(self, rng: random.Random, length: int, skill: str = "lookup") -> tuple[list[int], list[float]]:
+        """A row that one look-up or one reading fills as far as it can."""
         size = length
         while True:
-            ids, weights = self.encode(lookup.document(rng, size))
+            ids, weights = self.encode(SIZED[skill](rng, size))
             if len(ids) <= length:
                 empty = length - len(ids)
                 return ids + [self.end] * empty, weights + [0.0] * empty
@@ -130,16 +146,21 @@ class Encoder:
 
 
 def batch(
-    encoder: Encoder, seed: int, step: int, rows: int, length: int, mix: Mix | None
+    encoder: Encoder, seed: int, step: int, rows: int, length: int, mix: Mix | None, readings: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Tokens and weights, each [rows, length + 1]; position i + 1 is the target of position i.
 
-    Without a mix each row is one long look-up.
+    Without a mix each row is one long look-up, or with the chance ``readings`` one long reading.
     """
     ids, weights = [], []
     for row in range(rows):
         rng = random.Random(f"{seed}/{step}/{row}")
-        found = encoder.long_lookup(rng, length + 1) if mix is None else encoder.row(rng, length + 1, mix)
+        if mix is None:
+            # No draw without readings: the batches of a run that has none stay what they were.
+            read = readings > 0 and rng.random() < readings
+            found = encoder.long_row(rng, length + 1, "reading" if read else "lookup")
+        else:
+            found = encoder.row(rng, length + 1, mix)
         ids.append(found[0])
         weights.append(found[1])
     return np.array(ids, dtype=np.int64), np.array(weights, dtype=np.float32)

@@ -99,12 +99,15 @@ def export(model: Decoder, tokenizer_file: Path, out: Path) -> None:
 
 
 def load_exported(folder: Path) -> tuple[Decoder, Tokenizer]:
-    """The model of an exported folder, in float32, with its tokenizer."""
+    """The model of an exported folder, in float32, with its tokenizer. Raises ValueError for quantised weights."""
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = [name for name in ModelConfig.__dataclass_fields__ if name != "rope_theta"]
     config = ModelConfig(**{name: values[name] for name in names}, rope_theta=values["rope_parameters"]["rope_theta"])
     model = Decoder(config)
     tensors = load_file(folder / "model.safetensors")
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise ValueError(f"{folder}: {name} is {value.dtype}; give the folder from before its quantisation")
     model.load_state_dict({name.removeprefix("model."): value.float() for name, value in tensors.items()})
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 

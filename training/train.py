@@ -1,5 +1,7 @@
 """Trains the embedded model: ``python -m training.train --out runs/embedded``. Resumes from its checkpoint.
 
+``--from FOLDER`` continues from the weights of an exported folder: the model learns to read, beside what it can.
+
 A batch depends on the seed and the step alone, and the rate is constant until the decay: a run that was
 stopped, resumed or given fewer steps before its decay ends where an uninterrupted run of that length would.
 """
@@ -10,7 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import corpus
+from .export import load_exported
 from .model import Decoder, ModelConfig, initialise
 from .muon import Muon
 from .schedule import Schedule
@@ -50,6 +53,18 @@ class TrainConfig:
     tokenizer_documents: int = 20_000
     # Matrix products in bfloat16, everything else in float32.
     bfloat16: bool = True
+    # A continued run, which teaches a finished model to read: the mix has readings from the first step, and long
+    # rows are readings with this chance from a step on. 0: a run from random weights.
+    readings: float = 0.0
+    readings_from: int = 150
+
+
+# What a continued run does otherwise: half the rates, a short warm-up, readings, more long rows. Its long look-ups
+# are no noise, since the model can do them.
+CONTINUED = TrainConfig(
+    steps=1000, warmup=40, decay=400, long_every=6, long_every_in_decay=4, long_from=0, matrix_lr=0.01, other_lr=0.002,
+    seed=21, readings=0.65,
+)  # fmt: skip
 
 
 def is_long(config: TrainConfig, schedule: Schedule, step: int) -> bool:
@@ -60,6 +75,8 @@ def is_long(config: TrainConfig, schedule: Schedule, step: int) -> bool:
 
 def mix(config: TrainConfig, schedule: Schedule, step: int) -> corpus.Mix:
     """The mix of the documents of a step that does not read long look-ups."""
+    if config.readings > 0:
+        return corpus.READING_MIX
     if schedule.is_decaying(step):
         return corpus.LAST_MIX
     return corpus.FIRST_MIX if step < config.copying_from else corpus.MIX
@@ -94,6 +111,17 @@ def load_tokenizer(out: Path, config: TrainConfig, vocab_size: int) -> Tokenizer
     return Tokenizer.from_file(str(path))
 
 
+def begin(out: Path, origin: Path | None, config: TrainConfig, model_config: ModelConfig) -> tuple[Decoder, Tokenizer]:
+    """The model before its first step, and the tokenizer: fresh ones, or those of the folder ``origin``."""
+    if origin is None:
+        model = Decoder(model_config)
+        initialise(model, config.seed)
+        return model, load_tokenizer(out, config, model_config.vocab_size)
+    model, tokenizer = load_exported(origin)
+    tokenizer.save(str(out / "tokenizer.json"))
+    return model.train(), tokenizer
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint so that a reader never sees half of it."""
     partial = path.with_suffix(".partial")
@@ -101,16 +129,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def train(config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_every_s: float, fused: bool) -> None:
-    """Trains to the last step. Leaves config.json, tokenizer.json, log.jsonl and checkpoint.pt in ``out``."""
+def train(
+    config: TrainConfig,
+    model_config: ModelConfig,
+    out: Path,
+    checkpoint_every_s: float,
+    fused: bool,
+    origin: Path | None = None,
+) -> None:
+    """Trains to the last step. Leaves config.json, tokenizer.json, log.jsonl and checkpoint.pt in ``out``.
+
+    ``origin``: an exported folder whose weights, sizes and tokenizer the run begins with, instead of ``model_config``.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = begin(out, origin, config, model_config)
     (out / "config.json").write_text(
-        json.dumps({"train": asdict(config), "model": asdict(model_config)}, indent=2) + "\n"
+        json.dumps({"train": asdict(config), "model": asdict(model.config)}, indent=2) + "\n"
     )
-    encoder = corpus.Encoder(load_tokenizer(out, config, model_config.vocab_size))
+    encoder = corpus.Encoder(tokenizer)
     schedule = Schedule(config.steps, config.warmup, config.decay)
-    model = Decoder(model_config)
-    initialise(model, config.seed)
     both = optimizers(model, config)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in both]
     step = 0
@@ -130,8 +167,9 @@ def train(config: TrainConfig, model_config: ModelConfig, out: Path, checkpoint_
             length = config.long_length if long else config.length
             rows = config.rows * config.length // length
             ids, weights = corpus.batch(
-                encoder, config.seed, step, rows, length, None if long else mix(config, schedule, step)
-            )
+                encoder, config.seed, step, rows, length, None if long else mix(config, schedule, step),
+                config.readings if step >= config.readings_from else 0.0,
+            )  # fmt: skip
             loss = loss_function(model, torch.from_numpy(ids), torch.from_numpy(weights), config.bfloat16)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,17 +199,24 @@ def main() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train the embedded model.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run is resumed")
-    parser.add_argument("--steps", type=int, default=TrainConfig.steps)
-    parser.add_argument("--warmup", type=int, default=TrainConfig.warmup)
-    parser.add_argument("--decay", type=int, default=TrainConfig.decay, help="the last steps, in which the rate falls")
-    parser.add_argument("--seed", type=int, default=TrainConfig.seed)
+    parser.add_argument("--from", dest="origin", type=Path, help="an exported folder: it learns to read")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--warmup", type=int)
+    parser.add_argument("--decay", type=int, help="the last steps, in which the rate falls")
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--checkpoint-every", type=float, default=180.0, help="seconds")
+    parser.add_argument("--float32", action="store_true", help="for a processor without bfloat16 products")
     parser.add_argument("--no-compile", action="store_true", help="do not fuse with torch.compile (no C++ compiler)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    config = TrainConfig(steps=args.steps, warmup=args.warmup, decay=args.decay, seed=args.seed)
-    train(config, ModelConfig(), args.out, args.checkpoint_every, not args.no_compile)
+    given = {name: getattr(args, name) for name in ("steps", "warmup", "decay", "seed")}
+    config = replace(
+        CONTINUED if args.origin else TrainConfig(),
+        bfloat16=not args.float32,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    train(config, ModelConfig(), args.out, args.checkpoint_every, not args.no_compile, args.origin)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_packed_rows_hold_whole_documents(encoder: corpus.Encoder) -> None:
 
 
 def test_long_rows_are_long(encoder: corpus.Encoder) -> None:
-    _, weights = encoder.long_lookup(random.Random(1), 2049)
+    _, weights = encoder.long_row(random.Random(1), 2049)
     assert sum(weight == 0 for weight in weights) < 800
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from training import corpus
+from training.export import export, load_exported
 from training.model import Decoder, ModelConfig, initialise
 from training.muon import Muon, orthogonalise
 from training.schedule import Schedule
-from training.train import TrainConfig, optimizers, save, train
+from training.tokenizer import train_tokenizer
+from training.train import CONTINUED, TrainConfig, is_long, mix, optimizers, save, train
 
 TINY_MODEL = ModelConfig(
     vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=16, max_position_embeddings=256,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
 )  # fmt: skip
 TINY_RUN = TrainConfig(
     steps=12, warmup=2, decay=4, rows=2, length=128, long_length=256, long_every=5, long_every_in_decay=3,
@@ -118,6 +123,47 @@ def test_a_run_that_was_stopped_ends_where_an_unbroken_one_does(tmp_path: Path) 
     train(TINY_RUN, TINY_MODEL, stopped, 1e9, fused=False)
     for name, value in weights("whole").items():
         assert torch.equal(value, weights("stopped")[name]), f"{name} differs after a resume"
+
+
+def test_a_continued_run_begins_with_the_weights_of_a_folder(tmp_path: Path) -> None:
+    train(TINY_RUN, TINY_MODEL, tmp_path / "first", 1e9, fused=False)
+    state = torch.load(tmp_path / "first" / "checkpoint.pt", weights_only=True)
+    model = Decoder(TINY_MODEL)
+    model.load_state_dict(state["model"])
+    export(model, tmp_path / "first" / "tokenizer.json", tmp_path / "folder")
+    short = replace(CONTINUED, steps=2, warmup=0, decay=0, rows=4, length=256, long_length=512)
+    still = replace(short, matrix_lr=0.0, other_lr=0.0)
+    # The sizes come from the folder, not from the argument.
+    train(still, ModelConfig(), tmp_path / "second", 1e9, fused=False, origin=tmp_path / "folder")
+    after = torch.load(tmp_path / "second" / "checkpoint.pt", weights_only=True)
+    assert after["step"] == 2
+    for name, value in state["model"].items():
+        assert torch.equal(value.to(torch.bfloat16).float(), after["model"][name]), name
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert config["model"]["hidden_size"] == TINY_MODEL.hidden_size
+    assert (tmp_path / "second" / "tokenizer.json").read_bytes() == (tmp_path / "first" / "tokenizer.json").read_bytes()
+
+
+def test_a_quantised_folder_is_refused_as_a_beginning(tmp_path: Path) -> None:
+    model = Decoder(TINY_MODEL)
+    initialise(model, 0)
+    tokenizer = tmp_path / "tokenizer.json"
+    train_tokenizer(["a b c"], TINY_MODEL.vocab_size).save(str(tokenizer))
+    export(model, tokenizer, tmp_path / "folder")
+    weights = tmp_path / "folder" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is torch\.int8"):
+        load_exported(tmp_path / "folder")
+
+
+def test_a_continued_run_reads_from_its_first_step() -> None:
+    schedule = Schedule(CONTINUED.steps, CONTINUED.warmup, CONTINUED.decay)
+    assert mix(CONTINUED, schedule, 0) is mix(CONTINUED, schedule, CONTINUED.steps - 1) is corpus.READING_MIX
+    assert mix(TINY_RUN, Schedule(12, 2, 4), 0) is corpus.FIRST_MIX
+    assert is_long(CONTINUED, schedule, 0)
+    assert not is_long(CONTINUED, schedule, 1)
 
 
 def _save_and_stop_at(step: int) -> Callable[[Path, dict[str, object]], None]:
