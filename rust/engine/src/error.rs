@@ -72,13 +72,18 @@ impl From<ModelError> for EngineError {
     fn from(e: ModelError) -> Self {
         let text = e.to_string();
         match e {
-            ModelError::NotFound { .. } | ModelError::NoTokenizer { .. } | ModelError::Io { .. } => {
-                Self::ModelNotFound(text)
+            ModelError::NotFound { .. }
+            | ModelError::NoTokenizer { .. }
+            | ModelError::NoAdapter { .. }
+            | ModelError::Io { .. } => Self::ModelNotFound(text),
+            ModelError::Unsupported(_) | ModelError::UnsupportedAdapter { .. } => {
+                Self::UnsupportedModel(text)
             }
-            ModelError::Unsupported(_) => Self::UnsupportedModel(text),
-            ModelError::BadConfig { .. } | ModelError::Corrupt { .. } | ModelError::Text { .. } => {
-                Self::CorruptModel(text)
-            }
+            ModelError::BadConfig { .. }
+            | ModelError::Corrupt { .. }
+            | ModelError::CorruptAdapter { .. }
+            | ModelError::ForeignAdapter { .. }
+            | ModelError::Text { .. } => Self::CorruptModel(text),
             ModelError::BadOption(_) | ModelError::Write { .. } => Self::InvalidRequest(text),
         }
     }

@@ -263,6 +263,11 @@ impl Checkpoint {
         region.ok_or_else(|| corrupt(format!("tensor {name} is not inside the file")))
     }
 
+    /// All bytes of the only file.
+    pub(crate) fn whole(&self) -> &[u8] {
+        self.files.first().map_or(&[], |(_, map)| map)
+    }
+
     /// The files' names, for messages.
     pub fn files(&self) -> String {
         match self.files.as_slice() {

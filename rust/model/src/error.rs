@@ -71,6 +71,44 @@ pub enum ModelError {
         /// What is wrong in it.
         what: String,
     },
+    /// The folder of an adapter, or a file that it must hold, is not there.
+    #[error(
+        "no adapter at {path}: {what}. Give a folder that PEFT has saved: adapter_config.json and adapter_model.safetensors"
+    )]
+    NoAdapter {
+        /// The folder or file that was looked for.
+        path: PathBuf,
+        /// What is missing there.
+        what: String,
+    },
+    /// An adapter uses what cannot be applied to a running model.
+    #[error(
+        "unsupported adapter: {file}: {what}. Merge it into the model with `octavo merge MODEL ADAPTER OUT`, and load OUT"
+    )]
+    UnsupportedAdapter {
+        /// The file.
+        file: String,
+        /// The field or tensor, and why.
+        what: String,
+    },
+    /// A file of an adapter is damaged, or contradicts another.
+    #[error("corrupt adapter: {file}: {what}. Save the adapter with PEFT or download it again")]
+    CorruptAdapter {
+        /// The file.
+        file: String,
+        /// What is wrong in it.
+        what: String,
+    },
+    /// An adapter was made for another base model.
+    #[error(
+        "the adapter does not fit this model: {file}: {what}. Load the base model that the adapter was trained on"
+    )]
+    ForeignAdapter {
+        /// The file.
+        file: String,
+        /// The tensor, and what the model has instead.
+        what: String,
+    },
     /// Values of the caller's options that cannot be combined with this model or machine.
     #[error("{0}")]
     BadOption(String),
@@ -87,6 +125,14 @@ impl ModelError {
 
     pub(crate) fn text(what: String, why: String) -> Self {
         Self::Text { what, why }
+    }
+
+    pub(crate) fn unsupported_adapter(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::UnsupportedAdapter { file: file.into(), what: what.into() }
+    }
+
+    pub(crate) fn corrupt_adapter(file: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::CorruptAdapter { file: file.into(), what: what.into() }
     }
 
     pub(crate) fn corrupt(file: impl Into<String>, what: impl Into<String>) -> Self {

@@ -6,10 +6,13 @@
 //!    +------ safetensors ---> checkpoint        |
 //!                                |              v
 //!                    checkpoint_source or   <- walk -> ModelWeights ---> forward over the paged KvPool
-//!                    octavo_file::reader
+//!                    octavo_file::reader                                 ^
+//!                                                                        |
+//! folder of an adapter ---> AdapterFile ---> Adapter --------------------+
 //! ```
 #![deny(unsafe_code)]
 
+mod adapter;
 mod checkpoint;
 mod checkpoint_files;
 mod checkpoint_source;
@@ -37,6 +40,7 @@ mod walk;
 mod weight_format;
 mod weights;
 
+pub use adapter::{Adapter, AdapterConfig, AdapterFile, AdapterModule, AdapterTensor, Site};
 pub use checkpoint::{Checkpoint, Tensor, TensorEntry, read_entries};
 pub use checkpoint_files::shards_of;
 pub use config::{Config, read_json};
@@ -44,7 +48,7 @@ pub use error::ModelError;
 pub use folder::{
     DEFAULT_TEMPLATE, HfFolder, ModelFolder, TokenizerFiles, open, open_tokenizer, read_family,
 };
-pub use forward::{Batch, Model, Scratch};
+pub use forward::{AdapterRows, Batch, Model, Scratch};
 pub use json::parse_json;
 pub use kv::{KvFormat, KvPool, block_bytes, open_block_bytes};
 pub use layout::{open_model, warn_of_unused};

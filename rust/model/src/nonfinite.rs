@@ -56,7 +56,7 @@ impl NonFinite {
 }
 
 /// Number of values whose exponent bits are all set: infinities and NaN.
-fn not_finite(data: &[u8], dtype: Dtype) -> usize {
+pub(crate) fn not_finite(data: &[u8], dtype: Dtype) -> usize {
     match dtype {
         Dtype::Float32 => count(data, |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
         Dtype::Bfloat16 => count(data, |b: [u8; 2]| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),

@@ -62,6 +62,7 @@ impl Loader<'_> {
         let inputs = attention_norm.as_ref().map(|norm| self.magnitudes(norm));
         let (inputs, mlp_inputs) = (inputs.as_deref(), mlp_inputs.as_deref());
         Ok(LayerWeights {
+            index: i,
             attention: match &layer.attention {
                 AttentionSpec::Gqa(a) => AttentionWeights::Gqa(Box::new(self.heads(i, a, inputs)?)),
                 AttentionSpec::Mla(a) => AttentionWeights::Mla(Box::new(self.latent(i, a, inputs)?)),

@@ -14,6 +14,8 @@ pub(crate) struct Projection {
 
 /// Weights of one decoder layer. Which norms there are follows from their placement.
 pub(crate) struct LayerWeights {
+    /// Number of the layer.
+    pub index: usize,
     pub attention_norm: Option<Vec<f32>>,
     pub attention: AttentionWeights,
     pub attention_post_norm: Option<Vec<f32>>,

@@ -2,6 +2,8 @@
 
 use octavo_kernels::{SealedBlock, SeqView};
 
+use super::adapters::AdapterRows;
+
 /// The tokens of one step.
 pub struct Batch<'a> {
     /// Token ids `[T]`.
@@ -14,11 +16,13 @@ pub struct Batch<'a> {
     pub seqs: &'a [SeqView<'a>],
     /// Blocks of an int8 pool that this step fills: they are quantised when a layer's keys and values are written.
     pub sealed: &'a [SealedBlock],
+    /// The rows that have an adapter, in order; rows of sequences without one are in none of them.
+    pub adapters: &'a [AdapterRows<'a>],
 }
 
 impl<'a> Batch<'a> {
-    /// A step that seals no block.
+    /// A step that seals no block and has no adapters.
     pub fn new(tokens: &'a [u32], positions: &'a [u32], slots: &'a [u32], seqs: &'a [SeqView<'a>]) -> Self {
-        Self { tokens, positions, slots, seqs, sealed: &[] }
+        Self { tokens, positions, slots, seqs, sealed: &[], adapters: &[] }
     }
 }

@@ -3,9 +3,11 @@
 use octavo_kernels as k;
 use octavo_kernels::{AttentionParams, Kernels};
 
+use super::adapters::AtSite;
 use super::batch::Batch;
 use super::model::{Model, project};
 use super::scratch::{Scratch, take};
+use crate::adapter::Site;
 use crate::spec::GqaSpec;
 use crate::weights::{GqaWeights, LayerWeights};
 
@@ -36,7 +38,8 @@ impl Model {
             }
             None => x,
         };
-        project(kernels, &weights.qkv, input, rows, qkv, &mut s.quantized);
+        let at = |site| AtSite::new(batch.adapters, layer.index, site);
+        project(kernels, &weights.qkv, input, rows, qkv, at(Site::Qkv), &mut s.projection);
         if let Some((q_norm, k_norm)) = &weights.qk_norm {
             // A norm over all heads is one over a single wide head.
             let (q_heads, k_heads) = (q_width / q_norm.len(), kv_width / k_norm.len());
@@ -64,7 +67,7 @@ impl Model {
         let out = take(&mut s.intermediate, rows * q_width);
         let selection = s.selector.as_mut().map(k::Selector::selection);
         k::paged_attention(kernels, cache, qkv, width, batch.seqs, &params, selection, out);
-        project(kernels, &weights.o, out, rows, block_out, &mut s.quantized);
+        project(kernels, &weights.o, out, rows, block_out, at(Site::O), &mut s.projection);
         self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);
     }
 }

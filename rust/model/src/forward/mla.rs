@@ -15,9 +15,11 @@
 use octavo_kernels as k;
 use octavo_kernels::{Kernels, Linear, MlaCache, MlaParams, QuantizedRows, RmsNorm};
 
+use super::adapters::AtSite;
 use super::batch::Batch;
 use super::model::{Model, project};
 use super::scratch::{Scratch, take};
+use crate::adapter::Site;
 use crate::spec::MlaSpec;
 use crate::weights::{LayerWeights, MlaWeights};
 
@@ -49,18 +51,19 @@ impl Model {
         };
         let b = &mut s.mla;
         let latent_norm = |weight| RmsNorm { weight, eps: a.norm_eps, offset: 0.0 };
+        let at = |site| AtSite::new(batch.adapters, layer.index, site);
         let heads = take(&mut s.qkv_gate_up, rows * a.heads * head_dim);
         match &weights.q_a {
             Some((down, norm)) => {
                 let q_latent = take(&mut b.q_latent, rows * norm.len());
-                project(kernels, down, input, rows, q_latent, &mut s.quantized);
+                project(kernels, down, input, rows, q_latent, at(Site::QA), &mut s.projection);
                 k::rms_norm_heads(kernels, q_latent, norm.len(), 1, latent_norm(norm));
-                project(kernels, &weights.q, q_latent, rows, heads, &mut s.quantized);
+                project(kernels, &weights.q, q_latent, rows, heads, at(Site::Q), &mut s.projection);
             }
-            None => project(kernels, &weights.q, input, rows, heads, &mut s.quantized),
+            None => project(kernels, &weights.q, input, rows, heads, at(Site::Q), &mut s.projection),
         }
         let new = take(&mut b.new, rows * width);
-        project(kernels, &weights.kv_a, input, rows, new, &mut s.quantized);
+        project(kernels, &weights.kv_a, input, rows, new, at(Site::KvA), &mut s.projection);
         k::rms_norm_heads(kernels, new, width, 1, latent_norm(&weights.kv_a_norm));
         let table = self.rope_table(&s.ropes, a.rope);
         let key = k::RopeLayout { stride: width, heads: 1, head_dim: a.qk_rope_head_dim };
@@ -70,13 +73,13 @@ impl Model {
         let rotated = take(&mut b.rotated, rows * a.heads * a.qk_rope_head_dim);
         let q = take(&mut b.q, rows * a.heads * width);
         rotate_queries(kernels, a, heads, &s.rows, table, rotated, q);
-        per_head(kernels, &weights.to_latent, rows, heads, q, &mut b.head, &mut s.quantized);
+        per_head(kernels, &weights.to_latent, rows, heads, q, &mut b.head, &mut s.projection.quantized);
         let params = MlaParams { heads: a.heads, value_width: a.kv_lora_rank, scale: a.scale };
         let out = take(&mut b.out, rows * a.heads * a.kv_lora_rank);
         k::mla_attention(kernels, cache, q, batch.seqs, params, out);
         let values = take(&mut s.intermediate, rows * a.heads * a.v_head_dim);
-        per_head(kernels, &weights.to_value, rows, out, values, &mut b.head, &mut s.quantized);
-        project(kernels, &weights.o, values, rows, block_out, &mut s.quantized);
+        per_head(kernels, &weights.to_value, rows, out, values, &mut b.head, &mut s.projection.quantized);
+        project(kernels, &weights.o, values, rows, block_out, at(Site::O), &mut s.projection);
         self.add_block_out(kernels, layer.attention_post_norm.as_deref(), block_out, x);
     }
 }

@@ -1,10 +1,13 @@
 //! The gated feed-forward block of a layer.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows, WeightDtype};
+use octavo_kernels::{Kernels, LoraInput, QuantizedRows, WeightDtype};
 
+use super::adapters::{AtSite, ProjectionBuffers};
+use super::batch::Batch;
 use super::model::{Model, project};
 use super::scratch::{Scratch, take};
+use crate::adapter::Site;
 use crate::spec::{ActivationKind, MlpSpec};
 use crate::weights::{LayerWeights, MlpWeights};
 
@@ -16,10 +19,10 @@ impl Model {
         mlp: &MlpSpec,
         layer: &LayerWeights,
         weights: &MlpWeights,
-        rows: usize,
+        batch: &Batch<'_>,
         s: &mut Scratch,
     ) {
-        let hidden = self.spec.hidden;
+        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
         let block_out = take(&mut s.block_out, rows * hidden);
@@ -27,10 +30,11 @@ impl Model {
         let buffers = Between {
             gate_up: &mut s.qkv_gate_up,
             intermediate: &mut s.intermediate,
-            rows: &mut s.quantized,
+            projection: &mut s.projection,
             next: &mut s.activated,
         };
-        gated(kernels, (mlp.intermediate, mlp.activation), weights, input, rows, block_out, buffers);
+        let at = [Site::GateUp, Site::Down].map(|site| AtSite::new(batch.adapters, layer.index, site));
+        gated(kernels, (mlp.intermediate, mlp.activation), weights, input, block_out, at, buffers);
         self.add_block_out(kernels, layer.mlp_post_norm.as_deref(), block_out, x);
     }
 }
@@ -39,33 +43,38 @@ impl Model {
 pub(super) struct Between<'a> {
     pub(super) gate_up: &'a mut Vec<f32>,
     pub(super) intermediate: &'a mut Vec<f32>,
-    pub(super) rows: &'a mut QuantizedRows,
+    pub(super) projection: &'a mut ProjectionBuffers,
     pub(super) next: &'a mut QuantizedRows,
 }
 
-/// out = down(act(gate(x)) * up(x)) for `rows` rows of `width` channels between the projections.
+/// out = down(act(gate(x)) * up(x)) for rows of `width` channels between the projections, with the adapters `at` them.
+///
+/// One pass for gate and up has the bits of its steps: a row does not depend on the adapters of others.
 pub(super) fn gated(
     kernels: &Kernels,
     (width, activation): (usize, ActivationKind),
     weights: &MlpWeights,
     x: &[f32],
-    rows: usize,
     out: &mut [f32],
+    [at_up, at_down]: [AtSite<'_>; 2],
     b: Between<'_>,
 ) {
+    let rows = x.len() / weights.gate_up.weight.in_features();
     let activation = match activation {
         ActivationKind::Silu => k::Activation::Silu,
         ActivationKind::GeluTanh => k::Activation::GeluTanh,
     };
     let (up, down) = (&weights.gate_up, &weights.down);
-    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8;
-    if joined && up.weight.forward_gated(kernels, x, activation, b.next, b.rows) {
-        let stride = down.weight.out_features();
-        return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), out, stride);
+    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8 && at_up.is_empty();
+    if joined && up.weight.forward_gated(kernels, x, activation, b.next, &mut b.projection.quantized) {
+        let (bias, stride) = (down.bias.as_deref(), down.weight.out_features());
+        down.weight.forward_quantized(kernels, b.next, bias, out, stride);
+        let input = LoraInput { x: &[], quantized: b.next, bias };
+        return at_down.add(kernels, input, out, stride, &mut b.projection.low_rank);
     }
     let gate_up = take(b.gate_up, rows * 2 * width);
     let activated = take(b.intermediate, rows * width);
-    project(kernels, up, x, rows, gate_up, b.rows);
+    project(kernels, up, x, rows, gate_up, at_up, b.projection);
     k::activate_and_mul(kernels, activation, gate_up, width, activated);
-    project(kernels, down, activated, rows, out, b.rows);
+    project(kernels, down, activated, rows, out, at_down, b.projection);
 }

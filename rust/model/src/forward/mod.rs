@@ -3,6 +3,8 @@
 //! The residual stream, norms, rope and softmax are f32; matmuls read weights as they are stored. Every row's result
 //! depends on its own sequence alone (see the kernels), so batching and chunking change no bit.
 
+mod adapters;
+mod attach;
 mod batch;
 mod gqa;
 mod mla;
@@ -15,6 +17,7 @@ mod scratch;
 use octavo_kernels as k;
 use octavo_kernels::Kernels;
 
+pub use self::adapters::AdapterRows;
 pub use self::batch::Batch;
 pub use self::model::Model;
 pub use self::scratch::Scratch;
@@ -44,9 +47,10 @@ impl Model {
         let Loaded { weights, stored: stored_dtype, warnings, kept_in_bf16, origin } =
             load::load(kernels, folder, &mut family, format)?;
         let inverse_frequencies = family.spec.ropes.iter().map(|r| r.inverse_frequencies(0)).collect();
-        let (spec, weight_dtype) = (family.spec, format.dtype);
+        let (spec, names, weight_dtype) = (family.spec, family.names, format.dtype);
         Ok(Self {
             spec,
+            names,
             weights,
             stored_dtype,
             weight_dtype,
@@ -60,7 +64,6 @@ impl Model {
     /// Runs one step: writes the batch's keys and values into `kv` and leaves the last layer's output in `scratch`.
     pub fn forward(&self, kernels: &Kernels, kv: &mut KvPool, batch: &Batch<'_>, s: &mut Scratch) {
         self.embed(kernels, batch, s);
-        let rows = batch.tokens.len();
         let layers = self.spec.layers.iter().zip(&self.weights.layers).zip(&mut kv.layers);
         for ((layer, weights), store) in layers {
             match (&layer.attention, &weights.attention, store) {
@@ -74,10 +77,10 @@ impl Model {
             }
             match (&layer.mlp, &weights.mlp) {
                 (FeedForwardSpec::Dense(m), FeedForwardWeights::Dense(w)) => {
-                    self.mlp(kernels, m, weights, w, rows, s);
+                    self.mlp(kernels, m, weights, w, batch, s);
                 }
                 (FeedForwardSpec::Experts(m), FeedForwardWeights::Experts(w)) => {
-                    self.experts(kernels, m, weights, w, rows, s);
+                    self.experts(kernels, m, weights, w, batch, s);
                 }
                 _ => unreachable!("weights are made from the spec"),
             }
@@ -120,7 +123,7 @@ impl Model {
         self.hidden(kernels, rows, scratch, take(&mut normed, len));
         scratch.normed = normed;
         let normed = &scratch.normed[..len];
-        self.weights.head.forward(kernels, normed, rows.len(), None, out, &mut scratch.quantized);
+        self.weights.head.forward(kernels, normed, rows.len(), None, out, &mut scratch.projection.quantized);
         if self.spec.logit_scale != 1.0 {
             k::scale(kernels, out, self.spec.logit_scale);
         }

@@ -1,8 +1,10 @@
 //! A loaded model, and the parts of a layer that every block shares: norms, the residual sum and projections.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows, RmsNorm, RopeStyle, WeightDtype};
+use octavo_kernels::{Kernels, LoraInput, RmsNorm, RopeStyle, WeightDtype};
 
+use super::adapters::{AtSite, ProjectionBuffers};
+use crate::families::TensorNames;
 use crate::octavo_file::format::Origin;
 use crate::rope::RopeAngles;
 use crate::spec::{Dtype, ModelSpec, NormKind, NormPlacement};
@@ -12,6 +14,7 @@ use crate::weights::{ModelWeights, Projection};
 /// A loaded model. It keeps no state of requests.
 pub struct Model {
     pub(super) spec: ModelSpec,
+    pub(super) names: TensorNames,
     pub(super) weights: ModelWeights,
     pub(super) stored_dtype: Dtype,
     pub(super) weight_dtype: WeightDtype,
@@ -125,14 +128,18 @@ impl Model {
     }
 }
 
-/// y = x W^T + b for `rows` rows.
+/// y = x W^T + b for `rows` rows, and what adapters add to them.
 pub(super) fn project(
     kernels: &Kernels,
     p: &Projection,
     x: &[f32],
     rows: usize,
     y: &mut [f32],
-    scratch: &mut QuantizedRows,
+    at: AtSite<'_>,
+    b: &mut ProjectionBuffers,
 ) {
-    p.weight.forward(kernels, x, rows, p.bias.as_deref(), y, scratch);
+    let (bias, stride) = (p.bias.as_deref(), p.weight.out_features());
+    p.weight.forward(kernels, x, rows, bias, y, &mut b.quantized);
+    let input = LoraInput { x, quantized: &b.quantized, bias };
+    at.add(kernels, input, y, stride, &mut b.low_rank);
 }

@@ -4,11 +4,14 @@
 //! their index. Its bits do not depend on the experts of other rows.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, QuantizedRows};
+use octavo_kernels::{Kernels, LoraInput, QuantizedRows};
 
+use super::adapters::AtSite;
+use super::batch::Batch;
 use super::mlp::{Between, gated};
 use super::model::Model;
 use super::scratch::{MoeBuffers, Scratch, take};
+use crate::adapter::Site;
 use crate::spec::{MoeSpec, Scoring};
 use crate::weights::{LayerWeights, MoeWeights};
 
@@ -20,16 +23,17 @@ impl Model {
         moe: &MoeSpec,
         layer: &LayerWeights,
         weights: &MoeWeights,
-        rows: usize,
+        batch: &Batch<'_>,
         s: &mut Scratch,
     ) {
-        let hidden = self.spec.hidden;
+        let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
+        let at = |site| AtSite::new(batch.adapters, layer.index, site);
         let x = &mut s.x[..rows * hidden];
         let normed = take(&mut s.normed, rows * hidden);
         let block_out = take(&mut s.block_out, rows * hidden);
         let input = self.mlp_input(kernels, layer.mlp_norm.as_deref(), x, normed);
         let b = &mut s.moe;
-        route(kernels, moe, weights, input, rows, b, &mut s.quantized);
+        route(kernels, moe, weights, input, rows, b, &mut s.projection.quantized);
         block_out.fill(0.0);
         for (expert, chosen) in weights.experts.iter().zip(&b.chosen) {
             if chosen.is_empty() {
@@ -43,10 +47,11 @@ impl Model {
             let buffers = Between {
                 gate_up: &mut s.qkv_gate_up,
                 intermediate: &mut s.intermediate,
-                rows: &mut s.quantized,
+                projection: &mut s.projection,
                 next: &mut s.activated,
             };
-            gated(kernels, (moe.intermediate, moe.activation), expert, gathered, chosen.len(), out, buffers);
+            let none = [AtSite::none(); 2];
+            gated(kernels, (moe.intermediate, moe.activation), expert, gathered, out, none, buffers);
             for (out, &(row, weight)) in out.chunks_exact(hidden).zip(chosen) {
                 add_weighted(&mut block_out[row as usize * hidden..][..hidden], out, weight);
             }
@@ -56,14 +61,18 @@ impl Model {
             let buffers = Between {
                 gate_up: &mut s.qkv_gate_up,
                 intermediate: &mut s.intermediate,
-                rows: &mut s.quantized,
+                projection: &mut s.projection,
                 next: &mut s.activated,
             };
-            gated(kernels, (spec.intermediate, moe.activation), shared, input, rows, out, buffers);
+            let both = [Site::SharedGateUp, Site::SharedDown].map(at);
+            gated(kernels, (spec.intermediate, moe.activation), shared, input, out, both, buffers);
             let gates = take(&mut b.scores, rows);
             gates.fill(1.0);
             if let Some(gate) = gate {
-                gate.forward(kernels, input, rows, None, gates, &mut s.quantized);
+                let b = &mut s.projection;
+                gate.forward(kernels, input, rows, None, gates, &mut b.quantized);
+                let read = LoraInput { x: input, quantized: &b.quantized, bias: None };
+                at(Site::SharedGate).add(kernels, read, gates, 1, &mut b.low_rank);
                 k::sigmoid(kernels, gates);
             }
             for ((to, out), &gate) in

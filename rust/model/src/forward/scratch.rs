@@ -2,6 +2,7 @@
 
 use octavo_kernels::{QuantizedRows, Selector};
 
+use super::adapters::ProjectionBuffers;
 use super::router::Router;
 use crate::rope::RopeAngles;
 
@@ -20,7 +21,7 @@ pub struct Scratch {
     pub(super) intermediate: Vec<f32>,
     pub(super) rows: Vec<u32>,
     pub(super) ropes: Vec<RopeAngles>,
-    pub(super) quantized: QuantizedRows,
+    pub(super) projection: ProjectionBuffers,
     /// The activated rows between the projections of a feed-forward block.
     pub(super) activated: QuantizedRows,
     pub(super) mla: MlaBuffers,

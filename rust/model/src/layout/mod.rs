@@ -13,6 +13,7 @@ mod head;
 mod prefix;
 mod unused;
 
+pub(crate) use prefix::module_name;
 pub use unused::warn_of_unused;
 
 use crate::ModelError;

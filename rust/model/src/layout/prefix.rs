@@ -63,6 +63,14 @@ fn prefixes(checkpoint: &Checkpoint) -> BTreeSet<String> {
     before.filter(|before| before.is_empty() || before.ends_with('.')).map(String::from).collect()
 }
 
+/// The family's name of a module of the layers that an adapter calls `path`; None: it is not in the layers of the text model.
+pub fn module_name(path: &str) -> Option<String> {
+    let path = unwrapped(path);
+    let before = path.split('.').take_while(|part| HOLDERS.contains(part)).map(|part| part.len() + 1).sum();
+    let rest = path.get(before..)?;
+    rest.starts_with("layers.").then(|| format!("{MODEL}{rest}"))
+}
+
 /// The name without wrappers.
 fn unwrapped(name: &str) -> String {
     name.split('.').filter(|part| !WRAPPERS.contains(part)).collect::<Vec<_>>().join(".")

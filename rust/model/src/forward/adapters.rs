@@ -1,0 +1,72 @@
+//! Adapters in the forward pass: what they add to a projection, for the rows that have one.
+
+use std::ops::Range;
+
+use octavo_kernels as k;
+use octavo_kernels::{Kernels, LoraInput, LoraRun, QuantizedRows};
+
+use crate::adapter::{Adapter, Site};
+
+/// Rows of a step that one adapter changes.
+#[derive(Clone)]
+pub struct AdapterRows<'a> {
+    /// The adapter, packed for this model.
+    pub adapter: &'a Adapter,
+    /// Rows of the batch: whole sequences.
+    pub rows: Range<usize>,
+}
+
+/// The adapters of a step at one projection.
+#[derive(Clone, Copy)]
+pub(super) struct AtSite<'a> {
+    adapters: &'a [AdapterRows<'a>],
+    layer: usize,
+    site: Site,
+}
+
+impl<'a> AtSite<'a> {
+    pub(super) fn new(adapters: &'a [AdapterRows<'a>], layer: usize, site: Site) -> Self {
+        Self { adapters, layer, site }
+    }
+
+    /// A projection without adapters.
+    pub(super) fn none() -> Self {
+        Self { adapters: &[], layer: 0, site: Site::O }
+    }
+
+    fn runs(self) -> impl Iterator<Item = LoraRun<'a>> {
+        self.adapters.iter().filter_map(move |AdapterRows { adapter, rows }| {
+            adapter.stack(self.layer, self.site).map(|stack| LoraRun { stack, rows: rows.clone() })
+        })
+    }
+
+    /// True if no adapter changes this projection.
+    pub(super) fn is_empty(self) -> bool {
+        self.runs().next().is_none()
+    }
+
+    /// Adds the adapters to y, which the base projection has written. `h` is reused memory.
+    pub(super) fn add(
+        self,
+        kernels: &Kernels,
+        input: LoraInput<'_>,
+        y: &mut [f32],
+        stride: usize,
+        h: &mut Vec<f32>,
+    ) {
+        if self.is_empty() {
+            return;
+        }
+        let runs = self.runs().collect::<Vec<_>>();
+        k::lora_add(kernels, &runs, input, y, stride, h);
+    }
+}
+
+/// Memory that projections share.
+#[derive(Default)]
+pub(super) struct ProjectionBuffers {
+    /// The input in int8.
+    pub(super) quantized: QuantizedRows,
+    /// The inputs of adapters' second matrices.
+    pub(super) low_rank: Vec<f32>,
+}
