@@ -18,7 +18,9 @@ from octavo.server.parsing import Arguments, Call, Content, Plain, Reasoning
 from octavo.server.protocols.anthropic import anthropic_error
 from octavo.server.protocols.anthropic.answer import Messages
 from octavo.server.protocols.anthropic.requests import MessagesRequest
+from octavo.server.protocols.openai_chat import Begun
 from octavo.server.reasoning import Reader
+from octavo.server.targets import Target
 from starlette.testclient import TestClient
 
 SCHEMA: Any = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
@@ -216,10 +218,11 @@ PIECES: list[tuple[list[Any], list[Any]]] = [
 
 @pytest.mark.parametrize(("pieces", "wanted"), PIECES)
 @pytest.mark.parametrize("stream", [False, True])
-def test_blocks(context: Context, pieces: list[Any], wanted: list[Any], stream: bool) -> None:
+def test_blocks(pieces: list[Any], wanted: list[Any], stream: bool) -> None:
     """White space alone, which models write around calls, makes no block of text beside others."""
     request = read(MessagesRequest, {"max_tokens": 9, "messages": [user(text("a"))], "stream": stream})
-    response = Messages(context, request, Generation([]), Reader(Plain()))
+    begun = Begun(Generation([]), lambda: Reader(Plain()), frozenset(), Target("m"))
+    response = Messages(request, begun)
     sent = b"".join(response._piece(piece) for piece in pieces)
     if not stream:
         found = [tuple(block.values()) for block in json.loads(response.reply().body)["content"]]

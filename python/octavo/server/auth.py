@@ -17,6 +17,8 @@ from octavo.server.page import PATHS
 
 # Paths that need no key. Matched exactly: every other spelling needs the key.
 PUBLIC_PATHS = frozenset({"/health", "/version"})
+# Paths that need a key of administrators, and take no other one.
+ADMIN_PATHS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 # Headers of Anthropic's and of Azure's clients for the key.
 KEY_HEADERS = ("x-api-key", "api-key")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -39,7 +41,8 @@ class Auth:
         self._limits = config.limits
         self._hosts = None if config.allowed_hosts is None else {h.lower() for h in config.allowed_hosts}
         self._page = PATHS if config.page else frozenset()
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in config.api_keys]
+        self._keys = [_digest(key) for key in config.api_keys]
+        self._admin_keys = [_digest(key) for key in config.admin_api_keys]
 
     def request_id(self, given: str | None) -> str:
         """The client's own id if it has a valid form, else a new one."""
@@ -69,6 +72,9 @@ class Auth:
             raise ApiError(400, "the Content-Length is no number")
         if int(length) > self._limits.body_bytes:
             raise self.too_large()
+        if self._admin_keys and path in ADMIN_PATHS:
+            self._check_admin(headers)
+            return Accepted(headers, self.request_id(headers.get("x-request-id")), None)
         salt = self._salt(headers)
         if salt is None and self._keys and path not in PUBLIC_PATHS and not self._is_page(method, path):
             raise ApiError(
@@ -94,18 +100,45 @@ class Auth:
 
     def _salt(self, headers: dict[str, str]) -> str | None:
         """A salt for the key of a request, which does not reveal the key; None without a valid key."""
-        if not self._keys:
-            return None
-        given = [_authorized(headers.get("authorization", "")), *(headers.get(name) for name in KEY_HEADERS)]
-        # Clients may send a key for another service beside the right one: one valid key is enough.
-        found = [self._key_salt(key.strip()) for key in given if key is not None]
-        return next((salt for salt in found if salt is not None), None)
+        found = _matches(headers, self._keys)
+        return None if found is None else f"key:{found.hex()[:32]}"
 
-    def _key_salt(self, given: str) -> str | None:
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+    def _check_admin(self, headers: dict[str, str]) -> None:
+        """Rejects a request without a key of administrators.
+
+        Raises:
+            ApiError: 403 with an ordinary key, else 401.
+        """
+        if _matches(headers, self._admin_keys) is not None:
+            return
+        if _matches(headers, self._keys) is not None:
+            raise ApiError(
+                403, "this key may not change adapters: a key of administrators is needed", code="no_admin_key"
+            )
+        raise ApiError(
+            401,
+            "a key of administrators is needed: send the one of --admin-api-key as 'Authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _matches(headers: dict[str, str], keys: list[bytes]) -> bytes | None:
+    """The digest of a key in `headers` that is one of `keys`."""
+    if not keys:
+        return None
+    given = [_authorized(headers.get("authorization", "")), *(headers.get(name) for name in KEY_HEADERS)]
+    # Clients may send a key for another service beside the right one: one valid key is enough.
+    found = None
+    for digest in (_digest(key.strip()) for key in given if key is not None):
         # All keys are compared, each in constant time.
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]
-        return f"key:{digest.hex()[:32]}" if any(matches) else None
+        matches = [hmac.compare_digest(digest, key) for key in keys]
+        found = digest if any(matches) and found is None else found
+    return found
 
 
 def _authorized(authorization: str) -> str | None:

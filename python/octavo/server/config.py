@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from octavo.calls import names_arguments
@@ -46,6 +47,7 @@ class Limits:
         stored_responses, stored_responses_bytes: number and size of the stored responses of one API key; 0: none are
             stored. The longest unused ones are dropped first.
         stored_responses_seconds: a response is dropped this long after its last use.
+        adapter_changes: loads and unloads of adapters that run or wait at once.
         stream_stall_seconds: a client that reads nothing for this time is disconnected.
     """
 
@@ -69,6 +71,7 @@ class Limits:
     stored_responses: int = 1000
     stored_responses_bytes: int = 64 << 20
     stored_responses_seconds: float = 24 * 3600.0
+    adapter_changes: int = 8
     stream_stall_seconds: float = 60.0
 
 
@@ -92,6 +95,9 @@ class ServerConfig:
         reasoning_parser: format of reasoning in the model's text, or None.
         disable_additional_properties: objects in schemas that name their properties take no others, unless
             `additionalProperties` says so; False: they take any.
+        admin_api_keys: bearer tokens that load and unload adapters, and open nothing else.
+        lora_root: folder below which adapters are loaded at run time. It and `admin_api_keys` go together; without them
+            a running server takes no other adapters.
         page: serve a small page at /. Its files need no key and contain no data.
     """
 
@@ -106,11 +112,15 @@ class ServerConfig:
     tool_parser: str = "auto"
     reasoning_parser: str | None = None
     disable_additional_properties: bool = True
+    admin_api_keys: tuple[str, ...] = ()
+    lora_root: str | os.PathLike[str] | None = None
     page: bool = True
 
     def __post_init__(self) -> None:
-        if any(not key.strip() or not key.isascii() for key in self.api_keys):
-            raise InvalidRequestError("api_keys: a key is empty or not ASCII")
+        for name in ("api_keys", "admin_api_keys"):
+            if any(not key.strip() or not key.isascii() for key in getattr(self, name)):
+                raise InvalidRequestError(f"{name}: a key is empty or not ASCII")
+        self._check_runtime_adapters()
         if self.tool_parser not in ("auto", *TOOL_PARSERS):
             raise InvalidRequestError(f"tool_parser is {self.tool_parser!r}: auto, {', '.join(TOOL_PARSERS)}")
         if self.reasoning_parser not in (None, *REASONING_PARSERS):
@@ -120,3 +130,22 @@ class ServerConfig:
             raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
         if not 0 <= self.stream_interval_ms <= 10_000:
             raise InvalidRequestError(f"stream_interval_ms is {self.stream_interval_ms}: 0 to 10000 is expected")
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Adapters can be loaded and unloaded at run time."""
+        return self.lora_root is not None
+
+    def _check_runtime_adapters(self) -> None:
+        if {*self.admin_api_keys} & {*self.api_keys}:
+            raise InvalidRequestError("admin_api_keys: a key is also in api_keys: make another one for administrators")
+        if self.lora_root is None:
+            if self.admin_api_keys:
+                raise InvalidRequestError(
+                    "admin_api_keys without lora_root open nothing: set lora_root, or leave them out"
+                )
+            return
+        if not self.admin_api_keys:
+            raise InvalidRequestError("lora_root needs a key of administrators: set admin_api_keys")
+        if not os.path.isdir(self.lora_root):
+            raise InvalidRequestError(f"lora_root is {os.fspath(self.lora_root)!r}, which is no folder")

@@ -22,14 +22,17 @@ from octavo.server.calls.formats import (
     template_supports_tools,
 )
 from octavo.server.calls.ids import new_call_id
+from octavo.server.changes import Changes
 from octavo.server.config import ServerConfig
 from octavo.server.errors import ApiError, from_octavo
 from octavo.server.fields import requests
+from octavo.server.fields.adapters import FIELDS as ADAPTER_FIELDS
 from octavo.server.fields.dialects import inside
 from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
 from octavo.server.response_store import ResponseStore
+from octavo.server.targets import Targets
 from octavo.server.template_traits import CallForm, call_form, needs_alternation, needs_short_ids, shows_results
 from octavo.server.truncation import truncated
 
@@ -55,6 +58,8 @@ class Context:
         lazy_llm: the model and its loading state.
         created: start time in seconds since 1970.
         response_store: stored responses of /v1/responses.
+        targets: finds what a request runs with.
+        adapter_changes: loads and unloads of adapters, one after the other.
         http_requests: number of answered requests by (method, route, status).
     """
 
@@ -65,6 +70,8 @@ class Context:
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
         self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self.response_store = ResponseStore(config.limits)
+        self.targets = Targets(lambda: self.llm, lambda: self.names)
+        self.adapter_changes = Changes(config.limits.adapter_changes)
         self._warned: set[str] = set()
 
     @property
@@ -100,19 +107,19 @@ class Context:
         return self.names[0]
 
     def read(self, kind: type[R], call: Call) -> R:
-        """Validates the body of `call` as a `kind`, and its model name.
+        """Validates the body of `call` as a `kind`, and that what its model names exists.
 
         Raises:
             ApiError: 400, 404, 415.
         """
         request = requests.read(kind, call.json(self.config.limits))
         self._warn(request)
-        self.check_model(getattr(request, "model", None))
+        self.targets.of(request)
         return request
 
     def _warn(self, request: requests.Strict) -> None:
         """Logs the unknown fields of `request`, each once for the server."""
-        names = {*(request.model_extra or ())} - requests.silent(type(request))
+        names = {*(request.model_extra or ())} - requests.silent(type(request)) - ADAPTER_FIELDS.keys()
         names.update(path for path, _, value in inside(request) if value is not None)
         names.update(request.unknown_keys())
         for name in heapq.nsmallest(8, names - self._warned):
@@ -125,17 +132,6 @@ class Context:
         if key not in self._warned and len(self._warned) < _MAX_WARNED:
             self._warned.add(key)
             log.warning(message + " (said once)", *values)
-
-    def check_model(self, name: str | None) -> None:
-        """Rejects a name that is not served.
-
-        Raises:
-            ApiError: 404.
-        """
-        if name and name not in self.names:
-            served = ", ".join(self.names)
-            message = f"there is no model {name[:80]!r} here: {served} is served; --served-model-name adds names"
-            raise ApiError(404, message, param="model", code="model_not_found")
 
     def check_texts(self, prompts: Iterable[str | list[int]], param: str) -> None:
         """Rejects texts that cannot fit into the context, before they are tokenised.

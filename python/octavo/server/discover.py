@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from importlib.metadata import entry_points
 
-from octavo.server import health, metrics, models, page, tokenize, tokenizer_info
+from octavo.server import adapters, health, metrics, models, page, tokenize, tokenizer_info
 from octavo.server.protocols import (
     anthropic,
     embeddings,
@@ -27,7 +27,7 @@ log = logging.getLogger("octavo.server")
 
 ENTRY_POINTS = "octavo.server_protocols"
 _PROTOCOLS = (openai_chat, openai_completions, responses, stored_responses, anthropic, embeddings, rerank)
-_MODULES = (*_PROTOCOLS, models, tokenize, tokenizer_info, health, metrics, page)
+_MODULES = (*_PROTOCOLS, models, adapters, tokenize, tokenizer_info, health, metrics, page)
 
 
 def all_routes() -> list[Route]:

@@ -64,6 +64,9 @@ def from_octavo(error: Exception, names: dict[str, str] | None = None) -> ApiErr
     names = names or {}
     if isinstance(error, errors.ContextLengthError):
         return bad_request(text, names.get("prompt", "prompt"), "context_length_exceeded")
+    if isinstance(error, errors.AdapterNotFoundError):
+        # It was unloaded, or loaded again, after the name was found.
+        return ApiError(404, text, param="model", code="model_not_found")
     if isinstance(error, errors.InvalidRequestError):
         found = _NAMED.match(text)
         param = found.group(1) if found else names.get("prompt")

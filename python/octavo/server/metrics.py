@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,6 +87,7 @@ class Snapshot(Collector):
         for reason, count in stats["finished"].items():
             success.add_metric([*model, reason], count)
         yield success
+        yield self._adapters(prefix, stats["adapters"])
         found = llm.histograms()
         for name, help_text in _HISTOGRAMS.items():
             h = found[name]
@@ -93,6 +95,15 @@ class Snapshot(Collector):
             family = HistogramMetricFamily(prefix + name, help_text, labels=labels)
             family.add_metric(model, list(zip(edges, h["counts"], strict=True)), h["sum"])
             yield family
+
+    @staticmethod
+    def _adapters(prefix: str, adapters: dict[str, Any]) -> Metric:
+        """As vLLM has it, for routers that send a request to where its adapter runs: names in labels, and the time."""
+        labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+        family = GaugeMetricFamily(prefix + "lora_requests_info", "Adapters of requests", labels=labels)
+        names = [",".join(sorted(adapters[state])) for state in ("running", "waiting")]
+        family.add_metric([str(adapters["max"]), *names], time.time())
+        return family
 
 
 ROUTES = [Route("GET", "/metrics", metrics, "Metrics for Prometheus")]

@@ -1,27 +1,37 @@
-"""GET /v1/models"""
+"""GET /v1/models: the model and its adapters."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
 
+from octavo.adapters import Adapter
 from octavo.server.context import Context
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.routes import Route
 
 
 def list_models(context: Context, call: Call) -> Reply:
+    adapters = context.targets.adapters()
+    cards = [_card(context, name) for name in context.names]
+    cards += [_card(context, name) | _of_adapter(context, name, adapter) for name, adapter in adapters.items()]
     if _is_anthropic(call):
-        models = [_anthropic(context, name) for name in context.names]
+        models = [_anthropic(context, card["id"]) for card in cards]
         page = {"has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
         return json_reply({"data": models, **page})
-    return json_reply({"object": "list", "data": [_model(context, name) for name in context.names]})
+    return json_reply({"object": "list", "data": cards})
 
 
 def one_model(context: Context, call: Call) -> Reply:
     name = call.path.removeprefix("/v1/models/")
-    context.check_model(name)
-    return json_reply(_anthropic(context, name) if _is_anthropic(call) else _model(context, name))
+    target = context.targets.named(name)
+    card, headers = _card(context, name), {}
+    adapter = context.targets.adapters().get((target.adapter or "").partition("@")[0])
+    if adapter is not None:
+        card |= _of_adapter(context, name, adapter)
+        # The state that If-Match of a load compares with.
+        headers["etag"] = f'"{adapter.generation}"'
+    return json_reply(_anthropic(context, name) if _is_anthropic(call) else card, headers=headers)
 
 
 def _is_anthropic(call: Call) -> bool:
@@ -29,7 +39,7 @@ def _is_anthropic(call: Call) -> bool:
     return "anthropic-version" in call.headers
 
 
-def _model(context: Context, name: str) -> dict[str, Any]:
+def _card(context: Context, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -38,6 +48,12 @@ def _model(context: Context, name: str) -> dict[str, Any]:
         "root": context.name,
         "max_model_len": context.max_model_len,
     }
+
+
+def _of_adapter(context: Context, name: str, adapter: Adapter) -> dict[str, Any]:
+    """Fields of an adapter. `root` and `parent` are as in vLLM's lists, but `root` is never a path."""
+    facts = {"generation": adapter.generation, "digest": adapter.digest, "rank": adapter.rank}
+    return {"root": name, "parent": context.name, "adapter": facts}
 
 
 def _anthropic(context: Context, name: str) -> dict[str, Any]:

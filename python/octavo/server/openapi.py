@@ -30,6 +30,8 @@ def document(service: Service) -> dict[str, Any]:
         if route.request is not None:
             body = {"schema": {"$ref": _REF.format(model=route.request.__name__)}}
             operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+        if route.admin:
+            operation["security"] = [{"admin": []}]
         if "{" in route.path:
             name = route.path.partition("{")[2].partition("}")[0]
             operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -40,12 +42,15 @@ def document(service: Service) -> dict[str, Any]:
         "paths": paths,
         "components": {"schemas": {**definitions.get("$defs", {}), "Error": _ERROR}},
     }
+    schemes: dict[str, Any] = {}
+    if service.config.takes_adapters:
+        schemes["admin"] = {"type": "http", "scheme": "bearer"}
     if service.config.api_keys:
-        schema["components"]["securitySchemes"] = {
-            "key": {"type": "http", "scheme": "bearer"},
-            **{name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS},
-        }
+        schemes["key"] = {"type": "http", "scheme": "bearer"}
+        schemes |= {name: {"type": "apiKey", "in": "header", "name": name} for name in KEY_HEADERS}
         schema["security"] = [{"key": []}, *({name: []} for name in KEY_HEADERS)]
+    if schemes:
+        schema["components"]["securitySchemes"] = schemes
     return schema
 
 

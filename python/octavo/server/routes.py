@@ -34,6 +34,7 @@ class Route(NamedTuple):
         request: model of the body, if the route reads one.
         documented: the OpenAPI document contains the route.
         error: form of this route's errors, also of those that are found before the handler runs.
+        admin: it needs a key of administrators.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Route(NamedTuple):
     request: type[Strict] | None = None
     documented: bool = True
     error: ErrorForm = openai_error
+    admin: bool = False
 
 
 class RouteTable:

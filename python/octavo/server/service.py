@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from octavo.errors import OctavoError
 from octavo.llm import LLM
-from octavo.server.auth import Auth
+from octavo.server.auth import ADMIN_PATHS, Auth
 from octavo.server.config import ServerConfig
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, from_octavo
@@ -50,7 +50,7 @@ class Service:
         self.config = config
         self.context = Context(source, config)
         self.auth = Auth(config)
-        self._table = RouteTable(routes)
+        self._table = RouteTable(r for r in routes if config.takes_adapters or not r.admin)
         self._count_lock = threading.Lock()
 
     @property
@@ -60,7 +60,9 @@ class Service:
 
     def is_quick(self, call: Call) -> bool:
         """Whether `respond` takes about a millisecond at most: a short body, and no grammar to compile."""
-        return len(call.body) < _QUICK_BYTES and self.context.lazy_llm.settled and not _SLOW.search(call.body)
+        if len(call.body) >= _QUICK_BYTES or call.path in ADMIN_PATHS or not self.context.lazy_llm.settled:
+            return False
+        return not _SLOW.search(call.body)
 
     def respond(self, call: Call) -> Reply | Response:
         """Runs the handler of `call`.
@@ -68,6 +70,9 @@ class Service:
         Raises:
             ApiError: the error to send.
         """
+        if call.path in ADMIN_PATHS and not self.config.takes_adapters:
+            message = "this server takes no adapters at run time: start it with --lora-root and --admin-api-key"
+            raise ApiError(404, message, code="not_found")
         handler = self._table.handler(call.method, call.path)
         try:
             return handler(self.context, call)

@@ -67,7 +67,8 @@ _BEAMS = "there is no beam search: use n or best_of"
 _REASONING = "start the server with --reasoning-parser, or use chat_template_kwargs"
 _TEXT_ONLY = "this model reads and writes text"
 _PROMPT = "write it into the prompt"
-_ADAPTER = "adapters cannot be chosen by a request"
+_LOADED = "adapters are loaded before requests name them"
+_MIXED = "adapters are not mixed in a request: make one with octavo merge, or another adapter"
 _REPORT = "this report is not available"
 
 # Fields of requests that generate. Fields that a request model has itself are not looked up here.
@@ -129,7 +130,9 @@ REFUSED: dict[str, Refusal] = {
     **_all("give its fields at the top level", "options", "parameters", "sampling_params", "generation_config"),
     **_all("give its fields at the top level", "extra_body", "extra_args", "ollama_options"),
     # Models
-    **_all(_ADAPTER, "lora", "lora_path", "lora_request", "adapter_id", "control_vectors"),
+    # An adapter is named by the fields of `octavo.server.fields.adapters`.
+    **_all(_MIXED, "merged_adapters", "adapter_parameters", "control_vectors"),
+    **_all(_LOADED, "adapter_source", neutral=("local",)),
     # Reports
     **_all("use return_token_ids", "return_tokens"),
     **_all("use logprobs", "n_probs", "top_n_tokens", "decoder_input_details", "post_sampling_probs"),
@@ -155,6 +158,8 @@ REFUSED_BY_EMBEDDINGS: dict[str, Refusal] = {
     **_all("give texts as input", "messages", "inputs", "images", "embedding_types", "multi_modal_data"),
     **_all("use input", "prompt", "content", "texts"),
     **_all("use pooling", "pooling_type", "pooling_mode"),
+    **_all(_MIXED, "merged_adapters", "adapter_parameters"),
+    **_all(_LOADED, "adapter_source", neutral=("local",)),
     **_all("text pieces are not embedded one by one", "late_chunking", "return_multivector"),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from octavo.server.http import Call, Reply, dumps
 from octavo.server.response import Response
 from octavo.server.routes import Route
 from octavo.server.sampling import cache_salt
+from octavo.server.targets import Target
 
 # Names of `LLM.submit_embedding`'s arguments -> names in the API.
 _NAMES = {"prompt": "input"}
@@ -26,12 +27,15 @@ _NAMES = {"prompt": "input"}
 
 def embeddings(context: Context, call: Call) -> Response:
     request = context.read(EmbeddingRequest, call)
-    generation, prompts = begin(context, request, call)
-    return Embeddings(context, generation, prompts, base64_wanted=request.encoding_format == "base64")
+    target = context.targets.of(request)
+    generation, prompts = begin(context, request, call, target)
+    return Embeddings(target, generation, prompts, base64_wanted=request.encoding_format == "base64")
 
 
-def begin(context: Context, request: EmbeddingRequest, call: Call) -> tuple[EmbeddingGeneration, list[list[int]]]:
-    """Starts to embed the inputs of `request`. Also returns their tokens.
+def begin(
+    context: Context, request: EmbeddingRequest, call: Call, target: Target
+) -> tuple[EmbeddingGeneration, list[list[int]]]:
+    """Starts to embed the inputs of `request` with `target`. Also returns their tokens.
 
     Raises:
         ApiError: the request is invalid.
@@ -48,6 +52,8 @@ def begin(context: Context, request: EmbeddingRequest, call: Call) -> tuple[Embe
         "timeout": request.timeout,
         "cache_salt": cache_salt(call.salt, request.cache_salt),
     }
+    if target.adapter is not None:
+        options["lora"] = target.adapter
     context.check_texts(inputs, "input")
     llm = context.llm
     special = request.add_special_tokens is not False
@@ -127,14 +133,14 @@ class Embeddings(Response):
 
     def __init__(
         self,
-        context: Context,
+        target: Target,
         generation: EmbeddingGeneration,
         prompts: list[list[int]],
         *,
         base64_wanted: bool,
     ) -> None:
         super().__init__(generation, stream=False)
-        self._name = context.name
+        self._name = target.name
         self._base64 = base64_wanted
         self._tokens = sum(map(len, prompts))
         self._vectors: list[bytes] = [b""] * len(prompts)

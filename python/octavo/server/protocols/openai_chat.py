@@ -23,6 +23,7 @@ from octavo.server.reasoning import Reader
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
+from octavo.server.targets import Target
 
 # JSON after the text of an unfinished choice.
 _AFTER = b'},"logprobs":null,"finish_reason":null}'
@@ -31,7 +32,9 @@ _AFTER = b'},"logprobs":null,"finish_reason":null}'
 def chat(context: Context, call: Call) -> Response:
     request = context.read(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    return Chat(context, request, begin(context, request, call, names), stream=bool(request.stream))
+    return Chat(
+        context, request, begin(context, request, call, names, context.targets.of(request)), stream=bool(request.stream)
+    )
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,21 @@ class Begun:
     Attributes:
         reader: makes a reader for one sample.
         custom: names of the functions that are custom tools for the client.
+        target: what it runs with.
     """
 
     generation: Generation
     reader: Callable[[], Reader]
     custom: frozenset[str]
+    target: Target
 
 
-def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str]) -> Begun:
+def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Begun:
     """Starts the generation of a chat request.
 
     Args:
         names: names of `LLM.submit`'s arguments -> names in the API.
+        target: what the request runs with. `request` may be made from another one, and does not say it.
 
     Raises:
         ApiError: the request is invalid.
@@ -69,7 +75,12 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")
     form = output_format(context, request, toolbox, prompt)
-    more: dict[str, Any] = {"max_tokens": max_tokens, "logprobs": top, "structured": form.structured}
+    more: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "logprobs": top,
+        "structured": form.structured,
+        **target.sampling(),
+    }
     if toolbox.needs_special_tokens and request.skip_special_tokens is None:
         more["skip_special_tokens"] = False
     params = sampling_params(request, limits, call.salt, **more)
@@ -82,7 +93,7 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
         param=names.get("prompt", "prompt"),
     )
     generation = context.generate([(cut, False, params)], stream=bool(request.stream), names=names)
-    return Begun(generation, form.reader, toolbox.custom)
+    return Begun(generation, form.reader, toolbox.custom, target)
 
 
 class Chat(Response):
@@ -94,7 +105,7 @@ class Chat(Response):
         self._begun = begun
         self._new_call_id = context.new_call_id
         kind = "chat.completion.chunk" if stream else "chat.completion"
-        self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": context.name}
+        self._head = {"id": new_id("chatcmpl"), "object": kind, "created": now(), "model": begun.target.name}
         self._include_usage = bool(self.options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
         # The common case: only text is requested.

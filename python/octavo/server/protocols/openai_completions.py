@@ -16,6 +16,7 @@ from octavo.server.output_format import answer_format, field_of
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
+from octavo.server.targets import Target
 
 # Default of OpenAI's API.
 _DEFAULT_MAX_TOKENS = 16
@@ -25,6 +26,7 @@ _AFTER = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 def completions(context: Context, call: Call) -> Response:
     request = context.read(CompletionRequest, call)
+    target = context.targets.of(request)
     limits = context.config.limits
     if request.suffix:
         raise bad_request("suffix is not supported: the model continues a prompt and fills no gaps", "suffix")
@@ -48,6 +50,7 @@ def completions(context: Context, call: Call) -> Response:
         # Samples are ranked by their probability.
         "logprobs": 0 if logprobs is None and drawn > n else logprobs,
         "structured": answer_format(context, request),
+        **target.sampling(),
     }
     if request.echo and logprobs is not None:
         wanted = candidates("prompt_logprobs", request.prompt_logprobs or 0, limits)
@@ -61,7 +64,7 @@ def completions(context: Context, call: Call) -> Response:
         for p in prompts
     ]
     generation = context.generate([(p, special, params) for p in prompts], stream=stream, names=names)
-    return Completions(context, request, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
+    return Completions(context, request, target, generation, stream=stream, n=n, logprobs=logprobs, nothing=nothing)
 
 
 def _prompts(request: CompletionRequest) -> list[str | list[int]]:
@@ -82,6 +85,7 @@ class Completions(Response):
         self,
         context: Context,
         request: CompletionRequest,
+        target: Target,
         generation: Generation,
         *,
         stream: bool,
@@ -95,7 +99,7 @@ class Completions(Response):
         self._nothing = nothing
         self._request = request
         self._llm = context.llm
-        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": context.name}
+        self._head = {"id": new_id("cmpl"), "object": "text_completion", "created": now(), "model": target.name}
         self._include_usage = bool(self.options.include_usage)
         self._chunks = Chunks(self._head, usage=self._include_usage)
         # The common case: a stream of text only.

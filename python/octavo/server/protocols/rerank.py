@@ -19,6 +19,7 @@ from octavo.server.http import Call, Reply, json_reply
 from octavo.server.protocols.embeddings import EmbeddingGeneration, begin
 from octavo.server.response import Response, new_id, now
 from octavo.server.routes import Route
+from octavo.server.targets import Target
 from pydantic import Field
 
 _SHORTER = Refusal("use truncate_prompt_tokens")
@@ -75,8 +76,8 @@ class ScoreRequest(ComparisonRequest):
 def rerank(context: Context, call: Call) -> Response:
     request = context.read(RerankRequest, call)
     documents = [_document(given, f"documents[{i}]") for i, given in enumerate(request.documents)]
-    generation, prompts = _begin(context, request, call, [request.query], documents, ("query", "documents"))
-    return Rerank(context, request, documents, generation, prompts)
+    begun = _begin(context, request, call, [request.query], documents, ("query", "documents"))
+    return Rerank(request, documents, *begun)
 
 
 def score(context: Context, call: Call) -> Response:
@@ -85,7 +86,7 @@ def score(context: Context, call: Call) -> Response:
     if not first or not second or len(first) not in (1, len(second)):
         counts = f"text_1 has {len(first)} texts and text_2 has {len(second)}"
         raise bad_request(f"{counts}: one and at least one, or equally many are expected", "text_1")
-    return Score(context, len(first), *_begin(context, request, call, first, second, ("text_1", "text_2")))
+    return Score(len(first), *_begin(context, request, call, first, second, ("text_1", "text_2")))
 
 
 def _begin(
@@ -95,13 +96,15 @@ def _begin(
     first: list[str],
     second: list[str],
     names: tuple[str, str],
-) -> tuple[EmbeddingGeneration, list[list[int]]]:
+) -> tuple[Target, EmbeddingGeneration, list[list[int]]]:
     for name, texts in zip(names, (first, second), strict=True):
         if not all(texts):
             raise bad_request(f"{name}: a text is empty", name)
     options = {name: getattr(request, name) for name in _SAME}
     try:
-        return begin(context, read(EmbeddingRequest, {"input": first + second, **options}), call)
+        target = context.targets.of(request)
+        generation, prompts = begin(context, read(EmbeddingRequest, {"input": first + second, **options}), call, target)
+        return target, generation, prompts
     except ApiError as error:
         if error.param is not None and error.param.startswith("input"):
             # The query is the first input.
@@ -125,9 +128,9 @@ def _document(given: str | dict[str, Any], where: str) -> str:
 class Comparison(Response):
     """A response from the embeddings of texts."""
 
-    def __init__(self, context: Context, generation: EmbeddingGeneration, prompts: list[list[int]]) -> None:
+    def __init__(self, target: Target, generation: EmbeddingGeneration, prompts: list[list[int]]) -> None:
         super().__init__(generation, stream=False)
-        self._model = context.name
+        self._model = target.name
         tokens = sum(map(len, prompts))
         self._tokens = {"prompt_tokens": tokens, "total_tokens": tokens}
         self._vectors: list[bytes] = [b""] * len(prompts)
@@ -150,13 +153,13 @@ class Rerank(Comparison):
 
     def __init__(
         self,
-        context: Context,
         request: RerankRequest,
         documents: Sequence[str],
+        target: Target,
         generation: EmbeddingGeneration,
         prompts: list[list[int]],
     ) -> None:
-        super().__init__(context, generation, prompts)
+        super().__init__(target, generation, prompts)
         self._request = request
         self._documents = documents
 
@@ -180,8 +183,8 @@ class Rerank(Comparison):
 class Score(Comparison):
     """A score for each pair."""
 
-    def __init__(self, context: Context, count: int, generation: EmbeddingGeneration, prompts: list[list[int]]) -> None:
-        super().__init__(context, generation, prompts)
+    def __init__(self, count: int, target: Target, generation: EmbeddingGeneration, prompts: list[list[int]]) -> None:
+        super().__init__(target, generation, prompts)
         self._count = count
 
     def reply(self) -> Reply:

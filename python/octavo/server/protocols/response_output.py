@@ -44,7 +44,7 @@ class Responses(Response):
         self._new_call_id = context.new_call_id
         self._id = new_id("resp")
         self._created = now()
-        self._head = {"model": context.name, **asked.fields}
+        self._head = {"model": begun.target.name, **asked.fields}
         self._reason: str | None = None
         self._items: list[dict[str, Any]] = []
         # Arguments of a custom tool's function. Its input can be read at their end.

@@ -70,6 +70,7 @@ class InputTokensRequest(ResponsesFields):
 
 def responses(context: Context, call: Call) -> Response:
     request = context.read(ResponsesRequest, call)
+    target = context.targets.of(request)
     asked = Input(context, request, request.input, call)
     sampling = {
         "stream": request.stream,
@@ -79,7 +80,7 @@ def responses(context: Context, call: Call) -> Response:
     }
     try:
         chat = asked.chat(request, sampling)
-        begun = begin(context, chat, call, {"prompt": "input", "structured": "text.format"})
+        begun = begin(context, chat, call, {"prompt": "input", "structured": "text.format"}, target)
     except ApiError as error:
         raise asked.conversation.in_own_names(error) from error
     store = context.response_store.enabled and request.store is not False

@@ -27,10 +27,10 @@ def messages(context: Context, call: Call) -> Response:
     chat = found.chat()
     names = _NAMES if chat.response_format is not None else {**_NAMES, "structured": "tools"}
     try:
-        begun = begin(context, chat, call, names)
+        begun = begin(context, chat, call, names, context.targets.of(request))
     except ApiError as error:
         raise found.renamed(error) from None
-    return Messages(context, request, begun.generation, begun.reader())
+    return Messages(request, begun)
 
 
 def count_tokens(context: Context, call: Call) -> Reply:

@@ -7,14 +7,13 @@ import hashlib
 import secrets
 from typing import Any
 
-from octavo.server.context import Context
 from octavo.server.errors import ApiError
-from octavo.server.generation import Deltas, Generation
+from octavo.server.generation import Deltas
 from octavo.server.http import Reply, event, json_reply
 from octavo.server.parsing import Call, Content, Piece, Reasoning
 from octavo.server.protocols.anthropic.errors import error_body
 from octavo.server.protocols.anthropic.requests import MessagesRequest
-from octavo.server.reasoning import Reader
+from octavo.server.protocols.openai_chat import Begun
 from octavo.server.response import Response
 from pydantic_core import from_json
 
@@ -24,9 +23,9 @@ _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "think
 class Messages(Response):
     """The response: blocks of thinking, text and tool_use, in order of generation."""
 
-    def __init__(self, context: Context, request: MessagesRequest, generation: Generation, reader: Reader) -> None:
-        super().__init__(generation, stream=bool(request.stream))
-        self._reader = reader
+    def __init__(self, request: MessagesRequest, begun: Begun) -> None:
+        super().__init__(begun.generation, stream=bool(request.stream))
+        self._reader = begun.reader()
         # max_tokens 0 fills the prefix cache: the one token that is generated is dropped.
         self._silent = request.max_tokens == 0
         self._omit_thinking = request.thinking is not None and request.thinking.display == "omitted"
@@ -43,7 +42,7 @@ class Messages(Response):
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",
-            "model": context.name,
+            "model": begun.target.name,
         }
 
     def feed(self, deltas: Deltas) -> bytes:
