@@ -10,6 +10,7 @@ from typing import Annotated, Protocol
 
 from typer import Option
 
+from octavo.cli.attached import AttachedOptions
 from octavo.cli.generate import dim, speed
 from octavo.cli.options import EngineOptions, SamplingOptions
 from octavo.cli.remote import Remote
@@ -25,6 +26,7 @@ _HELP = "/reset forgets the conversation, /exit (or Ctrl-D) ends it; Ctrl-C stop
 def chat(
     engine: EngineOptions,
     sampling: SamplingOptions,
+    attached: AttachedOptions,
     system: Annotated[str | None, Option("--system", "-s", help="System message.", show_default=False)] = None,
     url: Annotated[
         str | None, Option(help="URL of a running server to use; --model is the name of its model.", show_default=False)
@@ -38,11 +40,12 @@ def chat(
     start: list[Turn] = [{"role": "system", "content": system}] if system else []
     if url is not None:
         _refuse_engine_options(engine)
+        attached.refuse("is for a model in this process: name what the server has with --model, such as sql+law")
         _converse(Remote(url, sampling, model=engine.model, api_key=api_key), start, as_json)
         return
     params = sampling.params()
     with engine.load() as llm:
-        _converse(Local(llm, params), start, as_json)
+        _converse(Local(llm, attached.attach(llm, params)), start, as_json)
 
 
 class Partner(Protocol):

@@ -9,12 +9,14 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from octavo.cli.attached import LoraOptions
 from octavo.cli.options import EngineOptions, with_model
 from octavo.evaluation import Estimate, Report, evaluate, first_of_each, held_out_cases, read_cases
 
 
 def eval_(
     engine: EngineOptions,
+    attached: LoraOptions,
     folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
     data: Annotated[
         Path | None,
@@ -35,7 +37,7 @@ def eval_(
     if limit is not None:
         cases = first_of_each(cases, limit)
     with with_model(engine, folder).load() as llm:
-        report = evaluate(llm, cases, progress=sys.stderr.isatty())
+        report = evaluate(llm, cases, adapter=attached.load_into(llm), progress=sys.stderr.isatty())
     if as_json:
         print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
     else:

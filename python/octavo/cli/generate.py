@@ -13,6 +13,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer import Argument, Option
 
+from octavo.cli.attached import AttachedOptions
 from octavo.cli.options import EngineOptions, SamplingOptions
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
@@ -25,6 +26,7 @@ Conversation = list[dict[str, Any]]
 def generate(
     engine: EngineOptions,
     sampling: SamplingOptions,
+    attached: AttachedOptions,
     prompt: Annotated[
         str | None,
         Argument(help="The prompt; '-' (or no prompt, with a pipe): read standard input.", show_default=False),
@@ -61,6 +63,7 @@ def generate(
     if chat:
         rows = [[{"role": "user", "content": r}] if isinstance(r, str) else r for r in rows]
     with _open(output) as sink, engine.load() as llm:
+        params = attached.attach(llm, params)
         if prompts_file is None and not as_json and samples == 1:
             _empty(sink)
             _stream(llm, rows[0], params, sink)

@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import typer
 from typer import Argument, Option
 
+from octavo.cli.adapter_facts import adapter_facts
 from octavo.cli.options import EngineOptions, with_model
 from octavo.gpu import device
 
@@ -15,17 +17,23 @@ from octavo.gpu import device
 def info(
     engine: EngineOptions,
     folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
+    lora: Annotated[str | None, Option("--lora", help="Folder of an adapter to describe, too.")] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object, including the complete model spec.")] = False,
 ) -> None:
-    """Show the model, the machine, the kernels in use, the memory plan and the defaults."""
+    """Show the model, the machine, the kernels in use, the memory plan and the defaults. Exit code 1 if an adapter does
+    not fit the model."""
     with with_model(engine, folder).load() as llm:
         facts = llm.info()
+        if lora is not None:
+            facts["adapter"] = adapter_facts(llm, lora)
     found = device.state()
     facts["machine"]["gpu"] = found["name"] if found["usable"] else found["problem"]
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
     else:
         _show(facts)
+    if lora is not None and not facts["adapter"]["fits"]:
+        raise typer.Exit(1)
 
 
 def _show(facts: Mapping[str, Any]) -> None:
@@ -46,6 +54,8 @@ def _show(facts: Mapping[str, Any]) -> None:
     if (origin := model["quantized_file"]) is not None:
         model["quantized_file"] = f"mapped; made from {origin['source']} by {origin['made_by']}"
     section("Model", _rows(model))
+    if "adapter" in facts:
+        section("Adapter", _rows(facts["adapter"]))
     section("Machine", _rows(facts["machine"]))
     section("Kernels", _rows(facts["kernels"]))
     parts = [(p["name"], size(p["bytes"]), p["reason"]) for p in facts["memory"]]

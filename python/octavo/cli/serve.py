@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from octavo.cli.attached import load_attached, lora_modules
 from octavo.cli.options import ServeOptions, with_model
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
@@ -46,13 +48,18 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise typer.BadParameter(f"{path}: {error}") from error
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{path}: option names and values are expected")
-    entries = {str(name).replace("-", "_"): value for name, value in found.items()}
+    entries = {str(name).replace("-", "_"): _texts(value) for name, value in found.items()}
     known = {p.name for p in context.command.params}
     unknown = sorted(set(entries) - known)
     if unknown:
         raise typer.BadParameter(f"{path}: there is no option {unknown[0]!r}")
     context.default_map = {**(context.default_map or {}), **entries}
     return path
+
+
+def _texts(value: Any) -> Any:
+    """Objects in a list as their JSON, which is how the command line has them."""
+    return [json.dumps(v) if isinstance(v, dict) else v for v in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,26 @@ class ServerOptions:
     stored_responses: Annotated[
         int, Option(help="Number of responses of /v1/responses that are stored for each key; 0: none.", min=0)
     ] = Limits().stored_responses
+    enable_lora: Annotated[
+        bool, Option("--enable-lora", help="Accepted for vLLM's users: adapters are always enabled.")
+    ] = False
+    lora_modules: Annotated[
+        list[str] | None,
+        Option(
+            help='Adapter as NAME=PATH or {"name": ..., "path": ..., "base_model_name": ...}; several may follow.',
+            show_default=False,
+        ),
+    ] = None
+    lora_root: Annotated[
+        Path | None,
+        Option(help="Folder below which administrators load adapters at run time.", show_default="none are loaded"),
+    ] = None
+    admin_api_key: Annotated[
+        list[str] | None,
+        Option(
+            help="Key that loads and unloads adapters, and opens nothing else; may be repeated.", show_default=False
+        ),
+    ] = None
     page: Annotated[bool, Option("--page/--no-page", help="Serve a page at / to try prompts and see metrics.")] = True
     metrics_compat: Annotated[str | None, Option(help="vllm: also export the metrics under vLLM's names.")] = None
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info"
@@ -128,6 +155,8 @@ class ServerOptions:
             hosts = tuple({self.host, "localhost", "127.0.0.1", "[::1]", *(self.allowed_host or ())})
         return ServerConfig(
             api_keys=keys,
+            admin_api_keys=tuple(self.admin_api_key or ()),
+            lora_root=self.lora_root,
             served_model_names=tuple(self.served_model_name or ()),
             allowed_hosts=hosts,
             allowed_origins=tuple(self.allowed_origins or ()),
@@ -159,8 +188,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise missing(error) from error
     settings = server.settings()
+    modules = lora_modules(server.lora_modules or ())
     _log_as_json(server.log_level)
     with with_model(engine, folder).load() as llm, listen(server.host, server.port) as listener:
+        load_attached(llm, settings.served_model_names, modules)
         # uvicorn shuts down on SIGTERM and then raises the signal again, which must not end the process with an error.
         signal.signal(signal.SIGTERM, lambda *_: None)
         _run(llm, server, settings, listener)
@@ -239,7 +270,9 @@ def _log_as_json(level: str) -> None:
         raise InvalidRequestError(f"--log-level is {level!r}: debug, info, warning or error is expected")
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name in ("octavo", "uvicorn"):
+    # Warnings of Python, such as those about the files of an adapter, are lines of the log, too.
+    logging.captureWarnings(True)
+    for name in ("octavo", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(number if name == "octavo" else max(number, logging.WARNING))

@@ -41,7 +41,7 @@ class Skill:
 
 @dataclass(frozen=True)
 class Report:
-    """All skills, in the order of the cases, and the model as it ran (`LLM.info()["model"]`)."""
+    """All skills, in the order of the cases, and the model as it ran (`LLM.info()["model"]`, and its adapter)."""
 
     model: dict[str, Any]
     skills: dict[str, Skill]
@@ -51,12 +51,15 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = False) -> Report:
+def evaluate(
+    llm: LLM, cases: Sequence[Case] | None = None, *, adapter: str | None = None, progress: bool = False
+) -> Report:
     """Perplexity and accuracy per skill.
 
     Args:
         llm: the model as it runs: with its quantisation.
         cases: from `read_cases`; None: the cases that ship with octavo, which suit the embedded model only.
+        adapter: name of a loaded adapter to evaluate the model with.
         progress: show progress bars.
 
     Raises:
@@ -73,8 +76,8 @@ def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = 
     for case, ids, answer in zip(cases, prompts, answers, strict=True):
         if len(ids) + len(answer) < 2:
             raise InvalidRequestError(f"skill {case.skill}: {case.answer!r} is one token: there is nothing to predict")
-    nats = _answer_nats(llm, prompts, answers, progress)
-    right = _answered(llm, cases, prompts, answers, progress)
+    nats = _answer_nats(llm, prompts, answers, adapter, progress)
+    right = _answered(llm, cases, prompts, answers, adapter, progress)
     tokens = [len(answer) - (not ids) for ids, answer in zip(prompts, answers, strict=True)]
     skills = {}
     for skill in dict.fromkeys(case.skill for case in cases):
@@ -88,7 +91,10 @@ def evaluate(llm: LLM, cases: Sequence[Case] | None = None, *, progress: bool = 
             perplexity=perplexity([nats[i] for i in mine], [tokens[i] for i in mine]),
         )
     facts = llm.info()["model"]
-    return Report(model={name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}, skills=skills)
+    model = {name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}
+    if adapter is not None:
+        model["adapter"] = next({"digest": a.digest, "rank": a.rank} for a in llm.adapters() if a.name == adapter)
+    return Report(model=model, skills=skills)
 
 
 def _prompt_ids(llm: LLM, case: Case) -> list[int]:
@@ -100,9 +106,11 @@ def _prompt_ids(llm: LLM, case: Case) -> list[int]:
     return llm.tokenize(llm.render_chat(case.prompt), add_special_tokens=False)
 
 
-def _answer_nats(llm: LLM, prompts: list[list[int]], answers: list[list[int]], progress: bool) -> list[float]:
+def _answer_nats(
+    llm: LLM, prompts: list[list[int]], answers: list[list[int]], adapter: str | None, progress: bool
+) -> list[float]:
     """Negative log-probability of each answer after its prompt (for a text: of all tokens except the first)."""
-    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, ignore_eos=True, lora=adapter)
     whole = [ids + answer for ids, answer in zip(prompts, answers, strict=True)]
     nats = []
     for output, ids in zip(llm.generate(whole, params, use_tqdm=progress), prompts, strict=True):
@@ -115,7 +123,12 @@ def _answer_nats(llm: LLM, prompts: list[list[int]], answers: list[list[int]], p
 
 
 def _answered(
-    llm: LLM, cases: list[Case], prompts: list[list[int]], answers: list[list[int]], progress: bool
+    llm: LLM,
+    cases: list[Case],
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    adapter: str | None,
+    progress: bool,
 ) -> list[bool]:
     """Whether the answer to each case is correct; False for texts."""
     asked = [i for i, case in enumerate(cases) if case.prompt is not None]
@@ -128,6 +141,7 @@ def _answered(
             max_tokens=min(len(answers[i]) + _SLACK_TOKENS, max(1, room - len(prompts[i]))),
             temperature=0,
             repetition_penalty=1.0,
+            lora=adapter,
         )
         for i in asked
     ]
