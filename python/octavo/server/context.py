@@ -32,7 +32,7 @@ from octavo.server.generation import Generation, StreamThrottle
 from octavo.server.http import Call
 from octavo.server.lazy_llm import LazyLLM, model_name
 from octavo.server.response_store import ResponseStore
-from octavo.server.targets import Targets
+from octavo.server.targets import Target, Targets
 from octavo.server.template_traits import CallForm, call_form, needs_alternation, needs_short_ids, shows_results
 from octavo.server.truncation import truncated
 
@@ -107,15 +107,18 @@ class Context:
         return self.names[0]
 
     def read(self, kind: type[R], call: Call) -> R:
-        """Validates the body of `call` as a `kind`, and that what its model names exists.
+        """The request of `read_with_target` alone."""
+        return self.read_with_target(kind, call)[0]
+
+    def read_with_target(self, kind: type[R], call: Call) -> tuple[R, Target]:
+        """Validates the body of `call` as a `kind`, and finds what it runs with.
 
         Raises:
             ApiError: 400, 404, 415.
         """
         request = requests.read(kind, call.json(self.config.limits))
         self._warn(request)
-        self.targets.of(request)
-        return request
+        return request, self.targets.of(request)
 
     def _warn(self, request: requests.Strict) -> None:
         """Logs the unknown fields of `request`, each once for the server."""

@@ -26,8 +26,7 @@ _NAMES = {"prompt": "input"}
 
 
 def embeddings(context: Context, call: Call) -> Response:
-    request = context.read(EmbeddingRequest, call)
-    target = context.targets.of(request)
+    request, target = context.read_with_target(EmbeddingRequest, call)
     generation, prompts = begin(context, request, call, target)
     return Embeddings(target, generation, prompts, base64_wanted=request.encoding_format == "base64")
 

@@ -30,11 +30,9 @@ _AFTER = b'},"logprobs":null,"finish_reason":null}'
 
 
 def chat(context: Context, call: Call) -> Response:
-    request = context.read(ChatRequest, call)
+    request, target = context.read_with_target(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    return Chat(
-        context, request, begin(context, request, call, names, context.targets.of(request)), stream=bool(request.stream)
-    )
+    return Chat(context, request, begin(context, request, call, names, target), stream=bool(request.stream))
 
 
 @dataclass(frozen=True)

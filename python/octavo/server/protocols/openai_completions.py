@@ -25,8 +25,7 @@ _AFTER = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
 
 
 def completions(context: Context, call: Call) -> Response:
-    request = context.read(CompletionRequest, call)
-    target = context.targets.of(request)
+    request, target = context.read_with_target(CompletionRequest, call)
     limits = context.config.limits
     if request.suffix:
         raise bad_request("suffix is not supported: the model continues a prompt and fills no gaps", "suffix")

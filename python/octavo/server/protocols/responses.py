@@ -69,8 +69,7 @@ class InputTokensRequest(ResponsesFields):
 
 
 def responses(context: Context, call: Call) -> Response:
-    request = context.read(ResponsesRequest, call)
-    target = context.targets.of(request)
+    request, target = context.read_with_target(ResponsesRequest, call)
     asked = Input(context, request, request.input, call)
     sampling = {
         "stream": request.stream,

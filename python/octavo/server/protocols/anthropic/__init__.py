@@ -21,13 +21,13 @@ _NAMES = {"prompt": "messages", "stop": "stop_sequences", "structured": "output_
 
 
 def messages(context: Context, call: Call) -> Response:
-    request = context.read(MessagesRequest, call)
+    request, target = context.read_with_target(MessagesRequest, call)
     _note_betas(context, call)
     found = convert(context, request)
     chat = found.chat()
     names = _NAMES if chat.response_format is not None else {**_NAMES, "structured": "tools"}
     try:
-        begun = begin(context, chat, call, names, context.targets.of(request))
+        begun = begin(context, chat, call, names, target)
     except ApiError as error:
         raise found.renamed(error) from None
     return Messages(request, begun)
