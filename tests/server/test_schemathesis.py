@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from octavo import LLM
-from octavo.server import create_app, create_wsgi_app
+from octavo.server import ServerConfig, create_app, create_wsgi_app
 from starlette.testclient import TestClient
 
 schemathesis = pytest.importorskip(
@@ -79,22 +79,24 @@ def check_error(case: Any, status: int, content_type: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["asgi", "wsgi"])
-def test_own_schema(llm: LLM, kind: str) -> None:
-    app = create_app(llm)
+def test_own_schema(llm: LLM, kind: str, tmp_path: Path) -> None:
+    config = ServerConfig(admin_api_keys=("admin",), lora_root=tmp_path)
+    app = create_app(llm, config)
     schema = schemathesis.openapi.from_dict(app.openapi())
     client = TestClient(app, raise_server_exceptions=True)
     from werkzeug.test import Client
 
-    flask = Client(create_wsgi_app(llm))
+    flask = Client(create_wsgi_app(llm, config))
+    key = {"authorization": "Bearer admin"}
 
     def send(case: Any) -> tuple[int, str, bytes]:
         given = case.body if isinstance(case.body, (dict, list, str, int, float, bool, type(None))) else {}
         body = json.dumps(short(given), default=str)
         path = case.formatted_path
         if kind == "asgi":
-            found = client.request(case.method, path, content=body, headers={"content-type": "application/json"})
+            found = client.request(case.method, path, content=body, headers={**key, "content-type": "application/json"})
             return found.status_code, found.headers.get("content-type", ""), found.content
-        answer = flask.open(path, method=case.method, data=body, content_type="application/json")
+        answer = flask.open(path, method=case.method, data=body, content_type="application/json", headers=key)
         return answer.status_code, answer.headers.get("content-type", ""), answer.data
 
     for operation in operations(schema):

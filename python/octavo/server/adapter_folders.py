@@ -36,4 +36,8 @@ def adapter_folder(root: str | os.PathLike[str], given: str, param: str) -> Path
     if not folder.is_dir():
         message = f"there is no folder {given[:80]!r} below --lora-root, and nothing is fetched from a hub"
         raise ApiError(404, message, param=param, code="adapter_not_found")
+    odd = next((path for path in inside[1:] if path.exists() and not path.is_file()), None)
+    if odd is not None:
+        # A pipe would be read without end.
+        raise bad_request(f"{param} is {given[:80]!r}, whose {odd.name} is no file", param)
     return folder
