@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from octavo import __version__
-from octavo.cli.attached import SeveralValues
+from octavo.cli.attached import ServeCommand
 from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.command import command
@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 for _function in (generate, chat, eval_, quantize, merge, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
-app.command(cls=SeveralValues, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
+app.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 app.add_typer(bench)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from typer import Option
 from typer.core import TyperCommand
 
+from octavo.cli.command import fail
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
@@ -21,6 +22,16 @@ from octavo.server.names import check_name
 # Options that take several values, as in vLLM: `--lora-modules sql=path law=path`.
 _SEVERAL = ("--lora-modules",)
 _VALUE = re.compile(r"[^-=\s{][^=]*=.+|\{.*", re.DOTALL)
+# Options of vLLM and SGLang for adapters, with what to use here.
+_ELSEWHERE = {
+    "--fully-sharded-loras": "leave it out, adapters are not sharded",
+    "--lora-dtype": "leave it out, adapters are packed as the model is",
+    "--lora-extra-vocab-size": "leave it out, adapters with tokens of their own are merged with octavo merge",
+    "--lora-paths": "use --lora-modules",
+    "--max-cpu-loras": "use --max-lora-memory",
+    "--max-loaded-loras": "any number may be loaded, use --max-lora-memory for those in memory",
+    "--max-loras-per-batch": "use --max-loras",
+}
 _KEYS = ("name", "path", "base_model_name")
 
 
@@ -132,10 +143,13 @@ def load_attached(llm: LLM, names: Sequence[str], modules: Sequence[Module]) -> 
         llm.load_adapter(name, path)
 
 
-class SeveralValues(TyperCommand):
-    """A command with options that take several values."""
+class ServeCommand(TyperCommand):
+    """A command with options that take several values, and remedies for options of other servers."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for name in (argument.partition("=")[0] for argument in args):
+            if name in _ELSEWHERE:
+                fail(f"there is no option {name}: {_ELSEWHERE[name]}", 2)
         return super().parse_args(ctx, spread(args))
 
 
