@@ -13,6 +13,8 @@ from octavo.server.fields.adapters import adapter_named
 from octavo.server.fields.requests import Strict
 from octavo.server.names import LONGEST_NAME
 
+# Longer names of models name nothing.
+_LONGEST_MODEL = 1024
 # Names that a message lists.
 _SHOWN = 8
 
@@ -69,7 +71,7 @@ class Targets:
         if not model or model in self._names():
             return Target(self._names()[0])
         adapters = self.adapters()
-        found = self._found(model, adapters)
+        found = self._found(model, adapters) if len(model) <= _LONGEST_MODEL else None
         if found is None:
             raise self._unknown(model, adapters)
         return found
@@ -79,9 +81,10 @@ class Targets:
             return Target(self._names()[0])
         if _is_adapter(name, adapters):
             return Target(name, name)
-        for at in _places(name, ":"):
-            if name[:at] in self._names() and _is_adapter(name[at + 1 :], adapters):
-                return Target(name[at + 1 :], name[at + 1 :])
+        for own in self._names():
+            adapter = name.removeprefix(f"{own}:")
+            if adapter != name and _is_adapter(adapter, adapters):
+                return Target(adapter, adapter)
         return None
 
     def _with_adapter(self, target: Target, field: str, name: str) -> Target:
@@ -113,11 +116,6 @@ def _is_adapter(name: str, adapters: Mapping[str, Adapter]) -> bool:
     """Whether `name` is an adapter, or an adapter and its generation."""
     plain, at, generation = name.partition("@")
     return plain in adapters and (not at or generation == str(adapters[plain].generation))
-
-
-def _places(text: str, mark: str) -> list[int]:
-    """The places of `mark` in `text`, the last one first."""
-    return [i for i in range(len(text) - 1, 0, -1) if text[i] == mark]
 
 
 def _listed(names: Iterable[str]) -> str:
