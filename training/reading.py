@@ -13,8 +13,6 @@ from .reading_facts import NAMED_RELATIONS, PERSON_RELATIONS, TOWN_RELATIONS, Re
 READ_WEIGHT = 0.03
 VALUE_WEIGHT = 3.0
 NOT_SAID = "The text does not say."
-# Asks for the value alone.
-SHORT = ("{q} Short answer.", "{q} Only the answer, please.", "In short: {q}")
 _HEADS = ("", "", "", "Read this text.\n", "Here are some facts.\n", "Answer from this text.\n\n")
 # Characters of a token of these texts, with the tokenizer of this folder.
 CHARACTERS_PER_TOKEN = 2.7
@@ -96,12 +94,9 @@ def tell(facts: list[Fact], rng: random.Random) -> str:
     return "\n\n".join(paragraphs)
 
 
-def ask(fact: Fact, rng: random.Random, short: bool) -> Turn:
-    """A question for the fact; ``short``: for its value alone."""
-    question = fact.form(rng.choice(fact.relation.questions), rng)
-    if not short:
-        return Turn(question, fact.answer())
-    return Turn(rng.choice(SHORT).replace("{q}", question), f"{fact.value}.")
+def ask(fact: Fact, rng: random.Random) -> Turn:
+    """A question for the fact, and the sentence that answers it."""
+    return Turn(fact.form(rng.choice(fact.relation.questions), rng), fact.answer())
 
 
 def ask_unsaid(facts: list[Fact], rng: random.Random) -> Turn:
@@ -116,13 +111,12 @@ def ask_unsaid(facts: list[Fact], rng: random.Random) -> Turn:
         names = {other.about for other in facts}
         about = next(name for name in iter(lambda: (town if of_town else person)(rng), "") if name not in names)
         unsaid = Fact(about, fact.relation, "nothing")
-    turn = ask(unsaid, rng, rng.random() < 0.4)
-    return Turn(turn.question, NOT_SAID)
+    return Turn(ask(unsaid, rng).question, NOT_SAID)
 
 
 def document(rng: random.Random, tokens: int) -> Document:
     """A text of at most about ``tokens`` tokens with its questions, as a chat or as plain lines."""
-    return _review(rng, tokens) if rng.random() < 0.3 else _chat(rng, tokens)
+    return _review(rng, tokens) if rng.random() < 0.4 else _chat(rng, tokens)
 
 
 def text_within(rng: random.Random, tokens: float) -> tuple[list[Fact], str]:
@@ -157,9 +151,9 @@ def _chat(rng: random.Random, tokens: int) -> Document:
 def answer_segments(asked: Asked) -> list[Segment]:
     """The answer and its end mark; the words of the value count more."""
     answer = asked.turn.answer
-    at = answer.rfind(asked.value) if asked.value else -1
-    if at <= 0:
-        return [Segment(f"{answer}{TURN_END}", VALUE_WEIGHT if asked.value else 1.0)]
+    if not asked.value:
+        return [Segment(f"{answer}{TURN_END}")]
+    at = answer.rfind(asked.value)
     # The space belongs to the value, as in the tokens.
     return [
         Segment(answer[: at - 1]),
@@ -172,9 +166,7 @@ def conversation(facts: list[Fact], rng: random.Random, count: int) -> list[Aske
     """``count`` questions, one in ten without an answer in the text."""
     order = rng.sample(facts, len(facts)) * (count // len(facts) + 1)
     return [
-        Asked(ask_unsaid(facts, rng), "")
-        if rng.random() < 0.1
-        else Asked(ask(fact, rng, rng.random() < 0.4), fact.value)
+        Asked(ask_unsaid(facts, rng), "") if rng.random() < 0.1 else Asked(ask(fact, rng), fact.value)
         for fact in order[:count]
     ]
 
