@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,15 +16,15 @@ __all__ = ["AdapterFolder", "Group"]
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Ends of names, and the attribute of `Group` that holds the tensor.
+# Ends of names, and the attribute of `Group` that holds the tensor. The name of the adapter may stand between.
+_NAME = r"(?:\.[^.]+)?"
 _ENDS = {
-    ".lora_A.weight": "first",
-    ".lora_B.weight": "second",
-    ".lora_B.bias": "bias",
-    ".lora_embedding_A": "first",
-    ".lora_embedding_B": "second",
-    ".lora_magnitude_vector": "lengths",
-    ".lora_magnitude_vector.weight": "lengths",
+    re.compile(rf"(.+)\.lora_A{_NAME}\.weight"): "first",
+    re.compile(rf"(.+)\.lora_B{_NAME}\.weight"): "second",
+    re.compile(rf"(.+)\.lora_B{_NAME}\.bias"): "bias",
+    re.compile(rf"(.+)\.lora_embedding_A{_NAME}"): "first",
+    re.compile(rf"(.+)\.lora_embedding_B{_NAME}"): "second",
+    re.compile(rf"(.+)\.lora_magnitude_vector{_NAME}(?:\.weight)?"): "lengths",
 }
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 
@@ -98,18 +99,15 @@ class AdapterFolder:
         return adapter
 
     def _add(self, tensor: Tensor) -> None:
-        name = tensor.name
-        if not name.startswith(_PREFIX):
-            raise CorruptModelError(f"{tensor.file.path}: {name} is no name of an adapter; {_PREFIX}... is expected")
-        name = name.removeprefix(_PREFIX)
+        name = tensor.name.removeprefix(_PREFIX)
         for end, attribute in _ENDS.items():
-            if name.endswith(end):
-                module = name.removesuffix(end)
+            if match := end.fullmatch(name):
+                module = match[1]
                 group = self.groups.setdefault(module, Group(module))
                 if getattr(group, attribute) is not None:
                     raise CorruptModelError(f"{tensor.file.path}: {module} has {attribute!r} twice, as {tensor.name}")
                 setattr(group, attribute, tensor)
-                group.embedding |= "lora_embedding" in end
+                group.embedding |= "lora_embedding" in end.pattern
                 return
         if name.endswith(_TOKENS):
             self.tokens[name.removesuffix(_TOKENS)] = tensor
