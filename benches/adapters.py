@@ -95,9 +95,9 @@ def peft_rows(model: Path, vocab: int, rounds: int, threads: int) -> list[dict[s
 
     with tempfile.TemporaryDirectory(prefix="octavo-adapters-") as folder:
         made = write_random_adapters(model, Path(folder), RANK, max(COUNTS))
-        live = PeftModel.from_pretrained(base, made[0], adapter_name=made[0].name).eval()
+        live = PeftModel.from_pretrained(base, made[0], adapter_name=made[0].name, autocast_adapter_dtype=False).eval()
         for other in made[1:]:
-            live.load_adapter(other, adapter_name=other.name)
+            live.load_adapter(other, adapter_name=other.name, autocast_adapter_dtype=False)
         names = [m.name for m in made]
 
         def none(_: int) -> float:

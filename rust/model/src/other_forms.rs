@@ -79,8 +79,8 @@ pub fn weights(folder: &Path) -> Option<String> {
 /// A warning where an adapter lies beside the model, which then is loaded without it.
 pub fn idle_adapter(folder: &Path) -> Option<String> {
     folder.join("adapter_config.json").is_file().then(|| {
-        "adapter_config.json is there: the folder holds a PEFT adapter, too, which is not applied. Merge it into the \
-         model with PEFT (merge_and_unload), or delete its files"
+        "adapter_config.json is there: the folder holds a PEFT adapter, too, which is not applied. Load it as an \
+         adapter, merge it into the model with `octavo merge`, or delete its files"
             .to_string()
     })
 }
@@ -90,8 +90,8 @@ fn adapter(folder: &Path) -> String {
     let base = config.get("base_model_name_or_path").and_then(Value::as_str);
     let base = base.map_or_else(|| "its base model".into(), |name| format!("its base model ({name})"));
     format!(
-        "the folder holds a PEFT adapter (LoRA or the like), not a model. Merge it into {base} with PEFT \
-         (merge_and_unload), save that with save_pretrained, and load the result"
+        "the folder holds a PEFT adapter (LoRA or the like), not a model. Load {base} and then this folder as an \
+         adapter (--lora, load_adapter), or merge the two with `octavo merge`"
     )
 }
 
