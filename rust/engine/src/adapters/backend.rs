@@ -36,6 +36,8 @@ pub struct AdapterInfo {
     pub rank: usize,
     /// Memory that it takes when it is packed.
     pub packed_bytes: u64,
+    /// The projections that it changes.
+    pub modules: Vec<String>,
     /// Sentences about its files.
     pub warnings: Vec<String>,
 }

@@ -22,3 +22,10 @@ pub(crate) use claim::AdapterClaim;
 pub use registry::LoadedAdapter;
 pub(crate) use registry::{AdapterLimits, Adapters};
 pub use usage::AdapterStats;
+
+#[cfg(test)]
+mod mock;
+#[cfg(test)]
+mod stress_tests;
+#[cfg(test)]
+mod tests;

@@ -43,6 +43,8 @@ pub struct LoadedAdapter {
     pub rank: usize,
     /// Memory that it takes while requests use it.
     pub bytes: u64,
+    /// The projections that it changes.
+    pub modules: Vec<String>,
     /// Sentences about its files.
     pub warnings: Vec<String>,
 }
@@ -182,7 +184,14 @@ impl Adapters {
     pub fn stats(&self) -> AdapterStats {
         let state = lock(&self.state);
         let (running, waiting) = state.usages.names();
-        AdapterStats { running, waiting, max: self.limits.max_adapters, resident_bytes: state.pool.bytes() }
+        AdapterStats {
+            running,
+            waiting,
+            max: self.limits.max_adapters,
+            registered: state.names.iter().count(),
+            resident: state.packed.len(),
+            resident_bytes: state.pool.bytes(),
+        }
     }
 
     /// Ends the loader thread and frees the packed adapters. Called once the engine thread has ended.
@@ -267,6 +276,7 @@ fn described(name: &str, generation: u64, info: &AdapterInfo) -> LoadedAdapter {
         digest: info.digest.clone(),
         rank: info.rank,
         bytes: info.packed_bytes,
+        modules: info.modules.clone(),
         warnings: info.warnings.clone(),
     }
 }

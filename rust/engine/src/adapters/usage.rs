@@ -13,6 +13,10 @@ pub struct AdapterStats {
     pub waiting: Vec<String>,
     /// Most distinct adapters that run at once.
     pub max: u32,
+    /// Names that are loaded.
+    pub registered: usize,
+    /// Adapters in memory.
+    pub resident: usize,
     /// Memory of packed adapters.
     pub resident_bytes: u64,
 }

@@ -108,8 +108,8 @@ impl AdapterNames {
             "it is empty"
         } else if name.len() > MAX_NAME {
             "it has more than 256 bytes"
-        } else if name.contains(['@', '+']) {
-            "\"@\" and \"+\" have a meaning behind a name"
+        } else if name.contains(['@', '+', ',']) {
+            "\"@\", \"+\" and \",\" separate names from what follows them"
         } else if name.contains(char::is_control) || name.trim() != name {
             "it has a control character, or white space at its beginning or end"
         } else {
