@@ -57,7 +57,7 @@ def test_an_unknown_argument_is_named(llm: LLM, name: str, wrong: str) -> None:
         ("generate", "max_tokens", r"sampling_params=SamplingParams\(max_tokens"),
         ("generate", "temperature", r"sampling_params=SamplingParams\(temperature"),
         ("generate", "max_new_tokens", "give max_tokens"),
-        ("generate", "lora_request", "merge the adapter"),
+        ("generate", "lora_request", "LLM.load_adapter loaded"),
         ("submit", "add_special_token", "Did you mean add_special_tokens"),
         ("tokenize", "add_special_token", "Did you mean add_special_tokens"),
         ("detokenize", "skip_special_token", "Did you mean skip_special_tokens"),

@@ -16,6 +16,7 @@ from octavo.config import EngineConfig
 from octavo.errors import InvalidRequestError, OctavoError, UnsupportedDeviceError
 from octavo.hub import embedded_model
 from octavo.params import EmbeddingOptions
+from small_adapters import write_small
 
 # Several blocks of the prefix cache.
 PROMPT = "One day Sam went to the market, and the fox said that the old mill was gone. " * 30
@@ -44,6 +45,7 @@ SAMPLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "skip_special_tokens": (False, {"logit_bias": {1: 100}}),
     "timeout": (1e-9, {}),
     "cache_salt": ("another", {}),
+    "lora": ("small", {}),
     "attention_error_bound": (1e-6, {}),
     "structured": (JsonSchema({"type": "object"}), {}),
 }
@@ -51,12 +53,14 @@ SAMPLING: dict[str, tuple[Any, dict[str, Any]]] = {
 BESIDE_OTHERS = {"priority"}
 EMBEDDING: dict[str, Any] = {
     "pooling": "last", "normalize": False, "dimensions": 8, "timeout": 1e-9, "cache_salt": "another",
+    "lora": "none has this name",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def dynamic() -> Iterator[LLM]:
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     with LLM(attention="dynamic") as llm:
+        llm.load_adapter("small", write_small(tmp_path_factory.mktemp("small"), 1))
         yield llm
 
 
@@ -121,6 +125,7 @@ OPTIONS: dict[str, Any] = {
     "dtype": "float32", "quantization": None, "kv_cache_dtype": "float32", "attention": "dynamic",
     "kv_cache_memory": "64MiB", "max_model_len": 1024, "max_num_seqs": 3, "max_num_batched_tokens": 64, "threads": 1,
     "chat_template": "x", "enable_prefix_caching": False, "seed": 7, "max_queue": 5, "tokenizer": "another",
+    "max_loras": 2, "max_lora_rank": 16, "max_lora_memory": "1MiB",
 }  # fmt: skip
 # On the CPU every output is batch-invariant, as the documents say.
 OF_GPUS = {"deterministic"}

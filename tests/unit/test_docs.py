@@ -98,7 +98,7 @@ def test_api_names_every_argument_and_field() -> None:
 
 
 def test_api_names_every_method() -> None:
-    names = [n for n in vars(LLM) if not n.startswith("_")]
+    names = [n for n in dir(LLM) if not n.startswith("_")]
     assert not [n for n in names if n not in API]
 
 

@@ -7,6 +7,8 @@ use octavo_kernels::{BLOCK_SIZE, Kernels, SealedBlock, Selector, SeqView};
 use octavo_model::{Batch, KvPool, Model, Scratch};
 use octavo_scheduler::{AttentionPolicy, Output, PlanSeq, StepPlan};
 
+use crate::adapters::AdapterBackend;
+use crate::cpu_adapters::{CpuAdapters, adapter_rows};
 use crate::executor::{Executor, ExecutorInfo, StepError, StepInput, StepOutput, Ticket};
 use crate::report::Report;
 
@@ -62,11 +64,16 @@ impl Executor for CpuExecutor {
         }
     }
 
+    fn adapters(&self) -> Option<Arc<dyn AdapterBackend>> {
+        Some(Arc::new(CpuAdapters { model: Arc::clone(&self.model), isa: self.kernels.isa() }))
+    }
+
     fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {
         let plan = &step.plan;
         plan.copies.iter().for_each(|&[from, to]| self.kv.copy_block(from, to));
-        let seqs = seq_views(plan);
+        let (seqs, adapters) = (seq_views(plan), adapter_rows(step)?);
         let mut batch = Batch::new(&plan.tokens, &plan.positions, &plan.slots, &seqs);
+        batch.adapters = &adapters;
         let sealed: Vec<SealedBlock>;
         if self.kv.is_int8() {
             self.kv.grow_open_blocks(plan.num_open_blocks as usize);

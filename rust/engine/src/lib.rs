@@ -10,6 +10,7 @@ mod cgroup;
 mod command;
 mod config;
 mod cpu;
+mod cpu_adapters;
 mod cpu_memory;
 mod detokenizer;
 #[cfg(test)]

@@ -42,6 +42,22 @@ pub struct AdapterInfo {
     pub warnings: Vec<String>,
 }
 
+impl AdapterInfo {
+    /// Checks that the files still hold what was registered, for `AdapterBackend::pack`: an adapter id names one content.
+    ///
+    /// # Errors
+    /// `CorruptModel`, with the remedy.
+    pub fn check_digest(&self, found: &str) -> Result<(), EngineError> {
+        if self.digest == found {
+            return Ok(());
+        }
+        Err(EngineError::CorruptModel(format!(
+            "the adapter files in {} changed after they were loaded: load the adapter again with load_adapter",
+            self.folder.display()
+        )))
+    }
+}
+
 /// An adapter in memory, pinned there until the last clone is dropped.
 #[derive(Clone)]
 pub struct PackedAdapter(Arc<Pin>);

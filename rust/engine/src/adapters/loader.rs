@@ -9,6 +9,7 @@ use octavo_scheduler::Grant;
 
 use crate::EngineError;
 use crate::adapters::backend::{AdapterBackend, AdapterInfo, PackedAdapter};
+use crate::adapters::claim::AdapterJob;
 use crate::adapters::loader_command::LoaderCommand;
 use crate::adapters::state::{SharedState, lock};
 use crate::command::Command;
@@ -78,17 +79,31 @@ impl AdapterLoader {
             }
             Some(Grant::Pack { id, key, evict }) => {
                 let evicted: Vec<_> = evict.iter().map(|id| state.packed.remove(id)).collect();
-                let job = state.jobs.get(&key).map(|job| (job.name.clone(), Arc::clone(&job.info)));
+                let jobs = state.jobs.values().filter(|job| job.id == id);
+                let mut jobs: Vec<AdapterJob> = jobs.cloned().collect();
                 drop(guard);
                 drop(evicted);
-                let made = match job {
-                    Some((name, info)) => self.pack(&name, &info),
-                    None => Err(EngineError::Execution("the adapter's request is gone".into())),
-                };
+                jobs.sort_by_key(|job| job.key != key);
+                let made = self.pack_one_of(&jobs);
                 self.finish(id, made);
                 true
             }
         }
+    }
+
+    /// Packs from the files of the first job whose files can be read: names of one content may have folders of their own.
+    fn pack_one_of(&self, jobs: &[AdapterJob]) -> Result<Arc<dyn Any + Send + Sync>, EngineError> {
+        let mut tried: Vec<&AdapterInfo> = Vec::new();
+        let mut made = Err(EngineError::Execution("the requests of the adapter are gone".into()));
+        for job in jobs {
+            if made.is_err() && !tried.contains(&&*job.info) {
+                let next = self.pack(&job.name, &job.info);
+                // The first error is that of the oldest request.
+                made = if tried.is_empty() { next } else { next.or(made) };
+                tried.push(&job.info);
+            }
+        }
+        made
     }
 
     /// The backend's work; a panic there is an error of the adapter.

@@ -1,6 +1,5 @@
 //! `Adapters`: what callers of the engine do with adapters.
 
-use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -109,8 +108,8 @@ impl Adapters {
         self.start_loader(backend)?;
         let mut state = lock(&self.state);
         let loaded = state.names.load(name, &info.digest, expected).map_err(refused)?;
-        state.infos.insert(loaded.id, Arc::clone(&info));
-        let dropped = loaded.replaced.and_then(|old| Self::nameless(&mut state, old));
+        state.infos.insert(name.into(), Arc::clone(&info));
+        let dropped = loaded.replaced.and_then(|old| state.drop_nameless(old));
         drop(state);
         drop(dropped);
         Ok(described(name, loaded.generation, &info))
@@ -123,7 +122,8 @@ impl Adapters {
     pub fn unload(&self, name: &str) -> Result<(), EngineError> {
         let mut state = lock(&self.state);
         let id = state.names.unload(name).map_err(refused)?;
-        let dropped = Self::nameless(&mut state, id);
+        state.infos.remove(name);
+        let dropped = state.drop_nameless(id);
         drop(state);
         drop(dropped);
         Ok(())
@@ -133,7 +133,7 @@ impl Adapters {
     pub fn list(&self) -> Vec<LoadedAdapter> {
         let state = lock(&self.state);
         let of = |n: octavo_scheduler::AdapterName| {
-            Some(described(&n.name, n.generation, state.infos.get(&n.id)?))
+            Some(described(&n.name, n.generation, state.infos.get(&n.name)?))
         };
         state.names.iter().filter_map(of).collect()
     }
@@ -158,7 +158,7 @@ impl Adapters {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
         let found = state.names.resolve(name).map_err(refused)?;
-        let info = state.infos.get(&found.id).cloned().ok_or_else(no_adapters)?;
+        let info = state.infos.get(&found.name).cloned().ok_or_else(no_adapters)?;
         let key = (priority, request);
         let counted = state.usages.count(&found.name);
         let packed = match state.packed.get(&found.id) {
@@ -241,14 +241,6 @@ impl Adapters {
                 Ok(())
             }
         }
-    }
-
-    /// What is to be freed if no name stands for `id` any more.
-    fn nameless(state: &mut AdapterState, id: u32) -> Option<Arc<dyn Any + Send + Sync>> {
-        if !state.names.has(id) {
-            state.infos.remove(&id);
-        }
-        state.drop_nameless(id)
     }
 
     fn check_limits(&self, info: &AdapterInfo) -> Result<(), EngineError> {

@@ -13,8 +13,8 @@ use crate::adapters::usage::Usages;
 /// What callers and the loader thread share. The engine thread never locks it.
 pub(super) struct AdapterState {
     pub names: AdapterNames,
-    /// Of each id that a name stands for.
-    pub infos: BTreeMap<u32, Arc<AdapterInfo>>,
+    /// Of each name that is loaded.
+    pub infos: BTreeMap<String, Arc<AdapterInfo>>,
     pub usages: Usages,
     pub pool: AdapterPool,
     pub packed: BTreeMap<u32, Arc<dyn Any + Send + Sync>>,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use octavo_scheduler::{
-    Actions, EndReason, NewRequest, Output, PlanSeq, Rejection, StepPlan, max_open_blocks,
+    Actions, EndReason, NO_ADAPTER, NewRequest, Output, PlanSeq, Rejection, StepPlan, max_open_blocks,
 };
 
 use super::oracle;
@@ -19,6 +19,9 @@ impl Simulation {
         self.check_ahead(plan);
         assert!(plan.tokens.len() as u32 <= self.config.max_num_batched_tokens, "the step is over budget");
         assert!(plan.seqs.len() as u32 <= self.config.max_num_seqs, "too many sequences in the step");
+        let adapters = plan.seqs.iter().map(|s| s.adapter).filter(|&a| a != NO_ADAPTER);
+        let adapters = adapters.collect::<BTreeSet<_>>().len();
+        assert!(adapters <= self.config.max_adapters as usize, "{adapters} adapters in one step");
         let cap = self.config.prefill_chunk.unwrap_or(u32::MAX);
         assert!(plan.seqs.iter().all(|s| s.query_len >= 1 && s.query_len <= cap), "a chunk is over its cap");
         for finished in &actions.finished {
@@ -80,7 +83,7 @@ impl Simulation {
         }
     }
 
-    fn has_ended(&self, id: u64) -> bool {
+    pub(super) fn has_ended(&self, id: u64) -> bool {
         let n = self.requests[&id].n;
         self.rejected.contains(&id) || (0..n).all(|s| self.finished.contains_key(&(id, s)))
     }
@@ -107,7 +110,8 @@ impl Simulation {
     fn count_bypass(&mut self, id: u64) {
         let order = |r: &NewRequest| Some((r.priority, *self.arrivals.get(&r.id)?));
         let own = order(&self.requests[&id]);
-        let waits = |r: &&NewRequest| !self.started.contains(&r.id) && !self.has_ended(r.id);
+        let held = |id: u64| self.adapters.as_ref().is_some_and(|a| a.held.contains(&id));
+        let waits = |r: &&NewRequest| !self.started.contains(&r.id) && !self.has_ended(r.id) && !held(r.id);
         let before = |r: &&NewRequest| order(r).is_some_and(|o| Some(o) < own);
         let overtaken: Vec<u64> = self.requests.values().filter(before).filter(waits).map(|r| r.id).collect();
         for other in overtaken {
@@ -133,7 +137,7 @@ impl Simulation {
         self.requests.keys().copied().collect()
     }
 
-    pub(super) fn check_end(&self) {
+    pub(super) fn check_end(&mut self) {
         for (&id, request) in &self.requests {
             if self.rejected.contains(&id) {
                 let ran = (0..request.n).any(|s| self.finished.contains_key(&(id, s)));
@@ -143,6 +147,9 @@ impl Simulation {
             for sample in 0..request.n {
                 self.check_sample(request, sample);
             }
+        }
+        if let Some(adapters) = &mut self.adapters {
+            adapters.check_end();
         }
         let stats = self.scheduler.stats();
         let cache = stats.cache;

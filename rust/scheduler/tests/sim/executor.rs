@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use octavo_scheduler::{
-    NewRequest, NextTokens, Output, PlanSeq, SchedulerConfig, SeqResult, StepPlan, max_open_blocks,
+    NO_ADAPTER, NewRequest, NextTokens, Output, PlanSeq, SchedulerConfig, SeqResult, StepPlan,
+    max_open_blocks,
 };
 
+use super::adapters::SimAdapters;
 use super::oracle::next_token;
 use super::random::{Random, mix};
 
@@ -44,13 +46,24 @@ impl Fail {
 }
 
 /// A request's salt, adapter and attention policy in one word.
-fn owner(request: &NewRequest) -> u64 {
+fn owner(seq: &PlanSeq, request: &NewRequest, adapters: Option<&SimAdapters>) -> u64 {
     let name = |name: &Option<Box<str>>| match name {
         Some(text) => text.bytes().fold(1, |hash, byte| mix(hash, u64::from(byte))),
         None => 0,
     };
-    let policy = mix(u64::from(request.adapter), u64::from(request.attention.bits()));
+    let adapter = adapters.map_or(u64::from(request.adapter), |adapters| content(seq, adapters));
+    let policy = mix(adapter, u64::from(request.attention.bits()));
     mix(name(&request.salt), policy)
+}
+
+/// The content that the rows of a sequence run with, which must be its request's.
+fn content(seq: &PlanSeq, adapters: &SimAdapters) -> u64 {
+    let found = match seq.adapter {
+        NO_ADAPTER => 0,
+        id => *adapters.memory.get(&id).unwrap_or_else(|| panic!("adapter {id} runs and is not in memory")),
+    };
+    assert_eq!(found, adapters.contents[&seq.request], "request {} runs with another adapter", seq.request);
+    found
 }
 
 /// Whether the rows of this chunk are prompt rows whose logits the request wants.
@@ -77,6 +90,8 @@ pub struct Executor {
     slots: Vec<Option<Cell>>,
     /// Slots of open blocks; none unless the cache is like an int8 one. `slots` then holds sealed blocks only.
     open_slots: Option<Vec<Option<Cell>>>,
+    /// Of each sequence of the step: salt, adapter and attention policy.
+    owners: Vec<u64>,
     /// The token that each sequence of the last step drew, if it was one.
     drawn: Vec<Option<u32>>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
@@ -94,6 +109,7 @@ impl Executor {
             stop_one_in,
             slots: vec![None; (c.num_blocks * c.block_size) as usize],
             open_slots: c.open_blocks.then(|| vec![None; (open * c.block_size) as usize]),
+            owners: Vec::new(),
             drawn: Vec::new(),
             reported: BTreeMap::new(),
             last_rows: BTreeMap::new(),
@@ -109,8 +125,11 @@ impl Executor {
         failed: &BTreeSet<u64>,
         random: &mut Random,
         fail: Fail,
+        adapters: Option<&SimAdapters>,
     ) -> Vec<SeqResult> {
         let plan = &self.with_tokens(plan);
+        self.owners.clear();
+        self.owners.extend(plan.seqs.iter().map(|seq| owner(seq, &requests[&seq.request], adapters)));
         let results = self.results(plan, requests, failed, random, fail);
         self.drawn.clear();
         self.drawn.extend(results.iter().map(|result| match result {
@@ -151,8 +170,7 @@ impl Executor {
             failing.push(fails);
             assert_eq!(seq.query_start, rows, "queries lie one behind the other");
             rows += seq.query_len;
-            let request = &requests[&seq.request];
-            let owner = owner(request);
+            let owner = self.owners[place];
             for row in seq.query_start as usize..rows as usize {
                 let cell = Cell { token: plan.tokens[row], position: plan.positions[row], owner };
                 let slot = match &mut self.open_slots {
@@ -173,9 +191,10 @@ impl Executor {
         if fail == Fail::All {
             return Vec::new();
         }
-        let results = plan.seqs.iter().zip(failing).map(|(seq, fails)| match (fails, seq.num_samples) {
+        let seqs = plan.seqs.iter().zip(&self.owners);
+        let results = seqs.zip(failing).map(|((seq, &owner), fails)| match (fails, seq.num_samples) {
             _ if failed.contains(&seq.request) => SeqResult::Failed,
-            (false, _) => self.result(plan, seq, &requests[&seq.request]),
+            (false, _) => self.result(plan, seq, &requests[&seq.request], owner),
             // A result of the wrong kind counts as a failure.
             (true, 1..) if random.one_in(2) => SeqResult::Prefilled,
             (true, _) => SeqResult::Failed,
@@ -243,8 +262,7 @@ impl Executor {
         assert_eq!([plan.open_blocks.len(), plan.sealed.len()], [blocks, full], "open and sealed blocks");
     }
 
-    fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest) -> SeqResult {
-        let owner = owner(request);
+    fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest, owner: u64) -> SeqResult {
         let context: Vec<u32> = (0..seq.context_len as usize)
             .map(|position| {
                 let cell = self.read(plan, seq, position).expect("reads a slot that was written");

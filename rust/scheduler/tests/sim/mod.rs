@@ -2,6 +2,7 @@
 //! what was written where. Shared by the test programs beside this folder; each uses a part of it.
 #![allow(dead_code)]
 
+mod adapters;
 mod checks;
 mod executor;
 pub mod intervention;

@@ -38,6 +38,9 @@ pub struct Sum {
     pub timed_out: u64,
     pub ahead: u64,
     pub in_vain: u64,
+    pub reloads: u64,
+    pub packs: u64,
+    pub holds: u64,
 }
 
 impl Sum {
@@ -58,6 +61,11 @@ impl Sum {
         self.timed_out += timed_out;
         self.ahead += simulation.ahead;
         self.in_vain += simulation.in_vain;
+        if let Some(adapters) = &simulation.adapters {
+            self.reloads += adapters.reloads;
+            self.packs += adapters.packs;
+            self.holds += adapters.holds;
+        }
     }
 
     pub fn join(&mut self, other: Self) {
@@ -76,6 +84,9 @@ impl Sum {
         self.timed_out += other.timed_out;
         self.ahead += other.ahead;
         self.in_vain += other.in_vain;
+        self.reloads += other.reloads;
+        self.packs += other.packs;
+        self.holds += other.holds;
     }
 }
 

@@ -6,6 +6,7 @@ use octavo_scheduler::{
     Actions, EndReason, Event, NewRequest, Scheduler, SchedulerConfig, SchedulerStats, SeqResult, StepPlan,
 };
 
+use super::adapters::SimAdapters;
 use super::executor::{Executor, Fail};
 use super::intervention::Intervention;
 use super::random::{Random, mix};
@@ -19,6 +20,8 @@ pub struct Simulation {
     pub(super) features: Features,
     pub(super) scheduler: Scheduler,
     pub(super) executor: Executor,
+    /// None: adapters are numbers that never change.
+    pub(super) adapters: Option<SimAdapters>,
     random: Random,
     /// When async scheduling is allowed. A generator of its own: the workload of a seed does not depend on it.
     timing: Random,
@@ -69,12 +72,16 @@ impl Simulation {
         let mut random = Random::new(seed);
         let mut timing = Random::new(mix(seed, 2));
         let (ahead, open_blocks) = (timing.one_in(2), mix(seed, 3).is_multiple_of(2));
-        let features = Features { ahead, open_blocks, ..Features::draw(&mut random) };
-        let config = workload::config(features, &mut random);
+        // Seeds that found something once go without: their workloads stay as they were.
+        let adapters = mix(seed, 284).is_multiple_of(4);
+        let features = Features { ahead, open_blocks, adapters, ..Features::draw(&mut random) };
+        let max_adapters = if adapters { 1 + (mix(seed, 6) % 3) as u32 } else { 8 };
+        let config = SchedulerConfig { max_adapters, ..workload::config(features, &mut random) };
         Self {
             features,
             scheduler: Scheduler::new(config.clone()).expect("the limits are sound"),
             executor: Executor::new(&config, features.stop_one_in),
+            adapters: features.adapters.then(|| SimAdapters::new(seed)),
             config,
             random,
             timing,
@@ -120,6 +127,7 @@ impl Simulation {
         loop {
             assert!(self.turns < 20_000, "no end in sight: {:?}", self.scheduler.stats());
             self.now_us += 1;
+            self.load_adapters(&mut events);
             let arrivals = if self.random.one_in(3) { self.random.range(0, most) } else { 0 };
             for _ in 0..arrivals.min(total - submitted) {
                 submitted += 1;
@@ -163,6 +171,7 @@ impl Simulation {
                 self.ahead += self.in_flight.len() as u64;
                 self.in_flight.push_back(actions.plan.clone());
             }
+            self.release_adapters();
             self.turns += 1;
             if submitted == total && self.in_flight.is_empty() && self.scheduler.is_idle() {
                 break;
@@ -180,9 +189,27 @@ impl Simulation {
     }
 
     fn new_request(&mut self, id: u64) -> NewRequest {
-        let request = workload::request(id, self.now_us, self.features, &self.config, &mut self.random);
+        let mut request = workload::request(id, self.now_us, self.features, &self.config, &mut self.random);
+        if let Some(adapters) = &mut self.adapters {
+            adapters.choose(&mut request);
+        }
         self.requests.insert(id, request.clone());
         request
+    }
+
+    fn load_adapters(&mut self, events: &mut Vec<Event>) {
+        if let Some(adapters) = &mut self.adapters {
+            adapters.change_names();
+            self.failed.extend(adapters.load(events));
+        }
+    }
+
+    /// A request holds its adapter until it has ended, and the steps with it.
+    fn release_adapters(&mut self) {
+        let Some(mut adapters) = self.adapters.take() else { return };
+        let runs = |id| self.in_flight.iter().any(|plan| plan.seqs.iter().any(|seq| seq.request == id));
+        adapters.release(|id| self.arrivals.contains_key(&id) && self.has_ended(id) && !runs(id));
+        self.adapters = Some(adapters);
     }
 
     fn disturb(&mut self, submitted: u32, events: &mut Vec<Event>) {
@@ -223,7 +250,14 @@ impl Simulation {
             _ if self.features.failures => Fail::OneIn(40),
             _ => Fail::Nothing,
         };
-        let results = self.executor.run(plan, &self.requests, &self.failed, &mut self.random, fail);
+        let results = self.executor.run(
+            plan,
+            &self.requests,
+            &self.failed,
+            &mut self.random,
+            fail,
+            self.adapters.as_ref(),
+        );
         for (i, seq) in plan.seqs.iter().enumerate() {
             let failed = match results.get(i) {
                 Some(SeqResult::Prefilled) => seq.num_samples > 0,

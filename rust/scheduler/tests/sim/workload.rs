@@ -30,6 +30,8 @@ pub struct Features {
     pub ahead: bool,
     /// Blocks that are not full are open blocks. Drawn like `ahead`.
     pub open_blocks: bool,
+    /// Adapters are loaded and unloaded in every turn. Drawn like `ahead`.
+    pub adapters: bool,
 }
 
 impl Features {
@@ -53,6 +55,7 @@ impl Features {
             hidden: on(3),
             ahead: false,
             open_blocks: false,
+            adapters: false,
         }
     }
 }

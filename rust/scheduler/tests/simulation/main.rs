@@ -60,6 +60,9 @@ fn random_workloads_keep_every_promise() {
         reached("timeouts", sum.timed_out, 250);
         reached("steps planned ahead", sum.ahead, 5_000);
         reached("tokens drawn in vain", sum.in_vain, 250);
+        reached("contents replaced under a name", sum.reloads, 500);
+        reached("adapters packed", sum.packs, 200);
+        reached("requests held for their adapter", sum.holds, 500);
     }
     if let Ok(path) = std::env::var("OCTAVO_SIM_RESULT") {
         write_result(&path, first, seconds, threads, &sum);
@@ -97,6 +100,9 @@ fn write_result(path: &str, first: u64, seconds: f64, threads: usize, sum: &Sum)
         ("timed_out", sum.timed_out),
         ("planned_ahead", sum.ahead),
         ("drawn_in_vain", sum.in_vain),
+        ("reloads", sum.reloads),
+        ("adapters_packed", sum.packs),
+        ("held", sum.holds),
     ];
     let texts = [("date", date.as_str()), ("command", command), ("result", "every promise kept")];
     let rows = texts.map(|(name, text)| format!("  \"{name}\": \"{text}\"")).into_iter();
