@@ -3,7 +3,7 @@
     python -m benches.adapters                    # about ten minutes on a calm machine
     python -m benches.adapters --shapes qwen2.5-0.5b --rounds 2 --skip-peft
 
-writes benches/results/adapters.json and the table of docs/adapters.md.
+writes benches/results/adapters.json and the table of docs/adapter-costs.md.
 
 Every figure is a ratio to the same batch without an adapter. Both run in one process, in turn, and the ratio is the
 median over rounds. Weights are random: what they are plays no part. transformers with peft has the same checkpoint in
@@ -32,7 +32,7 @@ from benches.result_file import load, save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "adapters.json"
-DOCUMENT = ROOT / "docs" / "adapters.md"
+DOCUMENT = ROOT / "docs" / "adapter-costs.md"
 BEGIN, END = "<!-- measured by benches/adapters.py -->", "<!-- end -->"
 RANK = 16
 COUNTS = [1, 2, 4, 8, 16]

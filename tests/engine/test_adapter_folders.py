@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -327,13 +328,28 @@ def test_names(name: str, engine: LLM, tmp_path: Path) -> None:
     assert engine.adapters() == []
 
 
-def test_a_file_that_changes_after_its_check(engine: LLM, tmp_path: Path) -> None:
-    """Another file under the same path changes nothing of what is loaded, or ends in an error; never in a crash."""
-    folder = write_random(tmp_path, 1, 4, one_module())
-    engine.load_adapter("moving", folder)
-    fresh = tmp_path / "fresh.safetensors"
-    fresh.write_bytes(file_bytes(one_module(seed=2)))
-    fresh.replace(folder / WEIGHTS)
+@pytest.mark.parametrize("how", ["replaced", "overwritten", "cut off", "removed"])
+def test_files_that_change_before_their_first_use(how: str, engine: LLM, tmp_path: Path) -> None:
+    """An adapter id stands for one content: other bytes end the requests that wanted the old ones, and nothing else."""
+    file = write_random(tmp_path, 1, 4, one_module()) / WEIGHTS
+    other = file_bytes(one_module(seed=2))
+    loaded = engine.load_adapter("moving", tmp_path)
+    if how == "replaced":
+        fresh = tmp_path / "fresh.safetensors"
+        fresh.write_bytes(other)
+        fresh.replace(file)
+    elif how == "overwritten":
+        file.write_bytes(other)
+    elif how == "cut off":
+        os.truncate(file, 1000)
+    else:
+        file.unlink()
     params = SamplingParams(max_tokens=4, temperature=0, lora="moving")
-    assert engine.generate([1, 2, 3], params)[0].finished
+    with pytest.raises((CorruptModelError, ModelNotFoundError), match=re.escape(str(tmp_path))):
+        engine.generate([1, 2, 3], params)
+    assert engine.generate([1, 2, 3], SamplingParams(max_tokens=2))[0].finished
+    if how in ("replaced", "overwritten"):
+        again = engine.load_adapter("moving", tmp_path)
+        assert (again.generation, again.digest == loaded.digest) == (2, False)
+        assert engine.generate([1, 2, 3], params)[0].finished
     engine.unload_adapter("moving")
