@@ -199,6 +199,11 @@ fn check_fields(config: &Config<'_>, file: &str) -> Result<(), ModelError> {
             }
         }
     }
+    for key in ["r", "lora_alpha"] {
+        if let Some(null @ Value::Null) = config.map().get(key) {
+            return Err(config.bad(key, null, "a number is expected"));
+        }
+    }
     match config.text("bias")? {
         None | Some("none") => {}
         Some(other) => return refuse(format!("bias is {other:?}: trained biases of the base model")),
