@@ -81,7 +81,7 @@ class AdapterPool:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """The device of the pages."""
         return self._pages.device
 
     @property
