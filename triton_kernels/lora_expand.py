@@ -46,10 +46,11 @@ def config_for(width: int, major: int) -> Config:
     return table[max(version for version in table if version <= max(major, 8))]
 
 
-def _config(width: int, b: torch.Tensor) -> Config:
+def _config(tiles: LoraTiles, b: torch.Tensor) -> Config:
+    width = tiles.rows.shape[1]
     if b.dtype == torch.float32:
         return FLOAT32
-    found = lookup("lora_expand", str(width), b.device)
+    found = None if tiles.deterministic else lookup("lora_expand", str(width), b.device)
     if found is not None and len(found) == len(Config._fields):
         return Config(*found)
     return config_for(width, capability(b.device)[0])
@@ -160,7 +161,7 @@ def lora_expand(
     check_tensor("y", y, dtypes=FLOATS, shape=(None, columns))
     if bias is not None:
         check_tensor("bias", bias, dtypes=FLOATS, shape=(columns,))
-    config = _config(width, site.b)
+    config = _config(tiles, site.b)
     arguments = {
         "h_ptr": h,
         "b_ptr": site.b,

@@ -55,10 +55,11 @@ def config_for(width: int, major: int) -> Config:
     return table[max(version for version in table if version <= max(major, 8))]
 
 
-def _config(width: int, x: torch.Tensor) -> Config:
+def _config(tiles: LoraTiles, x: torch.Tensor) -> Config:
+    width = tiles.rows.shape[1]
     if x.dtype == torch.float32:
         return FLOAT32
-    found = lookup("lora_shrink", str(width), x.device)
+    found = None if tiles.deterministic else lookup("lora_shrink", str(width), x.device)
     if found is not None and len(found) == len(Config._fields):
         return Config(*found)
     return config_for(width, capability(x.device)[0])
@@ -135,7 +136,7 @@ def lora_shrink(x: torch.Tensor, site: LoraSite, tiles: LoraTiles) -> torch.Tens
     check(x.dtype == site.a.dtype, f"x has dtype {x.dtype}, a has {site.a.dtype}: pass one dtype")
     count, width = tiles.rows.shape
     splits, chunks = splits_of(depth), tiles.chunks
-    config = _config(width, x)
+    config = _config(tiles, x)
     h = torch.empty(splits, count * width, parts, chunks * PAGE, dtype=torch.float32, device=x.device)
     arguments = {
         "x_ptr": x,

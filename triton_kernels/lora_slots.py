@@ -41,11 +41,13 @@ class LoraTiles:
         rows: int32 `[tiles, FEW or MANY]`, rows of x; -1: none.
         slots: int32 `[tiles]`, the slot of each tile; -1: the tile is empty.
         max_rank: the largest rank of the step's adapters, or more. On the host.
+        deterministic: bits must not depend on configurations that were measured.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
     max_rank: int
+    deterministic: bool = False
 
     @property
     def chunks(self) -> int:

@@ -14,17 +14,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import triton
 
 from . import tuned
-from .int8_matmul import MANY, int8_matmul, int8_weight_matmul, tuned_key
+from .int8_matmul import MANY as MANY_ROWS
 from .int8_matmul import Config as MatmulConfig
 from .int8_matmul import config_for as matmul_config
+from .int8_matmul import int8_matmul, int8_weight_matmul, tuned_key
 from .kv_cache import BLOCK_SIZE, FloatKV, Int8KV, PagedKV
 from .launch import INTERPRETED, capability
+from .lora_expand import config_for as expand_config
+from .lora_expand import lora_expand
+from .lora_shrink import config_for as shrink_config
+from .lora_shrink import lora_shrink
+from .lora_slots import FEW, MANY, PAGE, LoraSite, LoraTiles, tiles_of
 from .paged_attention import Config as AttentionConfig
 from .paged_attention import config_for as attention_config
 from .paged_attention import paged_attention
@@ -51,12 +58,13 @@ def jobs(device: torch.device, small: bool = False) -> Iterator[Job]:
     """Every key. `small`: shapes for the interpreter."""
     yield from _matmul_jobs(device, small)
     yield from _attention_jobs(device, small)
+    yield from _adapter_jobs(device, small)
 
 
 def _matmul_jobs(device: torch.device, small: bool) -> Iterator[Job]:
     columns, depth = (64, 256) if small else (4096, 4096)
     for kind in ("w8a8", "w8a16"):
-        for rows, limit in ((16, 16), (64, 64), (256, 256), (8192, MANY)):
+        for rows, limit in ((16, 16), (64, 64), (256, 256), (8192, MANY_ROWS)):
             if kind == "w8a16" and limit == 256:
                 continue
             count = min(rows, 3) if small else rows
@@ -124,6 +132,37 @@ def _attention_jobs(device: torch.device, small: bool) -> Iterator[Job]:
                     return paged_attention(q, kv, tables, starts, contexts, scale=0.1, num_decodes=decodes)
 
                 yield Job("paged_attention", key, tuple(default), tuple(sorted(map(tuple, space))), run)
+
+
+def _adapter_jobs(device: torch.device, small: bool) -> Iterator[Job]:
+    columns, depth = (64, 256) if small else (28672, 4096)
+    for width, rows in ((FEW, 64), (MANY, 4096)):
+        count = 3 if small else rows
+        site = LoraSite.empty(torch.zeros(1, 1, dtype=torch.int32, device=device), 1, depth, [columns], torch.bfloat16)
+        site.a.copy_(torch.randn(site.a.shape, device=device) / 64)
+        site.b.copy_(torch.randn(site.b.shape, device=device))
+        site.ranks.fill_(PAGE)
+        site.scales.fill_(1.0)
+        tiles = tiles_of([0] * count, width, PAGE, device)
+        x = torch.randn(count, depth, device=device).to(torch.bfloat16)
+        y = torch.zeros(count, columns, device=device, dtype=torch.bfloat16)
+        major = capability(device)[0]
+
+        def shrink(x: torch.Tensor = x, site: LoraSite = site, tiles: LoraTiles = tiles) -> torch.Tensor:
+            return lora_shrink(x, site, tiles).sum(0)[: len(x)]
+
+        def expand(
+            h: torch.Tensor, y: torch.Tensor = y, site: LoraSite = site, tiles: LoraTiles = tiles
+        ) -> torch.Tensor:
+            return lora_expand(h, site, tiles, y.zero_())
+
+        narrow = shrink_config(width, major)
+        space = {narrow._replace(depth=k, stages=s) for k in (64, 128, 256) for s in (2, 3, 4, 5)}
+        yield Job("lora_shrink", str(width), tuple(narrow), tuple(sorted(map(tuple, space))), shrink)
+        wide = expand_config(width, major)
+        options = {wide._replace(columns=n, warps=w) for n in (32, 64, 128, 256) for w in (4, 8)}
+        run = partial(expand, lora_shrink(x, site, tiles))
+        yield Job("lora_expand", str(width), tuple(wide), tuple(sorted(map(tuple, options))), run)
 
 
 def _plain(config: MatmulConfig | AttentionConfig) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from octavo import triton_kernels as kernels
 from octavo.triton_kernels.dynamic_attention import FIELDS
+from octavo.triton_kernels.lora_slots import LoraSite, tile_rows, tiles_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .registry import Bench, entry, nbytes
@@ -116,6 +117,44 @@ def rope(device: torch.device, small: bool) -> Iterator[Bench]:
             lambda a=(qkv, angle, angle, slots, kv), h=heads: kernels.rope_and_cache(*a, heads=h),
             moved + nbytes(angle, angle),
         )
+
+
+@entry
+def adapters(device: torch.device, small: bool) -> Iterator[Bench]:
+    """Shrink and expand together, beside a loop over the adapters and beside the projection itself."""
+    rank, depth, widths = (16, 256, (64,)) if small else (16, 4096, (14336, 14336))
+    counts = [(3, 2)] if small else [(1, 1), (64, 1), (64, 8), (64, 32), (8192, 1)]
+    for rows, distinct in counts:
+        pages = torch.arange(distinct, dtype=torch.int32, device=device)[:, None].contiguous()
+        site = LoraSite.empty(pages, distinct, depth, widths, BF16)
+        site.a.copy_(random(*site.a.shape, device=device))
+        site.b.copy_(random(*site.b.shape, device=device))
+        site.ranks.fill_(rank)
+        site.scales.fill_(0.01)
+        columns = sum(widths)
+        slots = [i % distinct for i in range(rows)]
+        tiles = tiles_of(slots, tile_rows(rows), rank, device)
+        x, y, w = (random(*shape, device=device) for shape in ((rows, depth), (rows, columns), (columns, depth)))
+        own = [torch.tensor([i for i in range(rows) if slots[i] == s], device=device) for s in range(distinct)]
+
+        def loop(
+            x: torch.Tensor = x, y: torch.Tensor = y, site: LoraSite = site, own: list[torch.Tensor] = own
+        ) -> None:
+            for s, mine in enumerate(own):
+                start = 0
+                for p, n in enumerate(site.widths):
+                    here = slice(start, start + n)
+                    y[mine, here] += x[mine] @ site.a[s, p].t() @ site.b[s, here].t() * 0.01
+                    start += n
+
+        run = lambda a=(x, site, tiles, y): kernels.lora_expand(kernels.lora_shrink(*a[:3]), *a[1:])  # noqa: E731
+        case = f"{rows} x {columns} x {depth}, rank {rank}, {distinct} adapters"
+        moved, operations = nbytes(site.a, site.b, x, y, y), 2 * rank * rows * (len(widths) * depth + columns)
+        for peer in (
+            ("torch, one adapter at a time", loop),
+            ("cuBLAS bf16, the projection", lambda x=x, w=w: x @ w.t()),
+        ):
+            yield Bench("lora", case, run, moved, operations, peer)
 
 
 @entry

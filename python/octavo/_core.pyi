@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, final
 
 __all__ = [
     "JSON_WHITESPACE",
+    "AdapterFile",
     "Checkpoint",
     "Delta",
     "Engine",
@@ -140,6 +141,17 @@ class Checkpoint:
         Raises `CorruptModelError` if it is missing, has another shape, or another element type."""
 
 @final
+class AdapterFile:
+    """An opened adapter; every name, shape and value is checked. Executors get it in `pack_adapter`."""
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of its modules."""
+    def modules(self) -> list[dict[str, Any]]:
+        """One for each module: `name`, `rank`, `scale`, and (element type, shape, bytes) of `a`, `b`, `magnitude` and
+        `bias`, or None. Raises `CorruptModelError`."""
+
+@final
 class SamplingParams:
     """A checked set of sampling parameters, for any number of requests."""
 
@@ -156,6 +168,9 @@ class Plan:
     @property
     def step(self) -> int:
         """Counted from 1."""
+    @property
+    def adapters(self) -> list[tuple[int, Any]]:
+        """(adapter id, what the executor's `pack_adapter` returned) of each adapter of the step."""
     @property
     def tokens(self) -> memoryview:
         """`[T]`, the sequences one after the other; 0 in the rows that `placeholders` names."""

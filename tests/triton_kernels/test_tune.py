@@ -117,7 +117,7 @@ def test_every_job_runs_its_default_and_others(device: torch.device) -> None:
             seen.add(found.op)
             short = tune.Job(found.op, found.key, found.default, found.space[:1], found.run)
             tune.best_of(short, lambda run: float(bool(run() is not None)))
-    assert seen == {"int8_matmul", "paged_attention"}
+    assert seen == {"int8_matmul", "paged_attention", "lora_shrink", "lora_expand"}
     assert ("paged_attention", "int8 decode 128") in keys
     assert len(Config._fields) == 4
 

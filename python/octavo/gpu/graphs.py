@@ -92,7 +92,9 @@ class DecodeGraphs:
         key = graph.size, power_of_two(adapters.tiles.chunks)
         if key not in self.with_adapters:
             rank = min(PAGE * key[1], adapters.pool.max_rank)
-            blank = StepAdapters.blank(adapters.pool, adapters.ops, graph.size, self._max_loras, rank)
+            blank = StepAdapters.blank(
+                adapters.pool, adapters.ops, graph.size, self._max_loras, rank, adapters.tiles.deterministic
+            )
             with adapters.pool.lock:
                 self.with_adapters[key] = self._capture.graph(graph.size, blank)
         found = self.with_adapters[key]
@@ -100,7 +102,7 @@ class DecodeGraphs:
         return found if found.batch.adapters.holds(adapters) else None
 
 
-def capture(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int, max_loras: int = 8) -> DecodeGraphs:
+def capture(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int, max_loras: int) -> DecodeGraphs:
     """Captures all sizes without adapters."""
     device = model.weights.norm.device
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from octavo.attention import from_fields
 from octavo.errors import DeviceMemoryError
 from octavo.gpu.batch import BLOCK_SIZE, Batch
 from octavo.gpu.checkpoint import Checkpoint
+from octavo.gpu.device_adapters import DeviceAdapters
 from octavo.gpu.dynamic import Dynamic, score_bytes
 from octavo.gpu.graphs import DecodeGraphs, capture
 from octavo.gpu.graphs import sizes as graph_sizes
@@ -23,6 +25,7 @@ from octavo.gpu.kv import KvFormat, KvPool, block_bytes, open_block_bytes
 from octavo.gpu.model import Model
 from octavo.gpu.ops import Ops, kernel_ops
 from octavo.gpu.runner import Runner
+from octavo.gpu.sites import projections
 from octavo.gpu.spec import Heads, Mlp, Spec, read_spec
 from octavo.gpu.weights import Format, Weights, load_weights
 
@@ -88,6 +91,11 @@ def _load(folder: Path, config: Mapping[str, Any], backend: Backend) -> tuple[Ru
         weights = load_weights(spec, facts["names"], checkpoint, form)
         warnings = checkpoint.warnings()
         model = Model(spec, weights, dtype, backend.ops, deterministic, _frequencies(spec, backend.device))
+        lora = partial(_adapters, model, facts["names"])
+        adapters = None
+        if config["max_lora_memory"] is not None:
+            adapters = lora(resolved["limits"] | {"max_lora_memory": config["max_lora_memory"]})
+            adapters.reserve()
         memory = _measure_memory(model, kv_format, resolved["limits"], dynamic is not None, backend)
         limits = _core.resolve(str(folder), config, memory)["limits"]
         context, num_blocks, seqs = limits["max_model_len"], limits["num_blocks"], limits["max_num_seqs"]
@@ -99,8 +107,8 @@ def _load(folder: Path, config: Mapping[str, Any], backend: Backend) -> tuple[Ru
         if dynamic is not None:
             rows = max(seqs, graph_sizes(seqs)[-1])
             kv.policy = Dynamic(spec, dynamic, num_blocks, rows, backend.device)
-        graphs = _graphs(model, kv, seqs, context) if backend.graphs else None
-    runner = Runner(model, kv, graphs)
+        graphs = _graphs(model, kv, seqs, context, limits["max_loras"]) if backend.graphs else None
+    runner = Runner(model, kv, graphs, adapters or lora(limits))
     return runner, {**_facts(runner, backend), "warnings": warnings, "memory": memory}
 
 
@@ -158,10 +166,15 @@ def _measure_step(model: Model, kv_format: KvFormat, limits: Mapping[str, int], 
     return peak
 
 
-def _graphs(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int) -> DecodeGraphs | None:
+def _adapters(model: Model, names: Mapping[str, Any], limits: Mapping[str, int]) -> DeviceAdapters:
+    found = list(projections(model.spec, names, model.weights))
+    return DeviceAdapters(found, model.dtype, limits["max_lora_memory"], limits["max_lora_rank"])
+
+
+def _graphs(model: Model, kv: KvPool, max_num_seqs: int, max_model_len: int, max_loras: int) -> DecodeGraphs | None:
     """None for models with a layer that waits for the device, or that has no kernel."""
     plain = all(isinstance(la.attention, Heads) and isinstance(la.mlp, Mlp) for la in model.spec.layers)
-    return capture(model, kv, max_num_seqs, max_model_len) if plain else None
+    return capture(model, kv, max_num_seqs, max_model_len, max_loras) if plain else None
 
 
 def _weight_bytes(weights: Weights) -> int:

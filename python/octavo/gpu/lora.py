@@ -176,13 +176,16 @@ class StepAdapters:
         return out
 
     @classmethod
-    def blank(cls, pool: AdapterPool, ops: Ops, rows: int, slots: int, max_rank: int) -> StepAdapters:
+    def blank(
+        cls, pool: AdapterPool, ops: Ops, rows: int, slots: int, max_rank: int, deterministic: bool
+    ) -> StepAdapters:
         """Room for every step of `rows` tokens with at most `slots` adapters: for a CUDA graph."""
-        width = tile_rows(rows)
+        width = tile_rows(rows, deterministic)
         shape = (max_tiles(rows, slots, width), width)
         device = pool.device
         lines = torch.full(shape, -1, dtype=torch.int32, device=device)
-        return cls(pool, LoraTiles(lines, torch.full(shape[:1], -1, dtype=torch.int32, device=device), max_rank), ops)
+        slots_of = torch.full(shape[:1], -1, dtype=torch.int32, device=device)
+        return cls(pool, LoraTiles(lines, slots_of, max_rank, deterministic), ops)
 
     def holds(self, other: StepAdapters) -> bool:
         """Whether `copy_` can take that step."""
@@ -217,10 +220,13 @@ class HostAdapters:
     rows: Ints
     slots: Ints
     max_rank: int
+    deterministic: bool
 
     def on_device(self, rows: torch.Tensor, slots: torch.Tensor, ops: Ops) -> StepAdapters | None:
         """With its tables as they arrived there."""
-        return None if self.pool is None else StepAdapters(self.pool, LoraTiles(rows, slots, self.max_rank), ops)
+        if self.pool is None:
+            return None
+        return StepAdapters(self.pool, LoraTiles(rows, slots, self.max_rank, self.deterministic), ops)
 
 
 def host_adapters(ids: Any, lens: Ints, residents: Mapping[int, Resident], deterministic: bool) -> HostAdapters:
@@ -229,4 +235,5 @@ def host_adapters(ids: Any, lens: Ints, residents: Mapping[int, Resident], deter
     used = [r for r in of_seq if r is not None]
     slots = np.repeat(np.array([-1 if r is None else r.slot for r in of_seq], np.int32), lens)
     tiles = make_tiles(slots, tile_rows(len(slots), deterministic))
-    return HostAdapters(used[0].pool if used else None, *tiles, max((r.rank for r in used), default=0))
+    rank = max((r.rank for r in used), default=0)
+    return HostAdapters(used[0].pool if used else None, *tiles, rank, deterministic)

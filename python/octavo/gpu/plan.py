@@ -87,6 +87,7 @@ class Plan:
             _view(plan.sealed, np.int32).reshape(-1, 2),
             _view(plan.open_copies, np.int32).reshape(-1, 2),
             _view(plan.samples, SAMPLE_SPEC),
+            dict(plan.adapters),
         )
 
 

@@ -18,10 +18,11 @@ from octavo import _core
 from octavo.gpu import sampler
 from octavo.gpu.attention import Report
 from octavo.gpu.batch import DeviceToHost, HostBatch, HostToDevice, build_batch, open_pairs, to_device
+from octavo.gpu.device_adapters import DeviceAdapters
 from octavo.gpu.errors import faults
 from octavo.gpu.graphs import DecodeGraph, DecodeGraphs
 from octavo.gpu.kv import KvPool
-from octavo.gpu.lora import host_adapters
+from octavo.gpu.lora import Resident, host_adapters
 from octavo.gpu.model import Model
 from octavo.gpu.plan import Ints, Plan, Records
 
@@ -32,8 +33,8 @@ Logprobs = list[Array]
 class Runner:
     """Runs steps of a model over a KV pool. It keeps no state of requests."""
 
-    def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None) -> None:
-        self.model, self.kv, self.graphs = model, kv, graphs
+    def __init__(self, model: Model, kv: KvPool, graphs: DecodeGraphs | None, adapters: DeviceAdapters) -> None:
+        self.model, self.kv, self.graphs, self.adapters = model, kv, graphs, adapters
         device = model.weights.norm.device
         self._device = device
         self._host_to_device = HostToDevice(device)
@@ -73,6 +74,15 @@ class Runner:
         with faults("the logits of a step"), self._on_device(), torch.inference_mode():
             logits: Array = self.model.logits(self._rows[first : first + count]).cpu().numpy()
             return logits
+
+    def adapter_bytes(self, rank: int) -> int:
+        """Device memory of an adapter whose largest rank this is."""
+        return self.adapters.bytes_of(rank)
+
+    def pack_adapter(self, file: _core.AdapterFile) -> Resident:
+        """Copies an adapter to the device. Its memory is free again when the result is dropped."""
+        with faults("the copy of an adapter"), self._on_device(), torch.inference_mode():
+            return self.adapters.pack(file)
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()

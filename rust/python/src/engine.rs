@@ -140,8 +140,8 @@ impl Engine {
         let config = read_config(config)?;
         let facts = json::read_fields(facts, octavo_engine::read_fields)?;
         let family = octavo_model::open(&model).and_then(|folder| octavo_model::read_family(&*folder));
-        let vocab = family.map_err(|e| to_python(py, &e.into()))?.spec.vocab;
-        let executor = Box::new(PyExecutor::new(executor, vocab)?);
+        let family = family.map_err(|e| to_python(py, &e.into()))?;
+        let executor = Box::new(PyExecutor::new(executor, family)?);
         Self::started(py, || octavo_engine::Engine::load_over(&model, &config, executor, facts))
     }
 

@@ -10,21 +10,25 @@
 //!     report                    None, or a dict of named numbers, f64 [S] each
 //! object.read_rows(first, n)    logits f32 [n, vocab] of the step last waited for, in plan order, without the sampled rows
 //! ```
+//!
+//! The methods of an executor that takes adapters: `adapter_backend.rs`.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
 use octavo_engine::{
-    Executor, ExecutorInfo, Logprob, Report, SampleSpec, SampledToken, StepError, StepInput, StepOutput,
-    Ticket,
+    AdapterBackend, Executor, ExecutorInfo, Logprob, Report, SampleSpec, SampledToken, StepError, StepInput,
+    StepOutput, Ticket,
 };
 use octavo_kernels::Kernels;
+use octavo_model::families::Family;
 use octavo_scheduler::AttentionPolicy;
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::adapter_backend::PyAdapters;
 use crate::plan::Plan;
 
 /// Stands for a token where logits were not numbers.
@@ -36,6 +40,8 @@ pub struct PyExecutor {
     vocab_size: usize,
     max_in_flight: usize,
     open_blocks: bool,
+    /// None: it takes none.
+    adapters: Option<Arc<PyAdapters>>,
     /// Submitted steps, oldest first.
     submitted: VecDeque<Arc<StepInput>>,
 }
@@ -43,10 +49,12 @@ pub struct PyExecutor {
 impl PyExecutor {
     /// # Errors
     /// What reading the object's attributes raises.
-    pub fn new(object: Bound<'_, PyAny>, vocab_size: usize) -> PyResult<Self> {
+    pub fn new(object: Bound<'_, PyAny>, family: Family) -> PyResult<Self> {
+        let vocab_size = family.spec.vocab;
         Ok(Self {
             max_in_flight: object.getattr("max_in_flight")?.extract()?,
             open_blocks: object.getattr("open_blocks")?.is_truthy()?,
+            adapters: PyAdapters::of(&object, family)?,
             object: Some(object.unbind()),
             vocab_size,
             submitted: VecDeque::new(),
@@ -152,6 +160,10 @@ impl Executor for PyExecutor {
             bounds_attention: true,
             kernels: Arc::new(Kernels::single()),
         }
+    }
+
+    fn adapters(&self) -> Option<Arc<dyn AdapterBackend>> {
+        self.adapters.as_ref().map(|adapters| Arc::clone(adapters) as _)
     }
 
     fn submit(&mut self, step: &Arc<StepInput>) -> Result<Ticket, StepError> {

@@ -1,6 +1,8 @@
 //! octavo._core: the engine as a Python module. This crate converts and holds no logic.
 #![deny(unsafe_code)]
 
+mod adapter_backend;
+mod adapter_file;
 mod adapters;
 mod bench;
 mod buffer;
@@ -29,6 +31,8 @@ mod _core {
     use pyo3::prelude::*;
     use pyo3::types::{PyBytes, PyDict};
 
+    #[pymodule_export]
+    use crate::adapter_file::AdapterFile;
     #[pymodule_export]
     use crate::bench::{bench_attention, bench_kernels};
     #[pymodule_export]

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use octavo_engine::StepInput;
+use octavo_engine::{PackedAdapter, StepInput};
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
+use crate::adapter_backend::PyAdapter;
 use crate::buffer::Buffer;
 
 /// One step, for an executor in Python. Its arrays stay valid as long as they are held.
@@ -20,6 +21,13 @@ macro_rules! arrays {
             #[getter]
             fn step(&self) -> u64 {
                 self.0.plan.step
+            }
+
+            /// (adapter id, what the executor's `pack_adapter` returned) of each adapter of the step.
+            #[getter]
+            fn adapters(&self, py: Python<'_>) -> Vec<(u32, Option<Py<PyAny>>)> {
+                let object = |adapter: &PackedAdapter| adapter.get::<PyAdapter>().and_then(|a| a.object(py));
+                self.0.adapters.iter().map(|(id, adapter)| (*id, object(adapter))).collect()
             }
             $(#[getter]
             fn $name<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyMemoryView>> {
