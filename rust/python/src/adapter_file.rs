@@ -4,8 +4,8 @@ use std::path::Path;
 
 use octavo_engine::EngineError;
 use octavo_kernels::WeightDtype;
-use octavo_model::adapter::{AdapterFile as File, AdapterModule, AdapterTensor};
 use octavo_model::families::Family;
+use octavo_model::{AdapterFile as File, AdapterModule, AdapterTensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
