@@ -56,7 +56,7 @@ PY
 
 if has pytest transformers safetensors; then
     tests=(tests/triton_kernels tests/gpu)
-    [ -n "$short" ] && tests=(tests/triton_kernels tests/gpu/test_gpu_kernels.py tests/gpu/test_gpu_graphs.py)
+    [ -n "$short" ] && tests=(tests/triton_kernels tests/gpu/test_gpu_kernels.py tests/gpu/test_gpu_graphs.py tests/gpu/test_gpu_adapters.py)
     [ -n "$cpu" ] && tests=(tests/gpu/test_gpu_graphs.py)
     run tests "$([ -n "$short" ] && echo 110 || echo 200)" "$python" -m pytest -q -x --maxfail=20 -p no:cacheprovider "${tests[@]}"
 else
@@ -71,7 +71,11 @@ model=(--out "$out")
 [ -n "$cpu" ] && model+=(--device cpu --shapes tiny --rounds 1 --prompt-tokens 8 --tokens 4 --batches 1 2)
 [ -n "$short" ] && [ -z "$cpu" ] && model+=(--shapes llama-3.2-1b --rounds 2)
 has transformers || model+=(--no-peer)
-run models "$([ -n "$short" ] && echo 145 || echo 255)" "$python" benches/gpu_model.py "${model[@]}"
+run models "$([ -n "$short" ] && echo 115 || echo 215)" "$python" benches/gpu_model.py "${model[@]}"
+adapters=(--out "$out")
+[ -n "$cpu" ] && adapters+=(--device cpu --shape tiny --sequences 4 --adapters 1 2 --rounds 1)
+[ -n "$short" ] && [ -z "$cpu" ] && adapters+=(--shape llama-3.2-1b)
+run adapters "$([ -n "$short" ] && echo 30 || echo 40)" "$python" benches/gpu_adapters.py "${adapters[@]}"
 
 printf '\n=== %s s, results in %s\n' "$((SECONDS - began))" "$out"
 if [ ${#failed[@]} -gt 0 ]; then

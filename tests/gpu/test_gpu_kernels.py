@@ -119,3 +119,25 @@ def test_the_eager_step_and_the_padded_one_agree(tmp_path: Path) -> None:
     backend = kernels()
     want, got = outputs(tmp_path, replace(backend, graphs=False)), outputs(tmp_path, backend)
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
+
+
+def test_adapters_with_kernels(tmp_path: Path) -> None:
+    """Shrink and expand in eager steps and in padded ones, beside a request without an adapter."""
+    pytest.importorskip("peft", reason="adapters are written by peft: pip install 'octavo[test]'")
+    from random_adapters import write_adapter
+
+    model = write_model(MODELS[0], tmp_path / "model")
+    write_adapter(model, tmp_path / "a", r=5, target_modules="all-linear", use_dora=True)
+    write_adapter(model, tmp_path / "b", 1, r=20, target_modules=["q_proj", "down_proj"])
+    params = [replace(PARAMS, lora=name) for name in ("a", "b", None)]
+    found = []
+    for backend in (None, kernels()):
+        with torch_llm(tmp_path / "model", backend, max_num_seqs=4, kv_cache_bytes=1 << 18) as llm:
+            for name in "ab":
+                llm.load_adapter(name, tmp_path / name)
+            outputs = llm.generate([*PROMPTS, PROMPTS[0]], params, use_tqdm=False)
+            found.append([o.outputs[0] for o in outputs])
+    assert [o.token_ids for o in found[0]] == [o.token_ids for o in found[1]]
+    for mine, theirs in zip(*found, strict=True):
+        for x, y in zip(mine.logprobs, theirs.logprobs, strict=True):
+            assert {k: v.logprob for k, v in x.items()} == pytest.approx({k: v.logprob for k, v in y.items()}, abs=2e-4)

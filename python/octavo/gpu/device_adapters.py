@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class DeviceAdapters:
     """
 
     def __init__(self, projections: Sequence[Projection], dtype: torch.dtype, budget: int, max_rank: int) -> None:
-        self._projections, self._dtype, self._max_rank = projections, dtype, max_rank
+        self.projections, self._dtype, self._max_rank = projections, dtype, max_rank
         self._page_bytes = page_bytes(projections, dtype)
         self._num_pages = min(budget // self._page_bytes, _MAX_PAGES)
         self.pool: AdapterPool | None = None
@@ -46,7 +47,7 @@ class DeviceAdapters:
         """
         if self.pool is None:
             try:
-                self.pool = AdapterPool(self._projections, self._num_pages, self._max_rank, self._dtype)
+                self.pool = AdapterPool(self.projections, self._num_pages, self._max_rank, self._dtype)
             except torch.OutOfMemoryError as error:
                 size = self._num_pages * self._page_bytes
                 raise DeviceMemoryError(
@@ -63,12 +64,29 @@ class DeviceAdapters:
         """
         pool = self.reserve()
         modules = [module_of(fields) for fields in file.modules()]
-        try:
-            return pool.pack(modules)
-        except PoolFullError:
-            # An exception of a step may hold adapters that have ended.
-            gc.collect()
-            return pool.pack(modules)
+        with _beside_steps(pool.device):
+            try:
+                return pool.pack(modules)
+            except PoolFullError:
+                # An exception of a step may hold adapters that have ended.
+                gc.collect()
+                return pool.pack(modules)
+
+
+@contextmanager
+def _beside_steps(device: torch.device) -> Iterator[None]:
+    """Work on a stream of its own: hundreds of small copies would each wait behind the steps that run.
+
+    It begins behind the steps submitted so far, which may still read free pages, and is done at the end.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(side):
+        yield
+    side.synchronize()
 
 
 def module_of(fields: dict[str, Any]) -> Module:

@@ -21,7 +21,7 @@ import torch
 from octavo.gpu.linear import Linear
 from octavo.gpu.ops import Ops
 from octavo.gpu.sites import Projection, Site
-from octavo.triton_kernels.lora_slots import PAGE, LoraSite, LoraTiles, make_tiles, max_tiles, tile_rows
+from octavo.triton_kernels.lora_slots import FEW, PAGE, LoraSite, LoraTiles, make_tiles, max_tiles, tile_rows
 
 NO_ADAPTER = 0xFFFFFFFF
 """The adapter id of a sequence without one."""
@@ -231,9 +231,15 @@ class HostAdapters:
 
 def host_adapters(ids: Any, lens: Ints, residents: Mapping[int, Resident], deterministic: bool) -> HostAdapters:
     """From the adapter id and the number of rows of each sequence, in the order of the batch."""
+    if not residents:
+        return NONE
     of_seq = [None if i == NO_ADAPTER else residents[i] for i in ids.tolist()]
     used = [r for r in of_seq if r is not None]
     slots = np.repeat(np.array([-1 if r is None else r.slot for r in of_seq], np.int32), lens)
     tiles = make_tiles(slots, tile_rows(len(slots), deterministic))
     rank = max((r.rank for r in used), default=0)
     return HostAdapters(used[0].pool if used else None, *tiles, rank, deterministic)
+
+
+NONE = HostAdapters(None, np.empty((0, FEW), np.int32), np.empty(0, np.int32), 0, False)
+"""Of a step without adapters."""
