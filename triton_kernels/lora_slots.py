@@ -93,7 +93,7 @@ class LoraSite:
             ranks=torch.zeros(slots, parts, dtype=torch.int32, device=device),
             scales=torch.zeros(slots, parts, device=device),
             extras=torch.zeros(slots, parts, dtype=torch.int32, device=device),
-            gains=torch.ones(slots, columns, device=device),
+            gains=torch.zeros(slots, columns, device=device),
             shifts=torch.zeros(slots, columns, device=device),
         )
 

@@ -53,6 +53,11 @@ FEATURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def small_llm(folder: Path, backend: load.Backend | None = None, **options: Any) -> LLM:
+    """With a small pool, which is quick to make."""
+    return torch_llm(folder, backend, **{"max_lora_memory": 16 << 20, **options})
+
+
 def prompt_of(length: int, vocab: int = 199, seed: int = 1) -> list[int]:
     draw = random.Random(seed)
     return [draw.randrange(vocab) for _ in range(length)]
@@ -66,7 +71,7 @@ def test_float32_matches_peft(name: str, backend: load.Backend, tmp_path: Path) 
     live = write_adapter(model, tmp_path / "adapter", **options)
     vocab = model.config.vocab_size
     prompt = prompt_of(40, vocab)
-    with torch_llm(tmp_path / "model", backend, **case.limits) as llm:
+    with small_llm(tmp_path / "model", backend, **case.limits) as llm:
         loaded = llm.load_adapter("a", tmp_path / "adapter")
         assert loaded.rank == max(options["r"], *options.get("rank_pattern", {"": 0}).values())
         output = llm.generate(prompt, ALL, adapter="a")[0]
@@ -104,7 +109,7 @@ def test_the_shared_expert(name: str, modules: list[str], backend: load.Backend,
     config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": modules}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     prompt = prompt_of(40, model.config.vocab_size)
-    with torch_llm(tmp_path / "model", backend) as llm:
+    with small_llm(tmp_path / "model", backend) as llm:
         llm.load_adapter("a", tmp_path / "adapter")
         output = llm.generate(prompt, ALL, adapter="a")[0]
     want = reference_logprobs(model, [*prompt, *output.outputs[0].token_ids])[:-1]
@@ -153,7 +158,7 @@ def test_a_mixed_batch_has_the_bits_of_single_runs(
     folder, folders = adapters
     options: dict[str, Any] = {"dtype": dtype, "deterministic": True, "max_num_batched_tokens": 32}
     asked, params = asked_of()
-    with load_all(torch_llm(folder, backend, **options, enable_prefix_caching=False), folders) as llm:
+    with load_all(small_llm(folder, backend, **options, enable_prefix_caching=False), folders) as llm:
         together = [o.outputs[0] for o in llm.generate(asked, params, use_tqdm=False)]
         alone = [llm.generate(p, q)[0].outputs[0] for p, q in zip(asked, params, strict=True)]
         assert llm.stats()["mixed_steps"] > 0
@@ -171,12 +176,12 @@ def test_graphs_stay_valid_when_adapters_come_and_go(
     """One graph serves every adapter of its size; its tables change, its memory does not."""
     folder, folders = adapters
     prompt = prompt_of(20)
-    with torch_llm(folder, load.Backend(backend.device, backend.ops, graphs=False)) as llm:
+    with small_llm(folder, load.Backend(backend.device, backend.ops, graphs=False)) as llm:
         load_all(llm, folders)
         want = {n: llm.generate(prompt, PLAIN, adapter=n)[0].outputs[0].token_ids for n in folders}
         base = llm.generate(prompt, PLAIN)[0].outputs[0].token_ids
     assert len({tuple(t) for t in [*want.values(), base]}) == 4
-    with torch_llm(folder, backend) as llm:
+    with small_llm(folder, backend) as llm:
         load_all(llm, folders)
         graphs = runners[-1].graphs
         assert graphs is not None
@@ -206,7 +211,7 @@ def test_memory_for_one_adapter_serves_all_in_turn(
 ) -> None:
     folder, folders = adapters
     prompt = prompt_of(20)
-    with load_all(torch_llm(folder, backend), folders) as llm:
+    with load_all(small_llm(folder, backend), folders) as llm:
         want = {n: llm.generate(prompt, PLAIN, adapter=n)[0].outputs[0].token_ids for n in folders}
         largest = max(a.bytes for a in llm.adapters())
     with load_all(torch_llm(folder, backend, max_lora_memory=largest), folders) as llm:
@@ -229,10 +234,10 @@ def test_memory_for_one_adapter_serves_all_in_turn(
 def test_cached_blocks_are_of_one_adapter(backend: load.Backend, adapters: tuple[Path, dict[str, Path]]) -> None:
     folder, folders = adapters
     prompt = prompt_of(70)
-    with torch_llm(folder, backend, enable_prefix_caching=False) as llm:
+    with small_llm(folder, backend, enable_prefix_caching=False) as llm:
         load_all(llm, folders)
         want = {n: llm.generate(prompt, PLAIN, adapter=n)[0].outputs[0].token_ids for n in (None, *folders)}
-    with torch_llm(folder, backend) as llm:
+    with small_llm(folder, backend) as llm:
         load_all(llm, folders)
         for cached in (0, 64):
             for name, tokens in want.items():
@@ -254,7 +259,7 @@ def test_files_that_change_after_loading_are_refused(
     folder, folders = adapters
     for file in folders["a"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with torch_llm(folder, backend) as llm:
+    with small_llm(folder, backend) as llm:
         llm.load_adapter("a", tmp_path)
         tensors = load_file(tmp_path / "adapter_model.safetensors")
         (tmp_path / "adapter_model.safetensors").unlink()
