@@ -264,7 +264,7 @@ def test_files_that_change_after_loading_are_refused(
         tensors = load_file(tmp_path / "adapter_model.safetensors")
         (tmp_path / "adapter_model.safetensors").unlink()
         save_file({k: 2 * t for k, t in tensors.items()}, tmp_path / "adapter_model.safetensors")
-        with pytest.raises(CorruptModelError, match=r"others than those that were loaded. Load it again"):
+        with pytest.raises(CorruptModelError, match=r"changed after they were loaded: load the adapter again"):
             llm.generate([1, 2], PLAIN, adapter="a")
         assert llm.generate([1, 2], PLAIN)[0].outputs[0].token_ids
         assert llm.load_adapter("a", tmp_path).generation == 2

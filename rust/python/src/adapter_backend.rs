@@ -65,6 +65,7 @@ impl PyAdapters {
             digest: file.0.digest().to_string(),
             rank,
             packed_bytes,
+            modules: file.0.modules().iter().map(|module| module.name.clone()).collect(),
             warnings: file.0.warnings().to_vec(),
         })
     }
@@ -77,12 +78,7 @@ impl AdapterBackend for PyAdapters {
 
     fn pack(&self, info: &AdapterInfo) -> Result<Arc<dyn Any + Send + Sync>, EngineError> {
         let file = AdapterFile::open(&info.folder, &self.family)?;
-        if file.0.digest() != info.digest {
-            return Err(EngineError::CorruptModel(format!(
-                "{}: the adapter's files are others than those that were loaded. Load it again",
-                info.folder.display()
-            )));
-        }
+        info.check_digest(file.0.digest())?;
         let packed = self.with(|_, object| Ok(object.call_method1("pack_adapter", (file,))?.unbind()))?;
         Ok(Arc::new(PyAdapter(Some(packed))))
     }
