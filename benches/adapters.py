@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import statistics
 import tempfile
 import time
@@ -38,20 +39,20 @@ RANK = 16
 COUNTS = [1, 2, 4, 8, 16]
 # Rows, prompt tokens and new tokens of each measure, and the numbers of adapters.
 MEASURES = {
-    "decode_1": (1, 16, 49, [1]),
-    "decode_8": (8, 16, 33, [1]),
+    "decode_1": (1, 2, 49, [1]),
+    "decode_8": (8, 2, 33, [1]),
     "prefill_512": (1, 512, 1, [1]),
-    "curve_16": (16, 16, 25, COUNTS),
+    "curve_16": (16, 2, 25, COUNTS),
 }
 PEFT_ROWS, PEFT_PROMPT, PEFT_NEW = 16, 16, 9
 
 
-def octavo_rows(model: Path, vocab: int, rounds: int) -> list[dict[str, Any]]:
+def octavo_rows(model: Path, vocab: int, rounds: int, threads: int | None) -> list[dict[str, Any]]:
     """Ratios of every measure."""
     rows = []
     draw = np.random.default_rng(1)
     with (
-        LLM(model, max_model_len=1024, max_loras=max(COUNTS), max_lora_memory="2GiB") as llm,
+        LLM(model, threads=threads, max_model_len=1024, max_loras=max(COUNTS), max_lora_memory="2GiB") as llm,
         with_random_adapters(llm, model, RANK, max(COUNTS)) as names,
     ):
         memory = llm.adapters()[0].bytes
@@ -64,8 +65,10 @@ def octavo_rows(model: Path, vocab: int, rounds: int) -> list[dict[str, Any]]:
                 found = arm.against(arms[0])
                 row = {
                     "measure": name,
+                    "threads": threads or os.cpu_count(),
                     "distinct": arm.distinct,
                     "ratio": found["first_token" if new == 1 else "decode"],
+                    "cpu_ratio": found["cpu"],
                     "none_ms": 1e3 * statistics.median(arms[0].first if new == 1 else arms[0].decode),
                     "adapter_bytes": memory,
                 }
@@ -168,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="some of: %(default)s")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="of torch (%(default)s)")
+    parser.add_argument("--threads", type=int, help="of octavo and of torch (one per core)")
     parser.add_argument("--skip-peft", action="store_true", help="keep peft's rows of the last run")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -181,11 +184,16 @@ def main() -> None:
             with tempfile.TemporaryDirectory(prefix="octavo-shape-") as folder:
                 model, vocab = Path(folder), SHAPES[shape].vocab_size
                 write_checkpoint(SHAPES[shape], model)
-                rows = octavo_rows(model, vocab, arguments.rounds)
-                peft = kept if arguments.skip_peft else peft_rows(model, vocab, arguments.rounds, arguments.threads)
+                rows = octavo_rows(model, vocab, arguments.rounds, arguments.threads)
+                peft = (
+                    kept
+                    if arguments.skip_peft
+                    else peft_rows(model, vocab, arguments.rounds, arguments.threads or os.cpu_count() or 1)
+                )
             report["shapes"][shape] = {"octavo": rows, "peft": peft}
             save(arguments.output, report)
-    write_document(report)
+    if arguments.output == RESULT:
+        write_document(report)
     print(table(report))
 
 

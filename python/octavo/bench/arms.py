@@ -29,11 +29,13 @@ class Arm:
         distinct: how many adapters its rows use; 0: none.
         seconds: of each batch.
         first: of each batch, until every request had its first token.
+        cpu: processor time of each batch, of all threads. Other programs disturb it less, above all with one thread.
     """
 
     distinct: int
     seconds: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
     @property
     def decode(self) -> list[float]:
@@ -49,6 +51,8 @@ class Arm:
         found = {"batch": ratio(self.seconds, base.seconds), "first_token": ratio(self.first, base.first)}
         if min(base.decode) > 0.02 * min(base.seconds):
             found["decode"] = ratio(self.decode, base.decode)
+        if self.cpu:
+            found["cpu"] = ratio(self.cpu, base.cpu)
         return found
 
     def as_dict(self, base: Arm) -> dict[str, Any]:
@@ -110,10 +114,12 @@ def measure(
             break
         for j in range(len(arms)):
             arm = arms[(i + j) % len(arms)]
+            before = time.process_time()
             whole, first = _run(llm, batches[i * len(arms) + j], names[: arm.distinct], sampling)
             if i >= warmups:
                 arm.seconds.append(whole)
                 arm.first.append(first)
+                arm.cpu.append(time.process_time() - before)
     return arms
 
 
