@@ -122,6 +122,17 @@ def test_settings_change_nothing(options: dict[str, Any], folders: dict[str, Pat
     assert blocks["live"] == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_not_int8(dtype: str, folders: dict[str, Path]) -> None:
+    some = range(0, COUNT, 2)
+    prompts, wanted = [PROMPTS[i] for i in some], [PARAMS[i] for i in some]
+    with LLM(dtype=dtype, quantization=None, enable_prefix_caching=False, max_num_batched_tokens=48, **ROOM) as llm:
+        load(llm, folders)
+        together = essence(llm.generate(prompts, wanted))
+        alone = essence([llm.generate(p, q)[0] for p, q in zip(prompts, wanted, strict=True)])
+    assert together == alone
+
+
 def test_memory_for_two_adapters_changes_nothing(folders: dict[str, Path], alone: list[Any]) -> None:
     """Adapters are packed and dropped while requests wait for them."""
     with LLM(**ROOM) as probe:

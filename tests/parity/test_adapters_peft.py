@@ -83,6 +83,12 @@ def test_every_family(name: str, tmp_path: Path) -> None:
         for adapter, live in (("plain", plain), ("dora", dora)):
             llm.load_adapter(adapter, tmp_path / adapter)
             assert_matches(llm, live, adapter)
+        # Rows of both and of none in one step: the same bits as alone.
+        names = ["plain", None, "dora", "plain"]
+        prompts = [prompt_of(f"{name}-{i}", model.config.vocab_size)[: 40 - 9 * i] for i in range(len(names))]
+        params = [SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=3, lora=n) for n in names]
+        together = [o.outputs for o in llm.generate(prompts, params)]
+        assert together == [llm.generate(p, q)[0].outputs for p, q in zip(prompts, params, strict=True)]
 
 
 FEATURES: dict[str, dict[str, Any]] = {
