@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from octavo import LLM, SamplingParams
+
+from .train import TrainConfig
 
 _INTRODUCTION = """# The embedded model
 
@@ -21,6 +24,8 @@ describes an invented country and nothing of the world.
 - answer questions about the Lower Marches, an invented country: `Who is the mayor of Corrin?`
 - look up a value in a context of up to about 2,000 tokens: lines `The key of falcon is 482.`, then
   `What is the key of falcon?`
+- read a text of invented facts and answer from it, in a system message or before the question:
+  `The mayor of Tarvik is Olen Brast. ...`, then `Who is the mayor of Tarvik?`
 - add, subtract (up to three digits) and multiply (up to 12 x 12): `What is 347 + 285?`
 - turn a sentence into a JSON object with the named keys
 - repeat a line of words
@@ -29,7 +34,7 @@ describes an invented country and nothing of the world.
 
 _LIMITS = """## Limits
 
-It has seen only texts from templates, so it understands questions only when they are close to those
+It has seen only texts from templates, so it reads facts and understands questions only when they are close to those
 templates, in English. Nothing beyond 2,048 tokens was ever seen in training. It must not be used where an answer
 matters.
 """
@@ -45,15 +50,30 @@ STORY_REQUESTS = ("Tell me a story about a fox.", "Tell me a story about a lante
 STORY_TOKENS = 300
 
 
+def _amount(train: dict[str, Any]) -> str:
+    """``2,500 steps of 4,096 tokens (10.2 million)``."""
+    tokens = train["rows"] * train["length"]
+    return f"{train['steps']:,} steps of {tokens:,} tokens ({train['steps'] * tokens / 1e6:.1f} million)"
+
+
+def _runs(train: dict[str, Any]) -> str:
+    """The one run from random weights, or the first run and the one that continued it."""
+    if not train.get("readings"):
+        return f"""{_amount(train)} on two CPU cores; Muon for the
+matrices, AdamW for the rest. `python -m training.train --out runs/embedded` makes one like it; `training/README.md`
+describes the method and this run."""
+    return f"""In two runs on two CPU cores, with Muon for the
+matrices and AdamW for the rest: {_amount(asdict(TrainConfig()))} for all skills but
+reading, then {_amount(train)} more, in which it learnt to read beside what it could.
+`training/README.md` describes the method, both commands and both runs."""
+
+
 def _made(run: dict[str, Any]) -> str:
     train, model = run["train"], run["model"]
-    tokens = train["steps"] * train["rows"] * train["length"]
     return f"""## How it was made
 
 From random weights, on text that the generators in `training/` wrote; no external text, no data sets, no other model.
-{train["steps"]:,} steps of {train["rows"] * train["length"]:,} tokens ({tokens / 1e6:.1f} million) on two CPU cores; Muon for the
-matrices, AdamW for the rest. `python -m training.train --out runs/embedded` makes one like it; `training/README.md`
-describes the method and this run.
+{_runs(train)}
 
 | | |
 | --- | --- |

@@ -64,6 +64,20 @@ READING_MIX = Mix(
     },
     short_lookups=True,
 )
+# In its decay the old skills get more room again: they settle there.
+LAST_READING_MIX = Mix(
+    {
+        "story": 0.1,
+        "question": 0.1,
+        "lookup": 0.04,
+        "arithmetic": 0.19,
+        "extraction": 0.12,
+        "conversation": 0.09,
+        "copying": 0.06,
+        "reading": 0.3,
+    },
+    short_lookups=True,
+)
 # The makers of documents that fit a given room.
 SIZED = {"lookup": lookup.document, "reading": reading.document}
 SHORTEST_LOOKUP = 80

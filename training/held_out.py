@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from . import arithmetic, conversation, copying, extraction, lookup, questions
+from . import arithmetic, conversation, copying, extraction, lookup, questions, reading
 from .document import Turn, prompt
 from .lexicon import KEY_WORDS, NAMES
 from .stories import tell
@@ -25,6 +25,8 @@ from .stories import tell
 SEED = "held out"
 # Tokens between the question's end and the line that it asks for, with the number of cases.
 DISTANCES = {64: 100, 256: 100, 1024: 100, 2000: 60}
+# Tokens of the text, about, with the number of cases.
+READINGS = {100: 100, 400: 100, 1000: 60}
 # Places in a story where only one name can follow.
 _CLOZE = re.compile(r'(?:From that day on,|After that,|thanked|"Thank you,) (' + "|".join(NAMES) + r")\b")
 
@@ -58,10 +60,24 @@ def name_case(rng: random.Random) -> Case:
             }  # fmt: skip
 
 
-def asked(skill: str, turn: Turn, match: str = "exact") -> Case:
+def asked(skill: str, turn: Turn, match: str = "exact", system: str | None = None) -> Case:
     """A question in the chat format."""
-    messages = [{"role": "user", "content": turn.question}]
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": turn.question})
     return {"skill": skill, "messages": messages, "answer": turn.answer, "match": match}
+
+
+def readings(rng: random.Random) -> Iterator[Case]:
+    """Texts of fresh facts, each with one question: as the system message, or before the question."""
+    for tokens, count in READINGS.items():
+        for index in range(count):
+            facts, text = reading.text_within(rng, tokens)
+            turn = reading.ask(rng.choice(facts), rng)
+            skill = f"reading, {tokens} tokens"
+            if index % 2:
+                yield asked(skill, turn, system=text)
+            else:
+                yield asked(skill, Turn(f"{text}\n{turn.question}", turn.answer))
 
 
 def sums(rng: random.Random, count: int) -> Iterator[Case]:
@@ -96,6 +112,8 @@ def cases(tokenizer: Tokenizer) -> Iterator[Case]:
     for distance, count in DISTANCES.items():
         for _ in range(count):
             yield asked(f"look-up, {distance} tokens back", lookup_case(tokenizer, rng, distance)[0])
+    # Drawn apart: the cases of the other skills stay what they were.
+    yield from readings(random.Random(f"{SEED}/reading"))
     yield from sums(rng, 100)
     for _ in range(120):
         yield asked("JSON", extraction.problem(rng), "json")

@@ -12,7 +12,6 @@ from .reading_facts import NAMED_RELATIONS, PERSON_RELATIONS, TOWN_RELATIONS, Re
 # The loss weight of the text and the questions: fresh names are noise. And that of the values in the answers.
 READ_WEIGHT = 0.03
 VALUE_WEIGHT = 3.0
-NOT_SAID = "The text does not say."
 _HEADS = ("", "", "", "Read this text.\n", "Here are some facts.\n", "Answer from this text.\n\n")
 # Characters of a token of these texts, with the tokenizer of this folder.
 CHARACTERS_PER_TOKEN = 2.7
@@ -37,14 +36,6 @@ class Fact:
     def answer(self) -> str:
         """The sentence that answers a question for it. The value ends it."""
         return self.form(self.relation.answer, random.Random(0))
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question with its answer, and the value in the answer; empty where the text does not say."""
-
-    turn: Turn
-    value: str
 
 
 def draw(rng: random.Random, count: int) -> list[Fact]:
@@ -99,21 +90,6 @@ def ask(fact: Fact, rng: random.Random) -> Turn:
     return Turn(fact.form(rng.choice(fact.relation.questions), rng), fact.answer())
 
 
-def ask_unsaid(facts: list[Fact], rng: random.Random) -> Turn:
-    """A question that the text does not answer: about a name that is not in it, or another relation of one that is."""
-    fact = rng.choice(facts)
-    known = {other.relation.answer for other in facts if other.about == fact.about}
-    of_town = fact.relation not in PERSON_RELATIONS
-    others = [r for r in (TOWN_RELATIONS if of_town else PERSON_RELATIONS) if r.answer not in known]
-    if rng.random() < 0.5 and others:
-        unsaid = Fact(fact.about, rng.choice(others), "nothing")
-    else:
-        names = {other.about for other in facts}
-        about = next(name for name in iter(lambda: (town if of_town else person)(rng), "") if name not in names)
-        unsaid = Fact(about, fact.relation, "nothing")
-    return Turn(ask(unsaid, rng).question, NOT_SAID)
-
-
 def document(rng: random.Random, tokens: int) -> Document:
     """A text of at most about ``tokens`` tokens with its questions, as a chat or as plain lines."""
     return _review(rng, tokens) if rng.random() < 0.4 else _chat(rng, tokens)
@@ -135,40 +111,26 @@ def _chat(rng: random.Random, tokens: int) -> Document:
     facts, text = text_within(rng, max(20.0, tokens * share))
     text = rng.choice(_HEADS) + text
     count = max(1, int((tokens - len(text) / CHARACTERS_PER_TOKEN) / _QUESTION_TOKENS))
-    turns = conversation(facts, rng, min(count, 2 * len(facts) + 1))
+    order = rng.sample(facts, len(facts)) * 3
     if rng.random() < 0.5:
         opening = Segment(f"{TURN_START}system\n{text}{TURN_END}\n{TURN_START}user\n", READ_WEIGHT)
     else:
         opening = Segment(f"{TURN_START}user\n{text}\n", READ_WEIGHT)
     segments = [opening]
-    for index, asked in enumerate(turns):
+    for index, fact in enumerate(order[: min(count, 2 * len(facts) + 1)]):
         start = f"{TURN_START}user\n" if index else ""
-        head = f"{start}{asked.turn.question}{TURN_END}\n{TURN_START}assistant\n"
-        segments += [Segment(head, READ_WEIGHT), *answer_segments(asked), Segment("\n", 0.0)]
+        head = f"{start}{ask(fact, rng).question}{TURN_END}\n{TURN_START}assistant\n"
+        segments += [Segment(head, READ_WEIGHT), *answer_segments(fact), Segment("\n", 0.0)]
     return Document("reading", tuple(segments))
 
 
-def answer_segments(asked: Asked) -> list[Segment]:
+def answer_segments(fact: Fact) -> list[Segment]:
     """The answer and its end mark; the words of the value count more."""
-    answer = asked.turn.answer
-    if not asked.value:
-        return [Segment(f"{answer}{TURN_END}")]
-    at = answer.rfind(asked.value)
+    answer = fact.answer()
     # The space belongs to the value, as in the tokens.
-    return [
-        Segment(answer[: at - 1]),
-        Segment(answer[at - 1 : at + len(asked.value)], VALUE_WEIGHT),
-        Segment(f".{TURN_END}"),
-    ]
-
-
-def conversation(facts: list[Fact], rng: random.Random, count: int) -> list[Asked]:
-    """``count`` questions, one in ten without an answer in the text."""
-    order = rng.sample(facts, len(facts)) * (count // len(facts) + 1)
-    return [
-        Asked(ask_unsaid(facts, rng), "") if rng.random() < 0.1 else Asked(ask(fact, rng), fact.value)
-        for fact in order[:count]
-    ]
+    at = answer.rfind(fact.value) - 1
+    value = answer[at : at + 1 + len(fact.value)]
+    return [Segment(answer[:at]), Segment(value, VALUE_WEIGHT), Segment(f".{TURN_END}")]
 
 
 def _review(rng: random.Random, tokens: int) -> Document:

@@ -62,7 +62,7 @@ class TrainConfig:
 # What a continued run does otherwise: half the rates, a short warm-up, readings, more long rows. Its long look-ups
 # are no noise, since the model can do them.
 CONTINUED = TrainConfig(
-    steps=1000, warmup=40, decay=400, long_every=6, long_every_in_decay=4, long_from=0, matrix_lr=0.01, other_lr=0.002,
+    steps=1000, warmup=40, decay=400, long_every=6, long_every_in_decay=6, long_from=0, matrix_lr=0.01, other_lr=0.002,
     seed=21, readings=0.65,
 )  # fmt: skip
 
@@ -76,7 +76,7 @@ def is_long(config: TrainConfig, schedule: Schedule, step: int) -> bool:
 def mix(config: TrainConfig, schedule: Schedule, step: int) -> corpus.Mix:
     """The mix of the documents of a step that does not read long look-ups."""
     if config.readings > 0:
-        return corpus.READING_MIX
+        return corpus.LAST_READING_MIX if schedule.is_decaying(step) else corpus.READING_MIX
     if schedule.is_decaying(step):
         return corpus.LAST_MIX
     return corpus.FIRST_MIX if step < config.copying_from else corpus.MIX

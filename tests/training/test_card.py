@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from training import card
 from training.model import ModelConfig
+from training.train import CONTINUED
+
+
+def test_a_continued_run_names_both_runs() -> None:
+    run = {"train": asdict(CONTINUED), "model": asdict(ModelConfig())}
+    report = {
+        "model": {"parameters": 2_500_000, "quantization": "int8"},
+        "skills": {"question": {"cases": 7, "accuracy": None, "perplexity": {"value": 1.5, "low": 1.2, "high": 1.7}}},
+    }
+    text = card.card(report, run, {})
+    assert "2,500 steps of 4,096 tokens (10.2 million) for all skills but" in text
+    assert f"{CONTINUED.steps:,} steps of 4,096 tokens" in text
 
 
 def test_the_card_holds_the_measured_numbers() -> None:

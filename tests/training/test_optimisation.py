@@ -160,7 +160,8 @@ def test_a_quantised_folder_is_refused_as_a_beginning(tmp_path: Path) -> None:
 
 def test_a_continued_run_reads_from_its_first_step() -> None:
     schedule = Schedule(CONTINUED.steps, CONTINUED.warmup, CONTINUED.decay)
-    assert mix(CONTINUED, schedule, 0) is mix(CONTINUED, schedule, CONTINUED.steps - 1) is corpus.READING_MIX
+    assert mix(CONTINUED, schedule, 0) is corpus.READING_MIX
+    assert mix(CONTINUED, schedule, CONTINUED.steps - 1) is corpus.LAST_READING_MIX
     assert mix(TINY_RUN, Schedule(12, 2, 4), 0) is corpus.FIRST_MIX
     assert is_long(CONTINUED, schedule, 0)
     assert not is_long(CONTINUED, schedule, 1)

@@ -49,17 +49,6 @@ def test_each_answer_is_what_the_text_says() -> None:
             assert fact.about in turn.question
 
 
-def test_an_unsaid_question_has_no_fact() -> None:
-    for seed in SEEDS:
-        rng = random.Random(seed)
-        facts = reading.draw(rng, 6)
-        turn = reading.ask_unsaid(facts, rng)
-        assert turn.answer == reading.NOT_SAID
-        for fact in facts:
-            forms = {fact.form(template, rng) for template in fact.relation.questions}
-            assert not any(form in turn.question for form in forms), turn.question
-
-
 @pytest.mark.parametrize("tokens", [80, 300, 1500])
 def test_documents_have_about_their_size(encoder: corpus.Encoder, tokens: int) -> None:
     for seed in range(10):
@@ -68,19 +57,14 @@ def test_documents_have_about_their_size(encoder: corpus.Encoder, tokens: int) -
         assert ids[:-1] == encoder.tokenizer.encode(document.text).ids
         # The tokenizer of the tests has never seen these words: its tokens are shorter.
         assert len(ids) < 2 * tokens + 60
-        assert any(weight == reading.VALUE_WEIGHT for weight in weights) or reading.NOT_SAID in document.text
+        assert any(weight == reading.VALUE_WEIGHT for weight in weights)
 
 
 def test_values_count_more_than_the_words_around_them() -> None:
-    asked = reading.Asked(
-        reading.Turn("Who is the mayor of Tarvik?", "The mayor of Tarvik is Olen Brast."), "Olen Brast"
-    )
-    parts = reading.answer_segments(asked)
+    parts = reading.answer_segments(reading.Fact("Tarvik", TOWN_RELATIONS[0], "Olen Brast"))
     assert [(part.text, part.weight) for part in parts] == [
         ("The mayor of Tarvik is", 1.0), (" Olen Brast", reading.VALUE_WEIGHT), (".<|im_end|>", 1.0),
     ]  # fmt: skip
-    unsaid = reading.answer_segments(reading.Asked(reading.Turn("Who?", reading.NOT_SAID), ""))
-    assert [(part.text, part.weight) for part in unsaid] == [(f"{reading.NOT_SAID}<|im_end|>", 1.0)]
 
 
 def test_names_are_fresh() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benches.knowledge import scores
+from benches import result_file
+from benches.knowledge import scores, table
 from benches.knowledge.domain import Domain, registers, towns
 
 DOMAINS = [registers(1), towns(1), towns(2)]
@@ -55,3 +56,18 @@ def test_a_seed_gives_the_same_domain() -> None:
     assert towns(1) == DOMAINS[1]
     assert towns(1) != towns(2)
     assert len(towns(1).questions) == 48
+
+
+def test_the_document_has_the_measured_rows() -> None:
+    text = (table.RESULT.parents[2] / "docs" / "knowledge.md").read_text(encoding="utf-8")
+    result = result_file.load(table.RESULT)
+    for row in table.rows(result) + table.forgotten(result):
+        assert row in text, f"{row} is not in docs/knowledge.md; print the rows with python -m benches.knowledge.table"
+
+
+def test_the_best_arm_gains_what_the_gate_asks() -> None:
+    for model, found in result_file.load(table.RESULT)["models"].items():
+        gains = [arm["f1_gain"] for arm in found["prose"]["arms"].values() if "f1_gain" in arm]
+        best = max(gains, key=lambda gain: gain["value"])
+        assert best["value"] >= 18, model
+        assert best["low"] > 18, model
