@@ -64,7 +64,7 @@ matrices, AdamW for the rest. `python -m training.train --out runs/embedded` mak
 describes the method and this run."""
     return f"""In two runs on two CPU cores, with Muon for the
 matrices and AdamW for the rest: {_amount(asdict(TrainConfig()))} for all skills but
-reading, then {_amount(train)} more, in which it learnt to read beside what it could.
+reading. Then {_amount(train)} more, in which it learnt to read beside what it could.
 `training/README.md` describes the method, both commands and both runs."""
 
 

@@ -62,7 +62,7 @@ class TrainConfig:
 # What a continued run does otherwise: half the rates, a short warm-up, readings, more long rows. Its long look-ups
 # are no noise, since the model can do them.
 CONTINUED = TrainConfig(
-    steps=1000, warmup=40, decay=400, long_every=6, long_every_in_decay=6, long_from=0, matrix_lr=0.01, other_lr=0.002,
+    steps=680, warmup=40, decay=270, long_every=6, long_every_in_decay=6, long_from=0, matrix_lr=0.01, other_lr=0.002,
     seed=21, readings=0.65,
 )  # fmt: skip
 
