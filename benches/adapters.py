@@ -1,6 +1,6 @@
 """What adapters cost: decode and prefill with one of rank 16 on all projections, and with 1 to 16 different ones.
 
-    python -m benches.adapters                    # about ten minutes on a calm machine
+    python -m benches.adapters                    # about fifteen minutes on a calm machine, most of them peft's
     python -m benches.adapters --shapes qwen2.5-0.5b --rounds 2 --skip-peft
 
 writes benches/results/adapters.json and the table of docs/adapter-costs.md.
@@ -123,7 +123,7 @@ def peft_rows(model: Path, vocab: int, rounds: int, threads: int) -> list[dict[s
             *((w, f, c) for c in COUNTS for w, f in (("switching", switching), ("mixed", mixed))),
         ]
         times: list[list[float]] = [[] for _ in arms]
-        for turn in range(rounds + 1):
+        for turn in range(rounds // 2 + 2):
             for j in range(len(arms)):
                 at = (turn + j) % len(arms)
                 taken = arms[at][1](arms[at][2])
