@@ -39,9 +39,9 @@ mod threads;
 
 pub use activation::{Activation, activate, activate_and_mul, add_assign, gelu_tanh_and_mul, silu_and_mul};
 pub use attention::{
-    AttentionParams, AttentionReport, BLOCK_SIZE, DynamicParams, KvDtype, KvLayer, MlaCache, MlaParams, Mode,
-    OpenDtype, SealedBlock, Selection, Selector, SeqView, mla_attention, paged_attention, seal_blocks,
-    write_kv,
+    AttentionParams, AttentionReport, BLOCK_SIZE, BlockNumbers, BlockPart, DynamicParams, KvDtype, KvLayer,
+    MlaCache, MlaParams, Mode, OpenDtype, SealedBlock, Selection, Selector, SeqView, mla_attention,
+    paged_attention, seal_blocks, write_kv,
 };
 pub use context::Kernels;
 pub use half::{bf16, f16};

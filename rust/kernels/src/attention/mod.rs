@@ -25,7 +25,9 @@ mod state;
 mod task;
 
 pub use dynamic::{AttentionReport, DynamicParams, Mode, Selection, Selector};
-pub use kv_cache::{KvDtype, KvLayer, MlaCache, OpenDtype, SealedBlock, seal_blocks, write_kv};
+pub use kv_cache::{
+    BlockNumbers, BlockPart, KvDtype, KvLayer, MlaCache, OpenDtype, SealedBlock, seal_blocks, write_kv,
+};
 pub use mla::{MlaParams, mla_attention};
 pub use params::{AttentionParams, BLOCK_SIZE, SeqView};
 

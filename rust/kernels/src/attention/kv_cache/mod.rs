@@ -5,6 +5,7 @@ mod int8_blocks;
 mod latent;
 mod layer;
 mod quantize;
+mod transfer;
 mod view;
 mod write;
 
@@ -19,5 +20,6 @@ pub use latent::MlaCache;
 pub(super) use layer::KvStore;
 pub use layer::{KvDtype, KvLayer, OpenDtype};
 pub use quantize::SealedBlock;
+pub use transfer::{BlockNumbers, BlockPart};
 pub(super) use view::{BlockView, KvSource, PrefetchPtrs};
 pub use write::{seal_blocks, write_kv};
