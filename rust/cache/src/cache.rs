@@ -7,6 +7,7 @@ use crate::error::{CacheConfigError, OutOfBlocks};
 use crate::hash::ChainHash;
 use crate::namespace::{Namespace, Namespaces};
 use crate::open_blocks::{OpenBlocks, OpenWrites};
+use crate::packs::Packs;
 use crate::pool::Pool;
 use crate::prefix::{EvictedBlock, PrefixIndex};
 use crate::stats::CacheStats;
@@ -32,7 +33,7 @@ pub struct CacheConfig {
 /// Cached blocks that a prompt can start from. Reused between look-ups; valid until the cache next changes.
 #[derive(Debug, Default)]
 pub struct PrefixMatch {
-    blocks: Vec<BlockId>,
+    pub(crate) blocks: Vec<BlockId>,
     /// Tokens looked up: whole blocks up to the caller's limit.
     queried: u32,
     idle: u32,
@@ -63,6 +64,7 @@ pub struct Cache {
     pub(crate) index: PrefixIndex,
     pub(crate) namespaces: Namespaces,
     pub(crate) open_blocks: Option<OpenBlocks>,
+    pub(crate) packs: Packs,
     block_size: u32,
     prefix_caching: bool,
     query_tokens: u64,
@@ -95,6 +97,7 @@ impl Cache {
             index: PrefixIndex::new(num_blocks, tokens_kept, ChainHash::new(hash_seed, hash_bits)),
             namespaces: Namespaces::default(),
             open_blocks: open_blocks.then(|| OpenBlocks::new(num_blocks)),
+            packs: Packs::default(),
             block_size,
             prefix_caching,
             query_tokens: 0,
@@ -130,22 +133,33 @@ impl Cache {
         self.namespaces.release(namespace.0);
     }
 
-    /// Finds the longest run of cached full blocks that `tokens` starts with, within its first `limit` tokens.
+    /// Finds the longest run of cached full blocks that `tokens` starts with, within its first `limit` tokens. In a
+    /// namespace that is attached to a pack the run begins with the pack's blocks.
     ///
     /// A caller that needs the logits of the last token passes `limit < tokens.len()`.
     pub fn find_prefix(&self, namespace: Namespace, tokens: &[u32], limit: u32, found: &mut PrefixMatch) {
         found.clear();
+        let base = self.namespaces.base(namespace.0);
+        let held = base.and_then(|(_, pack, _)| self.packs.ready(pack)).unwrap_or_default();
+        let limit = tokens.len().min(limit as usize);
+        let blocks = tokens[..limit].chunks_exact(self.block_size as usize);
+        let held = &held[..held.len().min(blocks.len())];
+        found.blocks.extend_from_slice(held);
+        found.queried = held.len() as u32 * self.block_size;
         if !self.prefix_caching {
             return;
         }
-        let limit = tokens.len().min(limit as usize);
-        let mut parent = NONE;
-        let mut hash = self.index.hash.root(namespace.0);
-        let blocks = tokens[..limit].chunks_exact(self.block_size as usize);
         found.queried = blocks.len() as u32 * self.block_size;
-        for tokens in blocks {
+        let mut parent = held.last().copied().unwrap_or(NONE);
+        let mut hash = match parent {
+            NONE => self.index.hash.root(self.namespaces.of_block(namespace.0, 0)),
+            held => self.index.node(held).hash,
+        };
+        for (i, tokens) in blocks.enumerate().skip(held.len()) {
             hash = self.index.hash.block(hash, tokens);
-            let Some(block) = self.index.find(parent, namespace.0, hash, tokens) else { break };
+            let own =
+                base.filter(|&(_, _, blocks)| i < blocks as usize).map_or(namespace.0, |(base, ..)| base);
+            let Some(block) = self.index.find(parent, own, hash, tokens) else { break };
             found.idle += u32::from(self.pool.refs(block) == 0);
             found.blocks.push(block);
             parent = block;
@@ -301,12 +315,13 @@ impl Cache {
     /// State of the pool and counters.
     pub fn stats(&self) -> CacheStats {
         let (num_blocks, free_blocks) = (self.pool.len(), self.pool.free().len() as u32);
-        let cached_blocks = self.pool.cached();
+        let (cached_blocks, pinned_blocks) = (self.pool.cached(), self.packs.pinned());
         CacheStats {
             num_blocks,
             free_blocks,
             cached_blocks,
-            live_blocks: num_blocks - free_blocks - cached_blocks,
+            pinned_blocks,
+            live_blocks: num_blocks - free_blocks - cached_blocks - pinned_blocks,
             query_tokens: self.query_tokens,
             hit_tokens: self.hit_tokens,
             evictions: self.evictions,
@@ -321,7 +336,7 @@ impl Cache {
     fn index_block(&mut self, table: &mut BlockTable, i: usize, tokens: &[u32]) {
         let block = table.blocks[i];
         let parent = if i == 0 { NONE } else { table.blocks[i - 1] };
-        let namespace = table.namespace.0;
+        let namespace = self.namespaces.of_block(table.namespace.0, i);
         let hash = self.index.hash_behind(parent, namespace, tokens);
         match self.index.find(parent, namespace, hash, tokens) {
             // Only one of two equal blocks can be found. And a table that holds a block holds its indexed parent: else the

@@ -1,6 +1,6 @@
 //! The cache's invariants, checked in full. Costs O(all blocks); for tests and simulations.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::block::{BlockId, NONE};
 use crate::cache::Cache;
@@ -8,7 +8,7 @@ use crate::namespace::Namespace;
 use crate::table::BlockTable;
 
 impl Cache {
-    /// Checks every invariant against the list of all tables in use.
+    /// Checks every invariant against the list of all tables in use, beside those of packs.
     ///
     /// # Panics
     /// With the broken invariant, if there is one.
@@ -16,7 +16,8 @@ impl Cache {
         let n = self.pool.len() as usize;
         let mut held = vec![0u32; n];
         let mut partial = vec![false; n];
-        for table in tables {
+        let tables: Vec<&BlockTable> = tables.into_iter().collect();
+        for table in tables.into_iter().chain(self.packs.tables()) {
             self.check_table(table);
             for &block in &table.blocks {
                 held[block as usize] += 1;
@@ -43,12 +44,19 @@ impl Cache {
             assert_eq!(states, expected, "block {block}: [live, cached, free], indexed: {indexed}");
         }
         let stats = self.stats();
-        let live = held.iter().filter(|&&h| h > 0).count() as u32;
-        assert_eq!(stats.free_blocks + stats.cached_blocks + live, stats.num_blocks, "blocks are conserved");
+        let held = held.iter().filter(|&&h| h > 0).count() as u32;
+        assert_eq!(stats.free_blocks + stats.cached_blocks + held, stats.num_blocks, "blocks are conserved");
+        assert_eq!(
+            stats.pinned_blocks + stats.live_blocks,
+            held,
+            "held by packs (left) or sequences (right)"
+        );
+        self.check_packs();
         self.check_index(&place);
     }
 
-    /// Checks that each namespace has exactly the uses it should: those of `holders`, and one an indexed block.
+    /// Checks that each namespace has exactly the uses it should: those of `holders`, one of each indexed block, of each
+    /// pack's table, and of each namespace that is attached to it.
     ///
     /// # Panics
     /// With the namespace that was dropped in use or is kept without use.
@@ -56,10 +64,12 @@ impl Cache {
         let mut expected = BTreeMap::new();
         let indexed = (0..self.pool.len()).filter(|&b| self.index.contains(b));
         let names = indexed.map(|b| self.index.node(b).namespace);
-        for name in names.chain(holders.into_iter().map(|n| n.0)) {
+        let packs = self.packs.tables().map(|table| table.namespace.0);
+        let known: BTreeMap<_, _> = self.namespaces.uses().collect();
+        let bases = known.keys().filter_map(|&name| self.namespaces.base(name)).map(|(base, ..)| base);
+        for name in names.chain(holders.into_iter().map(|n| n.0)).chain(packs).chain(bases) {
             *expected.entry(name).or_insert(0u32) += 1;
         }
-        let known: BTreeMap<_, _> = self.namespaces.uses().collect();
         assert_eq!(known, expected, "uses of each namespace, counted (left) and found (right)");
     }
 
@@ -83,6 +93,19 @@ impl Cache {
         assert!(seen.iter().all(|&seen| seen), "open blocks are conserved");
     }
 
+    /// Checks that packs hold whole blocks, which can be found where namespaces are attached to them.
+    fn check_packs(&self) {
+        let mut pinned: BTreeSet<BlockId> = BTreeSet::new();
+        for (id, pack) in self.packs.all() {
+            let table = &pack.table;
+            pinned.extend(&table.blocks);
+            assert!(table.reserved.is_multiple_of(self.block_size()), "pack {id} ends within a block");
+            let ready = self.packs.ready(id).is_some();
+            assert!(!ready || table.computed == table.reserved, "pack {id} lacks its content");
+        }
+        assert_eq!(pinned.len() as u32, self.packs.pinned(), "blocks that packs hold");
+    }
+
     fn check_table(&self, table: &BlockTable) {
         let size = self.block_size();
         assert!(table.reserved >= table.computed, "a table has tokens without a slot");
@@ -99,7 +122,7 @@ impl Cache {
                 );
                 assert_eq!(
                     self.index.node(block).namespace,
-                    table.namespace.0,
+                    self.namespaces.of_block(table.namespace.0, i),
                     "block {block} crosses namespaces"
                 );
             }
@@ -126,7 +149,11 @@ impl Cache {
             }
             let parent = self.index.node(node.parent);
             assert!(parent.indexed, "block {block} outlived its parent {}", node.parent);
-            assert_eq!(parent.namespace, node.namespace, "block {block} and its parent differ in namespace");
+            let base = self.namespaces.base(node.namespace).map(|(base, ..)| base);
+            assert!(
+                parent.namespace == node.namespace || base == Some(parent.namespace),
+                "block {block} and its parent differ in namespace"
+            );
             children[node.parent as usize] += 1;
             match (place[block as usize], place[node.parent as usize]) {
                 (Some(own), Some(parents)) => {

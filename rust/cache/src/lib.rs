@@ -17,6 +17,8 @@
 //! - [`Cache::fork`] shares the table with another sample;
 //! - [`Cache::release`] returns all blocks.
 //!
+//! A *pack* is a table that is held by name; see `packs`.
+//!
 //! One pool serves one model and one KV data type. A [`Namespace`] is what else separates two prompts: salt, adapter and
 //! attention policy. No hit crosses a namespace.
 //!
@@ -32,6 +34,7 @@ mod hash;
 mod invariants;
 mod namespace;
 mod open_blocks;
+mod packs;
 mod pool;
 mod prefix;
 mod stats;

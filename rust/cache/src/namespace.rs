@@ -8,8 +8,17 @@ use crate::block::NONE;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Namespace(pub(crate) u32);
 
-/// Salt, adapter slot, bits of the attention policy.
-pub(crate) type NamespaceKey = (Option<Box<str>>, u32, u32);
+/// Salt, adapter, bits of the attention policy.
+pub(crate) type RequestKey = (Option<Box<str>>, u32, u32);
+
+/// What a namespace is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum NamespaceKey {
+    /// Sequences of requests; those behind a pack name the pack's namespace, else [`NONE`].
+    Request(RequestKey, u32),
+    /// The blocks of a pack: its id and their number.
+    Pack(u32, u32),
+}
 
 /// Counted interning: a namespace is dropped with its last use by a caller or by a block of the prefix index. The maps are
 /// ordered, not hashed: salts come from clients.
@@ -21,7 +30,47 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    pub(crate) fn intern(&mut self, key: NamespaceKey) -> Namespace {
+    /// The namespace of requests without a pack.
+    pub(crate) fn intern(&mut self, key: RequestKey) -> Namespace {
+        self.intern_key(NamespaceKey::Request(key, NONE))
+    }
+
+    /// The namespace of requests behind the pack with the namespace `base`, which it keeps in use.
+    pub(crate) fn intern_attached(&mut self, base: Namespace, key: RequestKey) -> Namespace {
+        let known = self.names.len() - self.spare.len();
+        let namespace = self.intern_key(NamespaceKey::Request(key, base.0));
+        if self.names.len() - self.spare.len() > known {
+            self.retain(base.0);
+        }
+        namespace
+    }
+
+    /// The namespace of a pack's own blocks.
+    pub(crate) fn intern_pack(&mut self, id: u32, blocks: u32) -> Namespace {
+        self.intern_key(NamespaceKey::Pack(id, blocks))
+    }
+
+    /// The pack that a namespace is attached to: its namespace, its id and its blocks.
+    pub(crate) fn base(&self, id: u32) -> Option<(u32, u32, u32)> {
+        let key = |id: u32| self.names.get(id as usize)?.as_ref().map(|(key, _)| key);
+        match key(id) {
+            Some(&NamespaceKey::Request(_, base)) if base != NONE => match key(base) {
+                Some(&NamespaceKey::Pack(pack, blocks)) => Some((base, pack, blocks)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The namespace that block `i` of a table in namespace `id` is indexed in.
+    pub(crate) fn of_block(&self, id: u32, i: usize) -> u32 {
+        match self.base(id) {
+            Some((base, _, blocks)) if i < blocks as usize => base,
+            _ => id,
+        }
+    }
+
+    fn intern_key(&mut self, key: NamespaceKey) -> Namespace {
         if let Some(&id) = self.ids.get(&key) {
             self.retain(id);
             return Namespace(id);
@@ -61,6 +110,11 @@ impl Namespaces {
         {
             self.ids.remove(&key);
             self.spare.push(id);
+            if let NamespaceKey::Request(_, base) = key
+                && base != NONE
+            {
+                self.release(base);
+            }
         }
     }
 
@@ -74,7 +128,7 @@ impl Namespaces {
 mod tests {
     use super::*;
 
-    fn key(salt: Option<&str>, adapter: u32, attention: u32) -> NamespaceKey {
+    fn key(salt: Option<&str>, adapter: u32, attention: u32) -> RequestKey {
         (salt.map(Box::from), adapter, attention)
     }
 
@@ -94,6 +148,24 @@ mod tests {
         for (salt, adapter, attention) in others {
             assert_ne!(a, names.intern(key(salt, adapter, attention)), "{salt:?} {adapter} {attention}");
         }
+    }
+
+    #[test]
+    fn an_attached_name_keeps_its_base() {
+        let mut names = Namespaces::default();
+        let pack = names.intern_pack(7, 2);
+        let a = names.intern_attached(pack, key(Some("x"), 0, 0));
+        assert_eq!(a, names.intern_attached(pack, key(Some("x"), 0, 0)));
+        assert_ne!(a, names.intern(key(Some("x"), 0, 0)));
+        assert_ne!(a, names.intern_attached(pack, key(Some("y"), 0, 0)));
+        assert_eq!(names.base(a.0), Some((pack.0, 7, 2)));
+        assert_eq!((0..4).map(|i| names.of_block(a.0, i)).collect::<Vec<_>>(), [pack.0, pack.0, a.0, a.0]);
+        assert_eq!(names.of_block(pack.0, 5), pack.0);
+        names.release(pack.0);
+        names.release(a.0);
+        assert_eq!(names.base(a.0), Some((pack.0, 7, 2)), "in use by the attached names");
+        names.release(a.0);
+        assert_eq!(names.uses().count(), 3, "the pack, x without a pack, and y");
     }
 
     #[test]
