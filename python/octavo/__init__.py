@@ -13,6 +13,7 @@ from octavo.attention import DynamicAttention
 from octavo.config import EngineConfig
 from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, EmbeddingOutput, EmbeddingRequestOutput, RequestOutput
+from octavo.packs import Pack
 from octavo.params import SamplingParams
 from octavo.structured import Grammar, JsonSchema, Regex
 
@@ -26,6 +27,7 @@ __all__ = [
     "EngineConfig",
     "Grammar",
     "JsonSchema",
+    "Pack",
     "Regex",
     "RequestOutput",
     "SamplingParams",

@@ -14,6 +14,8 @@ __all__ = [
     "MissingDependencyError",
     "ModelNotFoundError",
     "OctavoError",
+    "PackMismatchError",
+    "PackNotFoundError",
     "QueueFullError",
     "RequestTimeoutError",
     "UnknownArgumentError",
@@ -64,6 +66,14 @@ class QueueFullError(OctavoError):
 
 class EngineDeadError(OctavoError):
     """The engine was closed, or could not go on."""
+
+
+class PackNotFoundError(InvalidRequestError):
+    """No pack has this name."""
+
+
+class PackMismatchError(OctavoError):
+    """A pack was made with another model, tokenizer, template or option; the message names the field."""
 
 
 class ExecutionError(OctavoError):

@@ -24,6 +24,7 @@ from octavo.gpu.device import choose
 from octavo.hub import resolve_model
 from octavo.inputs import Prompt, many_prompts, one_prompt
 from octavo.outputs import RequestOutput
+from octavo.packs import PackMethods
 from octavo.params import SamplingParams
 from octavo.request_handle import Output, RequestHandle
 from octavo.text_methods import SAMPLING_FIELDS, Message, TextMethods
@@ -33,7 +34,7 @@ __all__ = ["LLM", "Message", "Prompt"]
 
 @takes_config
 @names_arguments(SAMPLING_FIELDS)
-class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
+class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
     """A language model, ready to generate. Safe to use from many threads and event loops at once.
 
     Args:
@@ -109,6 +110,7 @@ class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
         """
         items = [one_prompt(p) for p in many_prompts(prompts)]
         each = one_for_each(sampling_params, len(items), adapter)
+        items = self._composed(items, each)
         self._warn_of_two_beginnings(items)
         return single_error(run_batch(self._engine, items, each, add_special_tokens=True, progress=use_tqdm))
 
@@ -135,12 +137,13 @@ class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise InvalidRequestError("messages: a list of {'role': ..., 'content': ...} is expected")
         conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
+        each = one_for_each(sampling_params, len(conversations), adapter)
+        with_packs = [self.with_packs_chat(c, p.pack) for c, p in zip(conversations, each, strict=True)]  # type: ignore[arg-type]
         texts = [
-            self.render_chat(c, tools=tools, add_generation_prompt=add_generation_prompt, **template_variables)  # type: ignore[arg-type]
-            for c in conversations
+            self.render_chat(c, tools=tools, add_generation_prompt=add_generation_prompt, **template_variables)
+            for c in with_packs
         ]
         # The template writes the special tokens itself.
-        each = one_for_each(sampling_params, len(texts), adapter)
         return single_error(run_batch(self._engine, texts, each, add_special_tokens=False, progress=use_tqdm))
 
     def submit(
@@ -154,6 +157,7 @@ class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
         """Submits one request and returns at once. The handle gives its outputs, and cancels it.
 
         Args:
+            prompt: as it is sent. The texts of packs are in it already: see `with_packs` and `with_packs_chat`.
             adapter: a loaded adapter: `SamplingParams.lora` in short.
             add_special_tokens: False for the text of a rendered chat template, which contains them.
 
@@ -322,8 +326,10 @@ class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
     def _submit_text(
         self, prompt: Prompt, sampling_params: SamplingParams | None, adapter: str | Adapter | None
     ) -> RequestHandle[RequestOutput]:
-        self._warn_of_two_beginnings([one_prompt(prompt)])
-        return self.submit(prompt, sampling_params, adapter=adapter)
+        params = checked_params(sampling_params, adapter)
+        [item] = self._composed([prompt], [params])
+        self._warn_of_two_beginnings([item])
+        return self.submit(item, params)
 
     def _submit_chat(
         self,
@@ -332,5 +338,6 @@ class LLM(AdapterMethods, EmbeddingMethods, TextMethods):
         adapter: str | Adapter | None,
         template: dict[str, Any],
     ) -> RequestHandle[RequestOutput]:
-        text = self.render_chat(messages, **template)
-        return self.submit(text, sampling_params, adapter=adapter, add_special_tokens=False)
+        params = checked_params(sampling_params, adapter)
+        text = self.render_chat(self.with_packs_chat(messages, params.pack), **template)
+        return self.submit(text, params, add_special_tokens=False)

@@ -46,6 +46,7 @@ class SamplingParams:
         skip_special_tokens: leave special tokens out of the text.
         priority: lower runs first.
         timeout: seconds from submission after which the request fails with RequestTimeoutError.
+        pack: a loaded pack, or several: their texts begin the prompt, or the system message of a chat.
         cache_salt: prefix-cache entries are shared only between requests of equal salt.
         lora: a loaded adapter: its name, or its name and generation ("sql@3").
         attention_error_bound: with attention="dynamic", the most softmax mass that attention may leave out for this
@@ -79,6 +80,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     priority: int = 0
     timeout: float | None = None
+    pack: str | Sequence[str] | None = None
     cache_salt: str | None = None
     lora: str | None = None
     attention_error_bound: float | None = None

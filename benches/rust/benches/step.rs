@@ -79,6 +79,7 @@ fn request(id: u64, prompt_len: u32, max_tokens: u32) -> NewRequest {
         adapter: NO_ADAPTER,
         held: false,
         attention: AttentionPolicy::DENSE,
+        pack: None,
         prompt_logits: false,
         output: Output::Tokens,
     }

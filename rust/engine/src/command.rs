@@ -2,6 +2,7 @@
 
 use crate::EngineError;
 use crate::adapters::PackedAdapter;
+use crate::packs::Job;
 use crate::request::EngineRequest;
 
 /// A command to the engine thread.
@@ -22,6 +23,8 @@ pub(crate) enum Command {
         /// Why.
         error: EngineError,
     },
+    /// Work between two steps.
+    Job(Job),
     /// Ends the request of this id.
     Cancel(u64),
     /// Rejects new requests, and closes when nothing runs.

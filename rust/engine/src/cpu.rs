@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use octavo_kernels::{BLOCK_SIZE, Kernels, SealedBlock, Selector, SeqView};
-use octavo_model::{Batch, KvPool, Model, Scratch};
+use octavo_model::{Batch, BlockLayout, KvPool, Model, Scratch};
 use octavo_scheduler::{AttentionPolicy, Output, PlanSeq, StepPlan};
 
 use crate::adapters::AdapterBackend;
@@ -94,6 +94,20 @@ impl Executor for CpuExecutor {
         let reports =
             self.scratch.selector.iter().flat_map(Selector::reports).map(Report::from_iter).collect();
         Ok(StepOutput { sampled: Vec::new(), reports })
+    }
+
+    fn block_layout(&self) -> Option<BlockLayout> {
+        Some(self.kv.block_layout().clone())
+    }
+
+    fn export_block(&mut self, block: u32, layers: &mut [Vec<u8>]) -> Result<(), StepError> {
+        self.kv.export_block(block, layers);
+        Ok(())
+    }
+
+    fn import_block(&mut self, block: u32, layers: &[&[u8]]) -> Result<(), StepError> {
+        self.kv.import_block(block, layers);
+        Ok(())
     }
 
     fn read_rows(&mut self, rows: Range<usize>, out: &mut Vec<f32>) -> Result<(), StepError> {

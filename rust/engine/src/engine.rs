@@ -20,6 +20,7 @@ use crate::generation::GenerationDefaults;
 use crate::health::Health;
 use crate::limits::Limits;
 use crate::metrics::HistogramSnapshot;
+use crate::packs::{PackFacts, Packs};
 use crate::report::Report;
 use crate::stats::EngineStats;
 use crate::status::EngineStatus;
@@ -80,6 +81,7 @@ pub struct Engine {
     pub(crate) spec: Option<ModelSpec>,
     pub(crate) compiler: Compiler,
     pub(crate) adapters: Adapters,
+    pub(crate) packs: Packs,
     pub(crate) commands: Sender<Command>,
     pub(crate) ready: ReadyQueue,
     pub(crate) status: Arc<EngineStatus>,
@@ -94,6 +96,7 @@ impl Engine {
     pub fn start(parts: EngineParts) -> Result<Self, EngineError> {
         let l = parts.limits;
         let (executor, backend) = (parts.executor.info(), parts.executor.adapters());
+        let layout = parts.executor.block_layout().filter(|_| executor.max_in_flight == 1).map(Arc::new);
         let adapter_limits = AdapterLimits {
             max_memory: l.max_lora_memory,
             max_rank: l.max_lora_rank,
@@ -142,6 +145,7 @@ impl Engine {
             info,
             spec: parts.spec,
             adapters: Adapters::new(backend, adapter_limits, commands.clone()),
+            packs: Packs::new(layout),
             commands,
             ready: crossbeam_channel::unbounded(),
             status,
@@ -149,6 +153,12 @@ impl Engine {
             thread: Mutex::new(Some(thread)),
             process: std::process::id(),
         })
+    }
+
+    /// The engine with what packs are compared with.
+    pub(crate) fn with_packs(mut self, facts: Option<PackFacts>) -> Self {
+        self.packs.facts = facts;
+        self
     }
 
     /// Fails in a process that was forked from the one of the engine: threads do not survive a fork.

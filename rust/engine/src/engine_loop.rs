@@ -14,6 +14,7 @@ use crate::command::Command;
 use crate::error::panic_text;
 use crate::executor::{Executor, ExecutorInfo, StepError, StepInput, StepOutput, Ticket};
 use crate::inbox::{Inbox, Stopped, Wait};
+use crate::packs::BetweenSteps;
 use crate::requests::RequestTable;
 use crate::sample_step::{RowSampler, StepResults};
 use crate::stats::{add, set};
@@ -84,6 +85,7 @@ impl EngineLoop {
     fn normal_loop(&mut self) -> Result<Infallible, Stopped> {
         loop {
             self.receive(false)?;
+            self.run_jobs();
             if let Some(plan) = self.schedule() {
                 let step = self.submit(plan);
                 self.finish(step)?;
@@ -96,6 +98,12 @@ impl EngineLoop {
         let mut running: Option<RunningStep> = None;
         loop {
             self.receive(running.is_some())?;
+            if !self.inbox.jobs.is_empty() {
+                if let Some(step) = running.take() {
+                    self.finish(step)?;
+                }
+                self.run_jobs();
+            }
             let mut next = self.schedule().map(|plan| self.submit(plan));
             if let Some(step) = running.take().or_else(|| next.take_if(|next| !next.overlaps)) {
                 self.finish(step)?;
@@ -118,6 +126,25 @@ impl EngineLoop {
             Wait::Briefly
         };
         self.inbox.receive(wait, &mut self.requests)
+    }
+
+    /// Runs jobs of callers. No step is in flight.
+    fn run_jobs(&mut self) {
+        if self.inbox.jobs.is_empty() {
+            return;
+        }
+        // The results of the last step first: until then the scheduler counts it as in flight.
+        self.scheduler.settle(&mut self.inbox.events, &mut self.actions);
+        self.requests.apply(&self.actions);
+        for job in std::mem::take(&mut self.inbox.jobs) {
+            self.status.heartbeat.beat();
+            let answer =
+                job.run(&mut BetweenSteps { scheduler: &mut self.scheduler, executor: &mut *self.executor });
+            // A caller that has its result sees it in the counters, too.
+            self.update_counters();
+            answer();
+        }
+        self.requests.flush();
     }
 
     /// Hands the events to the scheduler and applies its decisions. None: there is nothing to run.
@@ -210,6 +237,7 @@ impl EngineLoop {
         set(&c.blocks_total, u64::from(s.cache.num_blocks));
         set(&c.blocks_free, u64::from(s.cache.free_blocks));
         set(&c.blocks_cached, u64::from(s.cache.cached_blocks));
+        set(&c.blocks_pinned, u64::from(s.cache.pinned_blocks));
         set(&c.blocks_live, u64::from(s.cache.live_blocks));
         set(&c.max_batch, u64::from(s.max_batch_seqs));
         set(&c.max_batch_tokens, u64::from(s.max_batch_tokens));

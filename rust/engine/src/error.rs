@@ -1,6 +1,7 @@
 //! Faults of the engine, each with the name of the Python class that carries it.
 
 use octavo_model::ModelError;
+use octavo_scheduler::Rejection;
 
 /// Anything that a caller of the engine can be told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,12 @@ pub enum EngineError {
     /// The name of an adapter has another generation than the caller expected.
     #[error("{0}")]
     AdapterConflict(String),
+    /// No pack has this name.
+    #[error("{0}")]
+    PackNotFound(String),
+    /// A pack was made with something else than this engine has.
+    #[error("{0}")]
+    PackMismatch(String),
     /// The memory of the device does not hold the model.
     #[error("{0}")]
     DeviceMemory(String),
@@ -56,6 +63,8 @@ impl EngineError {
             Self::EngineDead(_) => "EngineDeadError",
             Self::AdapterNotFound(_) => "AdapterNotFoundError",
             Self::AdapterConflict(_) => "AdapterConflictError",
+            Self::PackNotFound(_) => "PackNotFoundError",
+            Self::PackMismatch(_) => "PackMismatchError",
             Self::DeviceMemory(_) => "DeviceMemoryError",
             Self::Timeout(_) => "RequestTimeoutError",
             Self::Execution(_) => "ExecutionError",
@@ -65,6 +74,19 @@ impl EngineError {
     /// The error of every call after `close`.
     pub fn closed() -> Self {
         Self::EngineDead("the engine is closed. Make a new LLM".into())
+    }
+}
+
+impl From<Rejection> for EngineError {
+    fn from(rejection: Rejection) -> Self {
+        match rejection {
+            Rejection::Draining => Self::closed(),
+            Rejection::TooLong { .. } | Rejection::PromptTooLong { .. } => {
+                Self::ContextLength(rejection.to_string())
+            }
+            Rejection::QueueFull { .. } => Self::QueueFull(rejection.to_string()),
+            other => Self::InvalidRequest(other.to_string()),
+        }
     }
 }
 

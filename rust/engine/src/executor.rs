@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use octavo_kernels::Kernels;
+use octavo_model::BlockLayout;
 use octavo_scheduler::{AttentionPolicy, StepPlan};
 
 use crate::adapters::{AdapterBackend, PackedAdapter};
@@ -85,6 +86,22 @@ pub trait Executor: Send {
 
     /// Waits until the oldest submitted step, which is `ticket`, is done.
     fn wait(&mut self, ticket: Ticket) -> Result<StepOutput, StepError>;
+
+    /// How the bytes of a block are laid out; None: the executor does not export blocks. One that does runs one step at a
+    /// time.
+    fn block_layout(&self) -> Option<BlockLayout> {
+        None
+    }
+
+    /// Appends the bytes of a full block to `layers`, one list for each layer.
+    fn export_block(&mut self, _block: u32, _layers: &mut [Vec<u8>]) -> Result<(), StepError> {
+        Err(StepError::Step("this device exports no KV blocks".into()))
+    }
+
+    /// Fills a block with such bytes, one slice for each layer.
+    fn import_block(&mut self, _block: u32, _layers: &[&[u8]]) -> Result<(), StepError> {
+        Err(StepError::Step("this device imports no KV blocks".into()))
+    }
 
     /// Writes `[rows, vocab_size]` logits, or `[rows, hidden_size]` hidden states, to `out`. `rows` is a range of
     /// `StepInput::rows` of the step last waited for; all of its rows have the same `Output`.

@@ -7,6 +7,7 @@ use octavo_scheduler::{Event, NO_ADAPTER, NewRequest, Output};
 
 use crate::adapters::AdapterClaim;
 use crate::command::Command;
+use crate::packs::Job;
 use crate::request::EngineRequest;
 use crate::requests::RequestTable;
 
@@ -28,6 +29,8 @@ pub(crate) struct Inbox {
     commands: Receiver<Command>,
     /// Events that the scheduler has not seen.
     pub events: Vec<Event>,
+    /// Work between two steps, in the order of its coming.
+    pub jobs: Vec<Job>,
     /// The loop ends when nothing runs.
     draining: bool,
     /// Zero of the scheduler's clock.
@@ -36,7 +39,7 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub fn new(commands: Receiver<Command>) -> Self {
-        Self { commands, events: Vec::new(), draining: false, epoch: Instant::now() }
+        Self { commands, events: Vec::new(), jobs: Vec::new(), draining: false, epoch: Instant::now() }
     }
 
     /// Time on the scheduler's clock, in microseconds.
@@ -91,6 +94,7 @@ impl Inbox {
                     self.events.push(Event::Fail { request });
                 }
             }
+            Command::Job(job) => self.jobs.push(job),
             Command::Cancel(request) if requests.contains(request) => {
                 self.events.push(Event::Cancel { request });
             }
@@ -118,6 +122,7 @@ impl Inbox {
             adapter: request.adapter.as_ref().map_or(NO_ADAPTER, |adapter| adapter.id),
             held: request.adapter.as_ref().is_some_and(AdapterClaim::is_held),
             attention: request.attention,
+            pack: request.pack,
             prompt_logits: match &request.pooler {
                 Some(pooler) => pooler.needs_all(),
                 None => request.prompt_logprobs.is_some(),

@@ -33,6 +33,7 @@ mod mailbox;
 mod memory;
 mod metrics;
 mod output;
+mod packs;
 mod params;
 mod pooling;
 mod quantize;
@@ -72,6 +73,7 @@ pub use metrics::HistogramSnapshot;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
+pub use packs::{LoadedPack, NewPack, PackFacts, PackForm, Source, describe_pack};
 pub use params::{SamplingDefaults, SamplingParams};
 pub use pooling::{Pooling, PoolingParams};
 pub use quantize::quantize_weights;

@@ -20,6 +20,7 @@ use crate::generation::GenerationDefaults;
 use crate::info::{ExecutorFacts, info, kept_in_bf16_sentences};
 use crate::limits::Device;
 use crate::memory::MemoryFacts;
+use crate::packs::PackFacts;
 use crate::resolve::{ResolvedConfig, isa_level, resolve, resolve_for_gpu};
 use crate::template::ChatTemplate;
 use crate::tokenizer::Tokenizer;
@@ -47,8 +48,11 @@ impl Engine {
         let kv = KvPool::new(model.spec(), resolved.limits.num_blocks as usize, resolved.kv_format)?;
         let spec = model.spec().clone();
         let facts = cpu_facts(&model, &resolved, &kernels, facts, begin.elapsed().as_secs_f64());
+        let held = format!("{} {:?}", facts.quantization, facts.kept_in_bf16);
+        let packs = PackFacts::new(folder.path(), &spec, config, &resolved, kv.block_layout(), held);
         let executor = Box::new(CpuExecutor::new(kernels, model, kv, resolved.attention.map(Selector::new)));
-        start(folder, spec, config, &resolved, text, executor, facts)
+        let engine = start(folder, spec, config, &resolved, text, executor, facts)?;
+        Ok(engine.with_packs(Some(packs)))
     }
 
     /// Starts the engine thread over an executor that was made elsewhere for the model of `folder` on a GPU. The executor's

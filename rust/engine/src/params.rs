@@ -72,6 +72,9 @@ pub struct SamplingParams {
     pub priority: i32,
     /// Seconds from submission after which the request fails.
     pub timeout: Option<f64>,
+    /// Loaded packs whose texts the prompt begins with, in this order.
+    #[serde(deserialize_with = "strings")]
+    pub pack: Vec<String>,
     /// Prefix cache entries are shared only between requests of equal salt.
     pub cache_salt: Option<String>,
     /// The adapter's name, or its name and generation (`sql@3`).
@@ -108,6 +111,7 @@ impl Default for SamplingParams {
             skip_special_tokens: true,
             priority: 0,
             timeout: None,
+            pack: Vec::new(),
             cache_salt: None,
             lora: None,
             attention_error_bound: None,

@@ -35,6 +35,8 @@ pub(crate) struct EngineRequest {
     pub min_tokens: u32,
     pub priority: i32,
     pub salt: Option<Box<str>>,
+    /// The pack that the prompt begins with.
+    pub pack: Option<u32>,
     /// Its adapter, which lives as long as the request.
     pub adapter: Option<AdapterClaim>,
     /// Its own attention policy, or the engine's.

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use octavo_scheduler::{
-    Actions, EndReason as Ended, Finished, NO_ADAPTER, PlanSeq, Rejection, Started, StepPlan,
-};
+use octavo_scheduler::{Actions, EndReason as Ended, Finished, NO_ADAPTER, PlanSeq, Started, StepPlan};
 use rustc_hash::FxHashMap;
 
 use crate::EngineError;
@@ -85,10 +83,7 @@ impl RequestTable {
         actions.started.iter().for_each(|started| self.start(started, now));
         for (id, rejection) in &actions.rejected {
             let Some(state) = self.states.get_mut(id) else { continue };
-            state.error = Some(match rejection {
-                Rejection::Draining => EngineError::closed(),
-                _ => EngineError::QueueFull(rejection.to_string()),
-            });
+            state.error = Some(EngineError::from(*rejection));
             add(&self.status.counters.finished_error, u64::from(state.request.n));
             state.end_all(FinishReason::Error, now);
             self.touched.push(*id);

@@ -42,7 +42,9 @@ counters! {
     blocks_free,
     /// Blocks kept for prefix hits only.
     blocks_cached,
-    /// Blocks of running sequences.
+    /// Blocks that packs hold.
+    blocks_pinned,
+    /// Blocks of running sequences, those of packs apart.
     blocks_live,
     /// Steps executed.
     steps,

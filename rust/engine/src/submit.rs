@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use octavo_scheduler::Rejection;
-
 use crate::EngineError;
 use crate::adapters::AdapterClaim;
 use crate::command::Command;
@@ -163,13 +161,14 @@ impl Engine {
         params.check_vocabulary(self.vocab)?;
         self.check_adapter(params.lora.as_deref())?;
         params.check_attention(self.attention, self.bounds_attention)?;
+        self.check_packs(prompt, params)?;
         if let Some(structure) = &params.structured {
             self.compiler.check(structure)?;
         }
         let len = self.check_ids(prompt)?;
         let room = self.limits.max_model_len.saturating_sub(len).max(1);
         let max_tokens = params.max_tokens.or(self.generation.max_new_tokens).unwrap_or(room).min(room);
-        self.limits.check(len, params.n, max_tokens).map_err(refused)?;
+        self.limits.check(len, params.n, max_tokens).map_err(EngineError::from)?;
         Ok(max_tokens)
     }
 
@@ -201,7 +200,7 @@ impl Engine {
         unsampled(params).check()?;
         self.check_adapter(params.lora.as_deref())?;
         let len = self.check_ids(prompt)?;
-        self.limits.check_hidden(len).map_err(refused)
+        self.limits.check_hidden(len).map_err(EngineError::from)
     }
 
     /// The prompt's length, if all its tokens are in the vocabulary.
@@ -281,6 +280,7 @@ impl Engine {
         let seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(id);
         let (submitted, lora) = (Instant::now(), params.lora.as_deref());
         let tokens = |n: Option<u32>| n.map(|n| n as usize);
+        let pack = self.check_packs(&prompt, params)?;
         let (outbox, stream) = stream::channel(id, prompt.clone(), self.commands.clone(), &self.ready.0);
         let prepared = EngineRequest {
             id,
@@ -290,6 +290,7 @@ impl Engine {
             min_tokens: params.min_tokens,
             priority: params.priority,
             salt: params.cache_salt.as_deref().map(Into::into),
+            pack,
             adapter: lora.map(|name| self.adapters.claim(name, params.priority, id)).transpose()?,
             attention: params.attention_policy(self.attention),
             submitted,
@@ -341,15 +342,5 @@ fn unsampled(params: &PoolingParams) -> SamplingParams {
         cache_salt: params.cache_salt.clone(),
         lora: params.lora.clone(),
         ..SamplingParams::default()
-    }
-}
-
-fn refused(rejection: Rejection) -> EngineError {
-    match rejection {
-        Rejection::TooLong { .. } | Rejection::PromptTooLong { .. } => {
-            EngineError::ContextLength(rejection.to_string())
-        }
-        Rejection::QueueFull { .. } => EngineError::QueueFull(rejection.to_string()),
-        other => EngineError::InvalidRequest(other.to_string()),
     }
 }

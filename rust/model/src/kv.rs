@@ -1,6 +1,6 @@
 //! The KV pool: one paged store per layer, laid out from the spec.
 
-use octavo_kernels::{KvDtype, KvLayer, MlaCache, OpenDtype};
+use octavo_kernels::{BlockPart, KvDtype, KvLayer, MlaCache, OpenDtype};
 
 use crate::ModelError;
 use crate::spec::{AttentionSpec, Dtype, LayerSpec, ModelSpec};
@@ -10,6 +10,29 @@ pub struct KvPool {
     pub(crate) layers: Vec<LayerStore>,
     int8: bool,
     blocks: usize,
+    layout: BlockLayout,
+}
+
+/// The arrays in the bytes of a block, layer by layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockLayout {
+    layers: Vec<Vec<BlockPart>>,
+}
+
+impl BlockLayout {
+    /// Bytes of a block in each layer.
+    pub fn block_bytes(&self) -> Vec<usize> {
+        self.layers.iter().map(|parts| parts.iter().map(|part| part.bytes).sum()).collect()
+    }
+
+    /// Whether `bytes` are values that a block of layer `layer` can hold: finite numbers.
+    pub fn holds(&self, layer: usize, mut bytes: &[u8]) -> bool {
+        self.layers[layer].iter().all(|part| {
+            let Some((own, rest)) = bytes.split_at_checked(part.bytes) else { return false };
+            bytes = rest;
+            part.holds(own)
+        })
+    }
 }
 
 /// What one layer keeps of past tokens.
@@ -102,12 +125,42 @@ impl KvPool {
                 LayerStore::Mla(MlaCache::new(blocks, a.kv_lora_rank + a.qk_rope_head_dim, dtype))
             }
         };
-        Ok(Self { layers: spec.layers.iter().map(layer).collect(), int8: format.int8, blocks })
+        let parts = |l: &LayerSpec| match &l.attention {
+            AttentionSpec::Gqa(a) => KvLayer::block_parts(a.kv_heads, a.head_dim, dtype),
+            AttentionSpec::Mla(a) => MlaCache::block_parts(a.kv_lora_rank + a.qk_rope_head_dim, dtype),
+        };
+        let layout = BlockLayout { layers: spec.layers.iter().map(parts).collect() };
+        Ok(Self { layers: spec.layers.iter().map(layer).collect(), int8: format.int8, blocks, layout })
     }
 
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.blocks
+    }
+
+    /// How the bytes of a block are laid out.
+    pub fn block_layout(&self) -> &BlockLayout {
+        &self.layout
+    }
+
+    /// Appends the bytes of a full block to `out`, layer by layer.
+    pub fn export_block(&self, block: u32, out: &mut [Vec<u8>]) {
+        for (layer, out) in self.layers.iter().zip(out) {
+            match layer {
+                LayerStore::Gqa(layer) => layer.export_block(block as usize, out),
+                LayerStore::Mla(layer) => layer.export_block(block as usize, out),
+            }
+        }
+    }
+
+    /// Fills a block with bytes that [`Self::export_block`] gave, of a pool with the same layout.
+    pub fn import_block(&mut self, block: u32, bytes: &[&[u8]]) {
+        for (layer, bytes) in self.layers.iter_mut().zip(bytes) {
+            match layer {
+                LayerStore::Gqa(layer) => layer.import_block(block as usize, bytes),
+                LayerStore::Mla(layer) => layer.import_block(block as usize, bytes),
+            }
+        }
     }
 
     /// Whether full blocks are held in int8, and the others in open blocks.

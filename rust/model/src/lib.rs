@@ -50,7 +50,7 @@ pub use folder::{
 };
 pub use forward::{AdapterRows, Batch, Model, Scratch};
 pub use json::parse_json;
-pub use kv::{KvFormat, KvPool, block_bytes, open_block_bytes};
+pub use kv::{BlockLayout, KvFormat, KvPool, block_bytes, open_block_bytes};
 pub use layout::{open_model, warn_of_unused};
 pub use octavo_file::format::{Origin, quantization_config};
 pub use octavo_file::writer::{Quantized, quantize};

@@ -15,6 +15,7 @@ use crate::executor::PyExecutor;
 use crate::interrupt::{SIGNAL_CHECK, interruptible};
 use crate::json;
 use crate::output::Delta;
+use crate::packs;
 use crate::params::SamplingParams;
 use crate::pooling;
 use crate::prompt::{prompt_of, token_ids_of, utf8};
@@ -229,6 +230,48 @@ impl Engine {
     fn adapters<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
         let all = py.detach(|| self.0.adapters()).map_err(|e| to_python(py, &e))?;
         all.iter().map(|adapter| adapters::described(py, adapter)).collect()
+    }
+
+    #[pyo3(signature = (path, form, text, sources, tokens, *, replace=false))]
+    #[allow(clippy::too_many_arguments)]
+    fn make_pack<'py>(
+        &self,
+        py: Python<'py>,
+        path: PathBuf,
+        form: &str,
+        text: String,
+        sources: Vec<(String, u64, u64)>,
+        tokens: Vec<u32>,
+        replace: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let new = packs::new_pack(py, form, text, sources, tokens, replace)?;
+        let made = interruptible(py, |go_on| self.0.make_pack(&path, new, go_on))?;
+        json::to_python(py, &made.map_err(|e| to_python(py, &e))?)
+    }
+
+    #[pyo3(signature = (name, path, *, check_block=None))]
+    fn load_pack<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        path: PathBuf,
+        check_block: Option<u32>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let loaded = py.detach(|| self.0.load_pack(name, &path, check_block));
+        packs::described(py, &loaded.map_err(|e| to_python(py, &e))?)
+    }
+
+    fn unload_pack(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.unload_pack(name)).map_err(|e| to_python(py, &e))
+    }
+
+    fn packs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.0.packs().iter().map(|pack| packs::described(py, pack)).collect()
+    }
+
+    fn pack_text(&self, py: Python<'_>, name: &str) -> PyResult<(&'static str, String)> {
+        let (form, text) = self.0.pack_text(name).map_err(|e| to_python(py, &e))?;
+        Ok((form.name(), text))
     }
 
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {

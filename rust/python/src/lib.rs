@@ -13,6 +13,7 @@ mod interrupt;
 mod json;
 mod model;
 mod output;
+mod packs;
 mod params;
 mod plan;
 mod pooling;
@@ -41,6 +42,8 @@ mod _core {
     use crate::model::Checkpoint;
     #[pymodule_export]
     use crate::output::{Delta, Logprob, SampleDelta};
+    #[pymodule_export]
+    use crate::packs::read_pack;
     #[pymodule_export]
     use crate::params::SamplingParams;
     #[pymodule_export]

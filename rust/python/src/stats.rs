@@ -9,7 +9,8 @@ pub fn document(engine: &Engine) -> Value {
     json!({
         "requests": {"running": s.requests_running, "waiting": s.requests_waiting.max(engine.queued() as u64),
                      "finished": s.requests_finished},
-        "blocks": {"total": s.blocks_total, "free": s.blocks_free, "cached": s.blocks_cached, "live": s.blocks_live},
+        "blocks": {"total": s.blocks_total, "free": s.blocks_free, "cached": s.blocks_cached, "live": s.blocks_live,
+                   "pinned": s.blocks_pinned},
         "steps": s.steps,
         "mixed_steps": s.mixed_steps,
         "failed_steps": s.failed_steps,

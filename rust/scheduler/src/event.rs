@@ -30,6 +30,9 @@ pub struct NewRequest {
     pub held: bool,
     /// What attention may omit. Only requests with the same policy share cached blocks: keys and values depend on it.
     pub attention: AttentionPolicy,
+    /// The pack that the prompt begins with. A pack that is not held, or that the prompt does not begin with, is left out:
+    /// the request computes its whole prompt.
+    pub pack: Option<u32>,
     /// Whether the logits (or hidden states) of every prompt row are wanted. Such a prompt uses no cached block: keys and
     /// values do not give the rows of old tokens.
     pub prompt_logits: bool,

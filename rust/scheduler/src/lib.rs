@@ -14,6 +14,7 @@
 //! - `planning`: which sequences get tokens of a step (decodes, then running prefills, then admissions);
 //! - `preemption`: which sequence gives up blocks (the last of the lowest priority, recomputed later);
 //! - `results`: what a finished step does to its sequences (samples, splits, ends).
+//! - `packs`: which texts stay in the cache, and what that leaves to requests.
 //!
 //! `batch` builds the plan, one `push` per sequence. `adapters` holds what names of adapters stand for, and which adapters
 //! are in memory; the scheduler itself uses their ids alone.
@@ -39,7 +40,7 @@ pub use event::{Actions, EndReason, Event, Finished, NewRequest, NextToken, Next
 pub use octavo_cache::CacheStats;
 pub use plan::{AttentionPolicy, NO_ADAPTER, Output, PlanSeq, StepPlan};
 pub use rejection::Rejection;
-pub use scheduler::Scheduler;
+pub use scheduler::{PackRefusal, PackTerms, Scheduler};
 pub use smallvec::{SmallVec, smallvec};
 pub use stats::SchedulerStats;
 

@@ -1,6 +1,8 @@
 //! Which requests could ever run within the limits.
 
 use crate::config::SchedulerConfig;
+use crate::event::NewRequest;
+use crate::plan::Output;
 use crate::rejection::Rejection;
 
 impl SchedulerConfig {
@@ -25,9 +27,7 @@ impl SchedulerConfig {
         if n > max_num_seqs {
             return Err(Rejection::TooManySamples { n, max_num_seqs });
         }
-        let shared = u64::from(prompt_len / self.block_size);
-        let each = u64::from(self.max_len(prompt_len, max_tokens).div_ceil(self.block_size));
-        let needed_blocks = shared + u64::from(n) * (each - shared);
+        let needed_blocks = self.most_blocks(prompt_len, n, max_tokens);
         if needed_blocks > u64::from(self.num_blocks) {
             return Err(Rejection::NeverFits { needed_blocks, num_blocks: self.num_blocks });
         }
@@ -48,6 +48,22 @@ impl SchedulerConfig {
             return Err(Rejection::NeverFits { needed_blocks, num_blocks: self.num_blocks });
         }
         Ok(())
+    }
+
+    /// Blocks that a request with tokens for output may need, alone.
+    fn most_blocks(&self, prompt_len: u32, n: u32, max_tokens: u32) -> u64 {
+        let shared = u64::from(prompt_len / self.block_size);
+        let each = u64::from(self.max_len(prompt_len, max_tokens).div_ceil(self.block_size));
+        shared + u64::from(n) * (each - shared)
+    }
+
+    /// Blocks that a request may need, alone.
+    pub(crate) fn needed_blocks(&self, new: &NewRequest) -> u64 {
+        let prompt_len = new.prompt.len() as u32;
+        match new.output {
+            Output::Tokens => self.most_blocks(prompt_len, new.n, new.max_tokens),
+            Output::Hidden => u64::from(prompt_len.div_ceil(self.block_size)),
+        }
     }
 
     /// Maximum length of a sample, prompt included.

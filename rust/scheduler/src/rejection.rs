@@ -56,6 +56,19 @@ pub enum Rejection {
         /// Blocks there are.
         num_blocks: u32,
     },
+    /// Beside the blocks that packs hold the request could outgrow the cache.
+    #[error(
+        "the request may need {needed_blocks} KV blocks; the cache has {num_blocks}, of which packs hold {pinned_blocks}; \
+         unload a pack, lower max_tokens or n, shorten the prompt, or give the cache more memory"
+    )]
+    NoRoomBesidePacks {
+        /// Blocks in the worst case, without those of its own pack.
+        needed_blocks: u64,
+        /// Blocks there are.
+        num_blocks: u32,
+        /// Blocks that packs hold.
+        pinned_blocks: u32,
+    },
     /// The prompt has no tokens.
     #[error("the prompt is empty; give at least one token")]
     EmptyPrompt,

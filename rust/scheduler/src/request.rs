@@ -23,6 +23,12 @@ pub(crate) struct Request {
     pub(crate) max_len: u32,
     pub(crate) deadline_us: Option<u64>,
     pub(crate) namespace: Namespace,
+    /// The pack that its prompt begins with.
+    pub(crate) pack: Option<u32>,
+    /// Blocks that it may need, alone.
+    pub(crate) needed: u32,
+    /// Of these, blocks of its pack.
+    pub(crate) shared: u32,
     pub(crate) adapter: u32,
     pub(crate) attention: AttentionPolicy,
     pub(crate) prompt_logits: bool,

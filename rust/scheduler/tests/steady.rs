@@ -35,6 +35,7 @@ fn submit(id: u64) -> Event {
         adapter: NO_ADAPTER,
         held: false,
         attention: AttentionPolicy::DENSE,
+        pack: None,
         prompt_logits: false,
         output: Output::Tokens,
     })

@@ -35,6 +35,7 @@ impl Scheduler {
             }
             Output::Hidden => self.config.check_hidden(prompt_len)?,
         }
+        self.check_beside_packs(new)?;
         if self.unstarted >= self.config.max_queue {
             return Err(Rejection::QueueFull { waiting: self.unstarted, max_queue: self.config.max_queue });
         }

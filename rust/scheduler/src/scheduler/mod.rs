@@ -2,13 +2,14 @@
 
 mod admission;
 mod invariants;
+mod packs;
 mod planning;
 mod preemption;
 mod results;
 
 use std::collections::{BTreeSet, VecDeque};
 
-use octavo_cache::{Cache, Namespace, PrefixMatch};
+use octavo_cache::{BlockTable, Cache, Namespace, PrefixMatch};
 use rustc_hash::FxHashMap;
 use smallvec::smallvec;
 
@@ -22,6 +23,8 @@ use crate::rejection::Rejection;
 use crate::request::{Key, Request, SeqState, Sequence};
 use crate::slab::Slab;
 use crate::stats::SchedulerStats;
+
+pub use packs::{PackRefusal, PackTerms};
 
 /// Turns requests into step plans; see the crate's text.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub struct Scheduler {
     counters: SchedulerStats,
     /// Memory for look-ups at admission.
     found: PrefixMatch,
+    /// Where a block of a pack is computed again.
+    checking: Option<BlockTable>,
 }
 
 impl Scheduler {
@@ -77,6 +82,7 @@ impl Scheduler {
             arrivals: 0,
             counters: SchedulerStats::default(),
             found: PrefixMatch::default(),
+            checking: None,
         })
     }
 
@@ -107,6 +113,15 @@ impl Scheduler {
             self.plan_prefills(&mut batch);
             self.admit(&mut batch, actions);
             self.finish_batch(batch, actions);
+        }
+    }
+
+    /// Applies the events since the last call, and plans nothing. For work between two steps: behind the results of the
+    /// last step nothing is in flight.
+    pub fn settle(&mut self, events: &mut Vec<Event>, actions: &mut Actions) {
+        actions.clear();
+        for event in events.drain(..) {
+            self.apply(event, actions);
         }
     }
 
@@ -154,6 +169,7 @@ impl Scheduler {
     fn submit(&mut self, new: NewRequest) -> Result<(), Rejection> {
         self.validate(&new)?;
         let prompt_len = new.prompt.len() as u32;
+        let (shared, needed) = (self.shared_blocks(&new), self.config.needed_blocks(&new) as u32);
         let namespace = self.intern_namespace(&new);
         let key = Key { priority: new.priority, arrival: self.arrivals, sample: 0 };
         self.arrivals += 1;
@@ -167,6 +183,9 @@ impl Scheduler {
             },
             deadline_us: new.deadline_us,
             namespace,
+            pack: new.pack,
+            needed,
+            shared,
             adapter: new.adapter,
             attention: new.attention,
             prompt_logits: new.prompt_logits,
@@ -210,6 +229,9 @@ impl Scheduler {
     /// The namespace of a request's cached blocks, held until the request ends.
     fn intern_namespace(&mut self, new: &NewRequest) -> Namespace {
         let attention = new.attention.bits();
+        if let Some(pack) = new.pack.filter(|&pack| self.cache.pack_begins(pack, &new.prompt)) {
+            return self.cache.attach_namespace(pack, new.salt.as_deref(), new.adapter, attention);
+        }
         self.cache.intern_namespace(new.salt.as_deref(), new.adapter, attention)
     }
 

@@ -40,7 +40,7 @@ impl Scheduler {
         true
     }
 
-    fn preempt(&mut self, index: u32, actions: &mut Actions) {
+    pub(super) fn preempt(&mut self, index: u32, actions: &mut Actions) {
         let sequence = &mut self.sequences[index];
         debug_assert!(sequence.in_flight == 0, "a planned sequence is preempted");
         self.cache.release(&mut sequence.table);

@@ -41,6 +41,7 @@ pub fn request(id: RequestId, prompt_len: u32, max_tokens: u32) -> NewRequest {
         adapter: NO_ADAPTER,
         held: false,
         attention: AttentionPolicy::DENSE,
+        pack: None,
         prompt_logits: false,
         output: Output::Tokens,
     }

@@ -120,6 +120,7 @@ pub fn request(
         adapter: if features.namespaces { random.pick(&[NO_ADAPTER, 0, 1]) } else { NO_ADAPTER },
         held: false,
         attention: AttentionPolicy::new(if features.namespaces && id.is_multiple_of(5) { 0.5 } else { 0.0 }),
+        pack: None,
         prompt_logits: features.prompt_logits && random.one_in(2),
         output: Output::Tokens,
     };

@@ -73,7 +73,7 @@ fn words16(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
 }
 
 /// A number as bytes in little-endian order.
-trait Stored: Copy {
+pub(crate) trait Stored: Copy {
     fn put(values: &[Self], out: &mut Vec<u8>);
     fn get(bytes: &[u8], values: &mut [Self]);
 }

@@ -1,0 +1,220 @@
+//! Loading and unloading packs, and the packs of a request.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::path::Path;
+use std::sync::Arc;
+
+use octavo_scheduler::PackTerms;
+
+use crate::EngineError;
+use crate::engine::Engine;
+use crate::packs::fingerprint::compare;
+use crate::packs::manifest::{Manifest, PackForm};
+use crate::packs::read::{KV, MANIFEST, read_blocks, read_manifest};
+use crate::packs::registry::{LoadedPack, check_name};
+use crate::packs::slices::{Layers, slices};
+use crate::params::SamplingParams;
+
+impl Engine {
+    /// Loads the pack in `folder` under a name. A pack that has the name is replaced: requests that run with it go on.
+    ///
+    /// `check`: the block that is computed again and compared; None: one at random.
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `CorruptModel`, `PackMismatch`: the files. `InvalidRequest`: the name, or no room in the cache.
+    /// Nothing has changed then.
+    pub fn load_pack(
+        &self,
+        name: &str,
+        folder: &Path,
+        check: Option<u32>,
+    ) -> Result<LoadedPack, EngineError> {
+        self.check_process()?;
+        self.status.check_open()?;
+        check_name(name)?;
+        let (facts, layout) = self.packs.device()?;
+        let manifest = read_manifest(folder)?;
+        self.check_manifest(folder, &manifest)?;
+        let adapter = self.pack_adapter(folder, &manifest)?;
+        let digest = adapter.as_ref().map(|(_, digest)| digest.as_str());
+        compare(folder, &manifest.fingerprint, &facts.fingerprint(manifest.form, &manifest.text, digest)?)?;
+        let layers = Arc::new(read_blocks(folder, &manifest, layout)?);
+        let terms = PackTerms { attention: self.attention, ..PackTerms::default() };
+        let held = self.hold_blocks(manifest.tokens.clone())?;
+        let block_bytes: Arc<[usize]> = layout.block_bytes().into();
+        for range in slices(manifest.blocks, &block_bytes) {
+            self.import_blocks(held.id, range, Arc::clone(&block_bytes), Arc::clone(&layers))?;
+        }
+        let block = check.unwrap_or_else(|| RandomState::new().hash_one(name) as u32) % manifest.blocks;
+        self.verify(folder, held.id, block, terms, &block_bytes, &layers)?;
+        self.finish_pack(held.id)?;
+        let pack = Arc::new(LoadedPack {
+            name: name.into(),
+            digest: manifest.digest.clone(),
+            form: manifest.form,
+            tokens: manifest.tokens.len() as u32,
+            bytes: u64::from(manifest.blocks) * block_bytes.iter().sum::<usize>() as u64,
+            blocks: manifest.blocks,
+            adapter: digest.map(Into::into),
+            sources: manifest.sources,
+            text: manifest.text,
+            ids: manifest.tokens.into(),
+            id: held.id,
+            terms,
+        });
+        held.keep();
+        if let Some(before) = self.packs.insert(Arc::clone(&pack)) {
+            self.release_pack(&before)?;
+        }
+        Ok(LoadedPack::clone(&pack))
+    }
+
+    /// Unloads a pack. Requests that run with it go on.
+    ///
+    /// # Errors
+    /// `PackNotFound`.
+    pub fn unload_pack(&self, name: &str) -> Result<(), EngineError> {
+        self.check_process()?;
+        let pack = self.packs.remove(name)?;
+        self.release_pack(&pack)
+    }
+
+    /// The loaded packs, sorted by name.
+    pub fn packs(&self) -> Vec<LoadedPack> {
+        self.packs.all().iter().map(|pack| LoadedPack::clone(pack)).collect()
+    }
+
+    /// The form and the text of a loaded pack.
+    ///
+    /// # Errors
+    /// `PackNotFound`.
+    pub fn pack_text(&self, name: &str) -> Result<(PackForm, String), EngineError> {
+        let pack = self.packs.get(name)?;
+        Ok((pack.form, pack.text.clone()))
+    }
+
+    fn release_pack(&self, pack: &LoadedPack) -> Result<(), EngineError> {
+        let id = pack.id;
+        self.between_steps(move |between| {
+            between.scheduler.release_pack(id);
+            Ok(())
+        })
+    }
+
+    /// Checks what needs the engine's limits.
+    fn check_manifest(&self, folder: &Path, manifest: &Manifest) -> Result<(), EngineError> {
+        let path = folder.join(MANIFEST);
+        let (size, vocab) = (self.limits.block_size, self.vocab);
+        if manifest.block_size != size {
+            return Err(EngineError::PackMismatch(format!(
+                "{}: block_size is {}, this engine has {size}. Make it again: octavo pack --refresh",
+                path.display(),
+                manifest.block_size
+            )));
+        }
+        if let Some(id) = manifest.tokens.iter().find(|id| **id as usize >= vocab) {
+            return Err(EngineError::PackMismatch(format!(
+                "{}: tokens: {id}, the model has ids below {vocab}. Make it again: octavo pack --refresh",
+                path.display()
+            )));
+        }
+        if manifest.tokens.len() as u32 >= self.limits.max_model_len {
+            return Err(EngineError::ContextLength(format!(
+                "{}: {} tokens, and max_model_len is {}: raise it, or make a shorter pack",
+                path.display(),
+                manifest.tokens.len(),
+                self.limits.max_model_len
+            )));
+        }
+        Ok(())
+    }
+
+    /// Computes one block again and compares it bit for bit.
+    fn verify(
+        &self,
+        folder: &Path,
+        id: u32,
+        block: u32,
+        terms: PackTerms,
+        block_bytes: &[usize],
+        layers: &Layers,
+    ) -> Result<(), EngineError> {
+        let computed = self.recompute_block(id, block, terms, None, block_bytes.len())?;
+        let start = block as usize;
+        let differs = |(i, &n): (usize, &usize)| computed[i] != layers[i][start * n..(start + 1) * n];
+        match block_bytes.iter().enumerate().position(differs) {
+            Some(layer) => Err(EngineError::PackMismatch(format!(
+                "{}: layers.{layer}: block {block} has other keys and values than this engine computes for the same tokens. \
+                 Make the pack again: octavo pack --refresh",
+                folder.join(KV).display()
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks the packs of a request; the id of the one whose blocks it begins with.
+    pub(crate) fn check_packs(
+        &self,
+        prompt: &[u32],
+        params: &SamplingParams,
+    ) -> Result<Option<u32>, EngineError> {
+        let packs = params.pack.iter().map(|name| self.packs.get(name)).collect::<Result<Vec<_>, _>>()?;
+        let Some(first) = packs.first() else { return Ok(None) };
+        let name = &first.name;
+        if let Some(other) = packs.iter().find(|pack| pack.form != first.form) {
+            return Err(EngineError::InvalidRequest(format!(
+                "pack {name:?} has the form {} and {:?} the form {}: packs of one request have one form",
+                first.form.name(),
+                other.name,
+                other.form.name()
+            )));
+        }
+        if params.attention_policy(self.attention) != first.terms.attention {
+            return Err(EngineError::InvalidRequest(format!(
+                "attention_error_bound differs from the engine's, with which pack {name:?} was made: leave it out"
+            )));
+        }
+        self.check_pack_adapter(first, params.lora.as_deref())?;
+        if !prompt.starts_with(&first.ids) {
+            let same = prompt.iter().zip(&*first.ids).take_while(|(a, b)| a == b).count();
+            let remedy = match first.form {
+                PackForm::Chat => {
+                    "It was made for chats: use chat, and let the template put nothing else in front of the system message \
+                     (a date, tools). Or make it with form \"text\" for plain prompts"
+                }
+                PackForm::Text => {
+                    "It was made for plain prompts: use generate. Or make it with form \"chat\" for chats"
+                }
+            };
+            return Err(EngineError::InvalidRequest(format!(
+                "the prompt does not begin with the text of pack {name:?}: token {same} of {} differs. {remedy}",
+                first.ids.len()
+            )));
+        }
+        Ok(Some(first.id))
+    }
+
+    /// The adapter of a pack, by id and digest.
+    fn pack_adapter(&self, folder: &Path, manifest: &Manifest) -> Result<Option<(u32, String)>, EngineError> {
+        match manifest.fingerprint.get("adapter").and_then(|x| x.as_str()) {
+            None | Some("none") => Ok(None),
+            Some(digest) => Err(EngineError::UnsupportedModel(format!(
+                "{}: adapter: the pack was made with the adapter {digest}",
+                folder.join(MANIFEST).display()
+            ))),
+        }
+    }
+
+    /// Refuses an adapter other than the pack's.
+    fn check_pack_adapter(&self, pack: &LoadedPack, lora: Option<&str>) -> Result<(), EngineError> {
+        match lora {
+            None => Ok(()),
+            Some(lora) => Err(EngineError::InvalidRequest(format!(
+                "pack {:?} was made without an adapter, and lora is {lora:?}: its keys and values differ. Leave one of the two \
+                 out, or make the pack with this adapter",
+                pack.name
+            ))),
+        }
+    }
+}
