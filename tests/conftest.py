@@ -25,7 +25,8 @@ def llm() -> Iterator[LLM]:
 
 
 def assert_all_blocks_free(llm: LLM, seconds: float = 60.0) -> None:
-    """Waits until nothing runs, then asserts that no KV block is held: each is free or an unreferenced cache entry."""
+    """Waits until nothing runs, then asserts that no request holds a KV block: each is free, an unreferenced cache
+    entry, or a loaded pack's."""
     deadline = time.monotonic() + seconds
     while True:
         stats = llm.stats()
@@ -34,12 +35,15 @@ def assert_all_blocks_free(llm: LLM, seconds: float = 60.0) -> None:
             break
         assert time.monotonic() < deadline, f"still held after {seconds} s: {blocks}, {requests}"
         time.sleep(0.01)
-    assert blocks["free"] + blocks["cached"] == blocks["total"], f"blocks lost: {blocks}"
+    held = blocks["free"] + blocks["cached"] + blocks["pinned"]
+    assert held == blocks["total"], f"blocks lost: {blocks}"
 
 
 @pytest.fixture(autouse=True)
 def _nothing_held(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test that used the shared model, all its blocks are free."""
+    """After every test that used the shared model, all its blocks are free, and no pack is loaded."""
     yield
     if "llm" in request.fixturenames:
-        assert_all_blocks_free(request.getfixturevalue("llm"))
+        shared: LLM = request.getfixturevalue("llm")
+        assert_all_blocks_free(shared)
+        assert shared.packs() == []

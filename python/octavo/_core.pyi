@@ -27,6 +27,7 @@ __all__ = [
     "parse_json",
     "quantize_weights",
     "read_model",
+    "read_pack",
     "resolve",
     "sampling_schema",
 ]
@@ -106,6 +107,10 @@ def read_model(folder: str, *, context: int = 0, weights: bool = True) -> dict[s
 
     Raises `ModelNotFoundError`, `UnsupportedModelError`, `CorruptModelError`.
     """
+
+def read_pack(path: str) -> dict[str, Any]:
+    """What pack.json of the folder `path` says; needs no model. Keys: `digest`, `form`, `made_by`, `tokens`, `blocks`,
+    `bytes`, `layers`, `sources`, `fingerprint`, `text`. Raises `ModelNotFoundError`, `CorruptModelError`."""
 
 def resolve(model: str, config: Mapping[str, Any], memory: Mapping[str, int] | None = None) -> dict[str, Any]:
     """The configuration of an engine on a GPU: `dtype`, `quantization`, `kv_cache_dtype`, `limits`, `max_open_blocks`
@@ -290,6 +295,36 @@ class Engine:
     def adapters(self) -> list[dict[str, Any]]:
         """What `load_adapter` returned, for each name there is."""
 
+    def make_pack(
+        self,
+        path: str,
+        form: str,
+        text: str,
+        sources: Sequence[tuple[str, int, int]],
+        tokens: Sequence[int],
+        *,
+        lora: str | None = None,
+        replace: bool = False,
+    ) -> dict[str, Any]:
+        """Writes the pack of a text to the new folder `path`. `form`: "chat" or "text"; `sources`: (title, first
+        character, character behind the last one); `tokens`: what every prompt with the text begins with.
+
+        Keys: `digest`, `form`, `tokens`, `blocks`, `bytes`, `adapter`, `sources`."""
+
+    def load_pack(self, name: str, path: str, *, check_block: int | None = None) -> dict[str, Any]:
+        """Loads the pack of the folder `path` under the name. `check_block`: the block that is computed again; None:
+        one at random. Keys: `name`, `digest`, `form`, `tokens`, `bytes`, `blocks`, `adapter`, `sources`. Raises
+        `ModelNotFoundError`, `CorruptModelError`, `PackMismatchError`, `InvalidRequestError`, `EngineDeadError`."""
+
+    def unload_pack(self, name: str) -> None:
+        """Removes the name. Raises `PackNotFoundError`."""
+
+    def packs(self) -> list[dict[str, Any]]:
+        """What `load_pack` returned, for each pack there is."""
+
+    def pack_text(self, name: str) -> tuple[Literal["chat", "text"], str]:
+        """Form and text of a loaded pack. Raises `PackNotFoundError`."""
+
     def wait_ready(self, timeout: float) -> list[int]:
         """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or
         closed)."""
@@ -304,7 +339,8 @@ class Engine:
     def token_bytes(self, token_id: int) -> bytes: ...
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
     def stats(self) -> dict[str, Any]:
-        """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live},
+        """Counters since the start: `requests` {running, waiting, finished}, `blocks` {total, free, cached, live,
+        pinned},
         `finished` {stop, length, abort, error} (samples),
         `steps`, `max_batch` (most sequences in one step), `mixed_steps` (steps with prefill and decode together),
         `prompt_tokens`, `generated_tokens`, `cached_prompt_tokens`, `preemptions`, `step_seconds`,

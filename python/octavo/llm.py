@@ -27,7 +27,7 @@ from octavo.outputs import RequestOutput
 from octavo.packs import PackMethods
 from octavo.params import SamplingParams
 from octavo.request_handle import Output, RequestHandle
-from octavo.text_methods import SAMPLING_FIELDS, Message, TextMethods
+from octavo.text_methods import SAMPLING_FIELDS, Message
 
 __all__ = ["LLM", "Message", "Prompt"]
 

@@ -109,7 +109,8 @@ class PackMethods(TextMethods):
         path: str | os.PathLike[str],
         *,
         system: str | None = None,
-        form: Literal["chat", "text"] | None = None,
+        form: Form | None = None,
+        adapter: str | None = None,
         replace: bool = False,
     ) -> PackFile:
         """Computes keys and values of documents, and writes them to a new folder.
@@ -119,6 +120,7 @@ class PackMethods(TextMethods):
             path: the folder, such as "law.pack".
             system: a text in front of the documents, such as "Answer from these.".
             form: "chat" for the chat methods, "text" for plain prompts. None: "chat" if the model has a template.
+            adapter: a loaded adapter. The pack is then for requests with it alone.
             replace: a pack at `path` is replaced.
 
         Raises:
@@ -126,13 +128,17 @@ class PackMethods(TextMethods):
             UnsupportedModelError: the device keeps no packs.
         """
         text, sources = join_documents(documents, system)
-        return self._write_pack(text, sources, path, form, replace)
+        return self._write_pack(text, sources, path, form, adapter, replace)
 
-    def refresh_pack(self, path: str | os.PathLike[str]) -> PackFile:
-        """Makes the pack at `path` again, from the text in its pack.json."""
+    def refresh_pack(self, path: str | os.PathLike[str], *, adapter: str | None = None) -> PackFile:
+        """Makes the pack at `path` again, from the text in its pack.json.
+
+        Args:
+            adapter: as in make_pack; the new pack is made with this one, whatever the old one had.
+        """
         known = read_pack(path)
         sources = [PackSource(**s) for s in known["sources"]]
-        return self._write_pack(known["text"], sources, path, known["form"], True)
+        return self._write_pack(known["text"], sources, path, known["form"], adapter, True)
 
     def load_pack(self, name: str, path: str | os.PathLike[str]) -> Pack:
         """Loads a pack under a name. Requests may use it at once, and share its memory.
@@ -209,13 +215,14 @@ class PackMethods(TextMethods):
         sources: Sequence[PackSource],
         path: str | os.PathLike[str],
         form: Form | None,
+        adapter: str | None,
         replace: bool,
     ) -> PackFile:
         if form is None:
             form = "chat" if self._engine.info()["model"]["chat_template"] else "text"
         tokens = self._pack_tokens(text, form)
         listed = [(s.title, s.start, s.end) for s in sources]
-        made = self._engine.make_pack(_path(path), form, text, listed, tokens, replace=replace)
+        made = self._engine.make_pack(_path(path), form, text, listed, tokens, lora=adapter, replace=replace)
         own = {name: made[name] for name in ("digest", "form", "tokens", "bytes", "adapter")}
         return PackFile(path=Path(_path(path)), **own, sources=[PackSource(**s) for s in made["sources"]])
 

@@ -16,6 +16,7 @@ from octavo.cli.eval import eval_
 from octavo.cli.generate import generate
 from octavo.cli.info import info
 from octavo.cli.merge import merge
+from octavo.cli.pack import pack
 from octavo.cli.quantize import quantize
 from octavo.cli.serve import serve
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (generate, chat, eval_, quantize, merge, info, doctor):
+for _function in (generate, chat, eval_, quantize, merge, pack, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 app.add_typer(bench)

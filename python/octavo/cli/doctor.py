@@ -15,7 +15,7 @@ import typer
 from typer import Option
 
 from octavo import _core
-from octavo.cli.info import size
+from octavo.cli.sizes import size
 from octavo.errors import OctavoError
 from octavo.gpu import device
 from octavo.hub import embedded_model

@@ -11,17 +11,24 @@ from typer import Argument, Option
 
 from octavo.cli.adapter_facts import adapter_facts
 from octavo.cli.options import EngineOptions, with_model
+from octavo.cli.pack import is_pack, show_pack
+from octavo.cli.sizes import size
 from octavo.gpu import device
 
 
 def info(
     engine: EngineOptions,
-    folder: Annotated[str | None, Argument(metavar="[MODEL]", help="Same as --model.", show_default=False)] = None,
+    folder: Annotated[
+        str | None, Argument(metavar="[MODEL]", help="Same as --model; or the folder of a pack.", show_default=False)
+    ] = None,
     lora: Annotated[str | None, Option("--lora", help="Folder of an adapter to describe, too.")] = None,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object, including the complete model spec.")] = False,
 ) -> None:
     """Show the model, the machine, the kernels in use, the memory plan and the defaults. Exit code 1 if an adapter does
     not fit the model."""
+    if folder is not None and is_pack(folder):
+        show_pack(folder, as_json)
+        return
     with with_model(engine, folder).load() as llm:
         facts = llm.info()
         if lora is not None:
@@ -83,11 +90,3 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, list):
         return ("\n" if name == "kept_in_bf16" else ", ").join(map(str, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def size(count: int) -> str:
-    """A number of bytes with a unit, and the exact number."""
-    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit} ({count:,})"
-    return f"{count} bytes"

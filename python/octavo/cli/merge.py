@@ -8,7 +8,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from octavo.cli.info import size
+from octavo.cli.sizes import size
 from octavo.merge import merge_adapter
 
 

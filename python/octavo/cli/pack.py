@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from octavo.cli.attached import LoraOptions
 from octavo.cli.options import EngineOptions
 from octavo.cli.sizes import size
 from octavo.errors import InvalidRequestError
@@ -16,6 +17,7 @@ from octavo.packs import read_pack
 
 def pack(
     engine: EngineOptions,
+    attached: LoraOptions,
     documents: Annotated[
         list[Path] | None, Argument(metavar="DOCUMENTS", help="Text files.", show_default=False)
     ] = None,
@@ -30,7 +32,7 @@ def pack(
     ] = False,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
-    """Compute keys and values of documents once and write them to a folder, for `load_pack` and `octavo serve --pack`."""
+    """Compute keys and values of documents once and write them to a folder, for requests to share."""
     if output is None:
         raise InvalidRequestError("output is missing: give -o NAME.pack")
     if not documents and not refresh:
@@ -39,21 +41,21 @@ def pack(
         raise InvalidRequestError("--system and --form go with documents: without them the pack keeps its own")
     texts = {} if documents is None else _read(documents)
     with engine.load() as llm:
+        adapter = attached.load_into(llm)
         if texts:
-            made = llm.make_pack(texts, output, system=system, form=_form(form), replace=refresh)
+            made = llm.make_pack(texts, output, system=system, form=_form(form), adapter=adapter, replace=refresh)
         else:
-            made = llm.refresh_pack(output)
+            made = llm.refresh_pack(output, adapter=adapter)
     if as_json:
         print(json.dumps({**read_pack(made.path), "path": str(made.path)}, ensure_ascii=False, indent=2))
     else:
-        print(
-            f"{made.path}: {made.tokens:,} tokens of {len(made.sources)} documents, {size(made.bytes)}, form {made.form}"
-        )
+        held = f"{made.tokens:,} tokens of {len(made.sources)} documents, {size(made.bytes)}, form {made.form}"
+        print(f"{made.path}: {held}")
 
 
-def is_pack(path: str | None) -> bool:
+def is_pack(path: str) -> bool:
     """Whether the folder is a pack."""
-    return path is not None and (Path(path).expanduser() / "pack.json").is_file()
+    return (Path(path).expanduser() / "pack.json").is_file()
 
 
 def show_pack(path: str, as_json: bool) -> None:

@@ -232,7 +232,7 @@ impl Engine {
         all.iter().map(|adapter| adapters::described(py, adapter)).collect()
     }
 
-    #[pyo3(signature = (path, form, text, sources, tokens, *, replace=false))]
+    #[pyo3(signature = (path, form, text, sources, tokens, *, lora=None, replace=false))]
     #[allow(clippy::too_many_arguments)]
     fn make_pack<'py>(
         &self,
@@ -242,9 +242,10 @@ impl Engine {
         text: String,
         sources: Vec<(String, u64, u64)>,
         tokens: Vec<u32>,
+        lora: Option<String>,
         replace: bool,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let new = packs::new_pack(py, form, text, sources, tokens, replace)?;
+        let new = packs::new_pack(py, form, text, sources, tokens, lora, replace)?;
         let made = interruptible(py, |go_on| self.0.make_pack(&path, new, go_on))?;
         json::to_python(py, &made.map_err(|e| to_python(py, &e))?)
     }

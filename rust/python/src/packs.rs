@@ -21,13 +21,14 @@ pub fn new_pack(
     text: String,
     sources: Vec<(String, u64, u64)>,
     tokens: Vec<u32>,
+    lora: Option<String>,
     replace: bool,
 ) -> PyResult<NewPack> {
     let form = [PackForm::Chat, PackForm::Text].into_iter().find(|known| known.name() == form);
     let form =
         form.ok_or_else(|| raise(py, "InvalidRequestError", "form: \"chat\" or \"text\" is expected"))?;
     let sources = sources.into_iter().map(|(title, start, end)| Source { title, start, end }).collect();
-    Ok(NewPack { form, text, sources, tokens, replace })
+    Ok(NewPack { form, text, sources, tokens, lora, replace })
 }
 
 /// What pack.json of a folder says. Needs no model.

@@ -149,6 +149,23 @@ impl Adapters {
         lock(&self.state).names.resolve(name).map(drop).map_err(refused)
     }
 
+    /// Id and digest of the adapter of this name.
+    ///
+    /// # Errors
+    /// As `check`.
+    pub fn content(&self, name: &str) -> Result<(u32, String), EngineError> {
+        self.check(name)?;
+        let state = lock(&self.state);
+        let id = state.names.resolve(name).map_err(refused)?.id;
+        let info = state.infos.get(&id).ok_or_else(no_adapters)?;
+        Ok((id, info.digest.clone()))
+    }
+
+    /// A name of the adapter with this digest, if one is loaded.
+    pub fn name_of(&self, digest: &str) -> Option<String> {
+        self.list().into_iter().find(|adapter| adapter.digest == digest).map(|adapter| adapter.name)
+    }
+
     /// The adapter of a new request, pinned if it is in memory. If it is not, `enqueue` is to be called once the engine
     /// thread has the request.
     ///

@@ -36,18 +36,21 @@ impl Engine {
         let (facts, layout) = self.packs.device()?;
         let manifest = read_manifest(folder)?;
         self.check_manifest(folder, &manifest)?;
-        let adapter = self.pack_adapter(folder, &manifest)?;
-        let digest = adapter.as_ref().map(|(_, digest)| digest.as_str());
+        let adapter = self.adapter_of_pack(folder, &manifest)?;
+        let digest = adapter.as_ref().map(|adapter| adapter.digest.as_str());
         compare(folder, &manifest.fingerprint, &facts.fingerprint(manifest.form, &manifest.text, digest)?)?;
         let layers = Arc::new(read_blocks(folder, &manifest, layout)?);
-        let terms = PackTerms { attention: self.attention, ..PackTerms::default() };
+        let terms = self.pack_terms(adapter.as_ref());
         let held = self.hold_blocks(manifest.tokens.clone())?;
         let block_bytes: Arc<[usize]> = layout.block_bytes().into();
         for range in slices(manifest.blocks, &block_bytes) {
             self.import_blocks(held.id, range, Arc::clone(&block_bytes), Arc::clone(&layers))?;
         }
         let block = check.unwrap_or_else(|| RandomState::new().hash_one(name) as u32) % manifest.blocks;
-        self.verify(folder, held.id, block, terms, &block_bytes, &layers)?;
+        let packed =
+            adapter.as_ref().map(|adapter| self.packed_adapter(adapter, &manifest.tokens)).transpose()?;
+        let computed = self.recompute_block(held.id, block, terms, packed, block_bytes.len())?;
+        verify(folder, block, &block_bytes, &layers, &computed)?;
         self.finish_pack(held.id)?;
         let pack = Arc::new(LoadedPack {
             name: name.into(),
@@ -130,29 +133,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Computes one block again and compares it bit for bit.
-    fn verify(
-        &self,
-        folder: &Path,
-        id: u32,
-        block: u32,
-        terms: PackTerms,
-        block_bytes: &[usize],
-        layers: &Layers,
-    ) -> Result<(), EngineError> {
-        let computed = self.recompute_block(id, block, terms, None, block_bytes.len())?;
-        let start = block as usize;
-        let differs = |(i, &n): (usize, &usize)| computed[i] != layers[i][start * n..(start + 1) * n];
-        match block_bytes.iter().enumerate().position(differs) {
-            Some(layer) => Err(EngineError::PackMismatch(format!(
-                "{}: layers.{layer}: block {block} has other keys and values than this engine computes for the same tokens. \
-                 Make the pack again: octavo pack --refresh",
-                folder.join(KV).display()
-            ))),
-            None => Ok(()),
-        }
-    }
-
     /// Checks the packs of a request; the id of the one whose blocks it begins with.
     pub(crate) fn check_packs(
         &self,
@@ -194,27 +174,24 @@ impl Engine {
         }
         Ok(Some(first.id))
     }
+}
 
-    /// The adapter of a pack, by id and digest.
-    fn pack_adapter(&self, folder: &Path, manifest: &Manifest) -> Result<Option<(u32, String)>, EngineError> {
-        match manifest.fingerprint.get("adapter").and_then(|x| x.as_str()) {
-            None | Some("none") => Ok(None),
-            Some(digest) => Err(EngineError::UnsupportedModel(format!(
-                "{}: adapter: the pack was made with the adapter {digest}",
-                folder.join(MANIFEST).display()
-            ))),
-        }
-    }
-
-    /// Refuses an adapter other than the pack's.
-    fn check_pack_adapter(&self, pack: &LoadedPack, lora: Option<&str>) -> Result<(), EngineError> {
-        match lora {
-            None => Ok(()),
-            Some(lora) => Err(EngineError::InvalidRequest(format!(
-                "pack {:?} was made without an adapter, and lora is {lora:?}: its keys and values differ. Leave one of the two \
-                 out, or make the pack with this adapter",
-                pack.name
-            ))),
-        }
+/// Compares a block that was computed again with that of the files, bit for bit.
+fn verify(
+    folder: &Path,
+    block: u32,
+    block_bytes: &[usize],
+    layers: &Layers,
+    computed: &Layers,
+) -> Result<(), EngineError> {
+    let start = block as usize;
+    let differs = |(i, &n): (usize, &usize)| computed[i] != layers[i][start * n..(start + 1) * n];
+    match block_bytes.iter().enumerate().position(differs) {
+        Some(layer) => Err(EngineError::PackMismatch(format!(
+            "{}: layers.{layer}: block {block} has other keys and values than this engine computes for the same tokens. Make \
+             the pack again: octavo pack --refresh",
+            folder.join(KV).display()
+        ))),
+        None => Ok(()),
     }
 }

@@ -31,6 +31,8 @@ pub struct NewPack {
     pub sources: Vec<Source>,
     /// The tokens that every prompt with the text begins with. Only whole blocks of them are kept.
     pub tokens: Vec<u32>,
+    /// The adapter that the text runs with.
+    pub lora: Option<String>,
     /// Whether a pack that is in the folder is replaced.
     pub replace: bool,
 }
@@ -62,9 +64,10 @@ impl Engine {
             )));
         }
         check_target(folder, new.replace)?;
-        let fingerprint = facts.fingerprint(new.form, &new.text, None)?;
-        let terms = PackTerms { attention: self.attention, ..PackTerms::default() };
-        let held = self.run_text(&tokens, terms, go_on)?;
+        let adapter = new.lora.as_deref().map(|name| self.named_adapter(name)).transpose()?;
+        let digest = adapter.as_ref().map(|adapter| adapter.digest.clone());
+        let fingerprint = facts.fingerprint(new.form, &new.text, digest.as_deref())?;
+        let held = self.run_text(&tokens, self.pack_terms(adapter.as_ref()), new.lora, go_on)?;
         let mut manifest = Manifest::new(new.form, fingerprint, size as u32, tokens, new.text, new.sources);
         let unwritten = |e: std::io::Error| {
             EngineError::InvalidRequest(format!("cannot write the pack {}: {e}", folder.display()))
@@ -110,7 +113,7 @@ impl Engine {
         partial.rename(folder).map_err(unwritten)?;
         Ok(
             json!({"digest": manifest.digest, "form": manifest.form, "tokens": manifest.tokens.len(), "blocks": manifest.blocks,
-                  "bytes": kv.bytes, "sources": manifest.sources, "adapter": Value::Null}),
+                  "bytes": kv.bytes, "sources": manifest.sources, "adapter": digest}),
         )
     }
 
@@ -119,10 +122,11 @@ impl Engine {
         &self,
         tokens: &[u32],
         terms: PackTerms,
+        lora: Option<String>,
         go_on: &dyn Fn() -> bool,
     ) -> Result<HeldBlocks<'_>, EngineError> {
         let params =
-            SamplingParams { max_tokens: Some(1), temperature: Some(0.0), ..SamplingParams::default() };
+            SamplingParams { max_tokens: Some(1), temperature: Some(0.0), lora, ..SamplingParams::default() };
         for _ in 0..MAX_RUNS {
             let stream = self.submit(Prompt::Tokens(tokens.to_vec()), &params)?;
             while !stream.is_done() {

@@ -10,6 +10,7 @@
 //!
 //! The engine thread runs short jobs between steps (`job`). It hashes nothing and reads no file.
 
+mod adapter;
 mod between;
 mod fingerprint;
 mod job;

@@ -15,7 +15,11 @@ impl Scheduler {
     /// # Panics
     /// With the broken invariant, if there is one.
     pub fn check_invariants(&self) {
-        self.cache.check_invariants(self.sequences.values().map(|s| &s.table).chain(&self.checking));
+        let tables = |ended: bool| {
+            let sequences = self.sequences.values().filter(move |s| (s.state == SeqState::Ended) == ended);
+            sequences.map(|s| &s.table)
+        };
+        self.cache.check_tables(tables(false).chain(&self.checking), tables(true));
         for request in self.requests.values() {
             let held = request.pack.is_some_and(|pack| !self.cache.pack_blocks(pack).is_empty());
             let needed = request.needed - if held { request.shared } else { 0 };

@@ -34,8 +34,8 @@ pub enum PackRefusal {
         /// Blocks that a request may need.
         longest: u32,
     },
-    /// The blocks are in use by a step in flight.
-    #[error("a step in flight uses the KV blocks that the pack needs; try again when it is done")]
+    /// A step is in flight.
+    #[error("a step in flight may use the KV blocks that the pack needs; try again when it is done")]
     Busy,
 }
 
@@ -175,13 +175,15 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Makes `blocks` blocks available, by preemption from the end of the order.
+    /// Makes `blocks` blocks available, by preemption from the end of the order. A step in flight may still read blocks that
+    /// are free: their content stays until it is done.
     fn gain(&mut self, blocks: u32) -> Result<(), PackRefusal> {
+        if !self.in_flight.is_empty() {
+            return Err(PackRefusal::Busy);
+        }
         let mut actions = Actions::default();
         while self.cache.available() < blocks {
-            let Some(&victim) = self.running.last().filter(|_| self.in_flight.is_empty()) else {
-                return Err(PackRefusal::Busy);
-            };
+            let Some(&victim) = self.running.last() else { return Err(PackRefusal::Busy) };
             self.preempt(victim, &mut actions);
         }
         Ok(())

@@ -102,6 +102,10 @@ impl Simulation {
                 assert!(waiting >= max_queue && waiting <= most, "{waiting} cannot wait, {most} could");
             }
             Rejection::Draining => {}
+            Rejection::NoRoomBesidePacks { needed_blocks, num_blocks, pinned_blocks } => {
+                assert!(alone.is_ok(), "{id} could never run");
+                assert!(needed_blocks + u64::from(pinned_blocks) > u64::from(num_blocks), "{id} fits");
+            }
             other => assert_eq!(Err(other), alone, "{id} is rejected for no reason of its own"),
         }
     }

@@ -18,8 +18,13 @@ use super::random::{Random, mix};
 struct Cell {
     token: u32,
     position: u32,
-    /// Salt, adapter and attention policy of the request that wrote it.
+    /// The pack, or salt, adapter and attention policy of the request that wrote it.
     owner: u64,
+}
+
+/// The owner of a pack's tokens.
+fn pack_owner(id: u32) -> u64 {
+    mix(u64::from(id), 0x7061_636b)
 }
 
 /// Which sequences of a step fail.
@@ -94,6 +99,8 @@ pub struct Executor {
     owners: Vec<u64>,
     /// The token that each sequence of the last step drew, if it was one.
     drawn: Vec<Option<u32>>,
+    /// Tokens of each pack that there has been.
+    packs: BTreeMap<u32, usize>,
     /// Prompt rows reported so far, for requests with `prompt_logits`.
     pub reported: BTreeMap<u64, u32>,
     /// How often the last prompt row was reported, for requests for hidden states.
@@ -111,6 +118,7 @@ impl Executor {
             open_slots: c.open_blocks.then(|| vec![None; (open * c.block_size) as usize]),
             owners: Vec::new(),
             drawn: Vec::new(),
+            packs: BTreeMap::new(),
             reported: BTreeMap::new(),
             last_rows: BTreeMap::new(),
         }
@@ -138,6 +146,42 @@ impl Executor {
         }));
         self.drawn.resize(plan.seqs.len(), None);
         results
+    }
+
+    /// Writes a pack's tokens into its blocks.
+    pub fn import_pack(&mut self, id: u32, blocks: &[u32], tokens: &[u32]) {
+        self.packs.insert(id, tokens.len());
+        for (position, &token) in tokens.iter().enumerate() {
+            let (block, offset) = (position / self.block_size, position % self.block_size);
+            let cell = Cell { token, position: position as u32, owner: pack_owner(id) };
+            self.slots[blocks[block] as usize * self.block_size + offset] = Some(cell);
+        }
+    }
+
+    /// Runs the plan of a check, and compares what it reads.
+    pub fn write_check(&mut self, plan: &StepPlan, id: u32) {
+        self.check_lists(plan);
+        let seq = &plan.seqs[0];
+        for (row, &position) in plan.positions.iter().enumerate() {
+            let cell = Some(Cell { token: plan.tokens[row], position, owner: pack_owner(id) });
+            match &mut self.open_slots {
+                Some(open_slots) => open_slots[plan.open_slots[row] as usize] = cell,
+                None => self.slots[plan.slots[row] as usize] = cell,
+            }
+        }
+        for position in 0..seq.context_len {
+            let cell = self.read(plan, seq, position as usize).expect("reads a slot that was written");
+            assert_eq!((cell.position, cell.owner), (position, pack_owner(id)), "a check reads the pack");
+        }
+    }
+
+    /// The owner of a request's token at this position. `own`: that of the request without its pack.
+    fn owner_at(&self, request: &NewRequest, position: u32, own: u64) -> u64 {
+        match request.pack {
+            Some(pack) if (position as usize) < self.packs[&pack] => pack_owner(pack),
+            Some(pack) => mix(own, pack_owner(pack)),
+            None => own,
+        }
     }
 
     /// The plan with the tokens that it awaits from the step before.
@@ -170,9 +214,12 @@ impl Executor {
             failing.push(fails);
             assert_eq!(seq.query_start, rows, "queries lie one behind the other");
             rows += seq.query_len;
-            let owner = self.owners[place];
+            let request = &requests[&seq.request];
+            let own = self.owners[place];
             for row in seq.query_start as usize..rows as usize {
-                let cell = Cell { token: plan.tokens[row], position: plan.positions[row], owner };
+                let position = plan.positions[row];
+                let owner = self.owner_at(request, position, own);
+                let cell = Cell { token: plan.tokens[row], position, owner };
                 let slot = match &mut self.open_slots {
                     Some(open_slots) => &mut open_slots[plan.open_slots[row] as usize],
                     None => &mut self.slots[plan.slots[row] as usize],
@@ -262,11 +309,12 @@ impl Executor {
         assert_eq!([plan.open_blocks.len(), plan.sealed.len()], [blocks, full], "open and sealed blocks");
     }
 
-    fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest, owner: u64) -> SeqResult {
+    fn result(&self, plan: &StepPlan, seq: &PlanSeq, request: &NewRequest, own: u64) -> SeqResult {
         let context: Vec<u32> = (0..seq.context_len as usize)
             .map(|position| {
                 let cell = self.read(plan, seq, position).expect("reads a slot that was written");
                 let read = (cell.position, cell.owner);
+                let owner = self.owner_at(request, position as u32, own);
                 assert_eq!(read, (position as u32, owner), "request {} reads another's slot", seq.request);
                 cell.token
             })

@@ -7,6 +7,7 @@ mod checks;
 mod executor;
 pub mod intervention;
 mod oracle;
+pub mod packs;
 pub mod random;
 pub mod seeds;
 pub mod simulation;

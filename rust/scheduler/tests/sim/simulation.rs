@@ -9,6 +9,7 @@ use octavo_scheduler::{
 use super::adapters::SimAdapters;
 use super::executor::{Executor, Fail};
 use super::intervention::Intervention;
+use super::packs::Packs;
 use super::random::{Random, mix};
 use super::workload::{self, Features};
 
@@ -19,6 +20,7 @@ pub struct Simulation {
     pub config: SchedulerConfig,
     pub(super) features: Features,
     pub(super) scheduler: Scheduler,
+    pub(super) packs: Packs,
     pub(super) executor: Executor,
     /// None: adapters are numbers that never change.
     pub(super) adapters: Option<SimAdapters>,
@@ -77,12 +79,14 @@ impl Simulation {
         let features = Features { ahead, open_blocks, adapters, ..Features::draw(&mut random) };
         let max_adapters = if adapters { 1 + (mix(seed, 6) % 3) as u32 } else { 8 };
         let config = SchedulerConfig { max_adapters, ..workload::config(features, &mut random) };
+        let packs = Packs::new(mix(seed, 5), features.preemption && mix(seed, 4).is_multiple_of(3));
         Self {
             features,
             scheduler: Scheduler::new(config.clone()).expect("the limits are sound"),
             executor: Executor::new(&config, features.stop_one_in),
             adapters: features.adapters.then(|| SimAdapters::new(seed)),
             config,
+            packs,
             random,
             timing,
             in_flight: VecDeque::new(),
@@ -128,6 +132,7 @@ impl Simulation {
             assert!(self.turns < 20_000, "no end in sight: {:?}", self.scheduler.stats());
             self.now_us += 1;
             self.load_adapters(&mut events);
+            self.packs.disturb(&self.config, &mut self.scheduler, &mut self.executor);
             let arrivals = if self.random.one_in(3) { self.random.range(0, most) } else { 0 };
             for _ in 0..arrivals.min(total - submitted) {
                 submitted += 1;
@@ -177,6 +182,8 @@ impl Simulation {
                 break;
             }
         }
+        self.packs.release_all(&mut self.scheduler);
+        self.scheduler.check_invariants();
         self.check_end();
         self.scheduler.stats()
     }
@@ -193,6 +200,7 @@ impl Simulation {
         if let Some(adapters) = &mut self.adapters {
             adapters.choose(&mut request);
         }
+        let request = self.packs.attach(request);
         self.requests.insert(id, request.clone());
         request
     }
@@ -288,6 +296,11 @@ impl Simulation {
                 self.tokens += 1;
             }
         }
+    }
+
+    /// Packs that were held, and requests that began with one.
+    pub fn pack_counts(&self) -> [u64; 2] {
+        [self.packs.holds, self.packs.attached]
     }
 
     /// Notes who arrives. Returns the requests that these events cancel, without those cancelled before they arrive.
