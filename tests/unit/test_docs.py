@@ -66,6 +66,7 @@ def commands() -> list[str]:
 def test_commands_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('"One day"\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
     (tmp_path / "own.jsonl").write_text(OWN_CASES)
+    (tmp_path / "notes.md").write_text("The key of Aro is 4100. " * 20)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(LLM_FOLDER)
     # The command as a user types it, with this interpreter's octavo.
