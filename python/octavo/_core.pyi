@@ -295,35 +295,13 @@ class Engine:
     def adapters(self) -> list[dict[str, Any]]:
         """What `load_adapter` returned, for each name there is."""
 
-    def make_pack(
-        self,
-        path: str,
-        form: str,
-        text: str,
-        sources: Sequence[tuple[str, int, int]],
-        tokens: Sequence[int],
-        *,
-        lora: str | None = None,
-        replace: bool = False,
-    ) -> dict[str, Any]:
-        """Writes the pack of a text to the new folder `path`. `form`: "chat" or "text"; `sources`: (title, first
-        character, character behind the last one); `tokens`: what every prompt with the text begins with.
+    def pack(self, fields: Mapping[str, Any]) -> Any:
+        """An operation on packs. `operation` is "make" (fields `path`, `form`, `text`, `sources`, `tokens`, `lora`,
+        `replace`), "load" (`name`, `path`, `check_block`), "unload" (`name`), "list", or "text" (`name`).
 
-        Keys: `digest`, `form`, `tokens`, `blocks`, `bytes`, `adapter`, `sources`."""
-
-    def load_pack(self, name: str, path: str, *, check_block: int | None = None) -> dict[str, Any]:
-        """Loads the pack of the folder `path` under the name. `check_block`: the block that is computed again; None:
-        one at random. Keys: `name`, `digest`, `form`, `tokens`, `bytes`, `blocks`, `adapter`, `sources`. Raises
-        `ModelNotFoundError`, `CorruptModelError`, `PackMismatchError`, `InvalidRequestError`, `EngineDeadError`."""
-
-    def unload_pack(self, name: str) -> None:
-        """Removes the name. Raises `PackNotFoundError`."""
-
-    def packs(self) -> list[dict[str, Any]]:
-        """What `load_pack` returned, for each pack there is."""
-
-    def pack_text(self, name: str) -> tuple[Literal["chat", "text"], str]:
-        """Form and text of a loaded pack. Raises `PackNotFoundError`."""
+        "load" and "list" give `name`, `digest`, `form`, `tokens`, `bytes`, `blocks`, `adapter`, `sources`. Raises
+        `ModelNotFoundError`, `CorruptModelError`, `PackNotFoundError`, `PackMismatchError`, `InvalidRequestError`,
+        `EngineDeadError`."""
 
     def wait_ready(self, timeout: float) -> list[int]:
         """Waits up to `timeout` seconds for news of subscribed streams; their request ids (empty: none, or

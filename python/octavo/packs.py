@@ -151,7 +151,7 @@ class PackMethods(TextMethods):
             PackMismatchError: it was made with another model, tokenizer, template or option; the message names it.
             InvalidRequestError: the name, or the cache has no room beside a request of full length.
         """
-        return Pack.of(self._engine.load_pack(_name(name), _path(path)))
+        return Pack.of(self._engine.pack({"operation": "load", "name": _name(name), "path": _path(path)}))
 
     def unload_pack(self, name: str) -> None:
         """Removes a pack. Requests that run with it go on.
@@ -159,11 +159,11 @@ class PackMethods(TextMethods):
         Raises:
             PackNotFoundError: no pack has the name.
         """
-        self._engine.unload_pack(_name(name))
+        self._engine.pack({"operation": "unload", "name": _name(name)})
 
     def packs(self) -> list[Pack]:
         """The loaded packs, sorted by name."""
-        return [Pack.of(fields) for fields in self._engine.packs()]
+        return [Pack.of(fields) for fields in self._engine.pack({"operation": "list"})]
 
     def with_packs(
         self, prompt: Prompt, names: str | Sequence[str] | None, *, add_special_tokens: bool = True
@@ -200,7 +200,7 @@ class PackMethods(TextMethods):
         """The texts of packs, one behind the other; None without packs."""
         texts = []
         for name in names:
-            found, text = self._engine.pack_text(name)
+            found, text = self._engine.pack({"operation": "text", "name": _name(name)})
             if found != form:
                 use = "chat" if found == "chat" else "generate"
                 raise InvalidRequestError(
@@ -221,8 +221,15 @@ class PackMethods(TextMethods):
         if form is None:
             form = "chat" if self._engine.info()["model"]["chat_template"] else "text"
         tokens = self._pack_tokens(text, form)
-        listed = [(s.title, s.start, s.end) for s in sources]
-        made = self._engine.make_pack(_path(path), form, text, listed, tokens, lora=adapter, replace=replace)
+        fields = {
+            "path": _path(path),
+            "form": form,
+            "text": text,
+            "tokens": tokens,
+            "lora": adapter,
+            "replace": replace,
+        }
+        made = self._engine.pack({"operation": "make", "sources": [vars(s) for s in sources], **fields})
         own = {name: made[name] for name in ("digest", "form", "tokens", "bytes", "adapter")}
         return PackFile(path=Path(_path(path)), **own, sources=[PackSource(**s) for s in made["sources"]])
 

@@ -215,7 +215,8 @@ def test_every_kind_of_cache(options: dict[str, Any], tmp_path: Path) -> None:
         expected = llm.generate(full_text() + QUESTION, params())[0]
     with LLM(**options) as llm:
         for block in range(made.tokens // 32):
-            llm._engine.load_pack("facts", str(made.path), check_block=block)
+            fields = {"operation": "load", "name": "facts", "path": str(made.path), "check_block": block}
+            llm._engine.pack(fields)
         found = llm.generate(QUESTION, params(pack="facts"))[0]
         assert bits(found) == bits(expected)
         assert found.metrics is not None

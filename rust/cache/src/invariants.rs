@@ -69,8 +69,8 @@ impl Cache {
         self.check_index(&place);
     }
 
-    /// Checks that each namespace has exactly the uses it should: those of `holders`, one of each indexed block, of each
-    /// pack's table, and of each namespace that is attached to it.
+    /// Checks that each namespace has exactly the uses it should: those of `holders`, and one of each indexed block. That of
+    /// a pack has one more, and one of each attached namespace.
     ///
     /// # Panics
     /// With the namespace that was dropped in use or is kept without use.

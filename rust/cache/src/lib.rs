@@ -31,6 +31,7 @@ mod block;
 mod cache;
 mod error;
 mod hash;
+mod held;
 mod invariants;
 mod namespace;
 mod open_blocks;

@@ -14,73 +14,12 @@
 //! names one text and is never used again. An attached namespace outlives its pack: what is left of the pack's blocks
 //! can still be found, and the others are computed like any prompt.
 
-use std::collections::BTreeMap;
-
 use crate::block::BlockId;
 use crate::cache::Cache;
 use crate::error::OutOfBlocks;
+use crate::held::HeldPack;
 use crate::namespace::Namespace;
 use crate::table::BlockTable;
-
-/// A held table.
-#[derive(Debug)]
-pub(crate) struct HeldPack {
-    pub(crate) table: BlockTable,
-    tokens: Vec<u32>,
-    /// Whether the blocks have their content: namespaces may be attached.
-    ready: bool,
-}
-
-/// All held tables, and how many of them hold each block.
-#[derive(Debug, Default)]
-pub(crate) struct Packs {
-    held: BTreeMap<u32, HeldPack>,
-    /// Packs that hold a block; only blocks that some pack holds.
-    pins: BTreeMap<BlockId, u32>,
-}
-
-impl Packs {
-    fn insert(&mut self, id: u32, pack: HeldPack) {
-        for &block in pack.table.blocks() {
-            *self.pins.entry(block).or_insert(0) += 1;
-        }
-        let before = self.held.insert(id, pack);
-        debug_assert!(before.is_none(), "pack {id} is held twice");
-    }
-
-    fn remove(&mut self, id: u32) -> Option<HeldPack> {
-        let pack = self.held.remove(&id)?;
-        for block in pack.table.blocks() {
-            if let Some(pins) = self.pins.get_mut(block) {
-                *pins -= 1;
-                if *pins == 0 {
-                    self.pins.remove(block);
-                }
-            }
-        }
-        Some(pack)
-    }
-
-    /// The blocks of a pack whose content is there.
-    pub(crate) fn ready(&self, id: u32) -> Option<&[BlockId]> {
-        self.held.get(&id).filter(|pack| pack.ready).map(|pack| pack.table.blocks())
-    }
-
-    /// Blocks that packs hold.
-    pub(crate) fn pinned(&self) -> u32 {
-        self.pins.len() as u32
-    }
-
-    /// The packs, by id.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (u32, &HeldPack)> {
-        self.held.iter().map(|(&id, pack)| (id, pack))
-    }
-
-    /// The held tables.
-    pub(crate) fn tables(&self) -> impl Iterator<Item = &BlockTable> {
-        self.held.values().map(|pack| &pack.table)
-    }
-}
 
 impl Cache {
     /// Takes blocks for a pack of these `tokens`, which are whole blocks. Their content is still to be written:

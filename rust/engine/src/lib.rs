@@ -73,7 +73,7 @@ pub use metrics::HistogramSnapshot;
 pub use output::{
     Delta, FinishReason, PromptLogprobs, RequestMetrics, SampleDelta, StopReason, TokenLogprob,
 };
-pub use packs::{LoadedPack, NewPack, PackFacts, PackForm, Source, describe_pack};
+pub use packs::{LoadedPack, NewPack, PackCall, PackFacts, PackForm, Source, describe_pack};
 pub use params::{SamplingDefaults, SamplingParams};
 pub use pooling::{Pooling, PoolingParams};
 pub use quantize::quantize_weights;

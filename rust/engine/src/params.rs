@@ -314,6 +314,21 @@ impl SamplingParams {
         Ok(())
     }
 
+    /// Refuses another attention than the engine's, with which its packs are made.
+    pub(crate) fn check_pack_attention(
+        &self,
+        engine: AttentionPolicy,
+        pack: &str,
+    ) -> Result<(), EngineError> {
+        match self.attention_error_bound.filter(|_| self.attention_policy(engine) != engine) {
+            Some(bound) => {
+                let expected = format!("pack {pack:?} was made with the engine's own: leave it out");
+                refuse("attention_error_bound", bound, &expected)
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The request's attention policy, in an engine with the policy `engine`.
     pub(crate) fn attention_policy(&self, engine: AttentionPolicy) -> AttentionPolicy {
         match self.attention_error_bound {

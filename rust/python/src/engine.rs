@@ -15,7 +15,6 @@ use crate::executor::PyExecutor;
 use crate::interrupt::{SIGNAL_CHECK, interruptible};
 use crate::json;
 use crate::output::Delta;
-use crate::packs;
 use crate::params::SamplingParams;
 use crate::pooling;
 use crate::prompt::{prompt_of, token_ids_of, utf8};
@@ -232,47 +231,10 @@ impl Engine {
         all.iter().map(|adapter| adapters::described(py, adapter)).collect()
     }
 
-    #[pyo3(signature = (path, form, text, sources, tokens, *, lora=None, replace=false))]
-    #[allow(clippy::too_many_arguments)]
-    fn make_pack<'py>(
-        &self,
-        py: Python<'py>,
-        path: PathBuf,
-        form: &str,
-        text: String,
-        sources: Vec<(String, u64, u64)>,
-        tokens: Vec<u32>,
-        lora: Option<String>,
-        replace: bool,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let new = packs::new_pack(py, form, text, sources, tokens, lora, replace)?;
-        let made = interruptible(py, |go_on| self.0.make_pack(&path, new, go_on))?;
-        json::to_python(py, &made.map_err(|e| to_python(py, &e))?)
-    }
-
-    #[pyo3(signature = (name, path, *, check_block=None))]
-    fn load_pack<'py>(
-        &self,
-        py: Python<'py>,
-        name: &str,
-        path: PathBuf,
-        check_block: Option<u32>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let loaded = py.detach(|| self.0.load_pack(name, &path, check_block));
-        packs::described(py, &loaded.map_err(|e| to_python(py, &e))?)
-    }
-
-    fn unload_pack(&self, py: Python<'_>, name: &str) -> PyResult<()> {
-        py.detach(|| self.0.unload_pack(name)).map_err(|e| to_python(py, &e))
-    }
-
-    fn packs<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        self.0.packs().iter().map(|pack| packs::described(py, pack)).collect()
-    }
-
-    fn pack_text(&self, py: Python<'_>, name: &str) -> PyResult<(&'static str, String)> {
-        let (form, text) = self.0.pack_text(name).map_err(|e| to_python(py, &e))?;
-        Ok((form.name(), text))
+    fn pack<'py>(&self, py: Python<'py>, fields: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let call = json::read_fields(fields, octavo_engine::read_fields)?;
+        let done = interruptible(py, |go_on| self.0.pack_call(call, go_on))?;
+        json::to_python(py, &done.map_err(|e| to_python(py, &e))?)
     }
 
     fn wait_ready(&self, py: Python<'_>, timeout: f64) -> Vec<u64> {

@@ -13,7 +13,6 @@ mod interrupt;
 mod json;
 mod model;
 mod output;
-mod packs;
 mod params;
 mod plan;
 mod pooling;
@@ -42,8 +41,6 @@ mod _core {
     use crate::model::Checkpoint;
     #[pymodule_export]
     use crate::output::{Delta, Logprob, SampleDelta};
-    #[pymodule_export]
-    use crate::packs::read_pack;
     #[pymodule_export]
     use crate::params::SamplingParams;
     #[pymodule_export]
@@ -118,6 +115,13 @@ mod _core {
     fn floats_json<'py>(py: Python<'py>, values: &[u8]) -> Bound<'py, PyBytes> {
         let text = py.detach(|| crate::pooling::json_array(values));
         PyBytes::new(py, text.as_bytes())
+    }
+
+    /// What pack.json of a folder says. Needs no model.
+    #[pyfunction]
+    fn read_pack(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
+        let described = py.detach(|| octavo_engine::describe_pack(&path));
+        crate::json::to_python(py, &described.map_err(|e| crate::errors::to_python(py, &e))?)
     }
 
     /// Writes a folder's weights as a file that loads by mapping.

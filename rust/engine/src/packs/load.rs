@@ -150,11 +150,7 @@ impl Engine {
                 other.form.name()
             )));
         }
-        if params.attention_policy(self.attention) != first.terms.attention {
-            return Err(EngineError::InvalidRequest(format!(
-                "attention_error_bound differs from the engine's, with which pack {name:?} was made: leave it out"
-            )));
-        }
+        params.check_pack_attention(self.attention, name)?;
         self.check_pack_adapter(first, params.lora.as_deref())?;
         if !prompt.starts_with(&first.ids) {
             let same = prompt.iter().zip(&*first.ids).take_while(|(a, b)| a == b).count();

@@ -12,6 +12,7 @@
 
 mod adapter;
 mod between;
+mod call;
 mod fingerprint;
 mod job;
 mod kv_file;
@@ -22,6 +23,7 @@ mod read;
 mod registry;
 mod slices;
 
+pub use call::PackCall;
 pub use fingerprint::PackFacts;
 pub(crate) use job::{BetweenSteps, Job};
 pub use make::NewPack;
