@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from conftest import assert_all_blocks_free
 from octavo import LLM, Regex, SamplingParams, errors
+from octavo.outputs import RequestOutput
 from octavo.packs import SEPARATOR, join_documents, read_pack
+from octavo.request_handle import RequestHandle
 
 FACTS = [f"The key of {name} is {number}." for number, name in enumerate(("Aro", "Bel", "Cid", "Dun", "Eli"), 4100)]
 DOCUMENTS = {"keys.md": "\n".join(FACTS * 4), "more.md": "\n".join(reversed(FACTS * 3))}
@@ -40,6 +43,10 @@ def loaded(llm: LLM, text_pack: Path) -> Iterator[LLM]:
     yield llm
     for pack in llm.packs():
         llm.unload_pack(pack.name)
+
+
+def result(handle: RequestHandle[RequestOutput]) -> RequestOutput:
+    return asyncio.run(handle.aresult())
 
 
 def bits(output: Any) -> list[Any]:
@@ -77,7 +84,7 @@ def test_token_prompts_and_other_calls_compose_the_same_way(loaded: LLM) -> None
     assert streamed == expected.text
     composed = loaded.with_packs(QUESTION, "facts")
     assert composed == full_text() + QUESTION
-    assert bits(loaded.submit(composed, params(pack="facts")).result()) == bits(expected)
+    assert bits(result(loaded.submit(composed, params(pack="facts")))) == bits(expected)
     with pytest.raises(errors.InvalidRequestError, match="does not begin with the text of pack 'facts': token 0"):
         loaded.submit(QUESTION, params(pack="facts"))
 
@@ -178,7 +185,7 @@ def test_requests_go_on_when_their_pack_is_unloaded_or_replaced(llm: LLM, text_p
             llm.load_pack("facts", text_pack)
     llm.unload_pack("facts")
     for handle in handles:
-        assert bits(handle.result()) == bits(expected)
+        assert bits(result(handle)) == bits(expected)
     with pytest.raises(errors.PackNotFoundError):
         llm.submit(prompt, params(pack="facts"))
 

@@ -156,9 +156,9 @@ impl Adapters {
     pub fn content(&self, name: &str) -> Result<(u32, String), EngineError> {
         self.check(name)?;
         let state = lock(&self.state);
-        let id = state.names.resolve(name).map_err(refused)?.id;
-        let info = state.infos.get(&id).ok_or_else(no_adapters)?;
-        Ok((id, info.digest.clone()))
+        let found = state.names.resolve(name).map_err(refused)?;
+        let info = state.infos.get(&found.name).ok_or_else(no_adapters)?;
+        Ok((found.id, info.digest.clone()))
     }
 
     /// A name of the adapter with this digest, if one is loaded.

@@ -5,8 +5,6 @@ use std::hash::BuildHasher;
 use std::path::Path;
 use std::sync::Arc;
 
-use octavo_scheduler::PackTerms;
-
 use crate::EngineError;
 use crate::engine::Engine;
 use crate::packs::fingerprint::compare;
@@ -64,7 +62,6 @@ impl Engine {
             text: manifest.text,
             ids: manifest.tokens.into(),
             id: held.id,
-            terms,
         });
         held.keep();
         if let Some(before) = self.packs.insert(Arc::clone(&pack)) {

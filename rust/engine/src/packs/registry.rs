@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use octavo_model::BlockLayout;
-use octavo_scheduler::PackTerms;
 use serde::Serialize;
 
 use crate::EngineError;
@@ -40,8 +39,6 @@ pub struct LoadedPack {
     pub(crate) ids: Arc<[u32]>,
     #[serde(skip)]
     pub(crate) id: u32,
-    #[serde(skip)]
-    pub(crate) terms: PackTerms,
 }
 
 /// See the module's text. Only threads of callers lock it.
