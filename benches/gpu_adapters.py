@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_model import RESULTS, SHAPES, RandomCheckpoint, write_folder
+from gpu_folder import SHAPES, RandomCheckpoint, write_folder
 from octavo import LLM, __version__
 from octavo.config import EngineConfig
 from octavo.gpu import load
@@ -31,6 +31,7 @@ from octavo.gpu.lora import Module, Resident, host_adapters
 from octavo.gpu.ops import torch_ops
 from octavo.gpu.runner import Runner
 
+RESULTS = Path(__file__).parent / "results"
 RANK = 16
 CONTEXT = 600
 

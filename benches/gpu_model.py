@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_folder import SHAPES, RandomCheckpoint, write_folder
 from octavo import LLM, SamplingParams, __version__
 from octavo.config import EngineConfig
 from octavo.gpu import load
@@ -28,48 +29,6 @@ from octavo.gpu.kv import block_bytes
 from octavo.gpu.ops import torch_ops
 
 RESULTS = Path(__file__).parent / "results"
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "llama-3.2-1b": {
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 128256,
-        "tie_word_embeddings": True,
-        "rope_scaling": {**LLAMA3_ROPE, "factor": 32.0},
-    },
-    "llama-3.1-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-        "rope_scaling": LLAMA3_ROPE,
-    },
-    "tiny": {
-        "hidden_size": 64,
-        "intermediate_size": 112,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 512,
-        "tie_word_embeddings": False,
-        "rope_scaling": None,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -83,59 +42,6 @@ class Lengths:
     def middle(self) -> int:
         """The context half way through the decodes."""
         return self.prompt + self.decoded // 2
-
-
-class RandomCheckpoint:
-    """Tensors of any name, drawn on the device."""
-
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        self._device = device
-        self._draw = torch.Generator(device).manual_seed(1)
-
-    def shape(self, name: str) -> None:
-        return None
-
-    def tensor(self, name: str, shape: Sequence[int]) -> torch.Tensor:
-        if "norm" in name:
-            return torch.ones(list(shape), dtype=torch.bfloat16, device=self._device)
-        scale = shape[-1] ** -0.5
-        values = torch.randn(list(shape), dtype=torch.bfloat16, device=self._device, generator=self._draw)
-        return values.mul_(scale)
-
-    def warnings(self) -> list[str]:
-        return []
-
-
-def write_folder(shape: dict[str, Any], folder: Path) -> None:
-    """A model folder without weights."""
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "torch_dtype": "bfloat16",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "attention_bias": False,
-        "mlp_bias": False,
-        **shape,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    words = {f"t{i}": i for i in range(16)}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": words, "unk_token": "t0"},
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 def start(folder: Path, backend: load.Backend, quantization: str | None, seqs: int, lengths: Lengths) -> LLM:
