@@ -265,6 +265,22 @@ def test_unloaded_while_it_runs(http: TestClient, llm: LLM) -> None:
     assert text == whole
 
 
+def test_changed_by_the_application(http: TestClient, llm: LLM, root: Path) -> None:
+    """Not through the server: what it knows of adapters is old."""
+    load(http)
+    assert complete(http, model="x").status_code == 200
+    llm.unload_adapter("x")
+    for body in ({"model": "x"}, {"lora_path": "x"}):
+        gone = complete(http, **body)
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found"), gone.text
+    number = llm.load_adapter("x", root / "b").generation
+    assert complete(http, model=f"x@{number}").status_code == 200
+    llm.load_adapter("x", root / "a")
+    assert complete(http, model=f"x@{number}").status_code == 404
+    llm.load_adapter("fresh", root / "a")
+    assert complete(http, model="fresh").status_code == 200
+
+
 def test_reloads_under_load(http: TestClient, llm: LLM) -> None:
     """Every answer is the one of a content that the name has had, and the last one is the newest's."""
     texts = {}

@@ -31,6 +31,7 @@ LONG = {"type": "enabled", "budget_tokens": 1024}
 # What each field is given, and the fields that it needs beside it. "endpoint.field" goes before "field".
 VALUES: dict[str, Any] = {
     "model": "absent",
+    "pack": "absent",
     "stream": True,
     "temperature": 1.5,
     "thinking_token_budget": 5,

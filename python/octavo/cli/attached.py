@@ -1,4 +1,4 @@
-"""Adapters on the command line."""
+"""Adapters and packs on the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from octavo.server.lazy_llm import model_name
 from octavo.server.names import check_name
 
 # Options that take several values, as in vLLM: `--lora-modules sql=path law=path`.
-_SEVERAL = ("--lora-modules",)
+_SEVERAL = ("--lora-modules", "--pack")
 _VALUE = re.compile(r"[^-=\s{][^=]*=.+|\{.*", re.DOTALL)
 # Options of vLLM and SGLang for adapters, with what to use here.
 _ELSEWHERE = {
@@ -56,12 +56,22 @@ class LoraOptions:
 
 @dataclass(frozen=True)
 class AttachedOptions(LoraOptions):
-    """What all requests of a run have."""
+    """An adapter and packs for all requests of a run."""
+
+    pack: Annotated[
+        list[str] | None,
+        Option("--pack", help="Knowledge pack before each prompt; may be repeated.", show_default=False),
+    ] = None
 
     def attach(self, llm: LLM, params: SamplingParams) -> SamplingParams:
-        """`params` with the adapter, which is loaded."""
+        """`params` with the adapter and the packs, which are loaded."""
+        found: dict[str, Any] = {}
         adapter = self.load_into(llm)
-        return params if adapter is None else replace(params, lora=adapter)
+        if adapter is not None:
+            found["lora"] = adapter
+        if self.pack:
+            found["pack"] = [llm.load_pack(_name_of(path, taken=i), path).name for i, path in enumerate(self.pack)]
+        return replace(params, **found) if found else params
 
     def refuse(self, why: str) -> None:
         """Refuses the options.
@@ -69,13 +79,15 @@ class AttachedOptions(LoraOptions):
         Raises:
             InvalidRequestError: one of them is given.
         """
-        if self.lora:
-            raise InvalidRequestError(f"--lora {why}")
+        for name in ("lora", "pack"):
+            if getattr(self, name):
+                raise InvalidRequestError(f"--{name} {why}")
 
 
-def _name_of(path: str) -> str:
+def _name_of(path: str, taken: int = 0) -> str:
     """A name for what lies at `path`: its last part, in characters that names may have."""
-    return re.sub(r"[^\w.-]+", "-", Path(path.rstrip("/")).name).strip("-") or "attached"
+    name = re.sub(r"[^\w.-]+", "-", Path(path.rstrip("/")).name).strip("-") or "attached"
+    return f"{name}-{taken}" if taken else name
 
 
 def lora_modules(given: Iterable[str]) -> list[Module]:
@@ -117,7 +129,7 @@ def named_path(value: str, option: str) -> tuple[str, str]:
     return name.strip(), path.strip()
 
 
-def load_attached(llm: LLM, names: Sequence[str], modules: Sequence[Module]) -> None:
+def load_attached(llm: LLM, names: Sequence[str], modules: Sequence[Module], packs: Sequence[tuple[str, str]]) -> None:
     """Loads what a server starts with.
 
     Args:
@@ -125,11 +137,11 @@ def load_attached(llm: LLM, names: Sequence[str], modules: Sequence[Module]) -> 
 
     Raises:
         InvalidRequestError: a name has another meaning, or an adapter expects another model.
-        OctavoError: an adapter cannot be loaded.
+        OctavoError: an adapter or a pack cannot be loaded.
     """
     names = names or (model_name(llm),)
     seen: set[str] = set()
-    for name, _, base in modules:
+    for name, path, base in modules:
         check_name(name, names, "a name in --lora-modules")
         if name in seen:
             raise InvalidRequestError(f"--lora-modules has the name {name!r} twice: give each adapter its own")
@@ -139,8 +151,10 @@ def load_attached(llm: LLM, names: Sequence[str], modules: Sequence[Module]) -> 
                 "--served-model-name adds names"
             )
         seen.add(name)
-    for name, path, _ in modules:
         llm.load_adapter(name, path)
+    for name, path in packs:
+        check_name(name, (), "a name in --pack")
+        llm.load_pack(name, path)
 
 
 class ServeCommand(TyperCommand):

@@ -158,11 +158,23 @@ def speed(metrics: RequestMetrics) -> str:
 
 def _run(llm: LLM, rows: list[str | Conversation], params: SamplingParams) -> list[RequestOutput]:
     """All rows in one batch. The chat template writes the special tokens of conversations itself."""
+    if params.pack:
+        return _run_with_packs(llm, rows, params)
     prompts = [
         llm.tokenize(row) if isinstance(row, str) else llm.tokenize(llm.render_chat(row), add_special_tokens=False)
         for row in rows
     ]
     return llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+
+
+def _run_with_packs(llm: LLM, rows: list[str | Conversation], params: SamplingParams) -> list[RequestOutput]:
+    """A pack is for texts, or for conversations."""
+    texts = [row for row in rows if isinstance(row, str)]
+    chats = [row for row in rows if not isinstance(row, str)]
+    if texts and chats:
+        raise InvalidRequestError("--pack: there are prompts and conversations, and a pack is for one of them")
+    show = sys.stderr.isatty()
+    return llm.generate(texts, params, use_tqdm=show) if texts else llm.chat(chats, params, use_tqdm=show)
 
 
 def _as_json(row: str | Conversation, result: RequestOutput) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from octavo.cli.attached import load_attached, lora_modules
+from octavo.cli.attached import load_attached, lora_modules, named_path
 from octavo.cli.options import ServeOptions, with_model
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
@@ -125,6 +125,9 @@ class ServerOptions:
             help="Key that loads and unloads adapters, and opens nothing else; may be repeated.", show_default=False
         ),
     ] = None
+    pack: Annotated[
+        list[str] | None, Option(help="Knowledge pack as NAME=PATH; several may follow.", show_default=False)
+    ] = None
     page: Annotated[bool, Option("--page/--no-page", help="Serve a page at / to try prompts and see metrics.")] = True
     metrics_compat: Annotated[str | None, Option(help="vllm: also export the metrics under vLLM's names.")] = None
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info"
@@ -189,9 +192,10 @@ def serve(
         raise missing(error) from error
     settings = server.settings()
     modules = lora_modules(server.lora_modules or ())
+    packs = [named_path(value, "--pack") for value in server.pack or ()]
     _log_as_json(server.log_level)
     with with_model(engine, folder).load() as llm, listen(server.host, server.port) as listener:
-        load_attached(llm, settings.served_model_names, modules)
+        load_attached(llm, settings.served_model_names, modules, packs)
         # uvicorn shuts down on SIGTERM and then raises the signal again, which must not end the process with an error.
         signal.signal(signal.SIGTERM, lambda *_: None)
         _run(llm, server, settings, listener)

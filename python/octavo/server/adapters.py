@@ -65,7 +65,7 @@ def load_adapter(context: Context, call: Call) -> Reply:
     except InvalidRequestError as error:
         raise bad_request(str(error), "lora_name") from error
     with context.adapter_changes.one():
-        there = context.targets.adapters().get(name)
+        there = context.targets.view().adapters.get(name)
         expected = _expected(call, request, there)
         if expected is None and not request.load_inplace:
             if there is not None:
@@ -77,6 +77,7 @@ def load_adapter(context: Context, call: Call) -> Reply:
             made = context.llm.load_adapter(name, folder, expected_generation=expected)
         except OctavoError as error:
             raise _refusal(error, call, Path(root).resolve()) from error
+        context.targets.view()
     return _reply(made, f"Success: LoRA adapter '{name}' added successfully.")
 
 
@@ -85,13 +86,14 @@ def unload_adapter(context: Context, call: Call) -> Reply:
     request = context.read(UnloadAdapterRequest, call)
     name = request.lora_name
     with context.adapter_changes.one():
-        there = context.targets.adapters().get(name)
+        there = context.targets.view().adapters.get(name)
         expected = _expected(call, request, there)
         if there is None:
             raise ApiError(404, f"there is no adapter {name[:80]!r} here", param="lora_name", code="adapter_not_found")
         if expected is not None and expected != there.generation:
             raise _changed(f"the adapter {name!r} has generation {there.generation}, not {expected}", call)
         context.llm.unload_adapter(name)
+        context.targets.view()
     return _reply(there, f"Success: LoRA adapter '{name}' removed successfully.")
 
 

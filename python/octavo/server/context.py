@@ -6,9 +6,9 @@ import heapq
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from octavo.errors import OctavoError
 from octavo.llm import LLM
@@ -148,6 +148,28 @@ class Context:
                 limits = f"no more than {limit} are tokenised for this context"
                 message = f"the prompt has {len(prompt)} characters: {limits}"
                 raise ApiError(400, message, param=param, code="context_length_exceeded")
+
+    def with_packs(self, prompt: str | list[int], packs: Sequence[str], *, special: bool) -> str | list[int]:
+        """`prompt` behind the texts of `packs`.
+
+        Raises:
+            ApiError: 400 for a pack that is for chats.
+        """
+        try:
+            return self.llm.with_packs(prompt, packs, add_special_tokens=special) if packs else prompt
+        except OctavoError as error:
+            raise from_octavo(error) from error
+
+    def with_packs_chat(self, turns: list[dict[str, Any]], packs: Sequence[str]) -> list[dict[str, Any]]:
+        """`turns` with the texts of `packs` at the beginning of the system message.
+
+        Raises:
+            ApiError: 400 for a pack that is for plain prompts.
+        """
+        try:
+            return [dict(turn) for turn in self.llm.with_packs_chat(turns, packs)] if packs else turns
+        except OctavoError as error:
+            raise from_octavo(error) from error
 
     def truncate(
         self, prompt: str | list[int], count: int | None, *, special: bool, reserved: int = 0, param: str = "prompt"

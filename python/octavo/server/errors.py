@@ -9,6 +9,8 @@ from octavo import errors
 
 # "temperature is 3: a number from 0 to 2 is expected", "token ids: a list of integers is expected"
 _NAMED = re.compile(r"([a-z_]+)(?: is |: )")
+# "pack \"law\" was made ..."
+_OF_PACK = re.compile(r"pack [\"']")
 # Seconds after which a client may try again when the queue is full.
 _RETRY_AFTER = "1"
 _NO_RETRY = {"x-should-retry": "false"}
@@ -67,7 +69,13 @@ def from_octavo(error: Exception, names: dict[str, str] | None = None) -> ApiErr
     if isinstance(error, errors.AdapterNotFoundError):
         # It was unloaded, or loaded again, after the name was found.
         return ApiError(404, text, param="model", code="model_not_found")
+    if isinstance(error, errors.PackNotFoundError):
+        return ApiError(404, text, param="pack", code="pack_not_found")
+    if isinstance(error, errors.PackMismatchError):
+        return bad_request(text, "pack", "pack_mismatch")
     if isinstance(error, errors.InvalidRequestError):
+        if _OF_PACK.match(text):
+            return bad_request(text, "pack")
         found = _NAMED.match(text)
         param = found.group(1) if found else names.get("prompt")
         return bad_request(text, names.get(param, param) if param else None)

@@ -20,8 +20,11 @@ from octavo.server.fields.requests import ChatRequest, Message, ToolCall
 _RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 
 
-def prompt_of(context: Context, request: ChatRequest, toolbox: Toolbox) -> str:
+def prompt_of(context: Context, request: ChatRequest, toolbox: Toolbox, packs: Sequence[str] = ()) -> str:
     """The prompt of a conversation. Every API that has messages makes a ChatRequest and calls this.
+
+    Args:
+        packs: packs whose texts begin the system message.
 
     Raises:
         ApiError: 400 for content that is not text, for fields that contradict each other, and for messages that the
@@ -35,7 +38,7 @@ def prompt_of(context: Context, request: ChatRequest, toolbox: Toolbox) -> str:
         )
     variables.pop(FIELD, None)
     unfinished = continues(request)
-    turns = template_turns(context, request.messages, toolbox)
+    turns = context.with_packs_chat(template_turns(context, request.messages, toolbox), packs)
     if unfinished:
         check_format(request, turns[-1]["content"])
         variables[FIELD] = True

@@ -1,20 +1,24 @@
-"""GET /v1/models: the model and its adapters."""
+"""GET /v1/models: the model, its adapters, and the model with each knowledge pack."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from octavo.adapters import Adapter
+from octavo.packs import Pack
 from octavo.server.context import Context
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.routes import Route
 
 
 def list_models(context: Context, call: Call) -> Reply:
-    adapters = context.targets.adapters()
+    view = context.targets.view()
     cards = [_card(context, name) for name in context.names]
-    cards += [_card(context, name) | _of_adapter(context, name, adapter) for name, adapter in adapters.items()]
+    cards += [_card(context, name) | _of_adapter(context, name, adapter) for name, adapter in view.adapters.items()]
+    for base, pack in context.targets.pack_models(view):
+        cards.append(_card(context, f"{base}+{pack.name}") | _of_packs(f"{base}+{pack.name}", base, [pack]))
     if _is_anthropic(call):
         models = [_anthropic(context, card["id"]) for card in cards]
         page = {"has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
@@ -24,13 +28,16 @@ def list_models(context: Context, call: Call) -> Reply:
 
 def one_model(context: Context, call: Call) -> Reply:
     name = call.path.removeprefix("/v1/models/")
-    target = context.targets.named(name)
+    view = context.targets.view()
+    target = context.targets.named(name, view)
     card, headers = _card(context, name), {}
-    adapter = context.targets.adapters().get((target.adapter or "").partition("@")[0])
+    adapter = view.adapters.get((target.adapter or "").partition("@")[0])
     if adapter is not None:
         card |= _of_adapter(context, name, adapter)
         # The state that If-Match of a load compares with.
         headers["etag"] = f'"{adapter.generation}"'
+    if target.packs:
+        card |= _of_packs(name, target.adapter or context.name, [view.packs[pack] for pack in target.packs])
     return json_reply(_anthropic(context, name) if _is_anthropic(call) else card, headers=headers)
 
 
@@ -54,6 +61,12 @@ def _of_adapter(context: Context, name: str, adapter: Adapter) -> dict[str, Any]
     """Fields of an adapter. `root` and `parent` are as in vLLM's lists, but `root` is never a path."""
     facts = {"generation": adapter.generation, "digest": adapter.digest, "rank": adapter.rank}
     return {"root": name, "parent": context.name, "adapter": facts}
+
+
+def _of_packs(name: str, parent: str, packs: Iterable[Pack]) -> dict[str, Any]:
+    """Fields of a model with packs."""
+    facts = [{"name": pack.name, "digest": pack.digest, "form": pack.form, "tokens": pack.tokens} for pack in packs]
+    return {"root": name, "parent": parent, "packs": facts}
 
 
 def _anthropic(context: Context, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from octavo.server.errors import bad_request, from_octavo
 from octavo.server.fields.requests import Sampling
 
 # Fields that `sampling_params` converts, and fields with the same name and meaning in both.
-_OWN_RULES = {"n", "max_tokens", "top_p", "stop", "logit_bias", "logprobs", "prompt_logprobs", "cache_salt"}
+_OWN_RULES = {"n", "max_tokens", "top_p", "stop", "logit_bias", "logprobs", "prompt_logprobs", "cache_salt", "pack"}
 _SAME = [f.name for f in fields(SamplingParams) if f.name in Sampling.model_fields and f.name not in _OWN_RULES]
 
 

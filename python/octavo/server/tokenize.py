@@ -12,10 +12,11 @@ from octavo.server.routes import Route
 
 
 def tokenize(context: Context, call: Call) -> Reply:
-    request = context.read(TokenizeRequest, call)
-    llm = context.llm
+    request, target = context.read_with_target(TokenizeRequest, call)
+    llm, packs = context.llm, target.packs
     if (request.prompt is None) == (request.messages is None):
         raise bad_request("give either prompt or messages", "prompt")
+    text: str | list[int]
     if request.messages is not None:
         # The same steps as for an answer, and so the same prompt.
         chat = ChatRequest.model_construct(
@@ -26,12 +27,12 @@ def tokenize(context: Context, call: Call) -> Reply:
             continue_final_message=request.continue_final_message,
             chat_template_kwargs=request.chat_template_kwargs,
         )
-        text = prompt_of(context, chat, Toolbox(context, chat))
+        text = prompt_of(context, chat, Toolbox(context, chat), packs)
         special = bool(request.add_special_tokens)
     else:
-        text = request.prompt or ""
         special = request.add_special_tokens is not False
-    ids = llm.tokenize(text, add_special_tokens=special)
+        text = context.with_packs(request.prompt or "", packs, special=special)
+    ids = llm.tokenize(text, add_special_tokens=special) if isinstance(text, str) else text
     strings = [llm.detokenize([i], skip_special_tokens=False) for i in ids] if request.return_token_strs else None
     return json_reply({"count": len(ids), "max_model_len": context.max_model_len, "tokens": ids, "token_strs": strings})
 

@@ -158,6 +158,7 @@ REFUSED_BY_EMBEDDINGS: dict[str, Refusal] = {
     **_all("give texts as input", "messages", "inputs", "images", "embedding_types", "multi_modal_data"),
     **_all("use input", "prompt", "content", "texts"),
     **_all("use pooling", "pooling_type", "pooling_mode"),
+    "pack": Refusal("write its text into the input"),
     **_all(_MIXED, "merged_adapters", "adapter_parameters"),
     **_all(_LOADED, "adapter_source", neutral=("local",)),
     **_all("text pieces are not embedded one by one", "late_chunking", "return_multivector"),

@@ -16,6 +16,7 @@ from octavo.server.fields.dialects import refuse, translate
 from octavo.server.fields.foreign import ALIASES, CONSTRAINTS, REFUSED, REFUSED_BY_EMBEDDINGS, Refusal
 from octavo.server.fields.invalid import invalid
 
+PackNames = Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(max_length=64)]
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 _RANGES: dict[str, dict[str, float]] = sampling_schema()["properties"]
 
@@ -112,6 +113,7 @@ class Sampling(Strict):
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     # octavo's own: at most the engine's bound
     attention_error_bound: Annotated[float, _in_range("attention_error_bound")] | None = None
+    pack: PackNames | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = None
@@ -276,6 +278,7 @@ class TokenizeRequest(Strict):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    pack: PackNames | None = None
     return_token_strs: bool | None = None
 
 

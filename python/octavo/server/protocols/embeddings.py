@@ -53,6 +53,8 @@ def begin(
     }
     if target.adapter is not None:
         options["lora"] = target.adapter
+    if target.packs:
+        raise bad_request("model names a pack, which embeddings do not take: write its text into the input", "model")
     context.check_texts(inputs, "input")
     llm = context.llm
     special = request.add_special_tokens is not False

@@ -68,7 +68,7 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
     if request.logprobs:
         top = candidates("top_logprobs", request.top_logprobs or 0, limits)
     toolbox = Toolbox(context, request)
-    prompt = prompt_of(context, request, toolbox)
+    prompt = prompt_of(context, request, toolbox, target.packs)
     max_tokens = request.max_completion_tokens or request.max_tokens
     if request.max_tokens == 0:
         raise bad_request("max_tokens is 0: at least 1 is expected", "max_tokens")

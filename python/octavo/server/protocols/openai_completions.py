@@ -59,7 +59,12 @@ def completions(context: Context, call: Call) -> Response:
     stream = bool(request.stream)
     names = {"structured": field_of(request)}
     prompts = [
-        context.truncate(p, request.truncate_prompt_tokens, special=special, reserved=more["max_tokens"])
+        context.truncate(
+            context.with_packs(p, target.packs, special=special),
+            request.truncate_prompt_tokens,
+            special=special,
+            reserved=more["max_tokens"],
+        )
         for p in prompts
     ]
     generation = context.generate([(p, special, params) for p in prompts], stream=stream, names=names)

@@ -11,7 +11,7 @@ from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
 from octavo.server.fields.known_keys import ITEMS, unknown_keys
-from octavo.server.fields.requests import ChatRequest, Strict, read
+from octavo.server.fields.requests import ChatRequest, PackNames, Strict, read
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.messages import prompt_of
 from octavo.server.protocols.openai_chat import begin
@@ -49,6 +49,7 @@ class ResponsesFields(Strict):
     stream: bool | None = None
     store: bool | None = None
     metadata: dict[str, str] | None = None
+    pack: PackNames | None = None
 
     def unknown_keys(self) -> Iterator[str]:
         yield from (f"text.{name}" for name in self.text or () if name not in ("format", "verbosity"))
@@ -105,11 +106,11 @@ def responses(context: Context, call: Call) -> Response:
 
 def input_tokens(context: Context, call: Call) -> Reply:
     """The number of tokens that the model would read."""
-    request = context.read(InputTokensRequest, call)
+    request, target = context.read_with_target(InputTokensRequest, call)
     asked = Input(context, request, request.input, call)
     try:
         chat = asked.chat(request, {})
-        prompt = prompt_of(context, chat, Toolbox(context, chat))
+        prompt = prompt_of(context, chat, Toolbox(context, chat), target.packs)
         context.check_texts([prompt], "input")
     except ApiError as error:
         raise asked.conversation.in_own_names(error) from error

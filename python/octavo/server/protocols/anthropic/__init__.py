@@ -34,12 +34,12 @@ def messages(context: Context, call: Call) -> Response:
 
 
 def count_tokens(context: Context, call: Call) -> Reply:
-    request = context.read(CountTokensRequest, call)
+    request, target = context.read_with_target(CountTokensRequest, call)
     _note_betas(context, call)
     found = convert(context, request)
     chat = found.chat()
     try:
-        text = prompt_of(context, chat, Toolbox(context, chat))
+        text = prompt_of(context, chat, Toolbox(context, chat), target.packs)
         context.check_texts([text], "messages")
     except ApiError as error:
         raise found.renamed(error) from None

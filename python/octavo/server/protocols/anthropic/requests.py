@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from octavo.server.fields.foreign import ALIASES, CONSTRAINTS, NEUTRAL, REFUSED, Refusal
 from octavo.server.fields.known_keys import BLOCKS, unknown_keys
-from octavo.server.fields.requests import ChatRequest, Strict
+from octavo.server.fields.requests import ChatRequest, PackNames, Strict
 from pydantic import Field
 
 _REMEDIES = {
@@ -100,6 +100,8 @@ class CountTokensRequest(Strict):
     tool_choice: AnthropicToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    # octavo's own
+    pack: PackNames | None = None
     # The name of output_config.format in earlier versions of the API.
     output_format: JsonOutputFormat | None = None
     # Refused, since the answer would be another one
