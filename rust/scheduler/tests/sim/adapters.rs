@@ -10,7 +10,7 @@ use super::random::{Random, mix};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Contents, counted from 1; 0 stands for none.
-const CONTENTS: u32 = 5;
+const CONTENTS: u32 = 3;
 const NO_CONTENT: u64 = 0;
 
 /// A request's part.
@@ -86,8 +86,9 @@ impl SimAdapters {
     /// Gives a new request one of the names there are, or none.
     pub fn choose(&mut self, request: &mut NewRequest) {
         let name = self.random.pick(&NAMES);
-        let content = self.truth.get(name).copied().filter(|_| !self.random.one_in(4));
-        request.adapter = NO_ADAPTER;
+        let content = self.truth.get(name).copied().filter(|_| !self.random.one_in(3));
+        // Without salts there are hits enough.
+        (request.adapter, request.salt) = (NO_ADAPTER, None);
         self.contents.insert(request.id, content.unwrap_or(NO_CONTENT));
         let Some(content) = content else { return };
         let found = self.names.resolve(name).expect("it is loaded");

@@ -75,7 +75,7 @@ impl Simulation {
         let mut timing = Random::new(mix(seed, 2));
         let (ahead, open_blocks) = (timing.one_in(2), mix(seed, 3).is_multiple_of(2));
         // Seeds that found something once go without: their workloads stay as they were.
-        let adapters = mix(seed, 284).is_multiple_of(4);
+        let adapters = mix(seed, 284).is_multiple_of(6);
         let features = Features { ahead, open_blocks, adapters, ..Features::draw(&mut random) };
         let max_adapters = if adapters { 1 + (mix(seed, 6) % 3) as u32 } else { 8 };
         let config = SchedulerConfig { max_adapters, ..workload::config(features, &mut random) };

@@ -61,8 +61,8 @@ fn random_workloads_keep_every_promise() {
         reached("steps planned ahead", sum.ahead, 5_000);
         reached("tokens drawn in vain", sum.in_vain, 250);
         reached("contents replaced under a name", sum.reloads, 500);
-        reached("adapters packed", sum.packs, 200);
-        reached("requests held for their adapter", sum.holds, 500);
+        reached("adapters packed", sum.packs, 100);
+        reached("requests held for their adapter", sum.holds, 200);
     }
     if let Ok(path) = std::env::var("OCTAVO_SIM_RESULT") {
         write_result(&path, first, seconds, threads, &sum);
