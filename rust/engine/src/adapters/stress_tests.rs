@@ -27,16 +27,20 @@ fn loads_and_requests_from_many_threads() {
     // Two of three adapters fit.
     let (engine, seen, folders) =
         mock_engine(|l| (l.max_lora_memory, l.max_loras, l.max_queue) = (850, 2, 64));
+    // Each content lies in a folder of its own: files do not change below a registration.
+    let folder = |index: usize, content: u64| {
+        let number = (index as u64 + 1) * 100 + content;
+        folders.write(&number.to_string(), number, 400)
+    };
+    let written: Vec<Vec<_>> = (0..3).map(|index| (0..4).map(|c| folder(index, c)).collect()).collect();
     std::thread::scope(|scope| {
         for (index, name) in NAMES.into_iter().enumerate() {
-            let (engine, folders) = (&engine, &folders);
+            let (engine, written) = (&engine, &written[index]);
             scope.spawn(move || {
                 let mut state = index as u64 + 1;
                 for round in 0..120 {
-                    let number = (index as u64 + 1) * 100 + draw(&mut state, 4);
-                    // Each content lies in a folder of its own: files do not change below a registration.
-                    let folder = folders.write(&format!("{name}{number}"), number, 400);
-                    engine.load_adapter(name, &folder, None).expect("loaded");
+                    let folder = &written[draw(&mut state, 4) as usize];
+                    engine.load_adapter(name, folder, None).expect("loaded");
                     if round % 7 == 6 {
                         engine.unload_adapter(name).expect("unloaded");
                     }
