@@ -210,7 +210,7 @@ pub fn with(lora: &str, max_tokens: u32) -> SamplingParams {
 }
 
 /// Everything that a request gave.
-pub struct Answer {
+pub struct MockAnswer {
     pub texts: Vec<String>,
     pub reason: Option<FinishReason>,
     pub error: Option<EngineError>,
@@ -219,7 +219,7 @@ pub struct Answer {
 }
 
 /// Reads a stream to its end; fails if that takes too long.
-pub fn answer(stream: &RequestStream) -> Answer {
+pub fn answer(stream: &RequestStream) -> MockAnswer {
     let mut texts = vec![String::new(); 1];
     let mut reason = None;
     loop {
@@ -231,7 +231,7 @@ pub fn answer(stream: &RequestStream) -> Answer {
         }
         if delta.finished {
             let cached = delta.metrics.as_ref().map_or(0, |m| m.cached_prompt_tokens);
-            return Answer { texts, reason, error: delta.error, cached, embedding: delta.embedding };
+            return MockAnswer { texts, reason, error: delta.error, cached, embedding: delta.embedding };
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::adapters::mock::{Answer, answer, expected, mock_engine, with};
+use crate::adapters::mock::{MockAnswer, answer, expected, mock_engine, with};
 use crate::*;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -15,7 +15,7 @@ fn draw(state: &mut u64, below: u64) -> u64 {
 }
 
 /// Whether an answer is right for one of the contents that its name may have had.
-fn check(name: usize, prompt: &str, count: usize, got: &Answer) {
+fn check(name: usize, prompt: &str, count: usize, got: &MockAnswer) {
     assert_eq!(got.error, None);
     let contents = (0..4).map(|content| (name as u64 + 1) * 100 + content);
     let right = contents.map(|number| expected(prompt, number, count)).any(|text| text == got.texts[0]);
