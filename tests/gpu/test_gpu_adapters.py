@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from backends import cpu_tensors, torch_llm
-from compare import all_rows, assert_greedy, assert_same_logprobs, reference_logprobs
+from compare import all_rows, assert_greedy, assert_same_logprobs, kl_rows, reference_logprobs
 from octavo import LLM, SamplingParams
 from octavo.errors import CorruptModelError, DeviceMemoryError, OctavoError
 from octavo.gpu import device_adapters, load
@@ -83,6 +83,21 @@ def test_float32_matches_peft(name: str, backend: load.Backend, tmp_path: Path) 
     assert float((want - reference_logprobs(model, tokens)[:-1]).abs().max()) > 0.5, "the adapter changes nothing"
     assert_same_logprobs(want, all_rows(output, vocab), tolerance=2e-4)
     assert_greedy(want[len(prompt) - 1 :], output.outputs[0].token_ids)
+
+
+def test_int8_weights_stay_int8(backend: load.Backend, tmp_path: Path) -> None:
+    """An adapter adds no more error than the weights have, and blocks of int8 keys and values go with it."""
+    model = write_model(BY_NAME["llama-wide"], tmp_path / "model")
+    live = write_adapter(model, tmp_path / "adapter", r=8, target_modules=LINEAR, use_dora=True)
+    prompt = prompt_of(60)
+    with small_llm(tmp_path / "model", backend, quantization="int8", kv_cache_dtype="int8") as llm:
+        llm.load_adapter("a", tmp_path / "adapter")
+        found = {}
+        for name, reference in ((None, model), ("a", live)):
+            output = llm.generate(prompt, ALL, adapter=name)[0]
+            want = reference_logprobs(reference, [*prompt, *output.outputs[0].token_ids])[:-1]
+            found[name] = float(kl_rows(want, all_rows(output, 199)).mean())
+    assert 1e-6 < found["a"] < 3 * found[None] + 1e-3
 
 
 @pytest.mark.parametrize(
