@@ -16,17 +16,17 @@ pub(crate) struct BetweenSteps<'a> {
 }
 
 /// Sends a job's result.
-type Answer = Box<dyn FnOnce() + Send>;
+type Reply = Box<dyn FnOnce() + Send>;
 
 /// A job, and the way of its result.
-pub(crate) struct Job(Box<dyn FnOnce(&mut BetweenSteps<'_>) -> Answer + Send>);
+pub(crate) struct Job(Box<dyn FnOnce(&mut BetweenSteps<'_>) -> Reply + Send>);
 
 impl Job {
     pub fn new<T: Send + 'static>(
         work: impl FnOnce(&mut BetweenSteps<'_>) -> Result<T, EngineError> + Send + 'static,
     ) -> (Self, Receiver<Result<T, EngineError>>) {
         let (sender, receiver) = crossbeam_channel::bounded(1);
-        let run = move |between: &mut BetweenSteps<'_>| -> Answer {
+        let run = move |between: &mut BetweenSteps<'_>| -> Reply {
             let result = catch_unwind(AssertUnwindSafe(|| work(between))).unwrap_or_else(|panic| {
                 Err(EngineError::Execution(format!("internal fault: {}", panic_text(panic))))
             });
@@ -37,7 +37,7 @@ impl Job {
     }
 
     /// Does the work. The caller gets the result when the answer is called.
-    pub fn run(self, between: &mut BetweenSteps<'_>) -> Answer {
+    pub fn run(self, between: &mut BetweenSteps<'_>) -> Reply {
         (self.0)(between)
     }
 }
