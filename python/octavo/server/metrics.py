@@ -77,7 +77,11 @@ class Snapshot(Collector):
 
         yield gauge("num_requests_running", "Sequences that hold memory", stats["requests"]["running"])
         yield gauge("num_requests_waiting", "Requests that wait", stats["requests"]["waiting"])
-        yield gauge("kv_cache_usage_perc", "Share of the KV cache in use", blocks["live"] / max(blocks["total"], 1))
+        yield gauge(
+            "kv_cache_usage_perc",
+            "Share of the KV cache in use",
+            (blocks["live"] + blocks["pinned"]) / max(blocks["total"], 1),
+        )
         yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", stats["prompt_tokens"])
         yield counter("prefix_cache_hits", "Prompt tokens found there", stats["cached_prompt_tokens"])
         yield counter("prompt_tokens", "Prompt tokens of all started requests", stats["prompt_tokens"])
