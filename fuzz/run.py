@@ -23,7 +23,7 @@ from pathlib import Path
 
 FUZZ = Path(__file__).resolve().parent
 RESULT = FUZZ.parent / "benches" / "results" / "fuzz.json"
-TARGETS = ["template", "tokenizer", "config", "safetensors", "index"]
+TARGETS = ["template", "tokenizer", "config", "adapter", "safetensors", "index"]
 LIMITS = ["-timeout=20", "-rss_limit_mb=2048"]
 # `-fork=1`: one child at work, whose failure ends it alone; the rest lets the run go on after a finding.
 OPTIONS = [*LIMITS, "-max_len=65536", "-fork=1", "-ignore_crashes=1", "-ignore_timeouts=1", "-ignore_ooms=1"]

@@ -4,7 +4,9 @@
 //! bound or no end is a finding.
 
 use octavo_engine::{ChatTemplate, Tokenizer};
-use octavo_model::{AttentionSpec, Config, FeedForwardSpec, families, parse_json, read_entries, shards_of};
+use octavo_model::{
+    AdapterConfig, AttentionSpec, Config, FeedForwardSpec, families, parse_json, read_entries, shards_of,
+};
 use serde_json::{Map, json};
 
 /// The header of a safetensors file: every tensor that it names lies inside the file, and has the size of its shape.
@@ -48,6 +50,23 @@ pub fn config(text: &[u8]) {
         }
     }
     assert!(spec.parameters() > 0 && spec.kv_elements_per_token() > 0);
+}
+
+/// adapter_config.json: what is accepted gives modules finite factors, or says which field contradicts them.
+pub fn adapter(text: &[u8]) {
+    let Ok(map) = parse_json(text) else { return };
+    let config = match AdapterConfig::parse(&map, "adapter_config.json") {
+        Ok(config) => config,
+        Err(error) => return assert!(error.to_string().contains("adapter_config.json"), "{error}"),
+    };
+    for (layer, module) in [(0, "self_attn.q_proj"), (1, "self_attn.o_proj"), (11, "mlp.up_proj")] {
+        for rank in [1, 5, 8, 256] {
+            match config.scale(&format!("model.layers.{layer}.{module}"), layer, rank) {
+                Ok(scale) => assert!(scale.is_finite(), "{scale}"),
+                Err(what) => assert!(!what.is_empty()),
+            }
+        }
+    }
 }
 
 /// tokenizer.json: what loads can encode and decode.

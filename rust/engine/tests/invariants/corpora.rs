@@ -86,6 +86,11 @@ fn config() {
 }
 
 #[test]
+fn adapter() {
+    run("adapter", 3000, targets::adapter);
+}
+
+#[test]
 fn tokenizer() {
     run("tokenizer", 3000, targets::tokenizer);
 }

@@ -145,7 +145,7 @@ impl AdapterConfig {
     ///
     /// # Errors
     /// The field that contradicts the tensors.
-    pub(crate) fn scale(&self, path: &str, layer: usize, rank: usize) -> Result<f64, String> {
+    pub fn scale(&self, path: &str, layer: usize, rank: usize) -> Result<f64, String> {
         if self.targets.as_ref().map(|t| t.has(path)).transpose()? == Some(false) {
             return Err("target_modules does not name it".into());
         }

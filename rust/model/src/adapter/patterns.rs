@@ -4,6 +4,8 @@ use fancy_regex::{Regex, RegexBuilder};
 
 /// Most patterns of one map.
 const MAX_PATTERNS: usize = 1024;
+/// Bounds the memory of one pattern, in bytes.
+const SIZE_LIMIT: usize = 1 << 20;
 /// Bounds the steps of one match.
 const BACKTRACK_LIMIT: usize = 10_000;
 
@@ -71,7 +73,8 @@ pub(crate) fn is_end(name: &str, end: &str) -> bool {
 }
 
 fn compile(regex: &str, shown: &str) -> Result<Regex, String> {
-    let built = RegexBuilder::new(regex).backtrack_limit(BACKTRACK_LIMIT).build();
+    let built =
+        RegexBuilder::new(regex).backtrack_limit(BACKTRACK_LIMIT).delegate_size_limit(SIZE_LIMIT).build();
     built.map_err(|e| format!("{shown:?} is no regular expression that octavo reads: {e}"))
 }
 
