@@ -78,6 +78,11 @@ impl Checkpoint {
     /// Adds the tensors of a file. Returns the names that another file has given, too: the later one holds.
     pub(crate) fn add(&mut self, path: PathBuf) -> Result<Vec<String>, ModelError> {
         let map = map_file(&path)?;
+        self.add_map(path, map)
+    }
+
+    /// As `add`, for the content of a file.
+    pub(crate) fn add_map(&mut self, path: PathBuf, map: Arc<Mmap>) -> Result<Vec<String>, ModelError> {
         if let Some(what) = file_words::pointer(&map) {
             return Err(ModelError::NotFound { path, what });
         }

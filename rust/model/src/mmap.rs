@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 
 use crate::ModelError;
 
@@ -20,6 +21,18 @@ pub fn map_file(path: &Path) -> Result<Arc<Mmap>, ModelError> {
     #[cfg(target_os = "linux")]
     let _ = map.advise(memmap2::Advice::HugePage);
     Ok(Arc::new(map))
+}
+
+/// Reads a file into memory of the same type as a map. Unlike a map, it does not change with the file, and a file that is cut
+/// does no harm. Its pages must not be given back.
+pub fn read_file(path: &Path) -> Result<Arc<Mmap>, ModelError> {
+    let io = |e| ModelError::io(path, e);
+    let mut file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    let bytes = usize::try_from(bytes).map_err(|e| io(std::io::Error::other(e)))?;
+    let mut memory = MmapMut::map_anon(bytes).map_err(io)?;
+    file.read_exact(&mut memory).map_err(io)?;
+    memory.make_read_only().map(Arc::new).map_err(io)
 }
 
 /// Releases the pages of `bytes`, and those within `around` bytes of their ends, from this process's memory. The page cache

@@ -1,4 +1,4 @@
-//! An adapter's folder: opened, checked against the model, mapped.
+//! An adapter's folder: opened, checked against the model, read into memory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use crate::checkpoint::{Checkpoint, Tensor};
 use crate::families::TensorNames;
 use crate::file_words::named;
 use crate::layout::module_name;
+use crate::mmap::read_file;
 use crate::nonfinite::not_finite;
 use crate::spec::ModelSpec;
 
@@ -80,7 +81,7 @@ impl AdapterFile {
     ) -> Result<Self, ModelError> {
         let (config, path) = find(folder)?;
         let config = AdapterConfig::open(&config)?;
-        let tensors = map(&path)?;
+        let tensors = read(&path)?;
         let file = path.display().to_string();
         let sites = Sites::of(spec, names);
         let found = group(&tensors, &file)?;
@@ -162,8 +163,8 @@ fn find(folder: &Path) -> Result<(PathBuf, PathBuf), ModelError> {
     Ok((config, tensors))
 }
 
-/// The tensors, mapped.
-fn map(path: &Path) -> Result<Checkpoint, ModelError> {
+/// The tensors, in memory.
+fn read(path: &Path) -> Result<Checkpoint, ModelError> {
     let file = path.display().to_string();
     let bytes = std::fs::metadata(path).map_err(|e| ModelError::io(path, e))?.len();
     if bytes > MAX_FILE_BYTES {
@@ -174,7 +175,8 @@ fn map(path: &Path) -> Result<Checkpoint, ModelError> {
         return Err(ModelError::corrupt_adapter(file, "the file is empty"));
     }
     let mut tensors = Checkpoint::default();
-    tensors.add(path.to_path_buf()).map_err(|e| match e {
+    // A training run may write the file again at any time.
+    tensors.add_map(path.to_path_buf(), read_file(path)?).map_err(|e| match e {
         ModelError::Corrupt { file, what } => ModelError::corrupt_adapter(file, what),
         ModelError::NotFound { path, what } => ModelError::NoAdapter { path, what },
         other => other,
