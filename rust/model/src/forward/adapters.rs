@@ -22,21 +22,32 @@ pub(super) struct AtSite<'a> {
     adapters: &'a [AdapterRows<'a>],
     layer: usize,
     site: Site,
+    /// First row of the step that is meant, and how many are.
+    first: usize,
+    rows: usize,
 }
 
 impl<'a> AtSite<'a> {
     pub(super) fn new(adapters: &'a [AdapterRows<'a>], layer: usize, site: Site) -> Self {
-        Self { adapters, layer, site }
+        Self { adapters, layer, site, first: 0, rows: usize::MAX }
     }
 
     /// A projection without adapters.
     pub(super) fn none() -> Self {
-        Self { adapters: &[], layer: 0, site: Site::O }
+        Self::new(&[], 0, Site::O)
+    }
+
+    /// The adapters of the rows `first .. first + rows`, counted from there.
+    pub(super) fn of_rows(self, first: usize, rows: usize) -> Self {
+        Self { first: self.first + first, rows, ..self }
     }
 
     fn runs(self) -> impl Iterator<Item = LoraRun<'a>> {
+        let (first, end) = (self.first, self.first.saturating_add(self.rows));
         self.adapters.iter().filter_map(move |AdapterRows { adapter, rows }| {
-            adapter.stack(self.layer, self.site).map(|stack| LoraRun { stack, rows: rows.clone() })
+            let (start, end) = (rows.start.max(first), rows.end.min(end));
+            let stack = adapter.stack(self.layer, self.site).filter(|_| start < end)?;
+            Some(LoraRun { stack, rows: start - first..end - first })
         })
     }
 

@@ -39,6 +39,9 @@ impl Model {
     }
 }
 
+/// Rows of a gated block with adapters that are computed together.
+const ADAPTER_ROWS: usize = 64;
+
 /// What a gated block computes in.
 pub(super) struct Between<'a> {
     pub(super) gate_up: &'a mut Vec<f32>,
@@ -72,9 +75,17 @@ pub(super) fn gated(
         let input = LoraInput { x: &[], quantized: b.next, bias };
         return at_down.add(kernels, input, out, stride, &mut b.projection.low_rank);
     }
-    let gate_up = take(b.gate_up, rows * 2 * width);
-    let activated = take(b.intermediate, rows * width);
-    project(kernels, up, x, rows, gate_up, at_up, b.projection);
-    k::activate_and_mul(kernels, activation, gate_up, width, activated);
-    project(kernels, down, activated, rows, out, at_down, b.projection);
+    // Values between the projections of few rows at a time stay in the cache.
+    let block = if at_up.is_empty() { rows } else { ADAPTER_ROWS.min(rows) };
+    let (inputs, outputs) = (up.weight.in_features(), down.weight.out_features());
+    for first in (0..rows).step_by(block.max(1)) {
+        let rows = block.min(rows - first);
+        let (at_up, at_down) = (at_up.of_rows(first, rows), at_down.of_rows(first, rows));
+        let gate_up = take(b.gate_up, rows * 2 * width);
+        let activated = take(b.intermediate, rows * width);
+        project(kernels, up, &x[first * inputs..][..rows * inputs], rows, gate_up, at_up, b.projection);
+        k::activate_and_mul(kernels, activation, gate_up, width, activated);
+        let out = &mut out[first * outputs..][..rows * outputs];
+        project(kernels, down, activated, rows, out, at_down, b.projection);
+    }
 }
