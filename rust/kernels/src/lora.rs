@@ -21,12 +21,16 @@ use crate::parallel::Shared;
 use crate::quantize::QuantizedRows;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Maximum panels and rows of a register tile.
+/// Rows of the largest register tile, with two panels: the more rows, the fewer conversions of B.
+const TALL: usize = 8;
+/// Panels or rows of the other tiles.
 const TILE: usize = 4;
+/// Panels between the one in use and the one that is fetched.
+const AHEAD: usize = 8;
 /// Panels of one strip: their B stays in the first-level cache while rows pass.
 const STRIP: usize = 16;
 /// Minimum vector products of one task.
-const MIN_WORK: usize = 1 << 10;
+const MIN_WORK: usize = 1 << 9;
 /// Runs of fewer rows are computed side by side, one thread each.
 const FEW_ROWS: usize = 32;
 
@@ -193,9 +197,9 @@ pub fn lora_add(
     shrink(kernels, runs, input, h);
     let jobs = |run: &LoraRun<'_>| {
         let panels = run.stack.panels();
-        let work = (run.rows.len() * run.stack.rank()).max(1);
-        let most = panels.div_ceil(2 * kernels.threads()).next_multiple_of(STRIP);
-        let size = MIN_WORK.div_ceil(work).next_multiple_of(STRIP).max(most);
+        let work = panels * run.rows.len() * run.stack.rank() / run.stack.parts.len().max(1);
+        let count = (work / MIN_WORK).clamp(1, 2 * kernels.threads());
+        let size = panels.div_ceil(count).next_multiple_of(TILE);
         (if run.rows.is_empty() { 0 } else { panels.div_ceil(size) }, size)
     };
     let tasks = runs.iter().map(|run| jobs(run).0).sum();
@@ -287,6 +291,7 @@ impl Expand<'_> {
             let mut row = 0;
             while row < rows {
                 row += match rows - row {
+                    TALL.. if S::WIDE => self.strip::<S, T, TALL, 2>(s, part, up, row, start..end),
                     TILE.. if S::WIDE => self.strip::<S, T, TILE, TILE>(s, part, up, row, start..end),
                     TILE.. => self.strip::<S, T, TILE, 1>(s, part, up, row, start..end),
                     2.. if S::WIDE => self.strip::<S, T, 2, TILE>(s, part, up, row, start..end),
@@ -327,6 +332,7 @@ impl Expand<'_> {
         panel: usize,
     ) {
         let (rank, pairs, width) = (part.rank, part.rank.div_ceil(2), self.run.stack.rank());
+        let ahead = up.as_ptr().wrapping_add((panel + AHEAD) * pairs);
         let up = &up[panel * pairs..(panel + NP) * pairs];
         let h = &self.h[row * width + part.first..][..(MR - 1) * width + rank];
         let mut acc = [[s.zero(); NP]; MR];
@@ -334,6 +340,9 @@ impl Expand<'_> {
             let both = 2 * pair + 1 < rank;
             let mut vectors = [(s.zero(), s.zero()); NP];
             for p in 0..NP {
+                if MR < TILE {
+                    s.prefetch(ahead.wrapping_add(p * pairs + pair));
+                }
                 // SAFETY: `up` holds NP panels of `pairs` pairs.
                 vectors[p] = unsafe { up.get_unchecked(p * pairs + pair) }.load(s);
             }

@@ -290,6 +290,8 @@ impl<K: TileKernel> MacroTile<'_, K> {
             }
             while row < end {
                 row += match end - row {
+                    // One panel needs more rows for enough independent chains.
+                    8.. if NP == 1 && S::WIDE => self.tile::<S, 8, NP, false>(s, row, panel, prefetch),
                     4.. => self.tile::<S, 4, NP, false>(s, row, panel, prefetch),
                     3 => self.tile::<S, 3, NP, false>(s, row, panel, prefetch),
                     2 => self.tile::<S, 2, NP, false>(s, row, panel, prefetch),
