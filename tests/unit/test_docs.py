@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from octavo import LLM, SamplingParams, errors
+from octavo.bench.random_adapters import write_random_adapters
 from octavo.cli import app
 from octavo.cli.bench import bench
 from octavo.evaluation import evaluate, first_of_each, held_out_cases
@@ -69,6 +70,7 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("The key of Aro is 4100. " * 20)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(LLM_FOLDER)
+    write_random_adapters(LLM_FOLDER, tmp_path, 2, 1)[0].rename(tmp_path / "path" / "to" / "adapter")
     # The command as a user types it, with this interpreter's octavo.
     line = re.sub(r"\boctavo (?=[a-z])", lambda _: f"{shlex.quote(sys.executable)} -m octavo ", command, count=1)
     done = subprocess.run(
