@@ -46,6 +46,7 @@ SAMPLING: dict[str, tuple[Any, dict[str, Any]]] = {
     "timeout": (1e-9, {}),
     "cache_salt": ("another", {}),
     "lora": ("small", {}),
+    "pack": ("none has this name", {}),
     "attention_error_bound": (1e-6, {}),
     "structured": (JsonSchema({"type": "object"}), {}),
 }
