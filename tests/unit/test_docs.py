@@ -115,7 +115,8 @@ def test_cli_document_names_every_command() -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
     benches = [["bench", name.name or ""] for name in bench.registered_commands]
-    known = [["generate"], ["chat"], ["serve"], ["eval"], ["quantize"], ["info"], ["doctor"], *benches]
+    names = ["generate", "chat", "serve", "eval", "quantize", "merge", "pack", "info", "doctor"]
+    known = [*([name] for name in names), *benches]
     shown = "".join(CliRunner().invoke(app, [*c, "--help"]).stdout for c in known)
     assert option in shown
 
