@@ -16,7 +16,7 @@ anthropic = pytest.importorskip("anthropic", reason="Anthropic's client: pip ins
 MODEL = "octavo-embedded"
 TURNS: Any = [{"role": "user", "content": "Who are you?"}]
 # The client has no parameters for sampling: they go into the body.
-GREEDY: Any = {"model": MODEL, "max_tokens": 24, "extra_body": {"temperature": 0}}
+GREEDY: Any = {"model": MODEL, "max_tokens": 32, "extra_body": {"temperature": 0}}
 WEATHER: Any = {
     "name": "weather",
     "description": "The weather in a city.",
@@ -43,7 +43,7 @@ def client(server: Process) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def answer(llm: LLM) -> str:
     """What the engine itself says to TURNS."""
-    return llm.chat(TURNS, SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)[0].text
+    return llm.chat(TURNS, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)[0].text
 
 
 def text_of(message: Any) -> str:
@@ -55,7 +55,7 @@ def test_message(client: Any, answer: str) -> None:
     assert text_of(found) == answer
     assert (found.type, found.role, found.model, found.stop_reason) == ("message", "assistant", MODEL, "end_turn")
     assert found.id.startswith("msg_")
-    assert found.usage.output_tokens == 24
+    assert found.usage.output_tokens == 32
     assert found._request_id
 
 
@@ -88,7 +88,7 @@ def test_stream(client: Any, answer: str) -> None:
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
     assert text_of(found) == answer
     assert found.stop_reason == "end_turn"
-    assert found.usage.output_tokens == 24
+    assert found.usage.output_tokens == 32
     assert found.usage.input_tokens + found.usage.cache_read_input_tokens > 0
 
 
@@ -107,9 +107,10 @@ def test_raw_stream_and_async(server: Process, client: Any, answer: str) -> None
 
 
 def test_a_loop_of_tools(client: Any) -> None:
-    ask: Any = {**GREEDY, "max_tokens": 80, "tools": [WEATHER], "extra_body": {"temperature": 0}}
+    ask: Any = {**GREEDY, "max_tokens": 200, "tools": [WEATHER], "extra_body": {"temperature": 0}}
     turns: list[Any] = [{"role": "user", "content": "How is the weather?"}]
-    asked = client.messages.create(messages=turns, tool_choice={"type": "any"}, **ask)
+    choice: Any = {"type": "any", "disable_parallel_tool_use": True}
+    asked = client.messages.create(messages=turns, tool_choice=choice, **ask)
     assert asked.stop_reason == "tool_use"
     calls = [block for block in asked.content if block.type == "tool_use"]
     assert calls
@@ -172,7 +173,7 @@ def test_a_pydantic_answer(client: Any, beta: bool) -> None:
 
 def test_the_old_name_of_the_output_format(client: Any) -> None:
     form = {"type": "json_schema", "schema": Animal.model_json_schema()}
-    ask: Any = {**GREEDY, "max_tokens": 60, "extra_body": {"output_format": form}}
+    ask: Any = {**GREEDY, "max_tokens": 200, "extra_body": {"output_format": form}}
     Animal.model_validate_json(text_of(client.messages.create(messages=TURNS, **ask)))
 
 

@@ -25,7 +25,7 @@ from servers import KEY, Process
 from werkzeug.test import Client
 
 MODEL = "octavo-embedded"
-GREEDY: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 24}
+GREEDY: Any = {"model": MODEL, "temperature": 0, "max_output_tokens": 48}
 FUNCTION: Any = {"type": "function", **TOOL["function"]}
 
 
