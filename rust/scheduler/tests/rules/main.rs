@@ -1,5 +1,6 @@
 //! The scheduler's rules, one test each.
 
+mod adapters;
 mod admission;
 mod async_scheduling;
 mod ends;
