@@ -64,7 +64,7 @@ impl AdapterLoader {
     fn work(&self) -> bool {
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        match state.pool.next() {
+        match state.pool.next_grant() {
             None => false,
             Some(Grant::Ready { request, key, id }) => {
                 state.jobs.remove(&key);

@@ -123,7 +123,7 @@ impl AdapterPool {
     }
 
     /// The next thing to do, if there is one. Call it until there is none, after each change.
-    pub fn next(&mut self) -> Option<Grant> {
+    pub fn next_grant(&mut self) -> Option<Grant> {
         let keys: Vec<PoolKey> = self.waiting.keys().copied().collect();
         for key in keys {
             let Waiting { id, bytes, bypassed, .. } = self.waiting[&key];
@@ -152,7 +152,7 @@ impl AdapterPool {
         None
     }
 
-    /// The adapter is packed: the requests that wait for it get it by [`AdapterPool::next`].
+    /// The adapter is packed: the requests that wait for it get it by [`AdapterPool::next_grant`].
     pub fn packed(&mut self, id: u32) {
         if let Some(resident) = self.residents.get_mut(&id) {
             resident.packed = true;

@@ -46,10 +46,10 @@ fn the_pool_evicts_what_was_used_least_recently_and_nothing_pinned() {
     let mut pool = AdapterPool::new(10);
     let mut pack = |request, id, bytes| {
         pool.wait((0, request), id, bytes);
-        let grant = pool.next();
+        let grant = pool.next_grant();
         if let Some(Grant::Pack { id, .. }) = grant {
             pool.packed(id);
-            assert_eq!(pool.next(), Some(Grant::Ready { request, key: (0, request), id }));
+            assert_eq!(pool.next_grant(), Some(Grant::Ready { request, key: (0, request), id }));
         }
         grant.map(|grant| match grant {
             Grant::Pack { evict, .. } => evict,
@@ -64,7 +64,7 @@ fn the_pool_evicts_what_was_used_least_recently_and_nothing_pinned() {
     for left in (0..9).rev() {
         assert_eq!(pool.unpin(1), left > 0);
     }
-    assert_eq!(pool.next(), Some(Grant::Pack { id: 3, key: (0, 3), evict: vec![1] }));
+    assert_eq!(pool.next_grant(), Some(Grant::Pack { id: 3, key: (0, 3), evict: vec![1] }));
     assert_eq!(pool.failed(3), [(0, 3)]);
     assert_eq!((pool.bytes(), pool.is_resident(1), pool.is_resident(2)), (4, false, true));
     assert!(!pool.drop_idle(2), "it is pinned");

@@ -120,7 +120,7 @@ impl SimAdapters {
         }
         // One thread packs: what could be granted meanwhile waits for it.
         while self.packing.is_none()
-            && let Some(grant) = self.pool.next()
+            && let Some(grant) = self.pool.next_grant()
         {
             match grant {
                 Grant::Ready { request, .. } => {
