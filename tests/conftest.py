@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,12 @@ def assert_all_blocks_free(llm: LLM, seconds: float = 60.0) -> None:
         time.sleep(0.01)
     held = blocks["free"] + blocks["cached"] + blocks["pinned"]
     assert held == blocks["total"], f"blocks lost: {blocks}"
+
+
+@pytest.fixture(scope="session")
+def check_blocks() -> Callable[[LLM], None]:
+    """`assert_all_blocks_free`, for tests with an engine of their own."""
+    return assert_all_blocks_free
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_all_blocks_free
 from octavo import LLM, Regex, SamplingParams, errors
 from octavo.outputs import RequestOutput
 from octavo.packs import SEPARATOR, join_documents, read_pack
@@ -139,7 +138,7 @@ def test_several_packs_are_their_texts_one_behind_the_other(loaded: LLM, tmp_pat
         loaded.generate(QUESTION, params(pack=["facts", "law"]))
 
 
-def test_64_requests_take_the_memory_of_a_pack_once(text_pack: Path) -> None:
+def test_64_requests_take_the_memory_of_a_pack_once(text_pack: Path, check_blocks: Callable[[LLM], None]) -> None:
     with LLM(max_num_seqs=64, max_model_len=1024) as llm:
         pack = llm.load_pack("facts", text_pack)
         blocks = pack.tokens // 32
@@ -155,7 +154,7 @@ def test_64_requests_take_the_memory_of_a_pack_once(text_pack: Path) -> None:
         # Beside the pack a request holds the tokens behind it alone: three blocks at most.
         assert most <= 64 * 3
         llm.unload_pack("facts")
-        assert_all_blocks_free(llm)
+        check_blocks(llm)
         assert llm.stats()["blocks"]["pinned"] == 0
 
 
@@ -189,14 +188,14 @@ def test_requests_go_on_when_their_pack_is_unloaded_or_replaced(llm: LLM, text_p
         llm.submit(prompt, params(pack="facts"))
 
 
-def test_a_pack_that_leaves_no_room_is_refused(text_pack: Path) -> None:
+def test_a_pack_that_leaves_no_room_is_refused(text_pack: Path, check_blocks: Callable[[LLM], None]) -> None:
     tokens = read_pack(text_pack)["tokens"]
     with LLM(max_model_len=1024, kv_cache_memory=block_bytes() * (32 + tokens // 32 - 1)) as llm:
         with pytest.raises(errors.InvalidRequestError, match=r"the pack needs \d+ KV blocks of \d+.*max_model_len"):
             llm.load_pack("facts", text_pack)
         assert llm.packs() == []
         assert llm.generate(QUESTION, params())[0].outputs[0].token_ids
-        assert_all_blocks_free(llm)
+        check_blocks(llm)
     with LLM(max_model_len=1024, kv_cache_memory=block_bytes() * (32 + tokens // 32)) as llm:
         llm.load_pack("facts", text_pack)
         with pytest.raises(errors.InvalidRequestError, match="packs hold"):
