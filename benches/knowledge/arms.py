@@ -24,7 +24,7 @@ def ask(llm: LLM, domain: Domain, systems: list[str], form: int = 1, **options: 
         ]
         outputs = llm.chat(conversations, SamplingParams(**_PARAMS, **options), use_tqdm=False)
     else:
-        prompts = [f"{system}\n\nQuestion: {question}\nAnswer:" for question, system in asked]
+        prompts = [(f"{system}\n\n" if system else "") + f"Question: {question}\nAnswer:" for question, system in asked]
         outputs = llm.generate(prompts, SamplingParams(**_PARAMS, stop=["\n"], **options), use_tqdm=False)
     for output in outputs:
         if output.error is not None:
@@ -39,10 +39,9 @@ def closed_book(llm: LLM, domain: Domain) -> list[str]:
 
 def pack(llm: LLM, domain: Domain, folder: Path) -> list[str]:
     """The whole text as a pack: made, loaded and named in the request."""
-    source = folder / f"{domain.name}.md"
-    source.write_text(domain.text, encoding="utf-8")
     path = folder / f"{domain.name}.pack"
-    llm.make_pack([source], path)
+    form = "chat" if llm.info()["model"]["chat_template"] else "text"
+    llm.make_pack([domain.text], path, form=form)
     llm.load_pack(domain.name, path)
     try:
         return ask(llm, domain, [""] * len(domain.questions), pack=domain.name)
