@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from octavo import LLM, SamplingParams
-from octavo.evaluation import evaluate
+from octavo.evaluation import evaluate, first_of_each, held_out_cases
 from octavo.retrieval import Bm25, passage_message
 
 from .domain import Domain
 
+# Cases of each skill that an adapter is measured on.
+_KEPT_CASES = 40
 _PARAMS = {"temperature": 0.0, "max_tokens": 32, "repetition_penalty": 1.0}
 
 
@@ -78,7 +80,8 @@ def recall(domain: Domain, k: int) -> float:
 
 def kept_skills(llm: LLM, adapter: str) -> list[dict[str, Any]]:
     """The skills of `octavo eval` without and with the adapter: what it makes the model forget."""
-    before, after = evaluate(llm).skills, evaluate(llm, adapter=adapter).skills
+    cases = first_of_each(held_out_cases(), _KEPT_CASES)
+    before, after = evaluate(llm, cases).skills, evaluate(llm, cases, adapter=adapter).skills
     return [
         {
             "skill": skill,
