@@ -13,6 +13,7 @@ import argparse
 import datetime
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def describe(domain: Domain, llm: LLM) -> dict[str, Any]:
     }
 
 
-def embedded(folder: Path) -> dict[str, Any]:
+def embedded(folder: Path, trained: Path | None) -> dict[str, Any]:
     """Registers and prose on the embedded model, with a LoRA adapter for the prose."""
     found: dict[str, Any] = {}
     with LLM() as llm:
@@ -78,8 +79,10 @@ def embedded(folder: Path) -> dict[str, Any]:
             answers = read_arms(llm, domain, folder)
             row = {"domain": describe(domain, llm)}
             if domain.name == "prose":
-                row["lora"] = lora.train(EMBEDDED, domain, lora.LoraRun(), folder / "adapter")
-                llm.load_adapter("towns", folder / "adapter")
+                row["lora"] = asdict(lora.LoraRun())
+                if trained is None:
+                    row["lora"] |= lora.train(EMBEDDED, domain, lora.LoraRun(), folder / "adapter")
+                llm.load_adapter("towns", trained or folder / "adapter")
                 answers["LoRA"] = arms.ask(llm, domain, [""] * len(domain.questions), lora="towns")
                 answers["LoRA, form 0"] = arms.ask(llm, domain, [""] * len(domain.questions), form=0, lora="towns")
                 row["skills"] = arms.kept_skills(llm, "towns")
@@ -98,12 +101,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benches.knowledge", description=__doc__)
     parser.add_argument("--model", help="a model folder or hub id; default: the embedded model")
     parser.add_argument("--name", default="", help="its name in the result file; default: the folder's")
+    parser.add_argument("--adapter", type=Path, help="the adapter of an earlier run, instead of training it again")
+    parser.add_argument("--keep-adapter", type=Path, help="a folder to train the adapter into; then nothing else runs")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    if arguments.keep_adapter is not None:
+        print(lora.train(EMBEDDED, towns(SEED), lora.LoraRun(), arguments.keep_adapter))
+        return
     name = "embedded" if arguments.model is None else arguments.name or Path(arguments.model).name
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        found = embedded(folder) if arguments.model is None else other(arguments.model, folder)
+        found = embedded(folder, arguments.adapter) if arguments.model is None else other(arguments.model, folder)
     result = result_file.load(arguments.out) if arguments.out.exists() else {"models": {}}
     shown = sys.argv[1:]
     if arguments.model is not None:

@@ -12,7 +12,7 @@ from octavo.retrieval import Bm25, passage_message
 from .domain import Domain
 
 # Cases of each skill that an adapter is measured on.
-_KEPT_CASES = 40
+_KEPT_CASES = 20
 _PARAMS = {"temperature": 0.0, "max_tokens": 32, "repetition_penalty": 1.0}
 
 

@@ -26,7 +26,7 @@ def forgotten(result: dict[str, Any]) -> list[str]:
     """One row for each skill of the embedded model that `octavo eval` counts, without and with the LoRA adapter."""
     return [
         f"| {row['skill']} | {row['right']} | {row['right_with_lora']} | {row['cases']} |"
-        for row in result["models"]["embedded"]["prose"]["skills"]
+        for row in result["models"]["embedded"]["prose"].get("skills", [])
         if row["right"] is not None
     ]
 
