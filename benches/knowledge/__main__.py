@@ -114,8 +114,9 @@ def main() -> None:
         found = embedded(folder, arguments.adapter) if arguments.model is None else other(arguments.model, folder)
     result = result_file.load(arguments.out) if arguments.out.exists() else {"models": {}}
     shown = sys.argv[1:]
-    if arguments.model is not None:
-        shown = [Path(part).name if part == arguments.model else part for part in shown]
+    # The names of folders, without where this machine has them.
+    folders = {str(given) for given in (arguments.model, arguments.adapter) if given is not None}
+    shown = [Path(part).name if part in folders else part for part in shown]
     result["models"][name] = {
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python -m benches.knowledge", *shown]),
