@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 MODEL = "octavo-embedded"
 QUESTION = "Who are you?"
 TURNS: list[Any] = [{"role": "user", "content": QUESTION}]
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 48}
 # Enough for any call or object of the types below.
 WIDE: dict[str, Any] = {"temperature": 0, "max_tokens": 200}
 # "<", with which a call begins. With this bias the embedded model calls wherever it may.

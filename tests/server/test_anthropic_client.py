@@ -106,6 +106,13 @@ def test_raw_stream_and_async(server: Process, client: Any, answer: str) -> None
     assert asyncio.run(run()) == answer
 
 
+def test_ids_of_parallel_calls_differ(client: Any) -> None:
+    ask: Any = {**GREEDY, "max_tokens": 200, "tools": [WEATHER], "tool_choice": {"type": "any"}}
+    asked = client.messages.create(messages=[{"role": "user", "content": "How is the weather?"}], **ask)
+    ids = [block.id for block in asked.content if block.type == "tool_use"]
+    assert len(set(ids)) == len(ids) > 1
+
+
 def test_a_loop_of_tools(client: Any) -> None:
     ask: Any = {**GREEDY, "max_tokens": 200, "tools": [WEATHER], "extra_body": {"temperature": 0}}
     turns: list[Any] = [{"role": "user", "content": "How is the weather?"}]

@@ -49,7 +49,7 @@ SCHEMAS = {t["name"]: t["parameters"] for t in TOOLS}
 def test_what_a_grammar_allows_its_parser_reads(name: str, parallel: bool, llm: LLM) -> None:
     form = FORMATS[name]
     held = Grammar(grammar(llm, form, TOOLS, forced=True, parallel=parallel))
-    params = [SamplingParams(max_tokens=160, temperature=1.5, seed=s, structured=held) for s in range(3)]
+    params = [SamplingParams(max_tokens=320, temperature=1.5, seed=s, structured=held) for s in range(3)]
     whole = 0
     for output in llm.generate(["Hello"] * 3, params, use_tqdm=False):
         parser = form.reader(TOOLS)

@@ -62,7 +62,7 @@ def test_errors_keep_their_kind(server: Process, route: str) -> None:
 
 
 def test_responses(server: Process, llm: LLM) -> None:
-    fields = {"input": QUESTION, "temperature": 0, "max_output_tokens": 24}
+    fields = {"input": QUESTION, "temperature": 0, "max_output_tokens": 48}
     whole = litellm.responses(**fields, **where(server, "openai"))
     assert whole.output[0].content[0].text == whole_answer(llm)
     events = list(litellm.responses(**fields, stream=True, **where(server, "openai")))

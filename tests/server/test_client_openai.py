@@ -171,7 +171,7 @@ def test_reasoning(thinker: openai.OpenAI) -> None:
         for name in streamed:
             streamed[name] += getattr(chunk.choices[0].delta, name, None) or ""
     assert streamed == {name: getattr(whole, name) for name in streamed}
-    fields: Any = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 24}
+    fields: Any = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 48}
     response = thinker.responses.create(**fields)
     assert response.output[0].type == "reasoning"
     assert response.output[0].content[0].text == whole.reasoning_content

@@ -99,7 +99,7 @@ def test_text_completion(where: dict[str, Any], llm: LLM) -> None:
 
 
 def test_tools(where: dict[str, Any]) -> None:
-    wanted = {"messages": TURNS, "tools": [TOOL], "temperature": 0, "max_tokens": 200}
+    wanted = {"messages": TURNS, "tools": [TOOL], "temperature": 0, "max_tokens": 200, "parallel_tool_calls": False}
     for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
         said = litellm.completion(tool_choice=choice, **wanted, **where).choices[0]
         assert said.finish_reason == "tool_calls"
