@@ -211,7 +211,8 @@ def test_the_switches_of_a_request_and_of_python(llm: LLM) -> None:
         held = JsonSchema(OPEN, disable_additional_properties=closed)
         params = SamplingParams(structured=held, n=6, temperature=1.8, seed=2, max_tokens=40)
         texts = [sample.text for sample in llm.generate("x", params)[0].outputs]
-        assert (max(map(len, texts)) > 30) is not closed
+        # Spaces are free in JSON: {"ok":false} has twelve characters.
+        assert (max(len("".join(text.split())) for text in texts) > 12) is not closed
     # What the schema says itself counts.
     for more in (True, {"type": "integer"}):
         jsonschema.validate({"ok": True, "z": 1}, {**OPEN, "additionalProperties": more})

@@ -245,7 +245,8 @@ def test_the_template_decides_the_format() -> None:
         found = client.post("/v1/chat/completions", json={**body, "return_token_ids": True, "logprobs": True}).json()
         (choice,) = found["choices"]
         written = "".join(r["token"] for r in choice["logprobs"]["content"])
-        assert written.startswith('[TOOL_CALLS][{"name": "')
+        # The model may reason first.
+        assert '[TOOL_CALLS][{"name": "' in written
         assert "weather" in llm.detokenize(found["prompt_token_ids"], skip_special_tokens=False)
         assert choice["message"]["tool_calls"][0]["function"]["name"] in ("weather", "add")
         thinking = {"enable_thinking": True}
