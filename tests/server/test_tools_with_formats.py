@@ -98,6 +98,18 @@ def test_an_answer_that_looks_like_a_call_is_an_answer(clients: dict[str, openai
             assert re.fullmatch(ANSWERS["json_schema"][1], text), text
 
 
+def test_an_answer_may_not_begin_with_white_space(clients: dict[str, openai.OpenAI], llm: LLM) -> None:
+    """The grammars of calls and of the answer would both take it, and the parser would lose one of them."""
+    client = clients["llama3_json"]
+    spaces = {str(llm.tokenize(text, add_special_tokens=False)[0]): 20 for text in ("\n", " ", " {")}
+    for seed in range(4):
+        done = client.chat.completions.create(
+            model=client.models.list().data[0].id, messages=TURN, tools=[TOOL], max_tokens=80, seed=seed,
+            extra_body=ANSWERS["json_schema"][0], temperature=1.5, logit_bias=spaces,
+        )  # fmt: skip
+        assert done.choices[0].finish_reason in ("stop", "tool_calls", "length")
+
+
 def test_responses(llm: LLM, clients: dict[str, openai.OpenAI]) -> None:
     client = clients["hermes"]
     tool: Any = {"type": "function", "strict": None, **TOOL["function"]}

@@ -23,6 +23,15 @@ def lark_body(structured: Structure) -> str:
     return f"%lark {{\n{text}\n}}"
 
 
+def lark_choice(structured: Structure) -> str:
+    """`lark_body` for one of several rules that an output may begin with.
+
+    JSON begins without white space there. It would be read as a part of every rule, and the parser goes on with one.
+    """
+    body = lark_body(structured)
+    return f"%lark {{\nstart: body\nbody: {body}\n}}" if isinstance(structured, JsonSchema) else body
+
+
 def _with_whitespace(text: str) -> dict[str, Any]:
     schema = json.loads(text)
     if isinstance(schema, dict):

@@ -13,7 +13,7 @@ from octavo.server.context import Context
 from octavo.server.continuation import continued_text
 from octavo.server.errors import ApiError, bad_request
 from octavo.server.fields.requests import ChatRequest, ResponseFormat, Sampling, StructuredOutputs
-from octavo.server.lark import lark_body
+from octavo.server.lark import lark_body, lark_choice
 from octavo.server.reasoning import Reader, ReasoningCounter, parser, state_after
 from octavo.server.schemas import answer_schema
 from octavo.structured import Grammar, JsonSchema, Regex, Structure, Structured
@@ -53,7 +53,9 @@ def output_format(context: Context, request: ChatRequest, toolbox: Toolbox, prom
         # The model calls a function, or answers in the format.
         calls = toolbox.calls(alone=True)
         if calls is not None:
-            held = Grammar(f"start: calls | answer\ncalls: {lark_body(Grammar(calls))}\nanswer: {lark_body(answer)}\n")
+            held = Grammar(
+                f"start: calls | answer\ncalls: {lark_body(Grammar(calls))}\nanswer: {lark_choice(answer)}\n"
+            )
     else:
         begin = "" if name is None or state != "open" else REASONING[name][0]
         held = _grammar(toolbox.calls(unlike=begin))
