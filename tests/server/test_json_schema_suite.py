@@ -3,6 +3,7 @@ refused clearly. The suite is a part of the source distribution of the `jsonsche
 
 from __future__ import annotations
 
+import decimal
 import json
 import os
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator, ValidationError, validators
 from octavo import LLM, JsonSchema, SamplingParams
 from octavo.errors import InvalidRequestError
 from octavo.outputs import RequestOutput
@@ -34,13 +36,21 @@ def schemas(archive: Path) -> Iterator[tuple[str, Any]]:
                     yield f"{parts[-1]}: {group['description']}", group["schema"]
 
 
+def exact_multiple(_: Any, divisor: Any, instance: Any, __: Any) -> Iterator[ValidationError]:
+    """`multipleOf` in decimal numbers: as floats 38.888 is no multiple of 0.0001."""
+    if isinstance(instance, int | float) and not isinstance(instance, bool):
+        with decimal.localcontext() as context:
+            context.prec = 400
+            if decimal.Decimal(str(instance)) % decimal.Decimal(str(divisor)):
+                yield ValidationError(f"{instance} is not a multiple of {divisor}")
+
+
 @pytest.mark.skipif(
     not SUITE,
     reason="OCTAVO_JSON_SCHEMA_SUITE names no source distribution of jsonschema; .ci/run fetches it",
 )
 def test_json_schema_test_suite(llm: LLM, record_property: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    from jsonschema import Draft202012Validator
-
+    checks = validators.extend(Draft202012Validator, {"multipleOf": exact_multiple})
     accepted, refusals = 0, Counter[str]()
     jobs: list[tuple[str, Any, SamplingParams]] = []
     every = list(schemas(Path(SUITE)))
@@ -62,7 +72,7 @@ def test_json_schema_test_suite(llm: LLM, record_property: Any, capsys: pytest.C
         outputs += llm.generate(["The answer is"] * len(batch), [p for _, _, p in batch], use_tqdm=False)
     documents, wrong = 0, []
     for (name, schema, _), output in zip(jobs, outputs, strict=True):
-        validator = Draft202012Validator(schema)
+        validator = checks(schema)
         for sample in output.outputs:
             if sample.finish_reason != "stop":
                 continue

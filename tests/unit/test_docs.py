@@ -68,6 +68,8 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text('"One day"\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
     (tmp_path / "own.jsonl").write_text(OWN_CASES)
     (tmp_path / "notes.md").write_text("The key of Aro is 4100. " * 20)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "notes.md").write_text("The key of Aro is 4100. " * 20)
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(LLM_FOLDER)
     write_random_adapters(LLM_FOLDER, tmp_path, 2, 1)[0].rename(tmp_path / "path" / "to" / "adapter")
