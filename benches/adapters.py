@@ -44,7 +44,7 @@ MEASURES = {
     "prefill_512": (1, 512, 1, [1]),
     "curve_16": (16, 2, 25, COUNTS),
 }
-PEFT_ROWS, PEFT_PROMPT, PEFT_NEW = 16, 16, 9
+PEFT_ROWS, PEFT_PROMPT, PEFT_NEW = 16, 4, 4
 
 
 def octavo_rows(model: Path, vocab: int, rounds: int, threads: int | None) -> list[dict[str, Any]]:
