@@ -10,6 +10,7 @@ from typing import Any
 from octavo import _core
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
+from octavo.inputs import as_name, as_path
 from octavo.params import SamplingParams
 
 __all__ = ["Adapter", "AdapterMethods", "with_adapter"]
@@ -61,7 +62,7 @@ class AdapterMethods:
             AdapterConflictError: the name has another generation than `expected_generation`.
             InvalidRequestError: the name, or `max_lora_rank` or `max_lora_memory` is too low for the adapter.
         """
-        loaded = self._engine.load_adapter(_name(name), _path(path), _generation(expected_generation))
+        loaded = self._engine.load_adapter(as_name(name), as_path(path, "an adapter"), _generation(expected_generation))
         for text in loaded["warnings"]:
             warnings.warn(f"adapter {name!r}: {text}", RuntimeWarning, stacklevel=3)
         return Adapter.of(loaded)
@@ -72,7 +73,7 @@ class AdapterMethods:
         Raises:
             AdapterNotFoundError: no adapter has the name.
         """
-        self._engine.unload_adapter(_name(name))
+        self._engine.unload_adapter(as_name(name))
 
     def adapters(self) -> list[Adapter]:
         """The loaded adapters, sorted by name."""
@@ -93,18 +94,6 @@ def with_adapter(params: SamplingParams, adapter: str | Adapter | None) -> Sampl
             f"adapter is {name!r} and lora of sampling_params is {params.lora!r}: give one of the two"
         )
     return replace(params, lora=name)
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str):
-        raise InvalidRequestError(f"name is a {type(name).__name__}: a text is expected")
-    return name
-
-
-def _path(path: object) -> str:
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidRequestError(f"path is a {type(path).__name__}: the folder of an adapter is expected")
-    return os.path.expanduser(os.fspath(path))
 
 
 def _generation(expected: object) -> int | None:

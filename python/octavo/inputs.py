@@ -79,6 +79,22 @@ def many_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return cast("list[Prompt]", items)
 
 
+def as_name(name: object) -> str:
+    """The name of an adapter or a pack, if it is a text."""
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"name is a {type(name).__name__}: a text is expected")
+    if not name.isascii() and any("\ud800" <= char <= "\udfff" for char in name):
+        raise InvalidRequestError(f"name is {name[:_SHOWN]!r}: it has a lone surrogate, which is no character")
+    return name
+
+
+def as_path(path: object, what: str) -> str:
+    """The path of a folder, with the home directory in place of `~`. `what` names the folder in the error."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise InvalidRequestError(f"path is a {type(path).__name__}: the folder of {what} is expected")
+    return os.path.expanduser(os.fspath(path))
+
+
 def json_default(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from octavo import _core
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
-from octavo.inputs import Prompt, one_prompt
+from octavo.inputs import Prompt, as_name, as_path, one_prompt
 from octavo.params import SamplingParams
 from octavo.text_methods import Message, TextMethods
 
@@ -94,7 +94,7 @@ def read_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModelNotFoundError, CorruptModelError: the files; the message names file and field.
     """
-    return _core.read_pack(_path(path))
+    return _core.read_pack(as_path(path, "a pack"))
 
 
 @names_arguments(owner="LLM")
@@ -151,7 +151,7 @@ class PackMethods(TextMethods):
             PackMismatchError: it was made with another model, tokenizer, template or option; the message names it.
             InvalidRequestError: the name, or the cache has no room beside a request of full length.
         """
-        return Pack.of(self._engine.pack({"operation": "load", "name": _name(name), "path": _path(path)}))
+        return Pack.of(self._engine.pack({"operation": "load", "name": as_name(name), "path": as_path(path, "a pack")}))
 
     def unload_pack(self, name: str) -> None:
         """Removes a pack. Requests that run with it go on.
@@ -159,7 +159,7 @@ class PackMethods(TextMethods):
         Raises:
             PackNotFoundError: no pack has the name.
         """
-        self._engine.pack({"operation": "unload", "name": _name(name)})
+        self._engine.pack({"operation": "unload", "name": as_name(name)})
 
     def packs(self) -> list[Pack]:
         """The loaded packs, sorted by name."""
@@ -200,7 +200,7 @@ class PackMethods(TextMethods):
         """The texts of packs, one behind the other; None without packs."""
         texts = []
         for name in names:
-            found, text = self._engine.pack({"operation": "text", "name": _name(name)})
+            found, text = self._engine.pack({"operation": "text", "name": as_name(name)})
             if found != form:
                 use = "chat" if found == "chat" else "generate"
                 raise InvalidRequestError(
@@ -222,7 +222,7 @@ class PackMethods(TextMethods):
             form = "chat" if self._engine.info()["model"]["chat_template"] else "text"
         tokens = self._pack_tokens(text, form)
         fields = {
-            "path": _path(path),
+            "path": as_path(path, "a pack"),
             "form": form,
             "text": text,
             "tokens": tokens,
@@ -231,7 +231,7 @@ class PackMethods(TextMethods):
         }
         made = self._engine.pack({"operation": "make", "sources": [vars(s) for s in sources], **fields})
         own = {name: made[name] for name in ("digest", "form", "tokens", "bytes", "adapter")}
-        return PackFile(path=Path(_path(path)), **own, sources=[PackSource(**s) for s in made["sources"]])
+        return PackFile(path=Path(as_path(path, "a pack")), **own, sources=[PackSource(**s) for s in made["sources"]])
 
     def _pack_tokens(self, text: str, form: Form) -> list[int]:
         """The tokens that every prompt with this text in front begins with."""
@@ -244,6 +244,8 @@ class PackMethods(TextMethods):
 
 def pack_names(names: str | Sequence[str] | None) -> list[str]:
     """One name, or several, or None, as a list."""
+    if names is not None and not isinstance(names, Sequence):
+        raise InvalidRequestError(f"names is a {type(names).__name__}: the name of a pack, or a list, is expected")
     return [names] if isinstance(names, str) else list(names or ())
 
 
@@ -256,6 +258,8 @@ def join_documents(
     named = list(
         documents.items() if isinstance(documents, Mapping) else ((f"{i}", d) for i, d in enumerate(documents, 1))
     )
+    if system is not None and not isinstance(system, str):
+        raise InvalidRequestError(f"system is a {type(system).__name__}: a text is expected")
     text = (system or "").strip()
     sources = []
     for title, document in named:
@@ -287,15 +291,3 @@ def _with_system(messages: Sequence[Message], text: str) -> Sequence[Message]:
     if isinstance(content, Sequence):
         return [{**first, "content": [{"type": "text", "text": text + SEPARATOR}, *content]}, *messages[1:]]
     raise InvalidRequestError(f"content of the system message is a {type(content).__name__}: a text is expected")
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str):
-        raise InvalidRequestError(f"name is a {type(name).__name__}: a text is expected")
-    return name
-
-
-def _path(path: object) -> str:
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidRequestError(f"path is a {type(path).__name__}: the folder of a pack is expected")
-    return os.path.expanduser(os.fspath(path))

@@ -369,3 +369,24 @@ def test_a_broken_template_of_the_model_is_told_when_it_is_used(llm: LLM, folder
         assert broken.info()["model"]["chat_template"] is False
         with pytest.raises(InvalidRequestError, match="template"):
             broken.chat([{"role": "user", "content": "Hello"}], params)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        pytest.param(lambda llm: llm.load_adapter("\ud800", "."), "name is .*lone surrogate", id="adapter-surrogate"),
+        pytest.param(lambda llm: llm.unload_adapter("\ud800"), "name is .*lone surrogate", id="unload-surrogate"),
+        pytest.param(lambda llm: llm.load_pack("\ud800", "."), "name is .*lone surrogate", id="pack-surrogate"),
+        pytest.param(lambda llm: llm.load_adapter(5, "."), "name is a int", id="adapter-name"),
+        pytest.param(
+            lambda llm: llm.load_adapter("a", 5), "path is a int: the folder of an adapter", id="adapter-path"
+        ),
+        pytest.param(lambda llm: llm.load_pack("a", 5), "path is a int: the folder of a pack", id="pack-path"),
+        pytest.param(lambda llm: llm.with_packs("x", 5), "names is a int", id="pack-names"),
+        pytest.param(lambda llm: llm.with_packs_chat([], 5), "names is a int", id="pack-names-of-a-chat"),
+        pytest.param(lambda llm: llm.make_pack(["x"], "p", system=5), "system is a int", id="pack-system"),
+    ],
+)
+def test_names_and_paths(llm: LLM, call: Callable[[LLM], Any], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        call(llm)
