@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
+from urllib.parse import parse_qs
 
 from benches.plugin_drift.oracle import Execution
 from benches.plugin_drift.releases import RefusedError, Release
@@ -31,7 +33,8 @@ class Quirks:
         strict_list: accepts only the exact versions that it lists.
         stale: caches before the plugin keep the old manifest and document.
         chatty: members and headers that no client has seen, everywhere.
-        no_manifest: what a service without a manifest answers: `404`, `page`, `401`, `500`.
+        no_manifest: what a service without a manifest answers: `404` or `page`.
+        query: at level 0, the operation is a GET with query parameters.
     """
 
     protocol: Mapping[int, int] = field(default_factory=lambda: {1: 0})
@@ -42,6 +45,7 @@ class Quirks:
     stale: bool = False
     chatty: bool = False
     no_manifest: str = "404"
+    query: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -75,7 +79,9 @@ class SimulatedPlugin:
         sent = {name.lower(): value for name, value in headers.items()}
         if self.quirks.drops_request_headers:
             sent = {n: v for n, v in sent.items() if not n.startswith("octavo-")}
-        path = path.partition("?")[0].lstrip("/")
+        path, _, query = path.lstrip("/").partition("?")
+        if method == "GET" and path == self.release.operation and self.quirks.query and self.release.fields:
+            return self._run(self.release, json.dumps(_arguments(self.release, query)).encode())
         if method == "GET":
             return self._document(path, sent)
         status, answer_headers, answer = self._post(path, sent, body)
@@ -111,8 +117,7 @@ class SimulatedPlugin:
         page = b"<!doctype html><title>app</title>"
         if self.quirks.no_manifest == "page":
             return 200, {"Content-Type": "text/html"}, page
-        status = {"404": 404, "401": 401, "500": 500}[self.quirks.no_manifest]
-        return status, {"Content-Type": "text/html"}, page
+        return 404, {"Content-Type": "text/html"}, page
 
     def _served(self) -> list[Release]:
         return [release for release in (*self.older.values(), self.release) if release.fields is not None]
@@ -157,16 +162,27 @@ class SimulatedPlugin:
                 path = f"/v{release.major}/invoke/{release.operation}"
             else:
                 envelope, answer, path = parameters, result, f"/{release.operation}"
-            paths[path] = {
-                "post": {
-                    "operationId": release.operation if self.level == 0 else f"{release.operation}_v{release.major}",
-                    "description": release.summary,
-                    "requestBody": {"required": True, "content": {"application/json": {"schema": envelope}}},
-                    "responses": {"200": {"description": "ok", "content": {"application/json": {"schema": answer}}}},
-                }
-            }
+            paths[path] = self._described(release, envelope, answer)
         info = {"title": "weather", "version": self.release.version}
         return {"openapi": "3.1.0", "info": info, "paths": paths}
+
+    def _described(self, release: Release, envelope: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        value: dict[str, Any] = {
+            "operationId": release.operation if self.level == 0 else f"{release.operation}_v{release.major}",
+            "description": release.summary,
+            "responses": {"200": {"description": "ok", "content": {"application/json": {"schema": answer}}}},
+        }
+        if not self.quirks.query:
+            body = {"required": True, "content": {"application/json": {"schema": envelope}}}
+            return {"post": {**value, "requestBody": body}}
+        value["parameters"] = []
+        for f in release.known():
+            schema = {k: v for k, v in f.schema().items() if k != "description"}
+            text = f.concept.phrases[f.phrase]
+            value["parameters"].append(
+                {"name": f.name, "in": "query", "required": f.required, "description": text, "schema": schema}
+            )
+        return {"get": value}
 
     # Calls
 
@@ -251,3 +267,21 @@ class SimulatedPlugin:
 def _problem(status: int, code: str, detail: str, **extensions: Any) -> Reply:
     value = {"type": f"urn:octavo-plugin:{code}", "status": status, "title": code, "detail": detail, **extensions}
     return status, {"Content-Type": PROBLEM}, json.dumps(value).encode()
+
+
+def _arguments(release: Release, query: str) -> dict[str, Any]:
+    """Query parameters as values: by the schema, as web frameworks do; what cannot be read stays a string."""
+    found: dict[str, Any] = {}
+    given = parse_qs(query, keep_blank_values=True)
+    for f in release.known():
+        if f.name not in given:
+            continue
+        kind = f.schema()["type"]
+        text = given[f.name][-1]
+        found[f.name] = given[f.name] if kind == "array" else text
+        if kind in ("integer", "number"):
+            with suppress(ValueError):
+                found[f.name] = float(text) if kind == "number" else int(text)
+        if kind == "boolean":
+            found[f.name] = {"true": True, "false": False}.get(text, text)
+    return found

@@ -87,7 +87,7 @@ class World:
         """Whether a call with these arguments can be right without asking the model again."""
         if 1 not in self.quirks.protocol or self.fault in FATAL:
             return False
-        known = self.level > 0 and self.old.idempotent
+        known = self.old.idempotent
         trusted = self.level == 2 and not (
             self.quirks.echoes or self.quirks.drops_answer_headers or self.quirks.drops_request_headers
         )
@@ -113,10 +113,10 @@ def make_world(seed: int) -> World:
     rng = random.Random(f"plugin drift {seed}")
     level = rng.choices((0, 1, 2), (22, 13, 65))[0]
     old = first_release(rng)
+    query = level == 0 and rng.random() < 0.6
     if level == 0:
-        # A plain service says neither.
-        old = replace(old, consequential=True, idempotent=False) if rng.random() < 0.5 else old
-        old = replace(old, consequential=False, idempotent=False)
+        # HTTP's own terms: a GET is safe, a POST may do anything.
+        old = replace(old, consequential=not query, idempotent=query)
     new, steps = next_release(rng, old)
     if "major" in steps and rng.random() < 0.2:
         new = replace(new, major=old.major + 3)
@@ -127,7 +127,7 @@ def make_world(seed: int) -> World:
         new=new,
         steps=tuple(steps),
         level=level,
-        quirks=_quirks(rng, level),
+        quirks=replace(_quirks(rng, level), query=query),
         fault=rng.choices(list(FAULTS), list(FAULTS.values()))[0],
         window="beyond the window" not in steps and rng.random() < 0.85,
         pause=rng.choice((1.0, 40.0, 400.0, 4000.0)),
@@ -193,7 +193,7 @@ class Network:
         assert url.startswith(BASE), url
         path = url.removeprefix(BASE)
         self.now += 0.02
-        if method == "GET" or self.fault == "none":
+        if path.partition("?")[0].endswith(".json") or self.fault == "none":
             return self.plugin.handle(method, path, headers, body)
         return self._faulty(method, path, headers, body, seconds)
 
@@ -207,7 +207,7 @@ class Network:
         if self.fault == "page":
             return 200, {"Content-Type": "text/html"}, b"<html>Sign in to the network</html>"
         self.now += 2.0 if self.fault == "slow" else 0.0
-        if self.fault == "too slow" or seconds < 2.0 <= (2.0 if self.fault == "slow" else 0.0):
+        if self.fault == "too slow" or (self.fault == "slow" and seconds < 2.0):
             self.plugin.handle(method, path, headers, body)
             self.now += max(seconds, 0.0)
             raise LateError
