@@ -81,7 +81,11 @@ def run(world: World, make: MakeClient) -> Episode:
         network.begin("none")
         network.now += 60.0
         latest = client.tool()
-        after = None if latest is None else _call(client.call, network, latest, third, world.old.idempotent, world.new.factor)
+        after = (
+            None
+            if latest is None
+            else _call(client.call, network, latest, third, world.old.idempotent, world.new.factor)
+        )
     except Exception as error:
         return _broken(world, f"{type(error).__name__}: {error}")
     finally:
@@ -134,7 +138,9 @@ def _call(
     verdict = judge(last, answer.code == "ok", answer.content, ran, idempotent, factor)
     if verdict is Verdict.TYPED and not answer.said:
         verdict = Verdict.UNTYPED
-    meant = [judge(last, True, execution.release.answer(execution.meaning), [execution], True, factor) for execution in ran]
+    meant = [
+        judge(last, True, execution.release.answer(execution.meaning), [execution], True, factor) for execution in ran
+    ]
     otherwise = verdict is Verdict.TYPED and Verdict.WRONG in meant
     note = f"{answer.code} {last.arguments} {[e.meaning for e in ran]}"
     return _Call(verdict, answer, first, network.requests - start, again, otherwise, note)

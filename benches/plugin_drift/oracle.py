@@ -117,7 +117,9 @@ def undetectable(old: Release, new: Release, same_digest: bool, unchecked: bool)
     return same_digest and any(before.get(f.name) != f.concept_id for f in new.known())
 
 
-def judge(generated: Generated, ok: bool, content: Any, done: list[Execution], idempotent: bool, factor: int) -> Verdict:
+def judge(
+    generated: Generated, ok: bool, content: Any, done: list[Execution], idempotent: bool, factor: int
+) -> Verdict:
     """The verdict on a call that a client reported as a success, or as a typed failure.
 
     Args:

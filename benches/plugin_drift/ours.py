@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from benches.plugin_drift.clients import Answer, Shown
-from benches.plugin_drift.world import BASE, LateError, Network, ResetError
 from octavo.plugins.host import PluginHost
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.host.transport import HttpAnswer, HttpRequest, TransportError
+
+from benches.plugin_drift.clients import Answer, Shown
+from benches.plugin_drift.world import BASE, LateError, Network, ResetError
 
 
 class SimulatedTransport:

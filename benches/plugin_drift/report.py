@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from octavo.evaluation.intervals import proportion
+
 from benches.plugin_drift.episode import Episode
 from benches.plugin_drift.oracle import Verdict
-from octavo.evaluation.intervals import proportion
 
 
 def figures(ours: Sequence[Episode], frozen: Sequence[Episode], exact: Sequence[Episode]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
+from octavo.plugins.schema import digest
+
 from benches.plugin_drift.oracle import Execution
 from benches.plugin_drift.releases import RefusedError, Release
-from octavo.plugins.schema import digest
 
 Reply = tuple[int, dict[str, str], bytes]
 PROBLEM = "application/problem+json"

@@ -140,7 +140,8 @@ def _quirks(rng: random.Random, level: int) -> Quirks:
         return Quirks(no_manifest=rng.choice(("404", "404", "page")), stale=rng.random() < 0.01)
     protocol = rng.choices(({1: 0}, {1: rng.randint(1, 9)}, {1: 3, 2: 0}, {2: 1}), (70, 20, 8, 2))[0]
     kind = rng.choices(
-        ("plain", "answer", "request", "echo", "strict", "stale"), (78, 4, 4, 4, 3, 7) if level == 2 else (90, 0, 0, 5, 5, 0)
+        ("plain", "answer", "request", "echo", "strict", "stale"),
+        (78, 4, 4, 4, 3, 7) if level == 2 else (90, 0, 0, 5, 5, 0),
     )[0]
     return Quirks(
         protocol=protocol,
