@@ -1,0 +1,79 @@
+"""All that the host keeps of one plugin: its client, registry and breaker, and the schemas that were shown."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from octavo.plugins.host.breaker import Breaker
+from octavo.plugins.host.client import Budget, Client
+from octavo.plugins.host.endpoint import Endpoint
+from octavo.plugins.host.outcome import Failure
+from octavo.plugins.host.registry import Registry
+from octavo.plugins.host.source import PluginSource
+
+# Old schemas are kept for calls whose arguments were made under them.
+_SHOWN = 512
+
+
+class PluginState:
+    """One registered plugin. Thread-safe."""
+
+    def __init__(self, client: Client, registry: Registry, clock: Callable[[], float]) -> None:
+        self.client = client
+        self.registry = registry
+        self.breaker = Breaker(clock)
+        self._slots = threading.BoundedSemaphore(client.source.concurrency)
+        self._lock = threading.Lock()
+        self._shown: OrderedDict[tuple[str, str], Endpoint] = OrderedDict()
+        self._last: dict[str, Endpoint] = {}
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def source(self) -> PluginSource:
+        return self.client.source
+
+    def show(self, endpoint: Endpoint) -> None:
+        """Keeps the schema that a model or caller is about to see."""
+        with self._lock:
+            self._last[endpoint.id] = endpoint
+            self._shown[endpoint.id, endpoint.digest] = endpoint
+            self._shown.move_to_end((endpoint.id, endpoint.digest))
+            while len(self._shown) > _SHOWN:
+                self._shown.popitem(last=False)
+
+    def shown(self, operation: str, digest: str | None) -> Endpoint | None:
+        """The operation as it was shown under a digest; without one, as it was last shown."""
+        with self._lock:
+            return self._last.get(operation) if digest is None else self._shown.get((operation, digest))
+
+    def enter(self, budget: Budget) -> None:
+        """Takes one of the plugin's slots: a slow plugin holds no more threads than these.
+
+        Raises:
+            Failure: `unavailable`: none came free in time.
+        """
+        if self._slots.acquire(blocking=False):
+            return
+        if not self._slots.acquire(timeout=min(budget.left(), threading.TIMEOUT_MAX)):
+            count = self.source.concurrency
+            raise Failure("unavailable", f"all {count} calls of the plugin {self.client.name!r} were busy in this time")
+
+    def leave(self) -> None:
+        self._slots.release()
+
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads of asynchronous calls: the plugin's own, thus it blocks no other."""
+        with self._lock:
+            if self._executor is None:
+                name = f"octavo-plugin-{self.client.name}"
+                self._executor = ThreadPoolExecutor(self.source.concurrency, thread_name_prefix=name)
+            return self._executor
+
+    def close(self) -> None:
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
