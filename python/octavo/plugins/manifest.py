@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -44,6 +45,15 @@ class Deprecation:
                 f"sunset is {self.sunset}, before the deprecation at {self.since}: it must not be earlier"
             )
 
+    @classmethod
+    def on(cls, date: str, *, sunset: str | None = None, use: str | None = None) -> Deprecation:
+        """A deprecation from dates in ISO 8601, such as `2026-12-01`; without a zone they are in UTC.
+
+        Raises:
+            InvalidRequestError: a text that is no date, or a sunset before the deprecation.
+        """
+        return cls(_seconds(date), None if sunset is None else _seconds(sunset), use)
+
     def to_json(self) -> dict[str, Any]:
         members = {"since": self.since, "sunset": self.sunset, "use": self.use}
         return {key: value for key, value in members.items() if value is not None}
@@ -79,7 +89,7 @@ class OperationEntry:
     Attributes:
         id: the name, the last part of its path.
         major: the API major.
-        digest: of the schemas; `octavo.plugins.schema.digest`.
+        digest: of the schemas; `octavo.plugins.schema.digest`. "" if a manifest states none.
         since: the plugin's version that brought it, `1.0`.
         consequential: it changes something outside; it is never repaired, and may need an approval.
         idempotent: a repeated call has no further effect.
@@ -121,16 +131,17 @@ class OperationEntry:
         """Reads an entry; unknown members are ignored.
 
         Raises:
-            ManifestError: `id`, `major` or `digest` is missing or has the wrong type.
+            ManifestError: `id` or `major` is missing, or one of these and `digest` has the wrong type.
         """
         if not isinstance(value, dict):
             raise ManifestError("an entry of operations is no object")
-        name, major, found = value.get("id"), value.get("major"), value.get("digest")
+        # Level 1 has no digests.
+        name, major, found = value.get("id"), value.get("major"), value.get("digest") or ""
         if not isinstance(name, str) or not is_operation_id(name):
             raise ManifestError(f"id is {str(name)[:80]!r}: a letter and at most 63 letters, digits and _ are expected")
         if not _is_major(major):
             raise ManifestError(f"major of {name} is {str(major)[:80]!r}: an integer is expected")
-        if not isinstance(found, str) or not found.startswith("sha256:") or len(found) > 100:
+        if not isinstance(found, str) or (found and not found.startswith("sha256:")) or len(found) > 100:
             raise ManifestError(f"digest of {name} is {str(found)[:80]!r}: sha256:... is expected")
         # What cannot be read counts as dangerous.
         consequential = value.get("consequential", False)
@@ -235,6 +246,14 @@ class Manifest:
             limits=_limits(value.get("limits"), notes),
             notes=tuple(notes),
         )
+
+
+def _seconds(date: str) -> int:
+    try:
+        found = datetime.datetime.fromisoformat(date)
+    except (ValueError, TypeError):
+        raise InvalidRequestError(f"the date is {date!r}: a date such as 2026-12-01 is expected") from None
+    return int((found if found.tzinfo else found.replace(tzinfo=datetime.UTC)).timestamp())
 
 
 def _protocols(value: object) -> dict[int, int]:

@@ -1,0 +1,87 @@
+"""Threads that run operations: a caller can stop waiting for them, and none of them keeps the process alive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+_Job = tuple[Future[Any], Callable[[], Any]]
+
+
+class Workers:
+    """A pool of daemon threads, and one event loop on a thread of its own. Both start when they are first used."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread: threading.Thread | None = None
+
+    def submit(self, function: Callable[[], Any]) -> Future[Any]:
+        """Runs `function` on a thread, in the context (contextvars) of the caller."""
+        future: Future[Any] = Future()
+        context = contextvars.copy_context()
+        with self._lock:
+            if self._idle:
+                self._idle -= 1
+            else:
+                thread = threading.Thread(target=self._work, name="octavo-plugin", daemon=True)
+                thread.start()
+                self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+        self._jobs.put((future, lambda: context.run(function)))
+        return future
+
+    def submit_async(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Runs a coroutine on the loop's thread. Cancelling the future cancels it."""
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._loop_thread = threading.Thread(target=_run_loop, args=(self._loop,), daemon=True)
+                self._loop_thread.name = "octavo-plugin-loop"
+                self._loop_thread.start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Ends the threads. One that is in an operation is waited for up to `seconds`, then left."""
+        with self._lock:
+            threads, self._threads, self._idle = self._threads, [], 0
+            loop, self._loop = self._loop, None
+        for _ in threads:
+            self._jobs.put(None)
+        if loop is not None and self._loop_thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            threads.append(self._loop_thread)
+        for thread in threads:
+            thread.join(seconds)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, function = job
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+            del job, future, function
+            with self._lock:
+                self._idle += 1
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()

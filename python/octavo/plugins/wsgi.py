@@ -1,0 +1,65 @@
+"""A plugin under WSGI servers and frameworks. It imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+from octavo.plugins.exchange import Request, Response, problem_response
+from octavo.plugins.handle import too_large
+
+
+class WsgiApp:
+    """The application. Mount it under any path with werkzeug's DispatcherMiddleware, or serve it alone."""
+
+    def __init__(self, handle: Callable[[Request], Response], body_bytes: int) -> None:
+        self._handle = handle
+        self._body_bytes = body_bytes
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        # WSGI carries bytes as Latin-1.
+        path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
+        body = self._body(environ)
+        if len(body) > self._body_bytes:
+            # The rest is not read, thus the connection cannot be used again.
+            response = problem_response(too_large(self._body_bytes).problem, {"connection": "close"})
+        else:
+            response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body))
+        fields = list(response.headers.items())
+        if response.status != 304:
+            fields.append(("content-length", str(len(response.body))))
+        start_response(f"{response.status} {_phrase(response.status)}", fields)
+        return [response.body]
+
+    def _body(self, environ: dict[str, Any]) -> bytes:
+        """The body, or its first bytes if it is too large."""
+        length = environ.get("CONTENT_LENGTH") or ""
+        stream = environ["wsgi.input"]
+        limit = self._body_bytes + 1
+        if length.isdigit():
+            limit = min(int(length), limit)
+        elif not environ.get("wsgi.input_terminated"):
+            # Without a length the end of the body is unknown.
+            return b""
+        parts: list[bytes] = []
+        while limit > 0 and (part := stream.read(limit)):
+            parts.append(part)
+            limit -= len(part)
+        return b"".join(parts)
+
+
+def read_headers(environ: dict[str, Any]) -> dict[str, str]:
+    """The request's headers, in lower case, of a WSGI environ."""
+    found = {key[5:].replace("_", "-").lower(): str(v) for key, v in environ.items() if key.startswith("HTTP_")}
+    for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(key):
+            found[key.replace("_", "-").lower()] = str(environ[key])
+    return found
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
