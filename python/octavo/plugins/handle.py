@@ -7,18 +7,23 @@ import difflib
 import email.utils
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.plugins import idempotency, mcp_endpoint, protocol
+from octavo.plugins import idempotency, protocol
 from octavo.plugins.convert import Endpoint, Table
 from octavo.plugins.exchange import Request, Response, json_response, problem_response, read_json
 from octavo.plugins.manifest import Limits
+from octavo.plugins.mcp_endpoint import McpServer
 from octavo.plugins.operation import rename
 from octavo.plugins.problems import Problem, ProblemError
 from octavo.plugins.running import Done, Job, Runner
 from octavo.plugins.schema import canonical_json
+
+# Origins of pages that this machine serves.
+_LOCAL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
 
 log = logging.getLogger("octavo.plugins")
 
@@ -40,6 +45,7 @@ class Handler:
     Args:
         authorize: whether a request may pass; False answers 401. It may raise `ProblemError`.
         health: raises, or returns False, while the plugin does not work.
+        origins: origins of web pages that may call; pages of this machine always may.
     """
 
     def __init__(
@@ -50,13 +56,16 @@ class Handler:
         store: idempotency.IdempotencyStore,
         authorize: Callable[[Request], bool] | None,
         health: Callable[[], object] | None,
+        origins: Collection[str] = (),
     ) -> None:
         self._served = served
+        self._mcp = McpServer(served.name, served.version, served.description, served.table)
         self._limits = limits
         self._runner = runner
         self._store = store
         self._authorize = authorize
         self._health = health
+        self._origins = origins
 
     def handle(self, request: Request) -> Response:
         """Answers a request, from a thread."""
@@ -84,6 +93,7 @@ class Handler:
         if path == protocol.HEALTH_PATH:
             _only(request, "GET", "HEAD")
             return self._healthy()
+        self._check_origin(request.header("origin"))
         self._check_credentials(request)
         if path in self._served.documents:
             _only(request, "GET", "HEAD")
@@ -92,7 +102,7 @@ class Handler:
             raise too_large(self._limits.body_bytes)
         if path == protocol.MCP_PATH:
             _only(request, "POST")
-            return mcp_endpoint.begin(request, self._served.name, self._served.version, self._served.table)
+            return self._mcp.begin(request)
         parts = path.split("/")
         if len(parts) == 3 and parts[1] == "invoke" and parts[0][:1] == "v":
             _only(request, "POST")
@@ -191,6 +201,12 @@ class Handler:
                 digest=entry.digest,
                 operation=entry.to_json(),
             )
+
+    def _check_origin(self, origin: str | None) -> None:
+        """Refuses requests that a foreign web page makes in a user's browser, also by rebinding a name."""
+        if origin is None or origin in self._origins or "*" in self._origins or _LOCAL.fullmatch(origin):
+            return
+        raise ProblemError("forbidden", f"pages of {origin[:200]!r} may not call: name it in allowed_origins")
 
     def _check_credentials(self, request: Request) -> None:
         if self._authorize is None:

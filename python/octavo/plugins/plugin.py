@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from octavo.errors import InvalidRequestError
@@ -46,6 +46,8 @@ class Plugin:
         concurrency: operations that run at once; further requests get 503.
         authorize: whether a request may pass; False answers 401. See `bearer`.
         health: raises, or returns False, while the plugin does not work.
+        allowed_origins: web pages that may call, such as `https://example.org`; `*` permits all. Pages of this machine
+            always may.
         idempotency: where answers to requests with an Idempotency-Key are kept; None: in memory, one hour.
 
     Raises:
@@ -62,6 +64,7 @@ class Plugin:
         concurrency: int = DEFAULT_CONCURRENCY,
         authorize: Callable[[Request], bool] | None = None,
         health: Callable[[], object] | None = None,
+        allowed_origins: Collection[str] = (),
         idempotency: IdempotencyStore | None = None,
     ) -> None:
         if not isinstance(name, str) or not protocol.is_plugin_name(name):
@@ -81,6 +84,9 @@ class Plugin:
         self._operations: dict[str, Operation] = {}
         self._converters: list[Converter] = []
         self._authorize, self._health = authorize, health
+        if isinstance(allowed_origins, str):
+            raise InvalidRequestError(f"allowed_origins is {allowed_origins!r}: a list of origins is expected")
+        self._origins = frozenset(allowed_origins)
         self._store = idempotency if idempotency is not None else MemoryStore()
         self._runner = Runner(self.limits.timeout_s, concurrency)
         self._lock = threading.Lock()
@@ -229,7 +235,7 @@ class Plugin:
         bodies = {protocol.OPENAPI_PATH: body, protocol.MANIFEST_PATH: openapi.to_bytes(manifest.to_json())}
         documents = {path: (data, f'"{hashlib.sha256(data).hexdigest()[:32]}"') for path, data in bodies.items()}
         served = Served(self.name, self.version, self.description, table, documents)
-        handler = Handler(served, self.limits, self._runner, self._store, self._authorize, self._health)
+        handler = Handler(served, self.limits, self._runner, self._store, self._authorize, self._health, self._origins)
         return handler, manifest, document
 
 
