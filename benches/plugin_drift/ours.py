@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from octavo.plugins.host import PluginHost
+from octavo.plugins.host import PluginHost, PluginSource
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.host.transport import HttpAnswer, HttpRequest, TransportError
 
@@ -38,7 +38,7 @@ class HostClient:
 
     def __init__(self, network: Network) -> None:
         self.host = PluginHost(
-            {"weather": BASE},
+            {"weather": PluginSource(BASE, approval="never")},
             transport=SimulatedTransport(network),
             clock=network.clock,
             sleep=network.sleep,
@@ -51,7 +51,7 @@ class HostClient:
         return Shown(found[0].name, found[0].parameters, found[0].digest) if found else None
 
     def call(self, tool: Shown, arguments: dict[str, Any], digest: str) -> Answer:
-        return read(self.host.call(tool.name, arguments, digest=digest, approved=True))
+        return read(self.host.call(tool.name, arguments, digest=digest))
 
     def close(self) -> None:
         self.host.close()

@@ -32,14 +32,12 @@ class Budget:
     Attributes:
         deadline: when the call must end, on the host's clock.
         requests: the HTTP requests until now.
-        documented: whether this call has read the plugin's document.
         warnings: for the outcome.
     """
 
     clock: Callable[[], float]
     deadline: float
     requests: int = 0
-    documented: bool = False
     warnings: list[str] = field(default_factory=list)
 
     def left(self) -> float:
@@ -146,7 +144,7 @@ def read_json(answer: HttpAnswer, what: str) -> Any:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)[:120]
-        raise Failure("bad_response", f"{what} is no JSON in UTF-8: {reason}", sent=True) from None
+        raise Failure("bad_response", f"{what} is no JSON in UTF-8: {reason}", sent=True, damaged=True) from None
     return value
 
 

@@ -18,7 +18,7 @@ from octavo.plugins.host.endpoint import Endpoint
 from octavo.plugins.host.invoke import Call
 from octavo.plugins.host.names import nearest, tool_name
 from octavo.plugins.host.outcome import Failure, Outcome, Tool, ToolList, failure_text, result_text
-from octavo.plugins.host.registry import Registry
+from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
 from octavo.plugins.host.source import PluginSource, redact
 from octavo.plugins.host.state import PluginState
 from octavo.plugins.host.transport import HttpTransport, Transport
@@ -104,6 +104,8 @@ class PluginHost:
             budget = self._budget(state, deadline)
             try:
                 catalogue = state.registry.get(budget)
+                if not state.registry.guarded:
+                    catalogue = state.registry.revalidate(budget, SHOWN_WITHIN_S)
             except Failure as failure:
                 missing[name] = self._clean(state, failure).to_problem()
                 continue

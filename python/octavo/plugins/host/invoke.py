@@ -14,6 +14,7 @@ from octavo.plugins.host.client import Budget
 from octavo.plugins.host.endpoint import Endpoint, build_plain
 from octavo.plugins.host.names import nearest
 from octavo.plugins.host.outcome import Failure, Repair
+from octavo.plugins.host.registry import CALLED_WITHIN_S
 from octavo.plugins.host.repair import check, repair
 from octavo.plugins.host.retry import may_retry, pause
 from octavo.plugins.host.state import PluginState
@@ -82,9 +83,9 @@ class Call:
 
     def _run(self, given: Any) -> Answered:
         registry = self.state.registry
-        catalogue = registry.get(self.budget)
+        catalogue = registry.get(self.budget, any_age=True)
         if not registry.guarded:
-            catalogue = registry.revalidate(self.budget)
+            catalogue = registry.revalidate(self.budget, CALLED_WITHIN_S)
         renegotiated = reread = changed = False
         while True:
             self.version = catalogue.version
@@ -99,6 +100,8 @@ class Call:
                     catalogue = self._changed(failure, catalogue)
                 elif failure.status == "unsupported_version" and failure.problem is not None and not renegotiated:
                     renegotiated = True
+                    if not registry.take_version(failure.problem.extensions.get("supported")):
+                        raise
                     catalogue = registry.refresh(self.budget, reload=True)
                 elif self._moved(failure, target) and not reread:
                     reread = True
@@ -220,7 +223,8 @@ class Call:
             answer = client.send(self.budget, built.method, built.url, built.headers, built.body, limit)
             self._note(answer)
             return plain_answer(name, answer, target.plain.text)
-        headers = {PROTOCOL_HEADER: str(catalogue.protocol or 1), "Content-Type": "application/json"}
+        version = self.state.registry.version_header or str(catalogue.protocol or 1)
+        headers = {PROTOCOL_HEADER: version, "Content-Type": "application/json"}
         if catalogue.level == 2:
             headers[DIGEST_HEADER] = target.digest
         if key is not None:
@@ -251,7 +255,6 @@ class Call:
         registry = self.state.registry
         # The protocol's headers are missing or echoed, or the request's were stripped: the document decides.
         registry.distrust()
-        self.budget.documented = False
         again = registry.revalidate(self.budget).find(target.id, target.major)
         other = bool(answered.genuine and answered.digest and (again is None or again.digest != answered.digest))
         if again is None or other or not self._same_meaning(target, again):

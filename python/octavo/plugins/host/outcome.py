@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from octavo.plugins.problems import Problem
@@ -151,6 +151,7 @@ class Failure(Exception):
         schema: the new schema of the arguments, where they must be generated anew.
         retry_after: seconds before another try.
         sent: whether the operation may have run.
+        damaged: whether the answer was cut or garbled on its way: another may be whole.
     """
 
     status: Status
@@ -159,7 +160,7 @@ class Failure(Exception):
     schema: dict[str, Any] | None = None
     retry_after: float | None = None
     sent: bool = False
-    warnings: list[str] = field(default_factory=list)
+    damaged: bool = False
 
     def __str__(self) -> str:
         return f"{self.status}: {self.detail}"

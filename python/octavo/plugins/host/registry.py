@@ -18,12 +18,23 @@ from octavo.plugins.host.source import DOCUMENT_BYTES
 from octavo.plugins.host.transport import HttpAnswer
 from octavo.plugins.manifest import Manifest, ManifestError
 from octavo.plugins.problems import Problem
-from octavo.plugins.protocol import MANIFEST_MAX_AGE_S, MANIFEST_PATH, OPENAPI_PATH, SUPPORTED, common_major
+from octavo.plugins.protocol import (
+    MANIFEST_MAX_AGE_S,
+    MANIFEST_PATH,
+    OPENAPI_PATH,
+    SUPPORTED,
+    common_major,
+    parse_versions,
+)
 
 # A plugin may not have its manifest kept for ever, nor asked for with every call.
 _AGE_BOUNDS = (5.0, 3600.0)
 # A failed refresh of a plugin whose digests guard each call is tried again after this time.
 _STALE_S = 30.0
+# Where digests do not guard the calls: how old the document may be when tools are shown, and when one is called. The
+# second is of the order of a request: the document can change between the check and the call in any case.
+SHOWN_WITHIN_S = 30.0
+CALLED_WITHIN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,22 +72,29 @@ class Registry:
         self._manifest: Manifest | None = None
         self._manifest_etag = ""
         self._document: _Kept | None = None
+        # When the document was last read, or confirmed.
+        self._checked = float("-inf")
         # A server that echoes the protocol's headers, or a proxy that strips them, has no more than level 0.
         self._untrusted = False
+        # The version that the plugin asked for; "": the major of the catalogue.
+        self.version_header = ""
 
     @property
     def kept(self) -> Catalogue | None:
         """What is known now, old or not."""
         return self._catalogue
 
-    def get(self, budget: Budget) -> Catalogue:
+    def get(self, budget: Budget, *, any_age: bool = False) -> Catalogue:
         """What is known; it is read first if it is not, or is old.
+
+        Args:
+            any_age: an old catalogue will do if the plugin itself compares the digest of the call.
 
         Raises:
             Failure: it cannot be read.
         """
         kept = self._catalogue
-        if kept is not None and self._clock() < kept.expires:
+        if kept is not None and (self._clock() < kept.expires or (any_age and self.guarded)):
             return kept
         with _locked(self._lock, budget, self._client.name):
             kept = self._catalogue
@@ -99,10 +117,13 @@ class Registry:
                 self._document = None
             return self._read(budget, None, reload=reload)
 
-    def revalidate(self, budget: Budget) -> Catalogue:
-        """Asks for the document alone, before a call whose digest the plugin does not compare.
+    def revalidate(self, budget: Budget, within: float = 0.0) -> Catalogue:
+        """Asks for the document alone, for a plugin that does not compare digests itself.
 
         A plain service ignores members that it does not have, so an old schema would lose arguments in silence.
+
+        Args:
+            within: seconds for which an earlier check still counts.
 
         Raises:
             Failure: it cannot be read.
@@ -111,7 +132,7 @@ class Registry:
             kept, before = self._catalogue, self._document
             if kept is None or before is None:
                 return self._read(budget, None)
-            if budget.documented:
+            if self._clock() - self._checked < within:
                 return kept
             document = self._read_document(budget, before.url, False)
             if document.imported is not before.imported:
@@ -129,6 +150,17 @@ class Registry:
             if self._catalogue is not None:
                 self._catalogue = self._catalogue.with_endpoint(endpoint)
             return self._catalogue
+
+    def take_version(self, supported: object) -> bool:
+        """Sends one of the versions that a plugin lists in `unsupported-version`; False: none is a common one.
+
+        A plugin that compares whole texts refuses the major alone.
+        """
+        listed = [str(item) for item in supported[:32]] if isinstance(supported, list) else []
+        versions = [v for text in listed for v in parse_versions(text) if v.major in self._supported]
+        if versions:
+            self.version_header = str(max(versions, key=lambda v: (v.major, v.minor or 0)))
+        return bool(versions)
 
     def distrust(self) -> None:
         """The protocol's headers of this plugin are not its own: from now on its document is asked before each call."""
@@ -209,7 +241,7 @@ class Registry:
         kept = self._document if self._document and self._document.url == path else None
         url = self._client.url(path)
         answer = self._get(budget, path, kept.etag if kept and not reload else "", reload)
-        budget.documented = True
+        self._checked = self._clock()
         if answer.status == 304 and kept is not None:
             return kept
         if answer.status != 200:

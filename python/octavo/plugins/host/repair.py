@@ -73,7 +73,7 @@ def repair(
         if canonical(old) != canonical(new):
             result.faults.append(Fault("", "the schema changed, and is too complex to compare argument by argument"))
         return _checked(new, result)
-    for step in (work.rename, work.drop, work.defaults, work.values):
+    for step in (work.rename, work.drop, work.replaced, work.defaults, work.values):
         step(result)
     if frozen and result.repairs:
         result = Repaired(dict(arguments), [], [_frozen(result.repairs[0]), *result.faults])
@@ -140,6 +140,18 @@ class _Work:
             else:
                 detail = "the operation has no argument of this name any more, and its value was no default"
                 result.faults.append(Fault(f"/{name}", detail, "additionalProperties"))
+
+    def replaced(self, result: Repaired) -> None:
+        """An argument that is gone may live on under a new name, with another default: then it must not be left out."""
+        named = {self._shown(name) for name in self._new} | set(self._former.values())
+        gone = [name for name in self._old if name not in self._new and name not in named]
+        come = [n for n in self._new if n not in self._old and n not in result.arguments and self._shown(n) == n]
+        for old in gone:
+            for new in come:
+                if not _same_default(self._old[old], self._new[new]):
+                    detail = f"{old!r} is gone, and this is new with another default: it may be the same argument"
+                    result.faults.append(Fault(f"/{new}", detail, "default"))
+                    return
 
     def defaults(self, result: Repaired) -> None:
         """A call without the argument accepted the default that was shown: another default is another call."""
@@ -212,6 +224,13 @@ def _description(schema: Any) -> str:
 
 def _default(schema: Any) -> Any:
     return schema.get("default", _MISSING) if isinstance(schema, dict) else _MISSING
+
+
+def _same_default(one: Any, other: Any) -> bool:
+    before, now = _default(one), _default(other)
+    if before is _MISSING or now is _MISSING:
+        return before is now
+    return _same(before, now)
 
 
 def _shape(schema: Any) -> str:

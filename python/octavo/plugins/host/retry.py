@@ -25,9 +25,8 @@ def may_retry(failure: Failure, repeatable: bool) -> bool:
     """
     if failure.status not in _RETRYABLE:
         return False
-    if failure.status == "bad_response":
-        # A truncated or foreign answer of a proxy; the next may be whole.
-        return repeatable and failure.retry_after is not None
+    if failure.status == "bad_response" and not failure.damaged:
+        return False
     return repeatable or not failure.sent
 
 
