@@ -130,7 +130,7 @@ class McpServer:
 
     def _initialize(self, params: Mapping[str, Any]) -> dict[str, Any]:
         asked = params.get("protocolVersion")
-        found = {
+        found: dict[str, Any] = {
             "protocolVersion": asked if asked in HANDSHAKE else HANDSHAKE[-1],
             "capabilities": {"tools": {}},
             "serverInfo": self._info(),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from octavo.errors import InvalidRequestError
-from octavo.plugins import openapi, protocol
+from octavo.plugins import frameworks, openapi, protocol
 from octavo.plugins.asgi import AsgiApp
 from octavo.plugins.convert import Converter, build_table
 from octavo.plugins.exchange import Request, Response
@@ -192,6 +192,22 @@ class Plugin:
     def wsgi_app(self) -> WsgiApp:
         """The plugin as a WSGI application."""
         return WsgiApp(self.handle, self.limits.body_bytes)
+
+    def blueprint(self) -> Any:
+        """The plugin as a Flask blueprint: `app.register_blueprint(plugin.blueprint(), url_prefix="/weather")`.
+
+        Raises:
+            MissingDependencyError: Flask is not installed.
+        """
+        return frameworks.blueprint(self.wsgi_app, self.name)
+
+    def router(self) -> Any:
+        """The plugin as a FastAPI router: `app.include_router(plugin.router(), prefix="/weather")`.
+
+        Raises:
+            MissingDependencyError: FastAPI is not installed.
+        """
+        return frameworks.router(self.asgi_app)
 
     def close(self) -> None:
         """Ends the plugin's threads. It is needed in tests alone: they keep no process alive."""
