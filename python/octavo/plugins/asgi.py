@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from octavo.plugins.exchange import Request, Response, problem_response
-from octavo.plugins.handle import too_large
+from octavo.plugins.exchange import Request, Response
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -35,11 +34,10 @@ class AsgiApp:
         if body is None:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        response = await self._handle(Request(scope["method"], path, headers, body))
         if len(body) > self._body_bytes:
             # The rest is not read, thus the connection cannot be used again.
-            response = problem_response(too_large(self._body_bytes).problem, {"connection": "close"})
-        else:
-            response = await self._handle(Request(scope["method"], path, headers, body))
+            response = response.with_headers({"connection": "close"})
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
         if response.status != 304:
             fields.append((b"content-length", str(len(response.body)).encode()))

@@ -99,7 +99,8 @@ class Handler:
             _only(request, "GET", "HEAD")
             return self._document(request, path)
         if len(request.body) > self._limits.body_bytes:
-            raise too_large(self._limits.body_bytes)
+            limit = self._limits.body_bytes
+            raise ProblemError("body-too-large", f"the body is larger than {limit} bytes: send less", limit=limit)
         if path == protocol.MCP_PATH:
             _only(request, "POST")
             return self._mcp.begin(request)
@@ -240,10 +241,6 @@ class Handler:
 
     def _newest(self) -> int:
         return max((major for _, major in self._served.table), default=0)
-
-
-def too_large(limit: int) -> ProblemError:
-    return ProblemError("body-too-large", f"the body is larger than {limit} bytes: send less", limit=limit)
 
 
 def _only(request: Request, *methods: str) -> None:

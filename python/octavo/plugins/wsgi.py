@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
-from octavo.plugins.exchange import Request, Response, problem_response
-from octavo.plugins.handle import too_large
+from octavo.plugins.exchange import Request, Response
 
 
 class WsgiApp:
@@ -21,11 +20,8 @@ class WsgiApp:
         # WSGI carries bytes as Latin-1.
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
         body = self._body(environ)
-        if len(body) > self._body_bytes:
-            # The rest is not read, thus the connection cannot be used again.
-            response = problem_response(too_large(self._body_bytes).problem, {"connection": "close"})
-        else:
-            response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body))
+        # A body that is too large is cut after the limit, and the plugin refuses it.
+        response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body))
         fields = list(response.headers.items())
         if response.status != 304:
             fields.append(("content-length", str(len(response.body))))
