@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,11 @@ def faults(schema: Any, value: Any) -> list[Fault]:
         MissingDependencyError: jsonschema is not installed.
     """
     checker = _validator_class()
-    _check(checker, schema)
+    try:
+        text = json.dumps(schema)
+    except (RecursionError, TypeError, ValueError):
+        raise SchemaError("the schema is no JSON, or nests too deep to be checked: make it flatter") from None
+    _check(text)
     found: list[Fault] = []
     try:
         for error in checker(schema, registry=_registry()).iter_errors(value):
@@ -74,7 +79,10 @@ def _fault(error: Any) -> Fault:
     return Fault(pointer(error.absolute_path), detail, keyword, error.validator_value)
 
 
-def _check(checker: Any, schema: Any) -> None:
+@functools.lru_cache(maxsize=1024)
+def _check(text: str) -> None:
+    """Checks a schema, as JSON. Schemas come again with each call, and this takes longer than the values."""
+    schema, checker = json.loads(text), _validator_class()
     try:
         error = next(checker(checker.META_SCHEMA, registry=_meta_registry()).iter_errors(schema), None)
     except RecursionError:
