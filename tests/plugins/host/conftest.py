@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from octavo.plugins.host import PluginHost, PluginSource
+from raw_server import RawServer, raw_server
 
 
 class _Server(uvicorn.Server):
@@ -43,3 +45,22 @@ def serve() -> Iterator[Callable[[Any], str]]:
     """Starts ASGI apps; each gives its base URL."""
     with contextlib.ExitStack() as stack:
         yield lambda app: stack.enter_context(serving(app))
+
+
+@pytest.fixture
+def server() -> Iterator[RawServer]:
+    with raw_server() as found:
+        yield found
+
+
+@pytest.fixture
+def pauses() -> list[float]:
+    """The pauses before retries, instead of sleeping."""
+    return []
+
+
+@pytest.fixture
+def host(server: RawServer, pauses: list[float]) -> Iterator[PluginHost]:
+    """A host with the raw server as plugin `w`."""
+    with PluginHost({"w": PluginSource(server.url, timeout=20.0)}, sleep=pauses.append, random=lambda: 1.0) as made:
+        yield made

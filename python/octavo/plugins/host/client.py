@@ -31,12 +31,14 @@ class Budget:
 
     Attributes:
         deadline: when the call must end, on the host's clock.
+        started: when the call began.
         requests: the HTTP requests until now.
         warnings: for the outcome.
     """
 
     clock: Callable[[], float]
     deadline: float
+    started: float = 0.0
     requests: int = 0
     warnings: list[str] = field(default_factory=list)
 

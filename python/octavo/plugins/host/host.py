@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
 import random as _random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +159,6 @@ class PluginHost:
         plugin, operation = self._resolve(tool_name)
         state = self._states[plugin]
         budget = self._budget(state, deadline)
-        start = self._clock()
         call = Call(state, budget, operation, arguments, digest, approved, self._sleep, self._random)
         failure, content = None, None
         try:
@@ -171,7 +169,7 @@ class PluginHost:
                 state.leave()
         except Failure as found:
             failure = self._clean(state, found)
-        return self._outcome(tool_name, call, content, failure, start)
+        return self._outcome(tool_name, call, content, failure)
 
     async def acall(
         self,
@@ -182,11 +180,28 @@ class PluginHost:
         approved: bool = False,
         digest: str | None = None,
     ) -> Outcome:
-        """As `call`, on a thread of the plugin's own: the event loop runs on, and a slow plugin blocks no other."""
-        plugin, _ = self._resolve(tool_name)
-        run = functools.partial(self.call, tool_name, arguments, deadline=deadline, approved=approved, digest=digest)
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._states[plugin].executor(), context.run, run)
+        """As `call`, on a thread of the plugin's own: the event loop runs on, and a slow plugin blocks no other.
+
+        The deadline counts from here. A call whose task is cancelled before it has a thread is not made.
+        """
+        plugin, operation = self._resolve(tool_name)
+        state = self._states[plugin]
+        begun = self._budget(state, deadline)
+
+        def run() -> Outcome:
+            return self.call(tool_name, arguments, deadline=begun.left(), approved=approved, digest=digest)
+
+        future = state.executor().submit(contextvars.copy_context().run, run)
+        waiting = asyncio.wrap_future(future)
+        try:
+            done, _ = await asyncio.wait((waiting,), timeout=begun.left())
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        if not done and future.cancel():
+            busy = Call(state, begun, operation, arguments, digest, approved, self._sleep, self._random)
+            return self._outcome(tool_name, busy, None, state.busy())
+        return await waiting
 
     def refresh(self, name: str | None = None) -> ToolList:
         """Reads manifests and documents again, past all caches; then as `tools`.
@@ -264,7 +279,8 @@ class PluginHost:
 
     def _budget(self, state: PluginState, seconds: float | None) -> Budget:
         limit = state.source.timeout if seconds is None else min(seconds, state.source.timeout)
-        return Budget(self._clock, self._clock() + limit)
+        now = self._clock()
+        return Budget(self._clock, now + limit, now)
 
     def _result(self, call: Call) -> Any:
         answered = call.run()
@@ -297,7 +313,7 @@ class PluginHost:
         failure.schema = redact(failure.schema, secrets)
         return failure
 
-    def _outcome(self, name: str, call: Call, content: Any, failure: Failure | None, start: float) -> Outcome:
+    def _outcome(self, name: str, call: Call, content: Any, failure: Failure | None) -> Outcome:
         secrets = call.state.source.secrets()
         text, cut = result_text(redact(content, secrets)) if failure is None else (failure_text(failure), [])
         return Outcome(
@@ -313,7 +329,7 @@ class PluginHost:
             version=call.version,
             digest=call.target.digest if call.target is not None else "",
             requests=call.budget.requests,
-            seconds=self._clock() - start,
+            seconds=self._clock() - call.budget.started,
             warnings=tuple(redact([*call.budget.warnings, *cut], secrets)),
             schema=None if failure is None else failure.schema,
             sent=failure is None or failure.sent,

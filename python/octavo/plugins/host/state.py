@@ -58,8 +58,12 @@ class PluginState:
         if self._slots.acquire(blocking=False):
             return
         if not self._slots.acquire(timeout=min(budget.left(), threading.TIMEOUT_MAX)):
-            count = self.source.concurrency
-            raise Failure("unavailable", f"all {count} calls of the plugin {self.client.name!r} were busy in this time")
+            raise self.busy()
+
+    def busy(self) -> Failure:
+        """The failure of a call that got no slot in time."""
+        detail = f"all {self.source.concurrency} calls of the plugin {self.client.name!r} were busy in this time"
+        return Failure("unavailable", detail)
 
     def leave(self) -> None:
         self._slots.release()
