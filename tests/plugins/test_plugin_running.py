@@ -110,12 +110,12 @@ def test_a_retry_after_a_timeout_gets_the_first_ones_result() -> None:
         assert plugin.handle(call).json()["result"] == 1.0
 
 
-@pytest.mark.parametrize("key", ["", '""', "x" * (LONGEST_KEY + 1), "é", "a\nb"])
+@pytest.mark.parametrize("key", ["", '""', "x" * (LONGEST_KEY + 1), "é", "a\nb", "a b", 'a"b'])
 def test_a_key_that_is_none_is_refused(plugin: Plugin, key: str) -> None:
     response = plugin.handle(request("send", {"to": "a", "text": "b"}, idempotency_key=key))
     assert kind(response) == (400, "malformed-request")
     assert plugin.sent == []  # type: ignore[attr-defined]
-    assert read_key('"a\\"b"') == read_key('a"b')
+    assert read_key('"a"') == read_key(" a ") == "a"
 
 
 def answer(size: int = 1) -> Response:

@@ -6,6 +6,7 @@ After draft-ietf-httpapi-idempotency-key-header. A store holds the answers.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -16,7 +17,9 @@ from typing import Protocol
 from octavo.plugins.exchange import Response
 from octavo.plugins.problems import ProblemError
 
-LONGEST_KEY = 255
+LONGEST_KEY = 200
+# Visible ASCII, with or without quotes around it.
+KEY_PATTERN = f'^("[!#-~]{{1,{LONGEST_KEY}}}"|[!#-~]{{1,{LONGEST_KEY}}})$'
 KEPT_SECONDS = 3600.0
 MAX_ENTRIES = 4096
 MAX_BYTES = 16 << 20
@@ -43,14 +46,11 @@ def read_key(header: str) -> str:
     Raises:
         ProblemError: malformed-request.
     """
-    key = header.strip()
-    if len(key) >= 2 and key[0] == key[-1] == '"':
-        key = key[1:-1].replace('\\"', '"').replace("\\\\", "\\")
-    if not 1 <= len(key) <= LONGEST_KEY or not key.isascii() or not key.isprintable():
+    if not re.fullmatch(KEY_PATTERN, header.strip()):
         raise ProblemError(
-            "malformed-request", f"Idempotency-Key must be 1 to {LONGEST_KEY} printable ASCII characters, best a UUID"
+            "malformed-request", f"Idempotency-Key must be 1 to {LONGEST_KEY} visible ASCII characters, best a UUID"
         )
-    return key
+    return header.strip().strip('"')
 
 
 def scoped(key: str, credentials: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from octavo.plugins.convert import Endpoint, Table
+from octavo.plugins.idempotency import KEY_PATTERN
 from octavo.plugins.problems import CODES
 from octavo.plugins.protocol import (
     DIGEST_HEADER,
@@ -79,15 +80,19 @@ def _operation(endpoint: Endpoint, unique: str, components: dict[str, Any]) -> d
 
 
 def _parameters() -> list[dict[str, Any]]:
-    version = {"type": "string", "maxLength": 256, "examples": ["1"]}
+    majors = "|".join(map(str, sorted(SUPPORTED)))
+    # A list that names a supported major; the other items do not count.
+    version = {"type": "string", "pattern": rf"(^|, ?)({majors})(\.(0|[1-9][0-9]{{0,3}}))?($|,)", "maxLength": 200}
+    digest = {"type": "string", "pattern": "^sha256:[0-9a-f]{64}$"}
+    key = {"type": "string", "pattern": KEY_PATTERN}
     rows = [
         (
             PROTOCOL_HEADER,
             f"Protocol majors of the client, such as 1. Supported: {', '.join(supported_list())}",
             version,
         ),
-        (DIGEST_HEADER, "The digest of the schema that the arguments were made for", {"type": "string"}),
-        (IDEMPOTENCY_HEADER, "A repeated request with the same key gets the first one's answer", {"type": "string"}),
+        (DIGEST_HEADER, "The digest of the schema that the arguments were made for", digest),
+        (IDEMPOTENCY_HEADER, "A repeated request with the same key gets the first one's answer", key),
     ]
     return [
         {"name": name, "in": "header", "required": False, "description": words + ".", "schema": schema}
