@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
 
 # Names in octavo.server.calls.formats; a test compares them.
 TOOL_PARSERS = (
@@ -99,6 +103,8 @@ class ServerConfig:
         lora_root: folder below which adapters are loaded at run time. It and `admin_api_keys` go together; without them
             a running server takes no other adapters.
         page: serve a small page at /. Its files need no key and contain no data.
+        plugins: the plugins that requests may name; the caller closes the host. max_plugin_rounds: rounds with calls of
+            plugins in one answer.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -115,6 +121,8 @@ class ServerConfig:
     admin_api_keys: tuple[str, ...] = ()
     lora_root: str | os.PathLike[str] | None = None
     page: bool = True
+    plugins: PluginHost | None = None
+    max_plugin_rounds: int = 8
 
     def __post_init__(self) -> None:
         for name in ("api_keys", "admin_api_keys"):
@@ -130,6 +138,8 @@ class ServerConfig:
             raise InvalidRequestError(f"metrics_compat is {self.metrics_compat!r}: 'vllm' or None is expected")
         if not 0 <= self.stream_interval_ms <= 10_000:
             raise InvalidRequestError(f"stream_interval_ms is {self.stream_interval_ms}: 0 to 10000 is expected")
+        if not 1 <= self.max_plugin_rounds <= 64:
+            raise InvalidRequestError(f"max_plugin_rounds is {self.max_plugin_rounds}: 1 to 64 is expected")
 
     @property
     def takes_adapters(self) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
-from octavo import _core
 from octavo.llm import LLM
 from octavo.server.calls.formats import AROUND, REASONING, lark_escaped, literal
 from octavo.server.parsing import Parser, Piece, Reasoning, Thinking, Without
@@ -175,6 +174,17 @@ class ReasoningCounter:
         return low
 
 
+class Sample(Protocol):
+    """News of a sample, of the engine or of an output."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+
+
 class Reader(Parser):
     """Reads one sample: its text into pieces, and the number of its reasoning tokens.
 
@@ -191,7 +201,7 @@ class Reader(Parser):
     def reasoning_tokens(self) -> int:
         return 0 if self._counter is None else self._counter.tokens
 
-    def read(self, sample: _core.SampleDelta) -> list[Piece]:
+    def read(self, sample: Sample) -> list[Piece]:
         """The pieces of a portion; at the end of the sample also the remaining ones."""
         pieces = self.feed(sample.text)
         if sample.finish_reason is not None:
@@ -201,6 +211,10 @@ class Reader(Parser):
             if sample.finish_reason is not None:
                 self._counter.finish()
         return pieces
+
+    def reason(self, sample: Sample) -> str | None:
+        """The reason why the answer has ended; None while it goes on. Asked after `read`."""
+        return sample.finish_reason
 
     def feed(self, text: str) -> list[Piece]:
         return self._parser.feed(text)

@@ -74,6 +74,10 @@ class Usage:
 
     def take(self, index: int, delta: _core.Delta, handle: RequestHandle[Any]) -> None:
         self.completion += delta.num_tokens
+        while index >= len(self._prompt):
+            # The rounds of an answer come one after the other.
+            self._prompt.append(0)
+            self._cached.append(0)
         if not self._prompt[index]:
             self._prompt[index] = handle.num_prompt_tokens
         if delta.finished:

@@ -21,10 +21,10 @@ log = logging.getLogger("octavo.server")
 
 # A request with a shorter body is handled on the event loop: a thread would cost more than the work.
 _QUICK_BYTES = 8 << 10
-# Fields whose grammar may be slow to compile, and the one that brings a long conversation. (Such text in another place
-# only costs the use of a thread.)
+# Fields whose grammar may be slow to compile, those that ask plugins, and the one that brings a long conversation.
+# (Such text in another place only costs the use of a thread.)
 _SLOW = re.compile(
-    rb'"(?:tools|response_format|structured_outputs|guided_|json_schema|regex|format|output_config|output_format|text'
+    rb'"(?:tools|plugins|response_format|structured_outputs|guided_|json_schema|regex|format|output_config|output_format|text'
     rb"|previous_response_id|\\u)"
 )
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

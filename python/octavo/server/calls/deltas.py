@@ -26,12 +26,12 @@ class CallDeltas:
         self._held: str | None = None
         self.calls: list[dict[str, Any]] = []
 
-    def open(self, name: str) -> list[dict[str, Any]]:
-        """Begins a call."""
+    def open(self, name: str, call_id: str | None = None) -> list[dict[str, Any]]:
+        """Begins a call, with a new id if none is given."""
         out = self.close()
         kind, key = ("custom", "input") if name in self._custom else ("function", "arguments")
         self._held = "" if kind == "custom" else None
-        head = {"id": self._new_id([call["id"] for call in self.calls]), "type": kind}
+        head = {"id": call_id or self._new_id([call["id"] for call in self.calls]), "type": kind}
         # Two objects: arguments are appended to the kept one.
         self.calls.append({**head, kind: {"name": name, key: ""}})
         return [*out, self._delta({**head, kind: {"name": name, key: ""}})]

@@ -168,6 +168,28 @@ class ToolCall(Strict):
     custom: CustomCall | None = None
 
 
+class ApprovalFilter(Strict):
+    """Operations of a plugin, in OpenAI's shape: those that are named, and only those that read if it says so."""
+
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+
+class ApprovalFilters(Strict):
+    """Operations whose calls wait for an approval, and operations whose calls never do."""
+
+    always: ApprovalFilter | None = None
+    never: ApprovalFilter | None = None
+
+
+class ChosenPlugin(Strict):
+    """A plugin of the server, and what of it the model may call."""
+
+    name: Annotated[str, Field(min_length=1)]
+    allowed_tools: list[str] | ApprovalFilter | None = None
+    require_approval: Literal["always", "never"] | ApprovalFilters | None = None
+
+
 class Message(Strict):
     """A turn of a conversation."""
 
@@ -183,6 +205,8 @@ class Message(Strict):
     # Other names of continue_final_message: Mistral's and DeepSeek's, then Moonshot's.
     prefix: bool | None = None
     partial: bool | None = None
+    # octavo's own: calls that an earlier answer has run
+    plugin_calls: list[dict[str, Any]] | None = None
 
 
 class Function(Strict):
@@ -243,6 +267,10 @@ class ChatRequest(Sampling):
     thinking_token_budget: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     echo: Literal[False] | None = None
     add_special_tokens: Literal[False] | None = None
+    # octavo's own
+    plugins: Annotated[list[str | ChosenPlugin], Field(max_length=64)] | None = None
+    plugin_approvals: dict[str, bool] | None = None
+    max_plugin_rounds: Annotated[int, Field(ge=1, le=64)] | None = None
 
 
 class EmbeddingRequest(Strict):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo import _core
+from octavo.params import SamplingParams
 from octavo.request_handle import RequestHandle
 from octavo.server.calls.deltas import CallDeltas
 from octavo.server.calls.toolbox import Toolbox
@@ -17,10 +18,13 @@ from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.messages import prompt_of
-from octavo.server.output_format import field_of, output_format
+from octavo.server.output_format import OutputFormat, field_of, output_format
 from octavo.server.parsing import Arguments, Content, Piece, Reasoning
+from octavo.server.plugin_chat import chat_rounds, outcome_fields
+from octavo.server.plugins import RanCalls, RoundsGeneration
 from octavo.server.reasoning import Reader
 from octavo.server.response import Response, new_id, now
+from octavo.server.rounds import Ran, Rounds
 from octavo.server.routes import Route
 from octavo.server.sampling import candidates, sampling_params
 from octavo.server.targets import Target
@@ -32,7 +36,12 @@ _AFTER = b'},"logprobs":null,"finish_reason":null}'
 def chat(context: Context, call: Call) -> Response:
     request, target = context.read_with_target(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    return Chat(context, request, begin(context, request, call, names, target), stream=bool(request.stream))
+    rounds = chat_rounds(context, request)
+    if rounds is None:
+        begun = begin(context, request, call, names, target)
+    else:
+        begun = begin_rounds(context, rounds, call, names, target)
+    return Chat(context, request, begun, stream=bool(request.stream))
 
 
 @dataclass(frozen=True)
@@ -51,16 +60,17 @@ class Begun:
     target: Target
 
 
-def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Begun:
-    """Starts the generation of a chat request.
+class Prepared(NamedTuple):
+    """A chat request that is checked, before it runs."""
 
-    Args:
-        names: names of `LLM.submit`'s arguments -> names in the API.
-        target: what the request runs with. `request` may be made from another one, and does not say it.
+    prompt: str | list[int]
+    params: SamplingParams
+    form: OutputFormat
+    toolbox: Toolbox
 
-    Raises:
-        ApiError: the request is invalid.
-    """
+
+def prepare(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Prepared:
+    """Checks a chat request; arguments as `begin`."""
     limits = context.config.limits
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
@@ -90,8 +100,41 @@ def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, s
         reserved=max_tokens or 1,
         param=names.get("prompt", "prompt"),
     )
-    generation = context.generate([(cut, False, params)], stream=bool(request.stream), names=names)
-    return Begun(generation, form.reader, toolbox.custom, target)
+    return Prepared(cut, params, form, toolbox)
+
+
+def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Begun:
+    """Starts the generation of a chat request.
+
+    Args:
+        names: names of `LLM.submit`'s arguments -> names in the API.
+        target: what the request runs with. `request` may be made from another one, and does not say it.
+
+    Raises:
+        ApiError: the request is invalid.
+    """
+    ready = prepare(context, request, call, names, target)
+    generation = context.generate([(ready.prompt, False, ready.params)], stream=bool(request.stream), names=names)
+    return Begun(generation, ready.form.reader, ready.toolbox.custom, target)
+
+
+def begin_rounds(context: Context, rounds: Rounds, call: Call, names: dict[str, str], target: Target) -> Begun:
+    """Starts an answer that calls plugins; arguments as `begin`.
+
+    Raises:
+        ApiError: the request is invalid. No plugin is called then.
+    """
+
+    def next_round() -> Generation:
+        begun = begin(context, rounds.request, call, names, target)
+        rounds.begin(begun.reader())
+        return begun.generation
+
+    custom = prepare(context, rounds.request, call, names, target).toolbox.custom if rounds.calls() else None
+    generation = RoundsGeneration(rounds, next_round)
+    if custom is None:
+        custom = Toolbox(context, rounds.request).custom
+    return Begun(generation, lambda: rounds.reader, custom, target)
 
 
 class Chat(Response):
@@ -112,6 +155,8 @@ class Chat(Response):
         self._prompt_logprobs: list[dict[str, Any] | None] | None = None
 
     def feed(self, deltas: Deltas) -> bytes:
+        if isinstance(deltas, RanCalls):
+            return self._ran(deltas.ran)
         out = b""
         for index, delta in deltas:
             handle = self.generation.handles[index]
@@ -119,26 +164,36 @@ class Chat(Response):
             if self._request.prompt_logprobs is not None:
                 self._prompt_logprobs = prompt_logprobs(delta.prompt_logprobs) or self._prompt_logprobs
             for sample in delta.outputs:
-                choice = self._choices.get(sample.index)
-                if choice is None:
-                    choice = Choice(
-                        sample.index, self._begun.reader(), CallDeltas(self._new_call_id, self._begun.custom)
-                    )
-                    self._choices[sample.index] = choice
-                    if self.stream:
-                        first = {"role": "assistant", "content": ""}
-                        out += self._chunk(choice, first, None, None, handle)
+                choice, first = self._choice(sample.index, handle)
                 pieces = choice.add(sample, self._request)
                 objects = choice.deltas(pieces)
                 if self.stream:
-                    out += self._events(choice, pieces, objects, sample)
+                    out += first + self._events(choice, pieces, objects)
         self.usage.reasoning = sum(choice.reader.reasoning_tokens for choice in self._choices.values())
         return out
 
-    def _events(
-        self, choice: Choice, pieces: list[Piece], deltas: list[dict[str, Any]], sample: _core.SampleDelta
-    ) -> bytes:
-        if self._plain and len(pieces) == 1 and isinstance(pieces[0], Content) and sample.finish_reason is None:
+    def _choice(self, index: int, handle: RequestHandle[Any] | None = None) -> tuple[Choice, bytes]:
+        """A choice, and the event that begins it if it is new."""
+        choice = self._choices.get(index)
+        if choice is not None:
+            return choice, b""
+        choice = Choice(index, self._begun.reader(), CallDeltas(self._new_call_id, self._begun.custom))
+        self._choices[index] = choice
+        if not self.stream:
+            return choice, b""
+        return choice, self._chunk(choice, {"role": "assistant", "content": ""}, None, None, handle)
+
+    def _ran(self, ran: Ran) -> bytes:
+        """Calls of plugins have run."""
+        choice, out = self._choice(0)
+        for delta in choice.ran(ran):
+            out += self._chunk(choice, delta, None, None) if self.stream else b""
+        if choice.reason is not None and self.stream:
+            out += self._chunk(choice, {}, None, choice.reason)
+        return out
+
+    def _events(self, choice: Choice, pieces: list[Piece], deltas: list[dict[str, Any]]) -> bytes:
+        if self._plain and len(pieces) == 1 and isinstance(pieces[0], Content) and choice.reason is None:
             return self._chunks.text(choice.before, pieces[0].text, _AFTER)
         out = b""
         logprobs = choice.take_logprobs(self._request)
@@ -147,7 +202,7 @@ class Chat(Response):
             out += self._chunk(choice, delta, logprobs, None)
             logprobs = None
         tokens = self._request.return_token_ids and choice.token_ids
-        if sample.finish_reason is not None or logprobs is not None or tokens:
+        if choice.reason is not None or logprobs is not None or tokens:
             out += self._chunk(choice, {}, logprobs, choice.reason)
         return out
 
@@ -201,6 +256,8 @@ class Choice:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls = calls
+        # Calls that plugins have run, as the client sees them.
+        self._plugin_calls: list[dict[str, Any]] = []
         self._logprobs: list[dict[str, Any]] = []
         self._reason: str | None = None
 
@@ -216,10 +273,24 @@ class Choice:
             self._logprobs += [
                 chat_logprobs(row, as_ids=bool(request.return_tokens_as_token_ids)) for row in sample.logprobs or []
             ]
-        if sample.finish_reason is not None:
-            self._reason = sample.finish_reason
+        pieces = self.reader.read(sample)
+        self._reason = self.reader.reason(sample)
+        if self._reason is not None:
             self.stop_reason = sample.stop_reason
-        return self.reader.read(sample)
+        return pieces
+
+    def ran(self, ran: Ran) -> list[dict[str, Any]]:
+        """Calls of plugins as `delta` objects. Those that wait for an approval are calls for the client, too."""
+        made = [
+            {"index": i, **outcome_fields(call, outcome)}
+            for i, (call, outcome) in enumerate(zip(ran.calls, ran.outcomes, strict=True), len(self._plugin_calls))
+        ]
+        self._plugin_calls += made
+        out: list[dict[str, Any]] = [{"plugin_calls": made}]
+        for call in ran.waiting:
+            out += [*self._calls.open(call.name, call.id), *self._calls.add(call.arguments)]
+        self._reason = ran.reason
+        return out
 
     def deltas(self, pieces: list[Piece]) -> list[dict[str, Any]]:
         """The pieces as OpenAI's `delta` objects; also kept for the complete response."""
@@ -260,6 +331,8 @@ class Choice:
             message["reasoning_content"] = "".join(self._reasoning)
         if self._calls.calls:
             message["tool_calls"] = self._calls.calls
+        if self._plugin_calls:
+            message["plugin_calls"] = self._plugin_calls
         body = {
             "index": self.index,
             "message": message,

@@ -1,0 +1,207 @@
+"""Plugins of a request: which operations it may call, and the generation of all its rounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+from octavo.errors import InvalidRequestError
+from octavo.plugins.host.outcome import Tool, ToolList
+from octavo.plugins.loop import Offer, PluginCall, Rule
+from octavo.server.context import Context
+from octavo.server.errors import bad_request
+from octavo.server.fields.requests import ApprovalFilter, ApprovalFilters
+from octavo.server.generation import Deltas, Generation
+from octavo.server.rounds import Ran, Rounds
+
+# Seconds between two checks whether a synchronous client is still connected.
+_CLIENT_CHECK_SECONDS = 0.25
+
+Approval = str | ApprovalFilters | None
+
+
+class RanCalls(list[Any]):
+    """A portion of output without text: the calls of a round have ended.
+
+    Attributes:
+        ran: the calls and their outcomes.
+    """
+
+    def __init__(self, ran: Ran) -> None:
+        super().__init__()
+        self.ran = ran
+
+    def __bool__(self) -> bool:
+        # An empty portion means that there is nothing to send.
+        return True
+
+
+class RoundsGeneration(Generation):
+    """The generations of all rounds of an answer, as one.
+
+    Args:
+        begin: starts the generation of the next round.
+    """
+
+    def __init__(self, rounds: Rounds, begin: Callable[[], Generation]) -> None:
+        super().__init__([])
+        self._rounds = rounds
+        self._begin = begin
+        self._now: Generation | None = None
+        self._closed = False
+        if not rounds.calls():
+            self._next()
+
+    def close(self) -> None:
+        self._closed = True
+        if self._now is not None:
+            self._now.close()
+
+    def _next(self) -> Generation:
+        made = self._begin()
+        self._now = made
+        self.handles += made.handles
+        if self._closed:
+            # The client has left while the round was made.
+            made.close()
+        return made
+
+    def deltas(self, is_connected: Callable[[], bool], timeout: float) -> Iterator[Deltas]:
+        try:
+            yield from self._missing()
+            while True:
+                if self._now is not None:
+                    yield from map(self._numbered, self._now.deltas(is_connected, timeout))
+                calls = self._rounds.calls()
+                if not calls:
+                    return
+                thread = ThreadPoolExecutor(1, thread_name_prefix="octavo-plugins")
+                try:
+                    running = thread.submit(self._rounds.loop.run, calls)
+                    for connected in _waiting(running, is_connected, timeout):
+                        if not connected:
+                            return
+                        yield []
+                finally:
+                    # A client that has left does not wait for the calls: each has its own deadline.
+                    thread.shutdown(wait=False)
+                ran = self._rounds.take(calls, running.result())
+                yield RanCalls(ran)
+                if ran.reason is not None:
+                    return
+                self._next()
+        finally:
+            self.close()
+
+    async def adeltas(self, timeout: float) -> AsyncIterator[Deltas]:
+        try:
+            for deltas in self._missing():
+                yield deltas
+            while True:
+                if self._now is not None:
+                    async with contextlib.aclosing(self._now.adeltas(timeout)) as batches:  # type: ignore[type-var]
+                        async for deltas in batches:
+                            yield self._numbered(deltas)
+                calls = self._rounds.calls()
+                if not calls:
+                    return
+                running = asyncio.create_task(self._rounds.loop.arun(calls))
+                try:
+                    while not (await asyncio.wait({running}, timeout=timeout))[0]:
+                        yield []
+                finally:
+                    running.cancel()
+                ran = self._rounds.take(calls, running.result())
+                yield RanCalls(ran)
+                if ran.reason is not None:
+                    return
+                await asyncio.to_thread(self._next)
+        finally:
+            self.close()
+
+    def _missing(self) -> Iterator[Deltas]:
+        """Plugins that could not be asked for their operations, as calls that nobody has made."""
+        missing = self._rounds.loop.missing
+        if missing:
+            yield RanCalls(Ran(tuple(PluginCall("", "", "{}") for _ in missing), missing, None))
+
+    def _numbered(self, deltas: Deltas) -> Deltas:
+        """Output with the number of its round, under which its handle stands."""
+        return [(len(self.handles) - 1, delta) for _, delta in deltas]
+
+
+def _waiting(running: Future[Any], is_connected: Callable[[], bool], timeout: float) -> Iterator[bool]:
+    """Waits for `running`. Yields True after each `timeout` seconds, and False when the client has left."""
+    waited = 0.0
+    while not wait_for([running], _CLIENT_CHECK_SECONDS).done:
+        if not is_connected():
+            yield False
+        waited += _CLIENT_CHECK_SECONDS
+        if waited >= timeout:
+            waited = 0.0
+            yield True
+
+
+def offers(
+    context: Context, name: str, where: str, *, allowed: Sequence[str] | ApprovalFilter | None, approval: Approval
+) -> tuple[list[Offer], str | None]:
+    """The operations of a plugin that a request may call, and why there are none if its plugin does not answer.
+
+    Args:
+        name: of the plugin.
+        where: path of the field that names it.
+
+    Raises:
+        ApiError: 400 for a plugin or an operation that does not exist.
+    """
+    host = context.config.plugins
+    if host is None:
+        message = f"{where} is {name[:80]!r}: this server has no plugins, start it with --plugin NAME=URL"
+        raise bad_request(message, where)
+    try:
+        tools: ToolList = host.tools([name])
+    except InvalidRequestError as error:
+        raise bad_request(f"{where}: {error}", where) from error
+    missing = tools.missing.get(name)
+    if missing is not None:
+        return [], missing.detail or missing.code
+    known = [tool.operation for tool in tools]
+    for given in (allowed, *_filters(approval)):
+        names = (given.tool_names if isinstance(given, ApprovalFilter) else given) or ()
+        unknown = next((n for n in names if n not in known), None)
+        if unknown is not None:
+            message = f"{where}: the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
+            raise bad_request(message, where)
+    return [Offer(t, _rule(t, approval)) for t in tools if allowed is None or _matches(t, allowed)], None
+
+
+def _filters(approval: Approval) -> list[ApprovalFilter]:
+    if not isinstance(approval, ApprovalFilters):
+        return []
+    return [found for found in (approval.always, approval.never) if found is not None]
+
+
+def _rule(tool: Tool, approval: Approval) -> Rule:
+    if approval == "never":
+        return "never"
+    if approval == "always":
+        return "always"
+    if isinstance(approval, ApprovalFilters):
+        # Of two rules the stricter one holds.
+        if approval.always is not None and _matches(tool, approval.always):
+            return "always"
+        if approval.never is not None and _matches(tool, approval.never):
+            return "never"
+    return "host"
+
+
+def _matches(tool: Tool, wanted: Sequence[str] | ApprovalFilter) -> bool:
+    if not isinstance(wanted, ApprovalFilter):
+        return tool.operation in wanted
+    if wanted.tool_names is not None and tool.operation not in wanted.tool_names:
+        return False
+    return wanted.read_only is None or wanted.read_only != tool.consequential
