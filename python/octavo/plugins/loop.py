@@ -59,6 +59,7 @@ class PluginCall:
         arguments: JSON text.
         approved: what a person has decided; None: nobody was asked.
         request_id: of the request for approval that this call answers.
+        current: the operation has the schema under which the arguments were written.
     """
 
     id: str
@@ -66,6 +67,7 @@ class PluginCall:
     arguments: str
     approved: bool | None = None
     request_id: str | None = None
+    current: bool = True
 
 
 class Loop:
@@ -196,6 +198,10 @@ class Loop:
         for call in calls:
             if call.approved is False:
                 found[call] = self._outcome(call, DENIED, "a person has refused this call")
+            elif not call.current:
+                text = "the operation has another schema than this call was written under: it did not run"
+                schema = self.tool(call.name).parameters
+                found[call] = replace(self._outcome(call, "schema_changed", text), schema=schema)
             elif call.approved is None and self._offers[call.name].rule == "always":
                 found[call] = self._outcome(call, WAITING, "the call waits for an approval")
             elif not isinstance(_arguments(call), dict):

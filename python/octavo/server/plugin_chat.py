@@ -9,6 +9,7 @@ from typing import Any
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.loop import WAITING, Loop, Offer, PluginCall
 from octavo.server.calls.arguments import arguments_object
+from octavo.server.calls.ids import id_has
 from octavo.server.context import Context
 from octavo.server.continuation import continues
 from octavo.server.errors import bad_request
@@ -78,7 +79,8 @@ def _waiting(messages: list[Message], loop: Loop, approvals: dict[str, bool]) ->
                 continue
             given = function.arguments
             text = given if isinstance(given, str) else json.dumps(arguments_object(given)[0], ensure_ascii=False)
-            yield PluginCall(call.id, function.name, text, approvals.get(call.id))
+            current = id_has(call.id, loop.tool(function.name).digest)
+            yield PluginCall(call.id, function.name, text, approvals.get(call.id), current=current)
         return
 
 

@@ -15,7 +15,15 @@ from octavo.server.http import dumps
 from octavo.server.response import new_id
 
 # Prefixes of ids by the type of an item.
-_PREFIXES = {"message": "msg", "function_call": "fc", "custom_tool_call": "ctc", "reasoning": "rs"}
+_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "reasoning": "rs",
+    "mcp_approval_response": "mcpar",
+}
+# Types of items that have no status.
+_WITHOUT_STATUS = frozenset({"reasoning", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response"})
 
 
 class StoredItem(NamedTuple):
@@ -177,6 +185,6 @@ def stored_item(item: dict[str, Any]) -> StoredItem:
         part = "output_text" if item.get("role") == "assistant" else "input_text"
         more: dict[str, Any] = {"annotations": []} if part == "output_text" else {}
         whole["content"] = [{"type": part, "text": item["content"], **more}]
-    if kind != "reasoning":
+    if kind not in _WITHOUT_STATUS:
         whole.setdefault("status", "completed")
     return StoredItem(item_id, dumps(whole))

@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.loop import WAITING, Loop, PluginCall, message_text
+from octavo.server.calls.ids import id_with
 from octavo.server.context import Context
 from octavo.server.fields.requests import (
     AllowedTools,
@@ -190,11 +191,11 @@ class Rounds:
             return list(self._waiting)
         if not self.reader.goes_on:
             return []
-        taken: list[str] = []
-        made = []
+        made: list[PluginCall] = []
         for name, arguments in self.reader.own_calls:
-            taken.append(self._context.new_call_id(taken))
-            made.append(PluginCall(taken[-1], name, arguments))
+            # The id says under which schema the arguments were written: an approval may come much later.
+            call_id = id_with(self._context.new_call_id([call.id for call in made]), self.loop.tool(name).digest)
+            made.append(PluginCall(call_id, name, arguments))
         return made
 
     def take(self, calls: Sequence[PluginCall], outcomes: Sequence[Outcome]) -> Ran:

@@ -12,6 +12,8 @@ from typing import Any
 _ALPHABET = string.digits + string.ascii_letters
 # Length that Mistral's templates require.
 _SHORT = 9
+# Characters of a mark in such an id.
+_MARK = 4
 
 
 def new_call_id(taken: Iterable[str] = (), *, short: bool) -> str:
@@ -25,6 +27,27 @@ def new_call_id(taken: Iterable[str] = (), *, short: bool) -> str:
 def is_short(call_id: str) -> bool:
     """Whether `call_id` has nine ASCII letters and digits."""
     return len(call_id) == _SHORT and call_id.isascii() and call_id.isalnum()
+
+
+def id_with(call_id: str, fact: str) -> str:
+    """`call_id` with the mark of `fact`, in the same form."""
+    if is_short(call_id):
+        return call_id[:-_MARK] + _mark(fact)[0]
+    return f"{call_id}-{_mark(fact)[1]}"
+
+
+def id_has(call_id: str, fact: str) -> bool:
+    """Whether `call_id` was made by `id_with` and the same `fact`."""
+    short, long = _mark(fact)
+    return call_id.endswith(short if is_short(call_id) else f"-{long}")
+
+
+def _mark(fact: str) -> tuple[str, str]:
+    """The mark in a short id and in a long one."""
+    digest = hashlib.sha256(fact.encode("utf-8", "surrogatepass")).digest()
+    number = int.from_bytes(digest[:8], "big")
+    short = "".join(_ALPHABET[number // len(_ALPHABET) ** place % len(_ALPHABET)] for place in range(_MARK))
+    return short, digest.hex()[:12]
 
 
 def short_ids(call_ids: Iterable[str]) -> dict[str, str]:

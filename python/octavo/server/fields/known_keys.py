@@ -28,6 +28,11 @@ ITEMS: Keys = {
     "additional_tools": _keys("id role tools"),
     "function": _keys(f"{_TOOL} parameters strict output_schema"),
     "custom": _keys(f"{_TOOL} format"),
+    "mcp": _keys("server_label server_description allowed_tools require_approval allowed_callers defer_loading"),
+    "mcp_call": _keys("id server_label name arguments output error status approval_request_id"),
+    "mcp_list_tools": _keys("id server_label tools error"),
+    "mcp_approval_request": _keys("id server_label name arguments"),
+    "mcp_approval_response": _keys("id approval_request_id approve reason"),
     **dict.fromkeys(["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"], _PART),
 }
 BLOCKS: Keys = {

@@ -350,7 +350,7 @@ _SILENT = frozenset({
     "reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity",
 })  # fmt: skip
 _SILENT_BY_RESPONSES = frozenset({
-    "context_management", "include", "max_tool_calls", "reasoning", "stream_options", "top_logprobs", "truncation",
+    "context_management", "include", "reasoning", "stream_options", "top_logprobs", "truncation",
     "user",
 })  # fmt: skip
 # Fields of one endpoint that change its answer: another endpoint must not drop them.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from octavo.plugins.loop import PluginCall
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
+from octavo.server.protocols.response_mcp import McpHistory, result_of
 from octavo.server.protocols.response_tools import ResponseTools, function_name
 
 # Items of tools that other servers run. What they hold is in the answer's text as far as it matters.
@@ -16,6 +18,8 @@ _SKIPPED = frozenset({
     "apply_patch_call", "apply_patch_call_output", "mcp_list_tools", "mcp_approval_request", "mcp_approval_response",
     "mcp_call", "tool_search_call", "tool_search_output", "program", "program_output",
 })  # fmt: skip
+# Items of plugins, on a server that has some.
+_OF_PLUGINS = frozenset({"mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "mcp_call"})
 # Fields of a chat request that have another name here.
 _FIELDS = {"response_format": "text.format", "messages": "input", "max_tokens": "max_output_tokens"}
 _PATH = re.compile(r"\b(?:messages|tools)\[\d+\](?:\.\w+|\[\d+\])*")
@@ -28,6 +32,7 @@ class Conversation:
 
     Attributes:
         tools: the tools of the request, and those that items add.
+        mcp: earlier calls of plugins and their approvals.
     """
 
     def __init__(self, context: Context) -> None:
@@ -35,7 +40,8 @@ class Conversation:
         self._messages: list[dict[str, Any]] = []
         # Texts of a message's field that several items share.
         self._texts: dict[tuple[int, str], list[str]] = {}
-        self.tools = ResponseTools()
+        self.tools = ResponseTools(context)
+        self.mcp = McpHistory()
         # Path in the chat request -> path in this API.
         self._names: dict[str, str] = {}
         self._answer: dict[str, Any] | None = None
@@ -84,6 +90,10 @@ class Conversation:
             self._append(turn, {"": where, ".content": f"{where}.output", ".tool_call_id": f"{where}.call_id"})
         elif kind == "additional_tools":
             self._tools(item, where)
+        elif isinstance(kind, str) and kind in _OF_PLUGINS and self._context.config.plugins is not None:
+            self.mcp.add(item, where)
+            if kind == "mcp_call":
+                self._ran(item, where)
         elif isinstance(kind, str) and kind in _SKIPPED:
             self._context.warn_once(f"item {kind}", "an item of type %s is skipped: its tool is not run here", kind)
         else:
@@ -157,6 +167,28 @@ class Conversation:
         key = "arguments" if inner == "function" else "input"
         named = {"name": function_name(item.get("name"), item.get("namespace")), key: item.get(key)}
         calls.append({"id": item.get("call_id"), "type": inner, inner: named})
+
+    def _ran(self, item: dict[str, Any], where: str) -> None:
+        """Adds a call of a plugin with its result."""
+        name = function_name(item.get("name"), item.get("server_label"))
+        self._pending(item, name, where)
+        self._append({"role": "tool", "tool_call_id": item.get("id"), "content": result_of(self._context, item)}, {})
+
+    def _pending(self, item: dict[str, Any], name: Any, where: str) -> None:
+        calls = self._turn(where).setdefault("tool_calls", [])
+        function = {"name": name, "arguments": item.get("arguments")}
+        calls.append({"id": item.get("id"), "type": "function", "function": function})
+
+    def decided(self) -> list[PluginCall]:
+        """Calls of plugins that were decided and have not run. They end the conversation, in a turn of their own.
+
+        Raises:
+            ApiError: 400 for a call of a plugin that the request does not name.
+        """
+        calls = self.mcp.waiting(self.tools.mcp)
+        for call in calls:
+            self._pending({"id": call.id, "arguments": call.arguments}, call.name, "input")
+        return calls
 
     def in_own_names(self, error: ApiError) -> ApiError:
         """`error` with the names that this API has for the fields of a chat request."""

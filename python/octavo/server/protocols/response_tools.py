@@ -6,7 +6,9 @@ import hashlib
 import re
 from typing import Any
 
+from octavo.server.context import Context
 from octavo.server.errors import bad_request
+from octavo.server.protocols.response_mcp import McpTools
 
 # Longest name of a function.
 _LONGEST = 64
@@ -29,11 +31,13 @@ class ResponseTools:
     """The tools of a request.
 
     Attributes:
-        chat: the tools in the form of the chat API.
+        chat: the tools in the form of the chat API, without those of plugins.
         names: path in the chat request -> path in this API.
+        mcp: the plugins of the server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: Context) -> None:
+        self.mcp = McpTools(context)
         self.chat: list[dict[str, Any]] = []
         self.names: dict[str, str] = {}
         # Function -> (namespace, name).
@@ -46,7 +50,10 @@ class ResponseTools:
             ApiError: 400 for a namespace without a name or tools.
         """
         if tool.get("type") != "namespace":
-            self._add(tool, where)
+            if not self.mcp.takes(tool):
+                self._add(tool, where)
+            else:
+                self.mcp.add(tool, where)
             return
         space, inner = tool.get("name"), tool.get("tools")
         if not isinstance(space, str) or not space:
@@ -87,13 +94,21 @@ class ResponseTools:
         kind = given.get("type")
         if kind in ("function", "custom"):
             return {"type": kind, kind: {"name": self._flat(given)}}
+        if kind == "mcp" and self.mcp.labels:
+            return self.mcp.choice(given, "tool_choice")
         if kind == "allowed_tools":
             tools = given.get("tools")
             if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
                 raise bad_request("tool_choice.tools is no list of tools", "tool_choice.tools")
-            allowed = [{**t, "name": self._flat(t)} if "name" in t else t for t in tools]
+            allowed = [own for t in tools for own in self._allowed(t)]
             return {"type": kind, "allowed_tools": {"mode": given.get("mode") or "auto", "tools": allowed}}
         return {"type": kind}
+
+    def _allowed(self, tool: dict[str, Any]) -> list[dict[str, Any]]:
+        """An entry of `allowed_tools` in the form of the chat API."""
+        if tool.get("type") == "mcp" and self.mcp.labels:
+            return self.mcp.functions(tool, "tool_choice.tools")
+        return [{**tool, "name": self._flat(tool)} if "name" in tool else tool]
 
     def _flat(self, tool: dict[str, Any]) -> Any:
         name, space = tool.get("name"), tool.get("namespace")

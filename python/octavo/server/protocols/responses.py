@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Annotated, Any
 
+from octavo.plugins.loop import Loop
 from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
 from octavo.server.errors import ApiError, bad_request
@@ -14,12 +15,13 @@ from octavo.server.fields.known_keys import ITEMS, unknown_keys
 from octavo.server.fields.requests import ChatRequest, PackNames, Strict, read
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.messages import prompt_of
-from octavo.server.protocols.openai_chat import begin
+from octavo.server.protocols.openai_chat import begin, begin_rounds
 from octavo.server.protocols.response_items import Conversation
-from octavo.server.protocols.response_output import Asked, Responses
+from octavo.server.protocols.response_output import Asked, Listed, Responses
 from octavo.server.protocols.stored_responses import continued
 from octavo.server.response import Response
 from octavo.server.response_store import StoredItem, stored_item
+from octavo.server.rounds import RoundReader, Rounds
 from octavo.server.routes import Route
 from pydantic import Field
 
@@ -44,6 +46,7 @@ class ResponsesFields(Strict):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool | None = None
@@ -80,13 +83,19 @@ def responses(context: Context, call: Call) -> Response:
     }
     try:
         chat = asked.chat(request, sampling)
-        begun = begin(context, chat, call, {"prompt": "input", "structured": "text.format"}, target)
+        names = {"prompt": "input", "structured": "text.format"}
+        rounds = asked.rounds(chat, request.max_tool_calls)
+        if rounds is None:
+            begun = begin(context, chat, call, names, target)
+        else:
+            begun = begin_rounds(context, rounds, call, names, target)
     except ApiError as error:
         raise asked.conversation.in_own_names(error) from error
     store = context.response_store.enabled and request.store is not False
     fields = {
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": request.previous_response_id,
         "reasoning": {"effort": None, "summary": None},
@@ -101,7 +110,10 @@ def responses(context: Context, call: Call) -> Response:
     }
     keep = _keeper(context, call.salt, asked) if store else None
     own_name = asked.conversation.tools.own_name
-    return Responses(context, Asked(fields, own_name, keep), begun, stream=bool(request.stream))
+    plugins = None
+    if rounds is not None:
+        plugins = Listed(rounds.loop, tuple(asked.conversation.tools.mcp.listed(asked.conversation.mcp.listed)))
+    return Responses(context, Asked(fields, own_name, keep, plugins), begun, stream=bool(request.stream))
 
 
 def input_tokens(context: Context, call: Call) -> Reply:
@@ -110,6 +122,8 @@ def input_tokens(context: Context, call: Call) -> Reply:
     asked = Input(context, request, request.input, call)
     try:
         chat = asked.chat(request, {})
+        rounds = asked.rounds(chat)
+        chat = chat if rounds is None else rounds.request
         prompt = prompt_of(context, chat, Toolbox(context, chat), target.packs)
         context.check_texts([prompt], "input")
     except ApiError as error:
@@ -128,6 +142,7 @@ class Input:
     def __init__(
         self, context: Context, request: ResponsesFields, given: str | list[dict[str, Any]] | None, call: Call
     ) -> None:
+        self._context = context
         for name, remedy in _REFUSED.items():
             if (request.model_extra or {}).get(name):
                 raise bad_request(f"{name} is not supported: {remedy}", name)
@@ -149,6 +164,8 @@ class Input:
             self.conversation.add(item, "previous_response_id")
         for i, item in enumerate(self._own):
             self.conversation.add(item, f"input[{i}]")
+        # Their turn is the last one.
+        self._decided = self.conversation.decided()
 
     @staticmethod
     def _found(context: Context, call: Call, item: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +178,25 @@ class Input:
     def items(self) -> tuple[StoredItem, ...]:
         """All items, to be stored."""
         return (*self._earlier, *map(stored_item, self._own))
+
+    def rounds(self, chat: ChatRequest, max_calls: int | None = None) -> Rounds | None:
+        """The rounds of a request that names plugins; None if it names none.
+
+        Raises:
+            ApiError: 400 for fields that are invalid beside plugins.
+        """
+        mcp = self.conversation.tools.mcp
+        if not mcp.labels:
+            return None
+        context = self._context
+        loop = Loop(
+            context.config.plugins,
+            mcp.offers,
+            max_rounds=context.config.max_plugin_rounds,
+            max_calls=max_calls,
+            missing=mcp.missing,
+        )
+        return Rounds(context, chat, loop, RoundReader(loop.names, shown=True), self._decided)
 
     def chat(self, request: ResponsesFields, sampling: dict[str, Any]) -> ChatRequest:
         """The request as a chat request."""
