@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from octavo import _core
 from octavo.adapters import Adapter, AdapterMethods
@@ -28,6 +29,11 @@ from octavo.packs import PackMethods
 from octavo.params import SamplingParams
 from octavo.request_handle import Output, RequestHandle
 from octavo.text_methods import SAMPLING_FIELDS, Message
+from octavo.with_plugins import plugin_chat, with_plugins
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
+    from octavo.plugins.host.outcome import Outcome
 
 __all__ = ["LLM", "Message", "Prompt"]
 
@@ -124,6 +130,9 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         use_tqdm: bool = True,
+        plugins: PluginHost | None = None,
+        max_rounds: int = 8,
+        approve: Callable[[Outcome], bool] | None = None,
         **template_variables: Any,
     ) -> list[RequestOutput]:
         """Answers one conversation, or several, through the model's own chat template.
@@ -132,12 +141,22 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
             messages: [{"role": "user", "content": "..."}, ...], or a list of such lists.
             adapter: a loaded adapter, for all conversations: `SamplingParams.lora` in short.
             tools: tool descriptions for the template.
+            plugins: plugins whose operations the model may call. The calls run here, and `tool_trace` of an output has
+                their outcomes.
+            max_rounds: rounds with calls of plugins. After them the model answers without plugins.
+            approve: decides about a call that waits for an approval; None: the answer ends with it.
             template_variables: further variables of the template, such as `enable_thinking`.
         """
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
             raise InvalidRequestError("messages: a list of {'role': ..., 'content': ...} is expected")
         conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
         each = one_for_each(sampling_params, len(conversations), adapter)
+        given = {**template_variables, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        if (asked := with_plugins(plugins, max_rounds, approve, given)) is not None:
+            run = plugin_chat()
+            chats = [run.PluginChat(self, c, p, asked) for c, p in zip(conversations, each, strict=True)]
+            outputs: list[RequestOutput] = run.run_chats(chats, progress=use_tqdm)
+            return outputs
         with_packs = [self.with_packs_chat(c, p.pack) for c, p in zip(conversations, each, strict=True)]  # type: ignore[arg-type]
         texts = [
             self.render_chat(c, tools=tools, add_generation_prompt=add_generation_prompt, **template_variables)
@@ -187,9 +206,16 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         sampling_params: SamplingParams | None = None,
         *,
         adapter: str | Adapter | None = None,
+        plugins: PluginHost | None = None,
+        max_rounds: int = 8,
+        approve: Callable[[Outcome], bool] | None = None,
         **template: Any,
     ) -> Iterator[RequestOutput]:
-        """`stream` for one conversation; `template` as in `chat`."""
+        """`stream` for one conversation; all other arguments as in `chat`."""
+        if (asked := with_plugins(plugins, max_rounds, approve, template)) is not None:
+            chat = plugin_chat().PluginChat(self, messages, checked_params(sampling_params, adapter), asked)
+            outputs: Iterator[RequestOutput] = chat.outputs()
+            return outputs
         return iter(self._submit_chat(messages, sampling_params, adapter, template))
 
     @accept_params
@@ -214,9 +240,18 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         sampling_params: SamplingParams | None = None,
         *,
         adapter: str | Adapter | None = None,
+        plugins: PluginHost | None = None,
+        max_rounds: int = 8,
+        approve: Callable[[Outcome], bool] | None = None,
         **template: Any,
     ) -> RequestOutput:
-        """`agenerate` for one conversation; `template` as in `chat`."""
+        """`agenerate` for one conversation; all other arguments as in `chat`."""
+        if (asked := with_plugins(plugins, max_rounds, approve, template)) is not None:
+            params = checked_params(sampling_params, adapter)
+            # Making it asks the plugins for their operations.
+            chat = await asyncio.to_thread(plugin_chat().PluginChat, self, messages, params, asked)
+            output: RequestOutput = await chat.aresult()
+            return output
         return await self._submit_chat(messages, sampling_params, adapter, template).aresult()
 
     @accept_params
@@ -240,9 +275,19 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         sampling_params: SamplingParams | None = None,
         *,
         adapter: str | Adapter | None = None,
+        plugins: PluginHost | None = None,
+        max_rounds: int = 8,
+        approve: Callable[[Outcome], bool] | None = None,
         **template: Any,
     ) -> AsyncIterator[RequestOutput]:
-        """`astream` for one conversation; `template` as in `chat`."""
+        """`astream` for one conversation; all other arguments as in `chat`."""
+        if (asked := with_plugins(plugins, max_rounds, approve, template)) is not None:
+            params = checked_params(sampling_params, adapter)
+            chat = await asyncio.to_thread(plugin_chat().PluginChat, self, messages, params, asked)
+            async with aclosing(chat.aoutputs()) as news:
+                async for output in news:
+                    yield output
+            return
         async with aclosing(aiter(self._submit_chat(messages, sampling_params, adapter, template))) as outputs:
             async for output in outputs:
                 yield output

@@ -13,6 +13,7 @@ from octavo.errors import OctavoError, from_engine
 
 if TYPE_CHECKING:
     from octavo import _core
+    from octavo.plugins.host.outcome import Outcome
 
 __all__ = [
     "CompletionOutput",
@@ -94,6 +95,10 @@ class RequestOutput:
         finished: every sample has ended.
         metrics: set when finished.
         error: the error that ended the request, if one did.
+        tool_trace: outcomes of the calls of plugins, in order (in a stream: the new ones).
+
+    With plugins an output is that of all rounds: text without the calls, all tokens, counts and times together, and
+    the prompt of the first round.
     """
 
     request_id: int
@@ -104,6 +109,7 @@ class RequestOutput:
     finished: bool = False
     metrics: RequestMetrics | None = None
     error: OctavoError | None = None
+    tool_trace: list[Outcome] = field(default_factory=list)
 
     @property
     def text(self) -> str:

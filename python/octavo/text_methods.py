@@ -27,6 +27,9 @@ _CHAT_ARGUMENTS = [
     "tools",
     "add_generation_prompt",
     "chat_template_kwargs",
+    "plugins",
+    "max_rounds",
+    "approve",
 ]
 
 

@@ -15,7 +15,7 @@ from octavo.server.continuation import continues
 from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ChatRequest, ChosenPlugin, FunctionCall, Message, ToolCall
 from octavo.server.harmless import harmless_json
-from octavo.server.plugins import offers
+from octavo.server.plugins import host_of, offers
 from octavo.server.rounds import RoundReader, Rounds
 
 # Text between the contents of two rounds.
@@ -50,7 +50,7 @@ def chat_rounds(context: Context, request: ChatRequest) -> Rounds | None:
         if fault is not None:
             missing.append(Outcome("", plugin.name, "", {}, "unavailable", text=fault))
     loop = Loop(
-        context.config.plugins,
+        host_of(context),
         found,
         max_rounds=request.max_plugin_rounds or context.config.max_plugin_rounds,
         deadline=request.timeout,

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InvalidRequestError
 from octavo.plugins.host.outcome import Tool, ToolList
@@ -17,6 +17,9 @@ from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ApprovalFilter, ApprovalFilters
 from octavo.server.generation import Deltas, Generation
 from octavo.server.rounds import Ran, Rounds
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
 
 # Seconds between two checks whether a synchronous client is still connected.
 _CLIENT_CHECK_SECONDS = 0.25
@@ -158,10 +161,10 @@ def offers(
     Raises:
         ApiError: 400 for a plugin or an operation that does not exist.
     """
-    host = context.config.plugins
-    if host is None:
+    if context.config.plugins is None:
         message = f"{where} is {name[:80]!r}: this server has no plugins, start it with --plugin NAME=URL"
         raise bad_request(message, where)
+    host = host_of(context)
     try:
         tools: ToolList = host.tools([name])
     except InvalidRequestError as error:
@@ -177,6 +180,12 @@ def offers(
             message = f"{where}: the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
             raise bad_request(message, where)
     return [Offer(t, _rule(t, approval)) for t in tools if allowed is None or _matches(t, allowed)], None
+
+
+def host_of(context: Context) -> PluginHost:
+    """The host of a server that has plugins."""
+    assert context.config.plugins is not None
+    return context.config.plugins
 
 
 def _filters(approval: Approval) -> list[ApprovalFilter]:

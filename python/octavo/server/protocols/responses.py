@@ -15,6 +15,7 @@ from octavo.server.fields.known_keys import ITEMS, unknown_keys
 from octavo.server.fields.requests import ChatRequest, PackNames, Strict, read
 from octavo.server.http import Call, Reply, json_reply
 from octavo.server.messages import prompt_of
+from octavo.server.plugins import host_of
 from octavo.server.protocols.openai_chat import begin, begin_rounds
 from octavo.server.protocols.response_items import Conversation
 from octavo.server.protocols.response_output import Asked, Listed, Responses
@@ -190,7 +191,7 @@ class Input:
             return None
         context = self._context
         loop = Loop(
-            context.config.plugins,
+            host_of(context),
             mcp.offers,
             max_rounds=context.config.max_plugin_rounds,
             max_calls=max_calls,
