@@ -6,17 +6,22 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 from typer import Option
 
 from octavo.cli.attached import AttachedOptions
 from octavo.cli.generate import dim, speed
 from octavo.cli.options import EngineOptions, SamplingOptions
+from octavo.cli.plugin_options import PluginOptions, ask, describe, plugin_host
 from octavo.cli.remote import Remote
 from octavo.errors import ContextLengthError, InvalidRequestError, OctavoError
 from octavo.llm import LLM
+from octavo.outputs import RequestOutput
 from octavo.params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
 
 Turn = dict[str, str]
 
@@ -27,6 +32,7 @@ def chat(
     engine: EngineOptions,
     sampling: SamplingOptions,
     attached: AttachedOptions,
+    with_plugins: PluginOptions,
     system: Annotated[str | None, Option("--system", "-s", help="System message.", show_default=False)] = None,
     url: Annotated[
         str | None, Option(help="URL of a running server to use; --model is the name of its model.", show_default=False)
@@ -41,11 +47,12 @@ def chat(
     if url is not None:
         _refuse_engine_options(engine)
         attached.refuse("is for a model in this process: name what the server has with --model, such as sql+law")
+        with_plugins.refuse("is for a model in this process: the server at --url has its own")
         _converse(Remote(url, sampling, model=engine.model, api_key=api_key), start, as_json)
         return
     params = sampling.params()
-    with engine.load() as llm:
-        _converse(Local(llm, attached.attach(llm, params)), start, as_json)
+    with plugin_host(with_plugins.plugin, with_plugins.plugin_secret_env) as plugins, engine.load() as llm:
+        _converse(Local(llm, attached.attach(llm, params), plugins), start, as_json)
 
 
 class Partner(Protocol):
@@ -61,20 +68,30 @@ class Partner(Protocol):
 class Local:
     """A model in this process."""
 
-    def __init__(self, llm: LLM, params: SamplingParams) -> None:
+    def __init__(self, llm: LLM, params: SamplingParams, plugins: PluginHost | None = None) -> None:
         if not llm.info()["model"]["chat_template"]:
             raise InvalidRequestError("this model has no chat template; use `octavo generate`")
         self._llm = llm
         self._params = params
+        self._plugins = plugins
         self.reason: str | None = None
         self.speed = ""
 
     def __repr__(self) -> str:
         return repr(self._llm)
 
+    def _outputs(self, history: list[Turn]) -> Iterator[RequestOutput]:
+        if self._plugins is None:
+            return self._llm.stream_chat(history, self._params)
+        return self._llm.stream_chat(history, self._params, plugins=self._plugins, approve=ask)
+
     def answer(self, history: list[Turn]) -> Iterator[str]:
         self.reason, self.speed = None, ""
-        for delta in self._llm.stream_chat(history, self._params):
+        for delta in self._outputs(history):
+            for outcome in delta.tool_trace:
+                # Beside the answer, which may go into a pipe.
+                line = describe(outcome)
+                print(dim(line) if sys.stderr.isatty() else line, file=sys.stderr)
             if delta.metrics is not None:
                 self.speed = speed(delta.metrics)
             self.reason = delta.outputs[0].finish_reason if delta.outputs else self.reason

@@ -11,16 +11,20 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from octavo.cli.attached import load_attached, lora_modules, named_path
 from octavo.cli.options import ServeOptions, with_model
+from octavo.cli.plugin_options import PluginValues, SecretValues, log_plugins, plugin_host
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.server import Limits, ServerConfig, create_app, missing
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
 
 # Seconds until an idle connection is closed.
 _KEEP_ALIVE = 75
@@ -128,6 +132,11 @@ class ServerOptions:
     pack: Annotated[
         list[str] | None, Option(help="Knowledge pack as NAME=PATH; several may follow.", show_default=False)
     ] = None
+    plugin: PluginValues = None
+    plugin_secret_env: SecretValues = None
+    max_plugin_rounds: Annotated[int, Option(help="Rounds with calls of plugins in one answer.", min=1, max=64)] = (
+        ServerConfig().max_plugin_rounds
+    )
     page: Annotated[bool, Option("--page/--no-page", help="Serve a page at / to try prompts and see metrics.")] = True
     metrics_compat: Annotated[str | None, Option(help="vllm: also export the metrics under vLLM's names.")] = None
     log_level: Annotated[str, Option(help="debug, info, warning or error.")] = "info"
@@ -140,8 +149,11 @@ class ServerOptions:
         ),
     ] = None
 
-    def settings(self) -> ServerConfig:
+    def settings(self, plugins: PluginHost | None = None) -> ServerConfig:
         """The configuration of the application.
+
+        Args:
+            plugins: the host of the plugins.
 
         Raises:
             InvalidRequestError: other machines could use the server without a key.
@@ -170,6 +182,8 @@ class ServerOptions:
             reasoning_parser=self.reasoning_parser,
             disable_additional_properties=self.disable_additional_properties,
             page=self.page,
+            plugins=plugins,
+            max_plugin_rounds=self.max_plugin_rounds,
         )
 
     def address(self, listener: socket.socket) -> str:
@@ -190,12 +204,19 @@ def serve(
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing(error) from error
-    settings = server.settings()
+    with plugin_host(server.plugin, server.plugin_secret_env) as plugins:
+        _serve(engine, server, folder, server.settings(plugins))
+
+
+def _serve(engine: ServeOptions, server: ServerOptions, folder: str | None, settings: ServerConfig) -> None:
     modules = lora_modules(server.lora_modules or ())
     packs = [named_path(value, "--pack") for value in server.pack or ()]
     _log_as_json(server.log_level)
     with with_model(engine, folder).load() as llm, listen(server.host, server.port) as listener:
         load_attached(llm, settings.served_model_names, modules, packs)
+        if settings.plugins is not None:
+            # A plugin that is slow to answer delays nothing.
+            threading.Thread(target=log_plugins, args=(settings.plugins,), daemon=True).start()
         # uvicorn shuts down on SIGTERM and then raises the signal again, which must not end the process with an error.
         signal.signal(signal.SIGTERM, lambda *_: None)
         _run(llm, server, settings, listener)

@@ -218,21 +218,37 @@ class Loop:
         ordered = [call for call in calls if self.tool(call.name).consequential]
         return [call for call in calls if call not in ordered], ordered
 
-    def _options(self, call: PluginCall) -> dict[str, Any]:
-        approved = bool(call.approved) or self._offers[call.name].rule == "never"
+    def _options(self, call: PluginCall, *, approved: bool) -> dict[str, Any]:
         return {"deadline": self.seconds_left, "approved": approved, "digest": self.tool(call.name).digest}
 
+    def _approved(self, call: PluginCall) -> bool:
+        """Whether the call is approved from the start. A host repairs no arguments of such a call."""
+        offer = self._offers[call.name]
+        return bool(call.approved) or (offer.rule == "never" and offer.tool.consequential)
+
+    def _is_free(self, call: PluginCall, outcome: Outcome) -> bool:
+        """Whether a call that its host holds back needs no person."""
+        return outcome.status == WAITING and self._offers[call.name].rule == "never"
+
     def _call(self, call: PluginCall) -> Outcome:
+        given = _arguments(call)
         try:
-            return self._host.call(call.name, _arguments(call), **self._options(call))
+            outcome = self._host.call(call.name, given, **self._options(call, approved=self._approved(call)))
+            if self._is_free(call, outcome):
+                outcome = self._host.call(call.name, given, **self._options(call, approved=True))
         except Exception as error:
             return self._fault(call, error)
+        return outcome
 
     async def _acall(self, call: PluginCall) -> Outcome:
+        given = _arguments(call)
         try:
-            return await self._host.acall(call.name, _arguments(call), **self._options(call))
+            outcome = await self._host.acall(call.name, given, **self._options(call, approved=self._approved(call)))
+            if self._is_free(call, outcome):
+                outcome = await self._host.acall(call.name, given, **self._options(call, approved=True))
         except Exception as error:
             return self._fault(call, error)
+        return outcome
 
     def _fault(self, call: PluginCall, error: Exception) -> Outcome:
         """A host returns what a plugin does wrong; what it raises must not end an answer either."""
