@@ -152,7 +152,7 @@ def describe(outcome: Outcome) -> str:
 
 
 def ask(outcome: Outcome) -> bool:
-    """Asks a person whether a call may run; nobody is there to be asked where the messages come from a pipe."""
+    """Asks a person whether a call may run. Where the messages come from a pipe, no person is there: it may not."""
     if not sys.stdin.isatty():
         return False
     print(f"\n{outcome.plugin} {outcome.operation} {_line(outcome.arguments, 2000)}", file=sys.stderr)

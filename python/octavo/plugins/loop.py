@@ -1,6 +1,6 @@
 """The rounds of one answer: which operations the model may call, what runs, and what the model reads of it.
 
-The loop knows plugins only through a host, and no model, server or transport: it decides, and its drivers generate.
+The loop reaches plugins through a host, and has no model, server or transport: it decides, and its drivers generate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["DENIED", "LIMIT", "WAITING", "Loop", "Offer", "PluginCall", "Rule", 
 
 log = logging.getLogger("octavo.plugins")
 
-# Who approves a call: nobody needs to, a person, or the host's own rule for the plugin.
+# When a call needs the approval of a person: never, always, or as the host says for the plugin.
 Rule: TypeAlias = Literal["never", "always", "host"]
 
 # Outcomes that the loop makes itself.
@@ -57,7 +57,7 @@ class PluginCall:
 
     Attributes:
         arguments: JSON text.
-        approved: what a person has decided; None: nobody was asked.
+        approved: what a person has decided; None: there was no decision.
         request_id: of the request for approval that this call answers.
         current: the operation has the schema under which the arguments were written.
     """

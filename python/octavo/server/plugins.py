@@ -127,7 +127,7 @@ class RoundsGeneration(Generation):
             self.close()
 
     def _missing(self) -> Iterator[Deltas]:
-        """Plugins that could not be asked for their operations, as calls that nobody has made."""
+        """Plugins that could not be asked for their operations, as calls without a name."""
         missing = self._rounds.loop.missing
         if missing:
             yield RanCalls(Ran(tuple(PluginCall("", "", "{}") for _ in missing), missing, None))
