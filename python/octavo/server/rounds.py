@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.plugins.host.outcome import Outcome
-from octavo.plugins.loop import WAITING, Loop, PluginCall, message_text
+from octavo.plugins.loop import LONGEST_RESULT, WAITING, Loop, PluginCall, message_text
 from octavo.server.calls.ids import id_with
 from octavo.server.context import Context
 from octavo.server.fields.requests import (
@@ -25,6 +25,9 @@ from octavo.server.fields.requests import (
 from octavo.server.harmless import harmless_json, harmless_tool
 from octavo.server.parsing import Arguments, Call, Content, Piece, Reasoning
 from octavo.server.reasoning import Reader, Sample
+
+# A result is not cut to fewer characters.
+_SHORTEST_RESULT = 64
 
 
 @dataclass
@@ -213,13 +216,9 @@ class Rounds:
                     tool_calls=made or None,
                 )
             )
-        results = [
-            Message(
-                role="tool", tool_call_id=c.id, name=c.name, content=harmless_json(self._context.llm, message_text(o))
-            )
-            for c, o in answered
-        ]
-        self._messages += results
+        for call, outcome in answered:
+            text = shown_result(self._context, outcome)
+            self._messages.append(Message(role="tool", tool_call_id=call.id, name=call.name, content=text))
         ran = Ran(tuple(calls), tuple(outcomes), None)
         return Ran(ran.calls, ran.outcomes, self._reason(ran))
 
@@ -243,6 +242,17 @@ class Rounds:
         if self._begun and choice != "none":
             return "auto"
         return choice
+
+
+def shown_result(context: Context, outcome: Outcome) -> str:
+    """What the model reads of an outcome: untrusted text, of at most a quarter of the context."""
+    longest, most = LONGEST_RESULT, context.max_model_len // 4
+    while True:
+        text = harmless_json(context.llm, message_text(outcome, longest))
+        count = len(context.llm.tokenize(text, add_special_tokens=False))
+        if count <= most or longest < _SHORTEST_RESULT:
+            return text
+        longest = int(min(longest, len(text)) * min(0.9, most / count))
 
 
 def _allowed(mode: Any, names: Sequence[str]) -> ChosenTool:

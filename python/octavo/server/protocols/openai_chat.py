@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from octavo import _core
-from octavo.params import SamplingParams
 from octavo.request_handle import RequestHandle
 from octavo.server.calls.deltas import CallDeltas
 from octavo.server.calls.toolbox import Toolbox
@@ -18,7 +17,7 @@ from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.messages import prompt_of
-from octavo.server.output_format import OutputFormat, field_of, output_format
+from octavo.server.output_format import field_of, output_format
 from octavo.server.parsing import Arguments, Content, Piece, Reasoning
 from octavo.server.plugin_chat import chat_rounds, outcome_fields
 from octavo.server.plugins import RanCalls, RoundsGeneration
@@ -60,17 +59,16 @@ class Begun:
     target: Target
 
 
-class Prepared(NamedTuple):
-    """A chat request that is checked, before it runs."""
+def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Begun:
+    """Starts the generation of a chat request.
 
-    prompt: str | list[int]
-    params: SamplingParams
-    form: OutputFormat
-    toolbox: Toolbox
+    Args:
+        names: names of `LLM.submit`'s arguments -> names in the API.
+        target: what the request runs with. `request` may be made from another one, and does not say it.
 
-
-def prepare(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Prepared:
-    """Checks a chat request; arguments as `begin`."""
+    Raises:
+        ApiError: the request is invalid.
+    """
     limits = context.config.limits
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
@@ -100,22 +98,8 @@ def prepare(context: Context, request: ChatRequest, call: Call, names: dict[str,
         reserved=max_tokens or 1,
         param=names.get("prompt", "prompt"),
     )
-    return Prepared(cut, params, form, toolbox)
-
-
-def begin(context: Context, request: ChatRequest, call: Call, names: dict[str, str], target: Target) -> Begun:
-    """Starts the generation of a chat request.
-
-    Args:
-        names: names of `LLM.submit`'s arguments -> names in the API.
-        target: what the request runs with. `request` may be made from another one, and does not say it.
-
-    Raises:
-        ApiError: the request is invalid.
-    """
-    ready = prepare(context, request, call, names, target)
-    generation = context.generate([(ready.prompt, False, ready.params)], stream=bool(request.stream), names=names)
-    return Begun(generation, ready.form.reader, ready.toolbox.custom, target)
+    generation = context.generate([(cut, False, params)], stream=bool(request.stream), names=names)
+    return Begun(generation, form.reader, toolbox.custom, target)
 
 
 def begin_rounds(context: Context, rounds: Rounds, call: Call, names: dict[str, str], target: Target) -> Begun:
@@ -130,11 +114,11 @@ def begin_rounds(context: Context, rounds: Rounds, call: Call, names: dict[str, 
         rounds.begin(begun.reader())
         return begun.generation
 
-    custom = prepare(context, rounds.request, call, names, target).toolbox.custom if rounds.calls() else None
-    generation = RoundsGeneration(rounds, next_round)
-    if custom is None:
-        custom = Toolbox(context, rounds.request).custom
-    return Begun(generation, lambda: rounds.reader, custom, target)
+    if rounds.calls():
+        # Calls run first. A request that could not be answered after them must not begin them.
+        begin(context, rounds.request, call, names, target).generation.close()
+    custom = Toolbox(context, rounds.request).custom
+    return Begun(RoundsGeneration(rounds, next_round), lambda: rounds.reader, custom, target)
 
 
 class Chat(Response):

@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Any
 
 from octavo.plugins.host.outcome import Outcome, Tool
-from octavo.plugins.loop import Offer, PluginCall, message_text
+from octavo.plugins.loop import Offer, PluginCall
 from octavo.server.calls.ids import id_has, id_with
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ChosenPlugin
-from octavo.server.harmless import harmless_json
 from octavo.server.plugins import offers
 from octavo.server.response import new_id
+from octavo.server.rounds import shown_result
 from pydantic import ValidationError
 
 # Fields of OpenAI's tool that only an operator may set here.
@@ -252,4 +252,4 @@ def result_of(context: Context, item: dict[str, Any]) -> str:
         except (ValueError, RecursionError):
             content = output
         outcome = Outcome("", label, "", {}, "ok", content=content, text=str(output))
-    return harmless_json(context.llm, message_text(outcome))
+    return shown_result(context, outcome)
