@@ -17,6 +17,7 @@ from octavo import LLM
 from octavo.hub import embedded_model
 from octavo.server import ServerConfig, create_app
 from octavo.server.fields.known_keys import BLOCKS, ITEMS
+from plugin_cases import both
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 from test_fields import ENDPOINTS, TABLE
@@ -98,7 +99,12 @@ VALUES: dict[str, Any] = {
     "truncate_prompt_tokens": 1,
     "allowed_token_ids": [30],
     "return_tokens_as_token_ids": True,
+    "plugins": ["shop"],
+    "plugin_approvals": {"call-1": True},
+    "max_plugin_rounds": 1,
+    "max_tool_calls": 1,
 }
+PRICE = {"type": "function", "function": {"name": "shop__price"}}
 NEEDS: dict[str, dict[str, Any]] = {
     "stream_options": {"stream": True},
     "top_logprobs": {"logprobs": True},
@@ -115,6 +121,13 @@ NEEDS: dict[str, dict[str, Any]] = {
     "thinking": {"max_tokens": 2000},
     "chat.return_tokens_as_token_ids": {"logprobs": True},
     "completions.return_tokens_as_token_ids": {"logprobs": 1},
+    "plugin_approvals": {"plugins": ["shop"]},
+    "max_plugin_rounds": {"plugins": ["shop"], "tool_choice": PRICE, "max_tokens": 200},
+    "max_tool_calls": {
+        "tools": [{"type": "mcp", "server_label": "shop"}],
+        "tool_choice": {"type": "mcp", "server_label": "shop", "name": "price"},
+        "max_output_tokens": 200,
+    },
 }
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -180,11 +193,12 @@ def test_a_field_that_is_done_changes_the_outcome(loud: LLM, submitted: list[Any
     path, _, body = ENDPOINTS[endpoint]
     needs = NEEDS.get(f"{endpoint}.{field}", NEEDS.get(field, {}))
     value = VALUES[f"{endpoint}.{field}"] if f"{endpoint}.{field}" in VALUES else VALUES[field]
-    config = ServerConfig(served_model_names=("octavo-embedded",), reasoning_parser="think")
-    client = TestClient(create_app(loud, config))
-    without = outcome(client, path, {**body, **needs}, submitted)
-    assert without[0] == 200
-    assert outcome(client, path, {**body, **needs, field: value}, submitted) != without
+    with both()[0].host() as host:
+        config = ServerConfig(served_model_names=("octavo-embedded",), reasoning_parser="think", plugins=host)
+        client = TestClient(create_app(loud, config))
+        without = outcome(client, path, {**body, **needs}, submitted)
+        assert without[0] == 200
+        assert outcome(client, path, {**body, **needs, field: value}, submitted) != without
 
 
 # --- unknown fields at every level ------------------------------------------------------------------------------------

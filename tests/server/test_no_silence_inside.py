@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from client_cases import TOOL
 from octavo import LLM
-from octavo.server import create_app
+from octavo.server import ServerConfig, create_app
 from octavo.server.fields.requests import ChatRequest
+from plugin_cases import both
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
@@ -28,6 +29,8 @@ OTHER = {"type": "object", "properties": {"y": {"enum": ["a"]}}, "required": ["y
 SETS = {"type": "object", "properties": {"x": {"type": "array", "items": {"enum": ["a"]}, "uniqueItems": True}}}
 FREE: dict[str, Any] = {"type": "custom", "custom": {"name": "run"}}
 NAMED: dict[str, Any] = {"type": "function", "function": {"name": "weather"}}
+BUY: dict[str, Any] = {"type": "function", "function": {"name": "shop__buy"}}
+RAN = {"id": "c3", "plugin": "shop", "name": "price", "arguments": '{"item": "hat"}', "status": "ok", "output": 9}
 SECOND = {"type": "function", "function": {"name": "other", "parameters": OTHER}}
 
 
@@ -66,6 +69,16 @@ def outputs(**given: Any) -> dict[str, Any]:
 def allowed(mode: str, *names: str) -> dict[str, Any]:
     only = [{"type": "function", "function": {"name": name}} for name in names]
     return tools(TOOL, SECOND, choice={"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": only}})
+
+
+def plugin(name: str = "shop", **fields: Any) -> dict[str, Any]:
+    return {"plugins": [{"name": name, **fields}]}
+
+
+def bought(**rules: Any) -> dict[str, Any]:
+    """A call with consequences, which the rules hold back or not."""
+    rule = {"require_approval": rules} if rules else {}
+    return {**plugin(**rule), "tool_choice": BUY, "max_tokens": 200}
 
 
 # "Model.field" -> requests without and with it.
@@ -143,6 +156,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         tools(TOOL, SECOND, choice=NAMED),
         tools(TOOL, SECOND, choice=inner(NAMED, "function", name="other")),
     ),
+    "Message.plugin_calls": (
+        {**plugin(), **messages(LAST)},
+        {**plugin(), **messages({**LAST, "plugin_calls": [RAN]})},
+    ),
+    "ChosenPlugin.name": (plugin(), plugin("weather")),
+    "ChosenPlugin.allowed_tools": (plugin(), plugin(allowed_tools=["price"])),
+    "ChosenPlugin.require_approval": (bought(), {**bought(), **plugin(require_approval="never")}),
+    "ApprovalFilters.always": (
+        bought(never={"tool_names": ["buy"]}),
+        bought(never={"tool_names": ["buy"]}, always={"tool_names": ["buy"]}),
+    ),
+    "ApprovalFilters.never": (bought(), bought(never={"tool_names": ["buy"]})),
+    "ApprovalFilter.tool_names": (bought(never={"tool_names": ["price"]}), bought(never={"tool_names": ["buy"]})),
+    "ApprovalFilter.read_only": (bought(never={"read_only": True}), bought(never={"read_only": False})),
     "AllowedTools.mode": (allowed("auto", "weather"), allowed("required", "weather")),
     "AllowedTools.tools": (allowed("required", "weather"), allowed("required", "other")),
 }
@@ -194,9 +221,10 @@ def test_a_field_inside_changes_the_outcome(loud: LLM, monkeypatch: pytest.Monke
 
     def outcome(body: dict[str, Any]) -> Any:
         seen.clear()
-        response = TestClient(create_app(loud)).post(
-            "/v1/chat/completions", json={"messages": [USER], "temperature": 0, "max_tokens": 4, **body}
-        )
+        with both()[0].host() as host:
+            response = TestClient(create_app(loud, ServerConfig(plugins=host))).post(
+                "/v1/chat/completions", json={"messages": [USER], "temperature": 0, "max_tokens": 4, **body}
+            )
         rows = [json.loads(r[6:]) for r in response.text.splitlines() if r.startswith("data: {")]
         usage = [row.get("usage") is not None for row in rows]
         return response.status_code, list(seen), usage

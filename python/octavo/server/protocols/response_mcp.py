@@ -105,11 +105,11 @@ class McpTools:
         return [{"type": "function", "name": tool.name} for tool in found]
 
     def choice(self, given: dict[str, Any], where: str) -> dict[str, Any]:
-        """`tool_choice` of a plugin in the form of the chat API."""
-        return {
-            "type": "allowed_tools",
-            "allowed_tools": {"mode": "required", "tools": self.functions(given, where)},
-        }
+        """`tool_choice` of an operation or of a plugin, in the form of the chat API."""
+        found = self.functions(given, where)
+        if given.get("name"):
+            return {"type": "function", "function": {"name": found[0]["name"]}}
+        return {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": found}}
 
     def tool(self, label: Any, name: Any) -> Tool | None:
         return next((o.tool for o in self.offers if (o.tool.plugin, o.tool.operation) == (label, name)), None)
