@@ -19,6 +19,7 @@ from octavo import LLM, SamplingParams, errors
 from octavo.bench.random_adapters import write_random_adapters
 from octavo.cli import app
 from octavo.cli.bench import bench
+from octavo.cli.plugin import plugin
 from octavo.evaluation import evaluate, first_of_each, held_out_cases
 from typer.testing import CliRunner
 
@@ -116,7 +117,8 @@ def test_cli_document_names_every_command() -> None:
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"`(--[a-z-]+)", CLI + SERVER))))
 def test_documented_options_exist(option: str) -> None:
-    benches = [["bench", name.name or ""] for name in bench.registered_commands]
+    groups = {"bench": bench, "plugin": plugin}
+    benches = [[group, name.name or ""] for group, found in groups.items() for name in found.registered_commands]
     names = ["generate", "chat", "serve", "eval", "quantize", "merge", "pack", "info", "doctor"]
     known = [*([name] for name in names), *benches]
     shown = "".join(CliRunner().invoke(app, [*c, "--help"]).stdout for c in known)

@@ -17,6 +17,7 @@ from octavo.cli.generate import generate
 from octavo.cli.info import info
 from octavo.cli.merge import merge
 from octavo.cli.pack import pack
+from octavo.cli.plugin import plugin
 from octavo.cli.quantize import quantize
 from octavo.cli.serve import serve
 
@@ -35,6 +36,7 @@ for _function in (generate, chat, eval_, quantize, merge, pack, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 app.add_typer(bench)
+app.add_typer(plugin)
 
 
 def _print_version(wanted: bool) -> None:
