@@ -54,7 +54,7 @@ class Budget:
 class Client:
     """HTTP to one plugin. It stays within the origin of the registered URL. Thread-safe."""
 
-    def __init__(self, name: str, source: PluginSource, transport: Transport) -> None:
+    def __init__(self, name: str, source: PluginSource, transport: Transport | None) -> None:
         self.name = name
         self.source = source
         self._transport = transport
@@ -120,6 +120,8 @@ class Client:
     def _once(self, budget: Budget, request: HttpRequest) -> HttpAnswer:
         if budget.left() <= 0:
             raise Failure("timeout", f"the time for the plugin {self.name!r} was over")
+        if self._transport is None:
+            raise Failure("internal", f"the plugin {self.name!r} is an MCP server: it has no HTTP of its own")
         budget.requests += 1
         try:
             return self._transport.send(request)

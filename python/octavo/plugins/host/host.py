@@ -15,6 +15,7 @@ from octavo.plugins.host.catalogue import describe
 from octavo.plugins.host.client import Budget, Client
 from octavo.plugins.host.endpoint import Endpoint
 from octavo.plugins.host.invoke import Call
+from octavo.plugins.host.mcp_bridge import McpBridge, McpRegistry
 from octavo.plugins.host.names import nearest, tool_name
 from octavo.plugins.host.outcome import Failure, Outcome, Tool, ToolList, failure_text, result_text
 from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
@@ -70,14 +71,20 @@ class PluginHost:
                     f"{name!r} is no name of a plugin: use a letter, then letters, digits, '-' and '_', without '__'"
                 )
             source = given if isinstance(given, PluginSource) else PluginSource(given)
-            used = transport or self._transport(source)
-            client = Client(name, source, used)
-            self._states[name] = PluginState(client, Registry(client, clock, protocols), clock)
+            self._states[name] = self._state(name, source, transport, protocols)
 
-    def _transport(self, source: PluginSource) -> Transport:
-        made = HttpTransport(allow_private=source.allow_private, connections=source.concurrency)
-        self._own.append(made)
-        return made
+    def _state(
+        self, name: str, source: PluginSource, transport: Transport | None, protocols: Mapping[int, int]
+    ) -> PluginState:
+        if source.kind != "http":
+            bridge = McpBridge(name, source)
+            client = Client(name, source, None)
+            return PluginState(client, McpRegistry(client, self._clock, bridge), self._clock, bridge)
+        if transport is None:
+            transport = HttpTransport(allow_private=source.allow_private, connections=source.concurrency)
+            self._own.append(transport)
+        client = Client(name, source, transport)
+        return PluginState(client, Registry(client, self._clock, protocols), self._clock)
 
     @property
     def names(self) -> list[str]:

@@ -216,6 +216,8 @@ class Call:
     def _once(self, catalogue: Catalogue, target: Endpoint, key: str | None) -> Answered:
         client, limit = self.state.client, self.state.source.response_bytes
         name = client.name
+        if self.state.bridge is not None and target.plain is not None:
+            return self.state.bridge.call(self.budget, target.plain.path, self.arguments)
         if target.plain is not None:
             built = build_plain(target.plain, self.arguments)
             client.check_origin(built.url, "the operation's URL")

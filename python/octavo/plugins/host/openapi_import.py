@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from urllib.parse import urljoin
 
 from octavo.plugins.host.egress import origin
 from octavo.plugins.host.endpoint import Endpoint, Parameter, Plain
+from octavo.plugins.host.names import identifier
 from octavo.plugins.host.outcome import Failure
 from octavo.plugins.schema import MANY, NAMED, ONE, SchemaError, dereference, digest
 
@@ -332,14 +332,7 @@ def _object(schema: Any) -> dict[str, Any]:
 
 
 def _identifier(given: Any, method: str, path: str) -> str:
-    """An id of letters, digits and `_`, at most 64 long. It is stable, for the same document."""
-    text = given if isinstance(given, str) and given else f"{method}_{path}"
-    name = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")
-    if not name or not name[0].isalpha():
-        name = f"{method}_{name}".rstrip("_")
-    if len(name) > 64:
-        name = name[:55] + "_" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
-    return name
+    return identifier(given if isinstance(given, str) and given else f"{method}_{path}", method)
 
 
 def _description(operation: Mapping[str, Any]) -> str:

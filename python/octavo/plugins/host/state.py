@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from octavo.plugins.host.breaker import Breaker
 from octavo.plugins.host.client import Budget, Client
 from octavo.plugins.host.endpoint import Endpoint
+from octavo.plugins.host.mcp_bridge import McpBridge
 from octavo.plugins.host.outcome import Failure
 from octavo.plugins.host.registry import Registry
 from octavo.plugins.host.source import PluginSource
@@ -21,7 +22,10 @@ _SHOWN = 512
 class PluginState:
     """One registered plugin. Thread-safe."""
 
-    def __init__(self, client: Client, registry: Registry, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, client: Client, registry: Registry, clock: Callable[[], float], bridge: McpBridge | None = None
+    ) -> None:
+        self.bridge = bridge
         self.client = client
         self.registry = registry
         self.breaker = Breaker(clock)
@@ -81,3 +85,5 @@ class PluginState:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)
+        if self.bridge is not None:
+            self.bridge.close()

@@ -118,6 +118,21 @@ class _Quiet(logging.Filter):
         return not _now.active
 
 
+def quiet(*libraries: str) -> None:
+    """Installs the filter for the loggers of HTTP libraries."""
+    for library in libraries:
+        for part in ("connection", "http11", "proxy", "http2"):
+            logger = logging.getLogger(f"{library}.{part}")
+            if not any(isinstance(found, _Quiet) for found in logger.filters):
+                logger.addFilter(_Quiet())
+
+
+def quiet_thread() -> None:
+    """All requests of this thread are the host's own."""
+    quiet("httpcore", "httpcore2")
+    _now.active = True
+
+
 class HttpTransport:
     """The default transport, over httpcore. It keeps connections to one service. Thread-safe.
 
@@ -144,10 +159,7 @@ class HttpTransport:
         except ImportError:
             raise MissingDependencyError("httpcore is needed to call plugins: pip install 'octavo[plugins]'") from None
         self._core = httpcore
-        for name in ("httpcore.connection", "httpcore.http11", "httpcore.proxy", "httpcore.http2"):
-            logger = logging.getLogger(name)
-            if not any(isinstance(f, _Quiet) for f in logger.filters):
-                logger.addFilter(_Quiet())
+        quiet("httpcore")
         self._pool = httpcore.ConnectionPool(
             ssl_context=context or ssl.create_default_context(),
             max_connections=connections,
