@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
 
+from octavo.errors import InvalidRequestError
 from octavo.plugins.host.egress import origin, show_origin
 from octavo.plugins.host.outcome import Failure, Status
 from octavo.plugins.host.source import PluginSource
@@ -97,7 +98,10 @@ class Client:
         """
         sent = {"Accept": "application/json, application/problem+json", "User-Agent": "octavo", **headers}
         own = {name.lower() for name in self.source.headers}
-        sent = {k: v for k, v in sent.items() if k.lower() not in own} | self.source.header_values()
+        try:
+            sent = {k: v for k, v in sent.items() if k.lower() not in own} | self.source.header_values()
+        except InvalidRequestError as error:
+            raise Failure("internal", f"the headers of the plugin {self.name!r}: {error}") from None
         for _ in range(_MAX_REDIRECTS + 1):
             answer = self._once(budget, HttpRequest(method, url, sent, body, budget.deadline, limit))
             if answer.status not in _REDIRECTS:

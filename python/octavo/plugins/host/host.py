@@ -127,15 +127,17 @@ class PluginHost:
         name = tool_name(plugin, endpoint.id)
         if name != f"{plugin}__{endpoint.id}":
             self._short[name] = (plugin, endpoint.id)
+        # A plugin sees its secrets, and its texts go into prompts.
+        secrets = self._states[plugin].source.secrets()
         return Tool(
             name=name,
             plugin=plugin,
             operation=endpoint.id,
-            description=endpoint.description,
-            parameters=endpoint.parameters,
+            description=redact(endpoint.description, secrets),
+            parameters=redact(endpoint.parameters, secrets),
             consequential=endpoint.consequential,
             digest=endpoint.digest,
-            result=endpoint.result,
+            result=redact(endpoint.result, secrets),
             deprecated=endpoint.deprecated,
         )
 
@@ -231,7 +233,8 @@ class PluginHost:
         for name, state in self._states.items():
             kept = state.registry.kept
             found[name] = {"url": state.source.url, "circuit": state.breaker.state}
-            found[name] |= describe(kept) if kept is not None else {"level": None}
+            known = describe(kept) if kept is not None else {"level": None}
+            found[name] |= redact(known, state.source.secrets())
         return found
 
     def close(self) -> None:
@@ -333,7 +336,7 @@ class PluginHost:
             text=text,
             error=None if failure is None else failure.to_problem(),
             repairs=tuple(call.repairs),
-            version=call.version,
+            version=redact(call.version, secrets),
             digest=call.target.digest if call.target is not None else "",
             requests=call.budget.requests,
             seconds=self._clock() - call.budget.started,

@@ -38,7 +38,7 @@ class Secret:
     Make one with `Secret.env("MAPS_TOKEN", prefix="Bearer ")`, which reads the variable at each request.
     """
 
-    __slots__ = ("_name", "_prefix", "_value")
+    __slots__ = ("_name", "_prefix", "_seen", "_value")
 
     def __init__(self, value: str, *, prefix: str = "") -> None:
         """A secret from a value.
@@ -47,7 +47,8 @@ class Secret:
             InvalidRequestError: a value that is too short, or cannot be in a header.
         """
         self._name, self._prefix, self._value = "", prefix, value
-        self._check(value)
+        self._seen: tuple[str, ...] = ()
+        self.reveal()
 
     @classmethod
     def env(cls, name: str, *, prefix: str = "") -> Secret:
@@ -61,7 +62,7 @@ class Secret:
             InvalidRequestError: the variable is not set, is too short, or cannot be in a header.
         """
         secret = cls.__new__(cls)
-        secret._name, secret._prefix, secret._value = name, prefix, ""
+        secret._name, secret._prefix, secret._value, secret._seen = name, prefix, "", ()
         secret.reveal()
         return secret
 
@@ -71,19 +72,21 @@ class Secret:
         Raises:
             InvalidRequestError: the variable is not set any more, or holds what cannot be sent.
         """
-        if not self._name:
-            return self._prefix + self._value
-        value = os.environ.get(self._name)
+        value = os.environ.get(self._name) if self._name else self._value
         if value is None:
             raise InvalidRequestError(f"the environment variable {self._name!r} is not set: set it to the secret")
-        self._check(value)
+        if value not in self._seen:
+            self._check(value)
+            # Older values too may come back.
+            self._seen = (value, *self._seen[:3])
         return self._prefix + value
 
     def forms(self) -> list[str]:
         """The texts in which the secret may come back: as it is, percent-encoded, in base64."""
-        value = self.reveal()[len(self._prefix) :]
-        encoded = base64.b64encode(value.encode()).decode().rstrip("=")
-        return sorted({value, quote(value, safe=""), encoded}, key=len, reverse=True)
+        found: set[str] = set()
+        for value in self._seen:
+            found |= {value, quote(value, safe=""), base64.b64encode(value.encode()).decode().rstrip("=")}
+        return sorted(found, key=len, reverse=True)
 
     def _check(self, value: str) -> None:
         where = f"of the environment variable {self._name!r}" if self._name else "that was given"
@@ -211,17 +214,20 @@ def redact(value: Any, secrets: Sequence[Secret]) -> Any:
     """A JSON value without the secrets: a server may echo what it got, and the model must not see it."""
     if not secrets:
         return value
-    forms = [(form, secret.label) for secret in secrets for form in secret.forms()]
-    return _redact(value, forms)
+    # Headers and percent-encodings may come back in another case.
+    marks = [
+        (re.compile(re.escape(form), re.IGNORECASE), secret.label) for secret in secrets for form in secret.forms()
+    ]
+    return _redact(value, marks)
 
 
-def _redact(value: Any, forms: list[tuple[str, str]]) -> Any:
+def _redact(value: Any, marks: list[tuple[re.Pattern[str], str]]) -> Any:
     if isinstance(value, str):
-        for form, label in forms:
-            value = value.replace(form, label)
+        for pattern, label in marks:
+            value = pattern.sub(label.replace("\\", ""), value)
         return value
     if isinstance(value, dict):
-        return {_redact(key, forms): _redact(item, forms) for key, item in value.items()}
+        return {_redact(key, marks): _redact(item, marks) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_redact(item, forms) for item in value]
+        return [_redact(item, marks) for item in value]
     return value
