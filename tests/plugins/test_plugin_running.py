@@ -178,6 +178,21 @@ def test_a_client_that_leaves_ends_an_async_operation(plugin: Plugin) -> None:
     asyncio.run(run())
 
 
+class BrokenStore(MemoryStore):
+    """Loses answers, as a full disk does."""
+
+    def finish(self, key: str, response: Response | None) -> None:
+        raise OSError("no space left")
+
+
+def test_a_store_that_fails_harms_no_call() -> None:
+    with weather_plugin.build(idempotency=BrokenStore()) as plugin:
+        call = request("send", {"to": "a", "text": "b"}, idempotency_key="k")
+        assert plugin.handle(call).json()["result"] == 1
+        assert kind(plugin.handle(call)) == (409, "idempotency-conflict")
+        assert plugin.sent == [("a", "b")]  # type: ignore[attr-defined]
+
+
 def test_threads_are_used_again_and_end() -> None:
     workers = Workers()
     for i in range(20):

@@ -201,6 +201,23 @@ def test_a_client_that_leaves_early_is_answered_nothing() -> None:
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
+def test_an_operation_sees_the_context_of_flask() -> None:
+    import flask
+
+    plugin = Plugin("context", version="1.0.0")
+
+    @plugin.operation()
+    def agent() -> str:
+        return f"{flask.current_app.config['SITE']} {flask.request.headers['X-Agent']}"
+
+    app = flask.Flask("site")
+    app.config["SITE"] = "here"
+    app.register_blueprint(plugin.blueprint(), url_prefix="/p")
+    with plugin, app.test_client() as client:
+        answer = client.post("/p/v1/invoke/agent", json={"arguments": {}}, headers={"X-Agent": "me"})
+    assert answer.get_json()["result"] == "here me"
+
+
 @pytest.mark.parametrize("make", [Plugin.router, Plugin.blueprint])
 def test_a_missing_framework_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("flask", "fastapi"):

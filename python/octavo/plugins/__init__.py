@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from octavo.plugins.manifest import Deprecation, Limits
     from octavo.plugins.plugin import Plugin, bearer
     from octavo.plugins.problems import Problem, ProblemError
+    from octavo.plugins.sqlite_store import SqliteStore
 
-__all__ = ["Deprecation", "Limits", "Plugin", "Problem", "ProblemError", "Request", "Response", "bearer"]
+__all__ = ["Deprecation", "Limits", "Plugin", "Problem", "ProblemError", "Request", "Response", "SqliteStore", "bearer"]
 
 # Name -> the module that defines it: neither the plugin's side nor the host's loads the other.
 _DEFINED_IN = {
@@ -29,6 +30,7 @@ _DEFINED_IN = {
     "ProblemError": "octavo.plugins.problems",
     "Request": "octavo.plugins.exchange",
     "Response": "octavo.plugins.exchange",
+    "SqliteStore": "octavo.plugins.sqlite_store",
     "bearer": "octavo.plugins.plugin",
 }
 

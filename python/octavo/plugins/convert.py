@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ class Converter:
         """
         name = f"result of {self.id} in major {self.major}"
         try:
-            signature = inspect.signature(function, eval_str=True)
+            # The local names where the function is defined, for annotations that are text.
+            signature = inspect.signature(function, eval_str=True, locals=dict(sys._getframe(1).f_locals))
         except (NameError, TypeError, SyntaxError) as error:
             raise InvalidRequestError(f"the types of the {name} cannot be read: {error}") from None
         if len(signature.parameters) != 1:

@@ -48,7 +48,8 @@ class Plugin:
         health: raises, or returns False, while the plugin does not work.
         allowed_origins: web pages that may call, such as `https://example.org`; `*` permits all. Pages of this machine
             always may.
-        idempotency: where answers to requests with an Idempotency-Key are kept; None: in memory, one hour.
+        idempotency: where answers to requests with an Idempotency-Key are kept; None: in memory, one hour. Several
+            processes of one plugin must share a `SqliteStore`, else a retry that another process gets runs again.
 
     Raises:
         InvalidRequestError: an argument that cannot be right.

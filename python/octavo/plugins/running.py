@@ -156,7 +156,11 @@ class Runner:
             self._running -= 1
         # 429 and 503 are raised before an effect: the same key may try again.
         kept = response is not None and response.status not in (429, 503)
-        job.finished(response if kept else None)
+        try:
+            job.finished(response if kept else None)
+        except Exception:
+            # The key stays in progress: a retry is refused, and nothing runs twice.
+            log.exception("the answer of %s could not be kept", job.endpoint.entry.id)
         return response if response is not None else self._late(job)
 
     def _enter(self) -> bool:
