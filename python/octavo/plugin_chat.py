@@ -30,6 +30,7 @@ from octavo.server.fields.requests import ChatRequest, read
 from octavo.server.messages import prompt_of
 from octavo.server.output_format import output_format
 from octavo.server.parsing import Content
+from octavo.server.plugins import is_harmless
 from octavo.server.rounds import Ran, RoundReader, Rounds
 from octavo.structured import Grammar, JsonSchema, Regex
 
@@ -84,7 +85,7 @@ class PluginChat:
         tools = asked.plugins.tools()
         loop = Loop(
             asked.plugins,
-            [Offer(tool) for tool in tools],
+            [Offer(tool) for tool in tools if is_harmless(self._context, tool)],
             max_rounds=asked.max_rounds,
             deadline=params.timeout,
             missing=[Outcome("", n, "", {}, "unavailable", text=p.detail, error=p) for n, p in tools.missing.items()],

@@ -103,8 +103,8 @@ class Shop:
         gate: `wait` returns when it is set.
     """
 
-    def __init__(self) -> None:
-        self.plugin = plugin = Plugin("shop", version="1.0.0")
+    def __init__(self, **options: Any) -> None:
+        self.plugin = plugin = Plugin("shop", version="1.0.0", **options)
         self.sold: list[tuple[str, int]] = []
         self.gate = threading.Event()
         self.began = threading.Event()

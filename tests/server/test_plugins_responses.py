@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import agents
+import httpx
 import openai
 import pytest
-from agents.models.openai_responses import OpenAIResponsesModel
 from octavo import LLM
 from octavo.plugins import bearer
 from octavo.server import ServerConfig, create_app
@@ -334,6 +333,7 @@ def test_a_plugin_that_does_not_answer_is_named(world: World) -> None:
 
 
 def test_openais_agents_run_hosted_tools(model: Scripted) -> None:
+    agents = pytest.importorskip("agents", reason="OpenAI's Agents SDK: pip install '.[test-clients]'")
     local, shop = both()
     asked: list[str] = []
 
@@ -351,7 +351,7 @@ def test_openais_agents_run_hosted_tools(model: Scripted) -> None:
                 name="a",
                 instructions="Help.",
                 tools=tools,
-                model=OpenAIResponsesModel(MODEL, client),  # type: ignore[arg-type]
+                model=agents.OpenAIResponsesModel(MODEL, client),  # type: ignore[arg-type]
             )
             return await agents.Runner.run(agent, ASK, run_config=agents.RunConfig(tracing_disabled=True))
 
@@ -366,13 +366,15 @@ def test_openais_agents_run_hosted_tools(model: Scripted) -> None:
 def real_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, openai.OpenAI, Shop]]:
     """`octavo serve` with both plugins, each a server of its own; the shop wants a key."""
     monkeypatch.setenv("SHOP_KEY", SECRET)
-    shop = Shop()
-    shop.plugin._authorize = bearer(SECRET)  # type: ignore[attr-defined]
+    shop = Shop(authorize=bearer(SECRET))
     with uvicorn_in_thread(weather().asgi_app) as one, uvicorn_in_thread(shop.plugin.asgi_app) as two:
         options = ["--plugin", f"weather={one}", f"shop={two}", "--plugin-secret-env", "shop=SHOP_KEY"]
-        with served(*options) as process:
-            with openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
-                yield process, client, shop
+        with (
+            served(*options) as process,
+            openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0, timeout=60) as client,
+        ):
+            assert httpx.post(f"{two}/v1/invoke/price", json={"arguments": {"item": "hat"}}).status_code == 401
+            yield process, client, shop
         assert process.process.returncode == 0
 
 

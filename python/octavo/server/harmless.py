@@ -18,10 +18,10 @@ _DESCRIBES = frozenset({"description", "title", "$comment"})
 
 def harmless_json(llm: LLM, text: str) -> str:
     """JSON text without special tokens: the characters that they are made of become JSON's escapes."""
-    if not _has_special(llm, text):
+    if not has_special(llm, text):
         return text
     escaped = _STRING.sub(lambda found: '"' + _escaped(found[0][1:-1]) + '"', text)
-    if not _has_special(llm, escaped):
+    if not has_special(llm, escaped):
         return escaped
     # A special token of plain letters: nothing of the strings stays as it is.
     return _STRING.sub(lambda found: json.dumps("".join(f"{ord(c):x} " for c in found[0][1:-1])), text)
@@ -29,7 +29,7 @@ def harmless_json(llm: LLM, text: str) -> str:
 
 def harmless_tool(llm: LLM, tool: dict[str, Any]) -> dict[str, Any]:
     """A tool whose descriptions have no special tokens."""
-    if not _has_special(llm, json.dumps(tool, ensure_ascii=False)):
+    if not has_special(llm, json.dumps(tool, ensure_ascii=False)):
         return tool
     clean: dict[str, Any] = _described(llm, tool)
     return clean
@@ -41,7 +41,9 @@ def _described(llm: LLM, value: Any, key: str = "") -> Any:
     if isinstance(value, list):
         return [_described(llm, inner) for inner in value]
     if key in _DESCRIBES and isinstance(value, str):
-        return llm.detokenize(llm.tokenize(value, add_special_tokens=False), skip_special_tokens=True)
+        while has_special(llm, value):
+            # What stands around a special token may be the parts of another one.
+            value = llm.detokenize(llm.tokenize(value, add_special_tokens=False), skip_special_tokens=True)
     return value
 
 
@@ -59,6 +61,7 @@ def _escape(character: str) -> str:
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
 
 
-def _has_special(llm: LLM, text: str) -> bool:
+def has_special(llm: LLM, text: str) -> bool:
+    """Whether the tokenizer finds a special token in `text`."""
     ids = llm.tokenize(text, add_special_tokens=False)
     return llm.detokenize(ids, skip_special_tokens=True) != llm.detokenize(ids, skip_special_tokens=False)

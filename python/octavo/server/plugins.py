@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -16,6 +17,7 @@ from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ApprovalFilter, ApprovalFilters
 from octavo.server.generation import Deltas, Generation
+from octavo.server.harmless import harmless_tool, has_special
 from octavo.server.rounds import Ran, Rounds
 
 if TYPE_CHECKING:
@@ -179,7 +181,20 @@ def offers(
         if unknown is not None:
             message = f"{where}: the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
             raise bad_request(message, where)
-    return [Offer(t, _rule(t, approval)) for t in tools if allowed is None or _matches(t, allowed)], None
+    chosen = [tool for tool in tools if allowed is None or _matches(tool, allowed)]
+    return [Offer(tool, _rule(tool, approval)) for tool in chosen if is_harmless(context, tool)], None
+
+
+def is_harmless(context: Context, tool: Tool) -> bool:
+    """Whether the prompt can show the tool: outside of descriptions it has no special tokens of the model."""
+    if has_special(context.llm, json.dumps(harmless_tool(context.llm, tool.openai()), ensure_ascii=False)):
+        context.warn_once(
+            f"operation {tool.name}",
+            "the operation %.64s is not offered: its schema has special tokens of the model",
+            tool.name,
+        )
+        return False
+    return True
 
 
 def host_of(context: Context) -> PluginHost:

@@ -1,0 +1,115 @@
+"""`octavo chat --plugin` and the options of plugins of `octavo serve`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from octavo.cli.plugin_options import ask, describe, plugin_host
+from octavo.errors import InvalidRequestError
+from octavo.plugins.host import Outcome
+from plugin_cases import weather
+from servers import uvicorn_in_thread
+
+URL = "http://127.0.0.1:1"
+SECRET = "s3cret-of-a-shop"
+
+
+def octavo(*arguments: str, given: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "octavo", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_chat_names_a_plugin_that_does_not_answer_and_goes_on() -> None:
+    with uvicorn_in_thread(weather().asgi_app) as url:
+        plugins = ["--plugin", f"weather={url}", "--plugin", f"gone={URL}"]
+        done = octavo("chat", *plugins, "--temperature", "0", "--max-tokens", "8", given="Hi\n")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert "[gone: " in done.stderr
+    assert "weather" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plugin", "weather"], "NAME=URL"),
+        (["--plugin", "weather=ftp://a"], "ftp"),
+        (["--plugin", f"a b={URL}"], "'a b'"),
+        (["--plugin", f"w={URL}", "--plugin", f"w={URL}"], "twice"),
+        (["--plugin-secret-env", "w=KEY"], "--plugin names no plugin"),
+        (["--plugin", f"w={URL}", "--plugin-secret-env", "v=KEY"], "'v'"),
+        (["--plugin", f"w={URL}", "--plugin-secret-env", f"w={SECRET}"], "name of a variable"),
+        (["--plugin", f"w={URL}", "--plugin-secret-env", SECRET], "NAME=VARIABLE"),
+        (["--plugin", f"w={URL}", "--plugin-secret-env", "w=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+        (["--url", URL, "--plugin", f"w={URL}"], "--plugin is for a model in this process"),
+    ],
+)
+def test_bad_options_are_named(arguments: list[str], words: str) -> None:
+    done = octavo("chat", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert f"={SECRET}" not in done.stderr
+
+
+def test_secrets_go_into_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", SECRET)
+    secrets = ["a=SHOP_KEY", "b=X-Api-Key:SHOP_KEY", "c=SHOP_KEY"]
+    with plugin_host([f"a={URL}", f"b={URL}", f"c=mcp+{URL}/mcp"], secrets) as host:
+        assert host is not None
+        sources = {name: state.source for name, state in host._states.items()}
+        assert sources["a"].header_values() == {"Authorization": f"Bearer {SECRET}"}
+        assert sources["b"].header_values() == {"X-Api-Key": SECRET}
+        assert (sources["c"].kind, sources["c"].url.rstrip("/")) == ("mcp", f"{URL}/mcp")
+        assert SECRET not in repr(sources) + repr(host)
+
+
+def test_a_host_is_only_made_for_plugins() -> None:
+    with plugin_host(None, None) as host:
+        assert host is None
+    with pytest.raises(InvalidRequestError), plugin_host([f"a={URL}"], ["a=1"]):
+        pass
+
+
+class Terminal:
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("typed", "runs"), [("y", True), ("YES ", True), ("", False), ("no", False)])
+def test_a_person_approves_in_a_terminal(
+    typed: str, runs: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = Outcome("shop__buy", "shop", "buy", {"item": "hat\x1b[2J"}, "approval_required")
+    asked: list[Any] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return typed
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert ask(outcome) is False
+    assert not asked, "standard input is no terminal here"
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert ask(outcome) is runs
+    shown = capsys.readouterr().err
+    assert "shop buy" in shown
+    assert "\x1b" not in shown
+
+
+def test_outcomes_as_lines() -> None:
+    done = Outcome("w__t", "w", "t", {"city": "Oslo"}, "ok", content=[-3], text="[-3]")
+    assert describe(done) == '[w t {"city": "Oslo"}: [-3]]'
+    failed = Outcome("w__t", "w", "t", {}, "timeout", text="too\nslow\x07")
+    assert describe(failed) == "[w t {}: timeout: too slow ]"
+    assert len(describe(Outcome("w__t", "w", "t", {}, "ok", content="x" * 9999))) < 400
