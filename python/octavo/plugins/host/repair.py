@@ -96,7 +96,8 @@ class _Work:
     ) -> None:
         self._old: dict[str, Any] = dict(old.get("properties", {}))
         self._new: dict[str, Any] = dict(new.get("properties", {}))
-        self._required = set(new.get("required", ()))
+        # An argument that was required before, and is missing, is the caller's own mistake.
+        self._required = set(new.get("required", ())) - set(old.get("required", ()))
         self._aliases = aliases
         self._coerce = coerce
         # New name -> the name under which the model was shown it.
