@@ -276,6 +276,26 @@ def test_health() -> None:
         assert problem(send(plugin, "health", method="GET")) == (503, "unavailable")
 
 
+def test_a_permitted_page_may_call_from_a_browser() -> None:
+    page = "https://a.example"
+    with weather_plugin.build(allowed_origins=[page], authorize=bearer("t")) as plugin:
+        asked = {"access_control_request_method": "POST", "access_control_request_headers": "octavo-digest"}
+        before = send(plugin, "v3/invoke/send", method="OPTIONS", origin=page, **asked)
+        assert (before.status, before.body) == (204, b"")
+        assert before.headers["access-control-allow-origin"] == page
+        assert before.headers["access-control-allow-headers"] == "octavo-digest"
+        answer = send(plugin, "v3/invoke/get_forecast", {"city": "x"}, origin=page, authorization="Bearer t")
+        assert answer.headers["access-control-allow-origin"] == page
+        assert "Octavo-Digest" in answer.headers["access-control-expose-headers"]
+        # A page of this machine may call, but gets no CORS headers; foreign pages may not.
+        local = send(plugin, "openapi.json", method="GET", origin="http://localhost:5173", authorization="Bearer t")
+        assert local.status == 200
+        assert "access-control-allow-origin" not in local.headers
+        foreign = send(plugin, "v3/invoke/send", method="OPTIONS", origin="https://b.example", **asked)
+        assert problem(foreign) == (403, "forbidden")
+        assert "access-control-allow-origin" not in foreign.headers
+
+
 CODES = {200, 304, 400, 404, 405, 409, 413, 415, 422}
 
 

@@ -105,6 +105,17 @@ def test_a_token_that_every_request_would_have_is_refused(tokens: Any) -> None:
         bearer(*tokens)
 
 
+def test_the_decorator_needs_no_parentheses() -> None:
+    plugin = make()
+
+    @plugin.operation
+    def plain(x: int) -> int:
+        return x
+
+    assert plain(1) == 1
+    assert invoke(plugin, "v2/invoke/plain", {"x": 3}).json()["result"] == 3
+
+
 def test_two_operations_cannot_share_a_name() -> None:
     plugin = make()
     plugin.operation()(same)

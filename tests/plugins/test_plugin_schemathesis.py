@@ -8,6 +8,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import pytest
+import weather_plugin
 from octavo.plugins import Plugin
 from octavo.plugins.idempotency import MemoryStore
 from pydantic import BaseModel, Field
@@ -119,3 +120,10 @@ def test_a_plugin_fits_its_document(kind: str) -> None:
     assert seen["200"] > 20, seen
     assert seen["422"] > 3, seen
     assert not [status for status in seen if status.startswith("5")]
+
+
+@pytest.mark.parametrize("make", [build, weather_plugin.build])
+def test_the_document_is_valid_openapi(make: Any) -> None:
+    validator = pytest.importorskip("openapi_spec_validator")
+    with make() as plugin:
+        assert not list(validator.OpenAPIV31SpecValidator(plugin.openapi()).iter_errors())

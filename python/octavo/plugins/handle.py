@@ -7,7 +7,6 @@ import difflib
 import email.utils
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,10 @@ from octavo.plugins.exchange import Request, Response, json_response, problem_re
 from octavo.plugins.manifest import Limits
 from octavo.plugins.mcp_endpoint import McpServer
 from octavo.plugins.operation import rename
+from octavo.plugins.origins import Origins
 from octavo.plugins.problems import Problem, ProblemError
 from octavo.plugins.running import Done, Job, Runner
 from octavo.plugins.schema import canonical_json
-
-# Origins of pages that this machine serves.
-_LOCAL = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?")
 
 log = logging.getLogger("octavo.plugins")
 
@@ -65,19 +62,19 @@ class Handler:
         self._store = store
         self._authorize = authorize
         self._health = health
-        self._origins = origins
+        self._origins = Origins(origins)
 
     def handle(self, request: Request) -> Response:
         """Answers a request, from a thread."""
         found = self._begin(request)
         response = self._runner.run(found) if isinstance(found, Job) else found
-        return _stamped(request, response)
+        return self._stamped(request, response)
 
     async def ahandle(self, request: Request) -> Response:
         """Answers a request, from an event loop."""
         found = self._begin(request)
         response = await self._runner.arun(found) if isinstance(found, Job) else found
-        return _stamped(request, response)
+        return self._stamped(request, response)
 
     def _begin(self, request: Request) -> Response | Job:
         try:
@@ -93,7 +90,11 @@ class Handler:
         if path == protocol.HEALTH_PATH:
             _only(request, "GET", "HEAD")
             return self._healthy()
-        self._check_origin(request.header("origin"))
+        self._origins.check(request)
+        preflight = self._origins.preflight(request)
+        if preflight is not None:
+            # A browser sends no credentials with its question.
+            return preflight
         self._check_credentials(request)
         if path in self._served.documents:
             _only(request, "GET", "HEAD")
@@ -203,12 +204,6 @@ class Handler:
                 operation=entry.to_json(),
             )
 
-    def _check_origin(self, origin: str | None) -> None:
-        """Refuses requests that a foreign web page makes in a user's browser, also by rebinding a name."""
-        if origin is None or origin in self._origins or "*" in self._origins or _LOCAL.fullmatch(origin):
-            return
-        raise ProblemError("forbidden", f"pages of {origin[:200]!r} may not call: name it in allowed_origins")
-
     def _check_credentials(self, request: Request) -> None:
         if self._authorize is None:
             return
@@ -239,6 +234,22 @@ class Handler:
             return Response(304, headers)
         return Response(200, {"content-type": protocol.JSON, **headers}, body)
 
+    def _stamped(self, request: Request, response: Response) -> Response:
+        """With the headers that every response has. The version is the plugin's own, never the client's."""
+        version = protocol.negotiate(request.header(protocol.PROTOCOL_HEADER))
+        answered = str(version) if version else protocol.supported_list()[-1]
+        headers = {
+            "cache-control": "no-store",
+            protocol.PROTOCOL_HEADER.lower(): answered,
+            **response.headers,
+            **self._origins.headers(request),
+        }
+        if response.status == 401:
+            headers.setdefault("www-authenticate", "Bearer")
+        if response.status == 405:
+            headers.setdefault("allow", ", ".join(response.json().get("allow", [])))
+        return Response(response.status, headers, b"" if request.method == "HEAD" else response.body)
+
     def _newest(self) -> int:
         return max((major for _, major in self._served.table), default=0)
 
@@ -248,18 +259,6 @@ def _only(request: Request, *methods: str) -> None:
         raise ProblemError(
             "method-not-allowed", f"{request.path[:200]!r} has {' and '.join(methods)} alone", allow=list(methods)
         )
-
-
-def _stamped(request: Request, response: Response) -> Response:
-    """With the headers that every response has. The version is the plugin's own, never the client's."""
-    version = protocol.negotiate(request.header(protocol.PROTOCOL_HEADER))
-    answered = str(version) if version else protocol.supported_list()[-1]
-    headers = {"cache-control": "no-store", protocol.PROTOCOL_HEADER.lower(): answered, **response.headers}
-    if response.status == 401:
-        headers.setdefault("www-authenticate", "Bearer")
-    if response.status == 405:
-        headers.setdefault("allow", ", ".join(response.json().get("allow", [])))
-    return Response(response.status, headers, b"" if request.method == "HEAD" else response.body)
 
 
 def _operation_headers(endpoint: Endpoint) -> dict[str, str]:

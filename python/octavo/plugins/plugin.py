@@ -7,7 +7,7 @@ import hmac
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from octavo.errors import InvalidRequestError
 from octavo.plugins import frameworks, openapi, protocol
@@ -46,8 +46,8 @@ class Plugin:
         concurrency: operations that run at once; further requests get 503.
         authorize: whether a request may pass; False answers 401. See `bearer`.
         health: raises, or returns False, while the plugin does not work.
-        allowed_origins: web pages that may call, such as `https://example.org`; `*` permits all. Pages of this machine
-            always may.
+        allowed_origins: web pages that may call and read answers (CORS), such as `https://example.org`; `*` permits
+            all. Pages of other origins are refused, except those of this machine.
         idempotency: where answers to requests with an Idempotency-Key are kept; None: in memory, one hour. Several
             processes of one plugin must share a `SqliteStore`, else a retry that another process gets runs again.
 
@@ -93,8 +93,14 @@ class Plugin:
         self._lock = threading.Lock()
         self._built: tuple[Handler, Manifest, dict[str, Any]] | None = None
 
+    @overload
+    def operation(self, function: _Function, /) -> _Function: ...
+
+    @overload
     def operation(
         self,
+        function: None = None,
+        /,
         *,
         since: str | None = None,
         name: str | None = None,
@@ -102,7 +108,20 @@ class Plugin:
         consequential: bool = False,
         idempotent: bool | None = None,
         deprecated: Deprecation | None = None,
-    ) -> Callable[[_Function], _Function]:
+    ) -> Callable[[_Function], _Function]: ...
+
+    def operation(
+        self,
+        function: _Function | None = None,
+        /,
+        *,
+        since: str | None = None,
+        name: str | None = None,
+        aliases: Mapping[str, Any] | None = None,
+        consequential: bool = False,
+        idempotent: bool | None = None,
+        deprecated: Deprecation | None = None,
+    ) -> Callable[[_Function], _Function] | _Function:
         """Makes a typed function an operation; the docstring is its description. The function stays as it is.
 
         A parameter of the type `Request` gets the request, and is no argument.
@@ -138,7 +157,7 @@ class Plugin:
             self._operations[typed.id] = operation
             return function
 
-        return register
+        return register if function is None else register(function)
 
     def convert(
         self, *, major: int, name: str | None = None, to: str | None = None, deprecated: Deprecation | None = None
