@@ -281,6 +281,31 @@ def test_a_call_with_consequences_waits_for_an_approval(world: World, echo: bool
     assert [r["result"] for r in results(world.llm.prompts[1])] == ["bought 2 hat"]
 
 
+def test_an_approved_call_runs_once(world: World) -> None:
+    message = asks_to_buy(world)
+    back, approved = sent_back(message), {message.tool_calls[0].id: True}
+    world.script("-", "Done.", "-", "Done.")
+    for _ in range(2):
+        done = world.chat(back, plugin_approvals=approved).choices[0]
+        assert [c["output"] for c in done.message.plugin_calls] == ["bought 2 hat"]
+    assert world.shop.sold == [("hat", 2)]
+    assert done.message.plugin_calls[0]["warnings"] == ["the approved call ran once"]
+
+
+def test_an_approved_call_that_was_not_sent_may_be_sent_again(world: World) -> None:
+    message = asks_to_buy(world)
+    back, approved = sent_back(message), {message.tool_calls[0].id: True}
+    plugin, world.local.plugins["shop"] = world.local.plugins["shop"], None
+    world.script("-", "Later.")
+    done = world.chat(back, plugin_approvals=approved).choices[0]
+    assert [c["status"] for c in done.message.plugin_calls] == ["unavailable"]
+    world.local.plugins["shop"] = plugin
+    world.script("-", "Done.")
+    done = world.chat(back, plugin_approvals=approved).choices[0]
+    assert [c["output"] for c in done.message.plugin_calls] == ["bought 2 hat"]
+    assert world.shop.sold == [("hat", 2)]
+
+
 def test_a_refused_call_does_not_run(world: World) -> None:
     message = asks_to_buy(world)
     world.script("-", "Then not.")

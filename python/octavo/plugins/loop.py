@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from octavo.errors import OctavoError
 from octavo.plugins.host.outcome import Outcome, Status, Tool
@@ -70,6 +70,18 @@ class PluginCall:
     current: bool = True
 
 
+class Once(Protocol):
+    """Keeps approved calls from running twice."""
+
+    def begin(self, call: PluginCall, unknown: Outcome) -> Outcome | None:
+        """None: the call may run. Else the outcome that it had; `unknown` if it still runs."""
+        ...
+
+    def end(self, call: PluginCall, outcome: Outcome | None) -> None:
+        """Notes the outcome; None: it is not known."""
+        ...
+
+
 class Loop:
     """The rounds of one answer.
 
@@ -78,6 +90,7 @@ class Loop:
         max_calls: calls in all rounds together; None: no limit.
         deadline: seconds from now for all calls; None: the limits of the plugins alone.
         missing: outcomes for plugins that could not be asked for their operations; they begin the trace.
+        once: keeps approved calls from running twice; None: each approval comes once.
         clock: seconds.
 
     Attributes:
@@ -95,12 +108,14 @@ class Loop:
         max_calls: int | None = None,
         deadline: float | None = None,
         missing: Sequence[Outcome] = (),
+        once: Once | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host = host
         self._offers = {offer.tool.name: offer for offer in offers}
         self._max_rounds = max_rounds
         self._calls_left = max_calls
+        self._once = once
         self._clock = clock
         self._end = None if deadline is None else clock() + deadline
         self._regenerated: set[str] = set()
@@ -231,6 +246,33 @@ class Loop:
         return outcome.status == WAITING and self._offers[call.name].rule == "never"
 
     def _call(self, call: PluginCall) -> Outcome:
+        known = self._before(call)
+        if known is not None:
+            return known
+        outcome: Outcome | None = None
+        try:
+            outcome = self._call_now(call)
+        finally:
+            self._after(call, outcome)
+        return outcome
+
+    async def _acall(self, call: PluginCall) -> Outcome:
+        if self._once is not None and call.approved:
+            # A thread notes the outcome even if the task is cancelled.
+            return await asyncio.to_thread(self._call, call)
+        return await self._acall_now(call)
+
+    def _before(self, call: PluginCall) -> Outcome | None:
+        if self._once is None or not call.approved:
+            return None
+        text = "this approved call has begun before, and its end is not known: it did not run again"
+        return self._once.begin(call, self._outcome(call, "unavailable", text))
+
+    def _after(self, call: PluginCall, outcome: Outcome | None) -> None:
+        if self._once is not None and call.approved:
+            self._once.end(call, outcome)
+
+    def _call_now(self, call: PluginCall) -> Outcome:
         given = _arguments(call)
         try:
             outcome = self._host.call(call.name, given, **self._options(call, approved=self._approved(call)))
@@ -240,7 +282,7 @@ class Loop:
             return self._fault(call, error)
         return outcome
 
-    async def _acall(self, call: PluginCall) -> Outcome:
+    async def _acall_now(self, call: PluginCall) -> Outcome:
         given = _arguments(call)
         try:
             outcome = await self._host.acall(call.name, given, **self._options(call, approved=self._approved(call)))

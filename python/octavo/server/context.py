@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from octavo.errors import OctavoError
 from octavo.llm import LLM
 from octavo.params import SamplingParams
+from octavo.server.approved import Approved
 from octavo.server.calls.formats import (
     FORMATS,
     Format,
@@ -59,6 +60,7 @@ class Context:
         created: start time in seconds since 1970.
         response_store: stored responses of /v1/responses.
         targets: finds what a request runs with.
+        approved: approved calls of plugins, each of which runs once.
         adapter_changes: loads and unloads of adapters, one after the other.
         http_requests: number of answered requests by (method, route, status).
     """
@@ -71,6 +73,7 @@ class Context:
         self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self.response_store = ResponseStore(config.limits)
         self.targets = Targets(lambda: self.llm, lambda: self.names)
+        self.approved = Approved()
         self.adapter_changes = Changes(config.limits.adapter_changes)
         self._warned: set[str] = set()
 

@@ -21,8 +21,11 @@ from octavo.server.rounds import RoundReader, Rounds, shown_result
 _GAP = "\n\n"
 
 
-def chat_rounds(context: Context, request: ChatRequest) -> Rounds | None:
+def chat_rounds(context: Context, request: ChatRequest, owner: str | None) -> Rounds | None:
     """The rounds of a request that names plugins; None if it names none.
+
+    Args:
+        owner: the caller.
 
     Raises:
         ApiError: 400 for fields that are invalid beside plugins.
@@ -54,6 +57,7 @@ def chat_rounds(context: Context, request: ChatRequest) -> Rounds | None:
         max_rounds=request.max_plugin_rounds or context.config.max_plugin_rounds,
         deadline=request.timeout,
         missing=missing,
+        once=context.approved.of(owner),
     )
     messages = [turn for message in request.messages for turn in _turns(context, message, loop)]
     plain = request.model_copy(update={"messages": messages})

@@ -35,7 +35,7 @@ _AFTER = b'},"logprobs":null,"finish_reason":null}'
 def chat(context: Context, call: Call) -> Response:
     request, target = context.read_with_target(ChatRequest, call)
     names = {"prompt": "messages", "structured": field_of(request)}
-    rounds = chat_rounds(context, request)
+    rounds = chat_rounds(context, request, call.salt)
     if rounds is None:
         begun = begin(context, request, call, names, target)
     else:

@@ -143,7 +143,7 @@ class Input:
     def __init__(
         self, context: Context, request: ResponsesFields, given: str | list[dict[str, Any]] | None, call: Call
     ) -> None:
-        self._context = context
+        self._context, self._owner = context, call.salt
         for name, remedy in _REFUSED.items():
             if (request.model_extra or {}).get(name):
                 raise bad_request(f"{name} is not supported: {remedy}", name)
@@ -196,6 +196,7 @@ class Input:
             max_rounds=context.config.max_plugin_rounds,
             max_calls=max_calls,
             missing=mcp.missing,
+            once=context.approved.of(self._owner),
         )
         return Rounds(context, chat, loop, RoundReader(loop.names, shown=True), self._decided)
 
