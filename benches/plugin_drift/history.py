@@ -189,12 +189,12 @@ def change_type(rng: random.Random, release: Release) -> Release | None:
 
 
 def rebind(rng: random.Random, release: Release) -> Release | None:
-    """Rename without alias, while the old name goes to a new field of another type: the name means something else."""
+    """Rename without alias, while the old name goes to a new field: the name means something else."""
     for field in rng.sample(release.known(), len(release.known())):
         taken = {f.name for f in release.known()}
         away = [n for n in field.concept.names if n not in taken]
         known = {f.concept_id for f in release.known()}
-        takers = [c for c in CONCEPTS if field.name in c.names and c.id not in known and c.kind != field.concept.kind]
+        takers = [c for c in CONCEPTS if c.id not in known and (field.name in c.names or c.kind != field.concept.kind)]
         if away and takers:
             moved = release.with_field(replace(field, name=rng.choice(away), aliases=()))
             taker = rng.choice(takers)

@@ -107,13 +107,15 @@ def _reachable(before: Field, after: Field, level: int, repairs: bool) -> bool:
 
 
 def undetectable(old: Release, new: Release, same_digest: bool, unchecked: bool) -> bool:
-    """Whether no host can see the change: other units behind one schema, or names bound anew under one digest.
+    """Whether no host can see the change: other units behind one schema, or names bound anew under one digest, a false alias.
 
     `unchecked`: the plugin checks no digests, and what the host can fetch is out of date.
     """
     if new.factor != old.factor or unchecked:
         return True
     before = {f.name: f.concept_id for f in old.known()}
+    if any(before.get(alias, f.concept_id) != f.concept_id for f in new.known() for alias in f.aliases):
+        return True
     return same_digest and any(before.get(f.name) != f.concept_id for f in new.known())
 
 

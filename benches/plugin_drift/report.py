@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.evaluation.intervals import proportion
+from octavo.evaluation.intervals import Estimate, proportion
 
 from benches.plugin_drift.episode import Episode
 from benches.plugin_drift.oracle import Verdict
@@ -19,8 +19,8 @@ def figures(ours: Sequence[Episode], frozen: Sequence[Episode], exact: Sequence[
     compatible = [e for e in visible if e.compatible]
     breaking = [e for e in visible if not e.compatible]
     right = sum(e.met is Verdict.RIGHT for e in compatible)
-    share = proportion(right, len(compatible))
-    extra = [n - 1 for e in visible for n in e.requests]
+    share = proportion(right, len(compatible)) if compatible else Estimate(1.0, 0.0, 1.0)
+    extra = [n - 1 for e in visible for n in e.requests] or [0]
     return {
         "seeds": len(ours),
         "compatible": {

@@ -197,7 +197,8 @@ class Call:
 
     def _send(self, catalogue: Catalogue, target: Endpoint) -> Answered:
         """Sends the request, again where that is safe."""
-        guarded = target.plain is None and catalogue.level == 2
+        # A plugin whose headers are not its own has shown no keys either.
+        guarded = target.plain is None and self.state.registry.guarded
         key = f'"{uuid.uuid4().hex}"' if guarded else None
         repeatable = target.idempotent or guarded
         attempt = 0
@@ -264,7 +265,12 @@ class Call:
                 f"the operation {self.operation!r} ran under another schema than that of the arguments"
                 f" ({target.digest[:24]}): its result is not used"
             )
-            raise Failure("schema_changed", detail, schema=again.parameters if again else None, sent=True)
+            if again is None or not target.idempotent:
+                # The model must not call again: what ran must not run twice.
+                raise Failure("bad_response", f"{detail}, and it must not run twice", sent=True)
+            self.target = again
+            self.state.show(again)
+            raise Failure("schema_changed", detail, schema=again.parameters, sent=True)
         self.budget.warn(f"the plugin {self.state.client.name!r} answers without the protocol's own headers")
         return answered
 
