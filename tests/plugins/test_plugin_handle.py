@@ -258,8 +258,10 @@ def test_a_check_of_credentials_guards_everything_but_the_health() -> None:
     def broken(_request: Request) -> bool:
         raise RuntimeError("secret-value")
 
-    with weather_plugin.build(authorize=broken) as plugin:
-        assert problem(send(plugin, "openapi.json", method="GET")) == (401, "unauthorized")
+    # A check that forgets its answer lets no request pass.
+    for check in (broken, lambda _request: None, lambda _request: "yes"):
+        with weather_plugin.build(authorize=check) as plugin:
+            assert problem(send(plugin, "openapi.json", method="GET")) == (401, "unauthorized")
 
 
 def test_health() -> None:

@@ -182,22 +182,25 @@ def test_converters_are_chained_over_two_steps() -> None:
     def area_2(width_cm: float, height_cm: float) -> dict[str, float]:
         return {"width_m": width_cm / 100, "height_m": height_cm / 100}
 
+    @area_2.result
+    def in_cm(newer: dict[str, float]) -> dict[str, float]:
+        return {"square_cm": newer["square_m"] * 10_000}
+
     @plugin.convert(major=1, name="square", to="area")
     def square_1(side_cm: float) -> dict[str, float]:
         return {"width_cm": side_cm, "height_cm": side_cm}
 
     class Area(BaseModel):
-        square_m: float
+        square_cm: float
 
     @square_1.result
     def down(newer: Area) -> float:
-        return newer.square_m
+        return newer.square_cm
 
     with plugin:
-        assert invoke(plugin, "v1/invoke/square", {"side_cm": 200}).json()["result"] == 4.0
-        assert invoke(plugin, "v2/invoke/area", {"width_cm": 100, "height_cm": 50}).json()["result"] == {
-            "square_m": 0.5
-        }
+        assert invoke(plugin, "v1/invoke/square", {"side_cm": 200}).json()["result"] == 40_000.0
+        half = invoke(plugin, "v2/invoke/area", {"width_cm": 100, "height_cm": 50})
+        assert half.json()["result"] == {"square_cm": 5000.0}
         assert invoke(plugin, "v3/invoke/area", {"width_m": 2, "height_m": 3}).json()["result"] == {"square_m": 6.0}
         # The renamed operation has no other way into major 1.
         assert [(e["major"], e["id"]) for e in plugin.manifest()["operations"]] == [

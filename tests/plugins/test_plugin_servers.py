@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -183,6 +184,25 @@ def test_an_announced_body_is_not_read_beyond_the_limit() -> None:
     assert stream.read_bytes == 1001
 
 
+def test_a_stream_without_end_is_left_at_the_limit() -> None:
+    received: list[int] = []
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        received.append(1)
+        assert len(received) < 50
+        return {"type": "http.request", "body": b"x" * 100, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with weather_plugin.build(limits=Limits(body_bytes=1000)) as plugin:
+        scope = {"type": "http", "method": "POST", "path": "/v3/invoke/fail", "headers": []}
+        asyncio.run(plugin.asgi_app(scope, receive, send))
+    assert len(received) == 11
+    assert sent[0]["status"] == 413
+
+
 def test_a_client_that_leaves_early_is_answered_nothing() -> None:
     sent: list[Any] = []
 
@@ -191,8 +211,6 @@ def test_a_client_that_leaves_early_is_answered_nothing() -> None:
 
     async def send(message: Any) -> None:
         sent.append(message)
-
-    import asyncio
 
     with weather_plugin.build() as plugin:
         scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": []}

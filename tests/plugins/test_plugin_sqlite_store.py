@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -35,6 +37,23 @@ def test_of_several_processes_one_runs_the_request(tmp_path: Path) -> None:
     assert sorted(found) == [False, False, True]
     results.close()
     results.join_thread()
+
+
+def test_the_file_is_locked_before_it_is_read(tmp_path: Path) -> None:
+    """Else two processes could both read that a key is free."""
+    locked: list[bool] = []
+
+    def clock() -> float:
+        with contextlib.closing(sqlite3.connect(tmp_path / "keys", timeout=0, isolation_level=None)) as other:
+            try:
+                other.execute("begin immediate")
+                locked.append(False)
+            except sqlite3.OperationalError:
+                locked.append(True)
+        return 0.0
+
+    SqliteStore(tmp_path / "keys", clock=clock).begin("k", "f")
+    assert locked == [True]
 
 
 def test_an_answer_is_kept_for_its_time(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_what_changes_values_changes_the_digest(changed: dict[str, Any]) -> None
     assert schemas.digest(changed, {}) != schemas.digest(CITY, {})
 
 
+def test_the_order_of_sets_does_not_count() -> None:
+    ordered = {"required": ["a", "b"], "enum": [1, {"x": 1}], "anyOf": [{"type": ["null", "string"]}, {"minimum": 1}]}
+    other = {"anyOf": [{"minimum": 1.0}, {"type": ["string", "null"]}], "enum": [{"x": 1}, 1], "required": ["b", "a"]}
+    assert schemas.digest(ordered, {}) == schemas.digest(other, {})
+    # The order of these counts.
+    assert schemas.digest({"prefixItems": [{"type": "null"}, {}]}, {}) != schemas.digest(
+        {"prefixItems": [{}, {"type": "null"}]}, {}
+    )
+
+
 def test_values_are_data_and_not_schemas() -> None:
     """A `title` inside of `const`, `enum` or `default` is a part of the value."""
     for key, one, other in [
