@@ -107,7 +107,7 @@ def _reachable(before: Field, after: Field, level: int, repairs: bool) -> bool:
 
 
 def undetectable(old: Release, new: Release, same_digest: bool, unchecked: bool) -> bool:
-    """Whether no host can see the change: other units behind one schema, or names bound anew under one digest, a false alias.
+    """Whether no host can see the change: other units, names bound anew under one digest, or a false alias.
 
     `unchecked`: the plugin checks no digests, and what the host can fetch is out of date.
     """

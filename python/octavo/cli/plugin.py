@@ -10,6 +10,8 @@ import typer
 from typer import Argument, Option
 
 from octavo.cli.command import command
+from octavo.cli.plugin_check import check
+from octavo.cli.plugin_tools import call, list_, schema
 from octavo.plugins.scaffold import new_project
 
 __all__ = ["plugin"]
@@ -26,8 +28,8 @@ def new(
         print(file)
 
 
-COMMANDS: list[Callable[..., None]] = [new]
+COMMANDS: list[Callable[..., None]] = [new, check, list_, schema, call]
 
 plugin = typer.Typer(name="plugin", help="Plugins: operations that a model calls over REST.", no_args_is_help=True)
 for _function in COMMANDS:
-    plugin.command(_function.__name__)(command(_function))
+    plugin.command(_function.__name__.rstrip("_"))(command(_function))

@@ -5,6 +5,6 @@ print(check(UrlTarget("http://127.0.0.1:9000")).text())
 """
 
 from octavo.plugins.conformance.runner import CASES, Report, Result, check
-from octavo.plugins.conformance.target import Reply, Target, TargetError, UrlTarget
+from octavo.plugins.conformance.target import PluginTarget, Reply, Target, TargetError, UrlTarget
 
-__all__ = ["CASES", "Reply", "Report", "Result", "Target", "TargetError", "UrlTarget", "check"]
+__all__ = ["CASES", "PluginTarget", "Reply", "Report", "Result", "Target", "TargetError", "UrlTarget", "check"]

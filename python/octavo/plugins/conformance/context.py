@@ -83,10 +83,8 @@ class Context:
         path = "/" + invoke_path(entry.major, entry.id)
         try:
             post = self.document["paths"][path]["post"]
-            arguments = post["requestBody"]["content"][JSON]["schema"]
-            result = post["responses"]["200"]["content"][JSON]["schema"]
-            arguments = dereference(arguments, self.document)["properties"]["arguments"]
-            return arguments, dereference(result, self.document)["properties"].get("result", {})
+            arguments = self._member(post["requestBody"]["content"][JSON]["schema"], "arguments")
+            return arguments, self._member(post["responses"]["200"]["content"][JSON]["schema"], "result")
         except (KeyError, TypeError, InvalidRequestError) as error:
             raise Violation(f"the OpenAPI document does not describe POST {path}: {error!r}") from None
 
@@ -99,6 +97,12 @@ class Context:
             if not isinstance(arguments, dict) or arguments.get("additionalProperties") is not False:
                 found.add(entry.digest)
         return found
+
+    def _member(self, schema: dict[str, Any], name: str) -> Any:
+        """The schema of a member of an envelope. Only the envelope's own reference is followed before it is read."""
+        if "properties" not in schema:
+            schema = dereference(schema, self.document)
+        return dereference(schema["properties"][name], schema if "$defs" in schema else self.document)
 
     @property
     def entries(self) -> list[OperationEntry]:

@@ -79,8 +79,12 @@ def check(
     Args:
         arguments: operation -> arguments that it accepts. Else arguments are made up from the schema.
         call: whether operations that are idempotent and without consequences may be called. No others ever are.
+
+    Raises:
+        TargetError: the plugin does not answer at all.
     """
     context = Context(target, dict(arguments or {}), call)
+    context.manifest_reply  # noqa: B018 - without an answer each case would report the same
     level = _level(context)
     return Report(target.name, level, tuple(_run(each, context, level) for each in cases))
 

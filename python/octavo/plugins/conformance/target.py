@@ -7,10 +7,14 @@ import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from octavo.errors import InvalidRequestError, OctavoError
+from octavo.plugins.exchange import Request
+
+if TYPE_CHECKING:
+    from octavo.plugins.plugin import Plugin
 
 # An answer with more bytes is a fault of the plugin.
 MAX_ANSWER_BYTES = 8 << 20
@@ -52,6 +56,18 @@ class Target(Protocol):
             TargetError: there is no complete answer.
         """
         ...
+
+
+class PluginTarget:
+    """A plugin of octavo's SDK in the same process, without a server."""
+
+    def __init__(self, plugin: Plugin, headers: Mapping[str, str] | None = None) -> None:
+        self.name = plugin.name
+        self._plugin, self._headers = plugin, dict(headers or {})
+
+    def send(self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Reply:
+        answer = self._plugin.handle(Request(method, path, {**self._headers, **(headers or {})}, body))
+        return Reply(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.body)
 
 
 class UrlTarget:
