@@ -288,7 +288,8 @@ def test_the_docstring_is_the_description_and_the_function_stays() -> None:
 
     assert named(2) == 4
     post = plugin.openapi()["paths"]["/v2/invoke/named"]["post"]
-    assert (post["summary"], post["description"], post["deprecated"]) == ("Says the number.", "Twice.", True)
+    text = "Says the number.\n\nTwice."
+    assert (post["summary"], post["description"], post["deprecated"]) == ("Says the number.", text, True)
 
 
 def test_a_problem_of_the_author_keeps_its_members() -> None:

@@ -56,7 +56,8 @@ def build(**options: Any) -> Plugin:
             place = place.inside
         return place.name
 
-    @plugin.operation()
+    # Consequential: a conformance test never calls it.
+    @plugin.operation(consequential=True)
     def fail(how: str) -> float:
         """Fails as asked."""
         if how == "busy":

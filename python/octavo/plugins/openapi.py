@@ -50,7 +50,6 @@ def document(name: str, version: str, description: str, table: Table) -> dict[st
 
 def _operation(endpoint: Endpoint, unique: str, components: dict[str, Any]) -> dict[str, Any]:
     entry = endpoint.entry
-    summary, _, rest = entry.description.partition("\n")
     mark = {k: v for k, v in entry.to_json().items() if k not in ("description", "arguments", "result")}
     arguments = _hoisted(entry.arguments, f"{unique}_arguments", components)
     result = _hoisted(entry.result, f"{unique}_result", components)
@@ -70,8 +69,9 @@ def _operation(endpoint: Endpoint, unique: str, components: dict[str, Any]) -> d
         },
         MARK: mark,
     }
-    if summary:
-        found |= {"summary": summary, **({"description": rest.strip()} if rest.strip() else {})}
+    if entry.description:
+        # The description is complete: a reader of it alone misses nothing.
+        found |= {"summary": entry.description.partition("\n")[0], "description": entry.description}
     if entry.deprecated is not None:
         found["deprecated"] = True
     if entry.aliases:
