@@ -164,6 +164,30 @@ def test_tokens_are_limited_over_all_rounds(world: World) -> None:
     assert 0 < world.llm.asked[1].max_tokens < 150
 
 
+def test_reasoning_comes_before_calls_and_answers(model: Scripted) -> None:
+    local, shop = both()
+    with local.host() as host:
+        world = World(model, local, shop, host, reasoning_parser="think")
+        price = written("shop__price", item="hat")
+        world.script(f"<think>I must look.</think>Look.{price}", "<think>Nine it is.</think>It is nine.")
+        done = world.chat()
+        world.client.close()
+        world.http.close()
+    message = done.choices[0].message
+    assert (message.content, message.reasoning_content) == ("Look.\n\nIt is nine.", "I must look.\n\nNine it is.")
+    thoughts = [model.tokenize(text, add_special_tokens=False) for text in ("I must look.", "Nine it is.")]
+    assert done.usage.completion_tokens_details.reasoning_tokens >= sum(map(len, thoughts))
+
+
+def test_metrics_count_calls(world: World) -> None:
+    world.script(written("shop__price", item="hat"), "Nine.")
+    world.chat()
+    asks_to_buy(world)
+    text = world.http.get("/metrics").text
+    assert 'octavo:plugin_calls_total{operation="price",plugin="shop",status="ok"} 1.0' in text
+    assert 'octavo:plugin_calls_total{operation="buy",plugin="shop",status="approval_required"} 1.0' in text
+
+
 def test_a_forced_call_is_forced_once(world: World) -> None:
     world.script(written("shop__price", item="hat"), "Nine.")
     named = {"type": "function", "function": {"name": "shop__price"}}

@@ -62,6 +62,7 @@ class Context:
         targets: finds what a request runs with.
         approved: approved calls of plugins, each of which runs once.
         adapter_changes: loads and unloads of adapters, one after the other.
+        plugin_calls: number of calls of plugins by (plugin, operation, status).
         http_requests: number of answered requests by (method, route, status).
     """
 
@@ -70,6 +71,7 @@ class Context:
         self.lazy_llm = LazyLLM(source)
         self.created = int(time.time())
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
+        self.plugin_calls: Counter[tuple[str, str, str]] = Counter()
         self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self.response_store = ResponseStore(config.limits)
         self.targets = Targets(lambda: self.llm, lambda: self.names)

@@ -55,6 +55,11 @@ class Snapshot(Collector):
         for (method, path, status), count in sorted(self._context.http_requests.items()):
             served.add_metric([method, path, str(status)], count)
         yield served
+        labels = ["plugin", "operation", "status"]
+        called = CounterMetricFamily("octavo:plugin_calls", "Calls of plugins by how they ended", labels=labels)
+        for names, count in sorted(self._context.plugin_calls.items()):
+            called.add_metric(names, count)
+        yield called
         if self._context.lazy_llm.state == "ready":
             for prefix in self._prefixes:
                 yield from self._engine(prefix)

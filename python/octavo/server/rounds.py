@@ -45,7 +45,7 @@ class RoundReader(Reader):
 
     Args:
         names: names of the operations of plugins.
-        gap: text between the contents of two rounds.
+        gap: text between the contents of two rounds, and between their reasoning.
         shown: give the pieces of plugins' calls, too; else only what is for the client.
 
     Attributes:
@@ -61,9 +61,9 @@ class RoundReader(Reader):
         self._inner: Reader | None = None
         self._reasoning_before = 0
         self._own = False
-        # The last character of the content of all rounds.
-        self._last = ""
-        self._needs_gap = False
+        # The last character of all rounds' contents, and of their reasoning; which of them need a gap.
+        self._last: dict[type[Piece], str] = {}
+        self._gaps: set[type[Piece]] = set()
         self.goes_on = False
         self.turn = Turn()
         self.tokens = 0
@@ -73,7 +73,7 @@ class RoundReader(Reader):
         self._reasoning_before = self.reasoning_tokens
         self._inner = inner
         self._own = False
-        self._needs_gap = bool(self._last) and not self._last.isspace()
+        self._gaps = {kind for kind, last in self._last.items() if not last.isspace()}
         self.goes_on = False
         self.turn = Turn()
 
@@ -108,15 +108,19 @@ class RoundReader(Reader):
             self.turn.calls.append((piece.name, []))
         elif isinstance(piece, Arguments):
             self.turn.calls[-1][1].append(piece.text)
-        elif isinstance(piece, Reasoning):
-            self.turn.reasoning.append(piece.text)
         else:
-            self.turn.text.append(piece.text)
-            shown = Content(self._gap + piece.text) if self._needs_gap else piece
-            self._needs_gap = False
-            self._last = piece.text[-1:] or self._last
-            return shown
+            (self.turn.text if isinstance(piece, Content) else self.turn.reasoning).append(piece.text)
+            return self._apart(piece)
         return None if isinstance(piece, Call | Arguments) and self._own and not self._shown else piece
+
+    def _apart(self, piece: Content | Reasoning) -> Piece:
+        """A piece, after a gap if it is the first of its kind in a later round."""
+        kind = type(piece)
+        shown = kind(self._gap + piece.text) if kind in self._gaps else piece
+        self._gaps.discard(kind)
+        if piece.text:
+            self._last[kind] = piece.text[-1]
+        return shown
 
 
 @dataclass(frozen=True)
@@ -204,6 +208,7 @@ class Rounds:
     def take(self, calls: Sequence[PluginCall], outcomes: Sequence[Outcome]) -> Ran:
         """Adds the calls and their outcomes to the conversation."""
         self.loop.take(outcomes)
+        self._context.plugin_calls.update((o.plugin, o.operation, o.status) for o in outcomes)
         answered = [(c, o) for c, o in zip(calls, outcomes, strict=True) if o.status != WAITING]
         if self._begun:
             turn = self.reader.turn
