@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,6 +195,30 @@ def test_a_store_that_fails_harms_no_call() -> None:
         assert plugin.handle(call).json()["result"] == 1
         assert kind(plugin.handle(call)) == (409, "idempotency-conflict")
         assert plugin.sent == [("a", "b")]  # type: ignore[attr-defined]
+
+
+FORK = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import weather_plugin
+from octavo.plugins import Request
+call = [Request("POST", "v3/invoke/get_forecast", {{}}, b'{{"arguments": {{"city": "x"}}}}'),
+        Request("POST", "v3/invoke/send", {{}}, b'{{"arguments": {{"to": "x", "text": "y"}}}}')]
+plugin = weather_plugin.plugin
+assert [plugin.handle(each).status for each in call] == [200, 200]
+child = os.fork()
+answers = [plugin.handle(each).status for each in call]
+if child == 0:
+    os._exit(0 if answers == [200, 200] else 1)
+print(answers, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_starts_its_own_threads() -> None:
+    code = FORK.format(folder=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.split() == ["[200,", "200]", "0"], done.stderr
 
 
 def test_threads_are_used_again_and_end() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from octavo.plugins.exchange import Request, Response
+from octavo.plugins.exchange import Request, Response, with_length
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -38,9 +38,8 @@ class AsgiApp:
         if len(body) > self._body_bytes:
             # The rest is not read, thus the connection cannot be used again.
             response = response.with_headers({"connection": "close"})
-        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers.items()]
-        if response.status != 304:
-            fields.append((b"content-length", str(len(response.body)).encode()))
+        named = with_length(response)
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": fields})
         await send({"type": "http.response.body", "body": response.body})
 

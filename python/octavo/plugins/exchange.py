@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What a plugin answers. `headers` has the type of the body, but not its length."""
+    """What a plugin answers. `headers` has the type of the body; a coat adds its length."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +52,13 @@ class Response:
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         return Response(self.status, {**self.headers, **headers}, self.body)
+
+
+def with_length(response: Response) -> dict[str, str]:
+    """The headers with the body's length, as RFC 9110 has it: none for 204 and 304, the GET's for HEAD."""
+    if response.status in (204, 304):
+        return dict(response.headers)
+    return {"content-length": str(len(response.body)), **response.headers}
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

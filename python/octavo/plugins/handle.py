@@ -7,6 +7,7 @@ import difflib
 import email.utils
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -178,7 +179,7 @@ class Handler:
         )
 
     def _find(self, major: str, operation: str) -> Endpoint:
-        number = int(major) if major.isascii() and major.isdigit() and len(major) <= 6 else -1
+        number = int(major) if re.fullmatch("0|[1-9][0-9]{0,5}", major) else -1
         endpoint = self._served.table.get((operation, number))
         if endpoint is not None:
             return endpoint
@@ -248,7 +249,10 @@ class Handler:
             headers.setdefault("www-authenticate", "Bearer")
         if response.status == 405:
             headers.setdefault("allow", ", ".join(response.json().get("allow", [])))
-        return Response(response.status, headers, b"" if request.method == "HEAD" else response.body)
+        if request.method == "HEAD":
+            headers["content-length"] = str(len(response.body))
+            return Response(response.status, headers)
+        return Response(response.status, headers, response.body)
 
     def _newest(self) -> int:
         return max((major for _, major in self._served.table), default=0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -17,6 +19,13 @@ class Workers:
     """A pool of daemon threads, and one event loop on a thread of its own. Both start when they are first used."""
 
     def __init__(self) -> None:
+        self._reset()
+        if hasattr(os, "register_at_fork"):
+            # A fork (gunicorn's preload) copies no threads: the child starts its own.
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _reset(this()))
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -74,6 +83,11 @@ class Workers:
             del job, future, function
             with self._lock:
                 self._idle += 1
+
+
+def _reset(workers: Workers | None) -> None:
+    if workers is not None:
+        workers._reset()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
 
-from octavo.plugins.exchange import Request, Response
+from octavo.plugins.exchange import Request, Response, with_length
 
 
 class WsgiApp:
@@ -22,10 +22,7 @@ class WsgiApp:
         body = self._body(environ)
         # A body that is too large is cut after the limit, and the plugin refuses it.
         response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body))
-        fields = list(response.headers.items())
-        if response.status != 304:
-            fields.append(("content-length", str(len(response.body))))
-        start_response(f"{response.status} {_phrase(response.status)}", fields)
+        start_response(f"{response.status} {_phrase(response.status)}", list(with_length(response).items()))
         return [response.body]
 
     def _body(self, environ: dict[str, Any]) -> bytes:
