@@ -19,6 +19,7 @@ import pytest
 import weather_plugin
 from octavo.errors import MissingDependencyError
 from octavo.plugins import Limits, Plugin, Request
+from octavo.plugins.conformance import UrlTarget, check
 from served import serve_asgi, serve_wsgi
 
 HERE = Path(__file__).parent
@@ -143,6 +144,9 @@ def test_real_servers_answer_alike(name: str, tmp_path: Path) -> None:
     command, app, path = SERVERS[name]
     with _server(command.replace("{{}}", app), path, tmp_path) as url, httpx.Client(timeout=20) as client:
         check_answers(client, url)
+        report = check(UrlTarget(url), arguments={"stall": {"seconds": 0.0}})
+        assert report.ok, report.text()
+        assert report.level == 2
         key = {"Idempotency-Key": '"k"'}
         sent = {"arguments": {"to": "a", "text": "b"}}
         answers = [client.post(url + "v3/invoke/send", json=sent, headers=key) for _ in range(2)]
