@@ -377,6 +377,30 @@ def test_clients_choose_who_approves(world: World, approval: Any, waits: bool) -
     assert world.shop.sold == [("hat", 1)]
 
 
+@pytest.mark.parametrize("rule", ["consequential", "always"])
+@pytest.mark.parametrize("approval", ["never", {"never": {"tool_names": ["buy", "price"]}}])
+def test_clients_cannot_loosen_the_operators_rule(model: Scripted, rule: Any, approval: Any) -> None:
+    local, shop = both()
+    with local.host() as host:
+        world = World(model, local, shop, host, plugin_approvals={"shop": rule})
+        asks_to_buy(world, require_approval=approval)
+        reads = rule == "consequential"
+        world.script(written("shop__price", item="hat"), *(["Nine."] if reads else []))
+        done = world.chat(plugins=[{"name": "shop", "require_approval": approval}]).choices[0]
+        assert done.finish_reason == ("stop" if reads else "tool_calls")
+        assert local.calls == (["/v1/invoke/price"] if reads else [])
+        world.client.close()
+        world.http.close()
+
+
+def test_rules_of_the_operator_are_checked() -> None:
+    local, _ = both()
+    with local.host() as host:
+        for given, words in (({"shp": "always"}, "'shp'"), ({"shop": "sometimes"}, "'sometimes'")):
+            with pytest.raises(InvalidRequestError, match=words):
+                ServerConfig(plugins=host, plugin_approvals=given)  # type: ignore[arg-type]
+
+
 def test_always_holds_back_what_only_reads(world: World) -> None:
     world.script(written("shop__price", item="hat"))
     done = world.chat(plugins=[{"name": "shop", "require_approval": "always"}]).choices[0]

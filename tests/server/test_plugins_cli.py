@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from octavo.cli.plugin_options import ask, describe, plugin_host
+from octavo.cli.plugin_options import ask, binding, describe, plugin_host
 from octavo.errors import InvalidRequestError
 from octavo.plugins.host import Outcome
 from plugin_cases import weather
@@ -51,6 +51,8 @@ def test_chat_names_a_plugin_that_does_not_answer_and_goes_on() -> None:
         (["--plugin", f"w={URL}", "--plugin-secret-env", f"w={SECRET}"], "name of a variable"),
         (["--plugin", f"w={URL}", "--plugin-secret-env", SECRET], "NAME=VARIABLE"),
         (["--plugin", f"w={URL}", "--plugin-secret-env", "w=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+        (["--plugin", f"w={URL}", "--plugin-approval", "w=often"], "always, consequential or never"),
+        (["--plugin", f"w={URL}", "--plugin-approval", "v=always"], "'v'"),
         (["--url", URL, "--plugin", f"w={URL}"], "--plugin is for a model in this process"),
     ],
 )
@@ -72,6 +74,14 @@ def test_secrets_go_into_headers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sources["b"].header_values() == {"X-Api-Key": SECRET}
         assert (sources["c"].kind, sources["c"].url.rstrip("/")) == ("mcp", f"{URL}/mcp")
         assert SECRET not in repr(sources) + repr(host)
+
+
+def test_rules_for_approvals() -> None:
+    rules = ["a=always", "b=never", "c=consequential"]
+    with plugin_host([f"{name}={URL}" for name in "abcd"], None, rules) as host:
+        assert host is not None
+        assert [host.approval(name) for name in "abcd"] == ["always", "never", "consequential", "consequential"]
+    assert binding(rules) == {"a": "always", "c": "consequential"}
 
 
 def test_a_host_is_only_made_for_plugins() -> None:

@@ -246,7 +246,7 @@ def test_clients_choose_what_waits(world: World, rule: Any, waits: bool) -> None
     assert world.shop.sold == [("hat", 1)]
 
 
-def test_a_host_that_holds_a_call_back_is_asked_again(model: Scripted) -> None:
+def test_the_operators_rule_binds_the_client(model: Scripted) -> None:
     local, shop = both()
     with local.host(shop={"approval": "always"}) as host:
         world = World(model, local, shop, host)
@@ -256,9 +256,11 @@ def test_a_host_that_holds_a_call_back_is_asked_again(model: Scripted) -> None:
         world.script("-", "Nine.")
         more = world.ask([decision(done.output[-1])], previous_response_id=done.id, tools=[SHOP])
         assert (more.output[0].output, more.output_text) == ("9", "Nine.")
-        world.script(written("shop__price", item="hat"), "Nine.")
+        called = len(local.calls)
+        world.script(written("shop__price", item="hat"))
         done = world.ask(tools=[{**SHOP, "require_approval": "never"}])
-        assert done.output_text == "Nine."
+        assert [item.type for item in done.output] == ["mcp_list_tools", "mcp_approval_request"]
+        assert len(local.calls) == called
         world.client.close()
         world.http.close()
 

@@ -20,7 +20,7 @@ from octavo.server.lazy_llm import model_name
 from octavo.server.names import check_name
 
 # Options that take several values, as in vLLM: `--lora-modules sql=path law=path`.
-_SEVERAL = ("--lora-modules", "--pack", "--plugin", "--plugin-secret-env")
+_SEVERAL = ("--lora-modules", "--pack", "--plugin", "--plugin-secret-env", "--plugin-approval")
 _VALUE = re.compile(r"[^-=\s{][^=]*=.+|\{.*", re.DOTALL)
 # Options of vLLM and SGLang for adapters, with what to use here.
 _ELSEWHERE = {

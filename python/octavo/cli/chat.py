@@ -13,7 +13,7 @@ from typer import Option
 from octavo.cli.attached import AttachedOptions
 from octavo.cli.generate import dim, speed
 from octavo.cli.options import EngineOptions, SamplingOptions
-from octavo.cli.plugin_options import PluginOptions, ask, describe, plugin_host
+from octavo.cli.plugin_options import PluginOptions, ask, describe
 from octavo.cli.remote import Remote
 from octavo.errors import ContextLengthError, InvalidRequestError, OctavoError
 from octavo.llm import LLM
@@ -51,7 +51,7 @@ def chat(
         _converse(Remote(url, sampling, model=engine.model, api_key=api_key), start, as_json)
         return
     params = sampling.params()
-    with plugin_host(with_plugins.plugin, with_plugins.plugin_secret_env) as plugins, engine.load() as llm:
+    with with_plugins.host() as plugins, engine.load() as llm:
         _converse(Local(llm, attached.attach(llm, params), plugins), start, as_json)
 
 

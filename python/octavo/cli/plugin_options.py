@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from typer import Option
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from octavo.plugins.host.outcome import Outcome
 
 log = logging.getLogger("octavo.server")
+
+Rule: TypeAlias = Literal["always", "consequential", "never"]
 
 # The URL of an MCP server: `mcp+https://...`.
 _MCP = "mcp+"
@@ -47,6 +49,15 @@ SecretValues: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+ApprovalValues: TypeAlias = Annotated[
+    list[str] | None,
+    Option(
+        "--plugin-approval",
+        help="Calls of a plugin that wait for an approval, as NAME=always, NAME=consequential or NAME=never. May be "
+        "repeated.",
+        show_default="consequential",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,11 @@ class PluginOptions:
 
     plugin: PluginValues = None
     plugin_secret_env: SecretValues = None
+    plugin_approval: ApprovalValues = None
+
+    def host(self) -> contextlib.AbstractContextManager[PluginHost | None]:
+        """A host of the plugins; see `plugin_host`."""
+        return plugin_host(self.plugin, self.plugin_secret_env, self.plugin_approval)
 
     def refuse(self, why: str) -> None:
         """Refuses the options.
@@ -62,13 +78,15 @@ class PluginOptions:
         Raises:
             InvalidRequestError: one of them is given.
         """
-        for name in ("plugin", "plugin_secret_env"):
+        for name in ("plugin", "plugin_secret_env", "plugin_approval"):
             if getattr(self, name):
                 raise InvalidRequestError(f"--{name.replace('_', '-')} {why}")
 
 
 @contextlib.contextmanager
-def plugin_host(plugins: Sequence[str] | None, secrets: Sequence[str] | None) -> Iterator[PluginHost | None]:
+def plugin_host(
+    plugins: Sequence[str] | None, secrets: Sequence[str] | None, approvals: Sequence[str] | None = None
+) -> Iterator[PluginHost | None]:
     """A host of the plugins; None without any.
 
     Raises:
@@ -76,8 +94,9 @@ def plugin_host(plugins: Sequence[str] | None, secrets: Sequence[str] | None) ->
         MissingDependencyError: the extra is not installed.
     """
     if not plugins:
-        if secrets:
-            raise InvalidRequestError(f"--plugin-secret-env {_shown(secrets[0])}: --plugin names no plugin")
+        for option, values in (("--plugin-secret-env", secrets), ("--plugin-approval", approvals)):
+            if values:
+                raise InvalidRequestError(f"{option} {_shown(values[0])}: --plugin names no plugin")
         yield None
         return
     urls: dict[str, str] = {}
@@ -107,14 +126,37 @@ def plugin_host(plugins: Sequence[str] | None, secrets: Sequence[str] | None) ->
         header, variable = found[1], found[2]
         secret = Secret.env(variable) if header else Secret.env(variable, prefix="Bearer ")
         headers[name][header or "Authorization"] = secret
-    sources = {
-        name: PluginSource.mcp(url.removeprefix(_MCP), headers=headers[name])
-        if url.startswith(_MCP)
-        else PluginSource(url, headers=headers[name])
-        for name, url in urls.items()
-    }
+    rules = _rules(approvals)
+    unknown = next((name for name in rules if name not in urls), None)
+    if unknown is not None:
+        raise InvalidRequestError(f"--plugin-approval names {unknown[:80]!r}: --plugin has {', '.join(urls)}")
+    sources = {}
+    for name, url in urls.items():
+        options: dict[str, Any] = {"headers": headers[name], "approval": rules.get(name, "consequential")}
+        is_mcp = url.startswith(_MCP)
+        sources[name] = PluginSource.mcp(url.removeprefix(_MCP), **options) if is_mcp else PluginSource(url, **options)
     with PluginHost(sources) as host:
         yield host
+
+
+def binding(approvals: Sequence[str] | None) -> dict[str, Literal["always", "consequential"]]:
+    """The approvals that a server asks for whatever its clients say: all that were given but `never`."""
+    return {name: rule for name, rule in _rules(approvals).items() if rule != "never"}
+
+
+def _rules(approvals: Sequence[str] | None) -> dict[str, Rule]:
+    """The values of --plugin-approval.
+
+    Raises:
+        InvalidRequestError: one has another form.
+    """
+    found: dict[str, Rule] = {}
+    for value in approvals or ():
+        name, rule = _pair(value, "--plugin-approval", "NAME=RULE")
+        if rule not in ("always", "consequential", "never"):
+            raise InvalidRequestError(f"--plugin-approval {name} is {rule[:80]!r}: always, consequential or never")
+        found[name] = cast(Rule, rule)
+    return found
 
 
 def _pair(value: str, option: str, form: str) -> tuple[str, str]:

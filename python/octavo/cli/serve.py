@@ -18,7 +18,7 @@ from typer import Argument, Option
 
 from octavo.cli.attached import load_attached, lora_modules, named_path
 from octavo.cli.options import ServeOptions, with_model
-from octavo.cli.plugin_options import PluginValues, SecretValues, log_plugins, plugin_host
+from octavo.cli.plugin_options import ApprovalValues, PluginValues, SecretValues, binding, log_plugins, plugin_host
 from octavo.errors import InvalidRequestError
 from octavo.llm import LLM
 from octavo.server import Limits, ServerConfig, create_app, missing
@@ -134,6 +134,7 @@ class ServerOptions:
     ] = None
     plugin: PluginValues = None
     plugin_secret_env: SecretValues = None
+    plugin_approval: ApprovalValues = None
     max_plugin_rounds: Annotated[int, Option(help="Rounds with calls of plugins in one answer.", min=1, max=64)] = (
         ServerConfig().max_plugin_rounds
     )
@@ -184,6 +185,7 @@ class ServerOptions:
             page=self.page,
             plugins=plugins,
             max_plugin_rounds=self.max_plugin_rounds,
+            plugin_approvals=binding(self.plugin_approval),
         )
 
     def address(self, listener: socket.socket) -> str:
@@ -204,7 +206,7 @@ def serve(
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise missing(error) from error
-    with plugin_host(server.plugin, server.plugin_secret_env) as plugins:
+    with plugin_host(server.plugin, server.plugin_secret_env, server.plugin_approval) as plugins:
         _serve(engine, server, folder, server.settings(plugins))
 
 

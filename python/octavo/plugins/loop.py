@@ -241,10 +241,6 @@ class Loop:
         offer = self._offers[call.name]
         return bool(call.approved) or (offer.rule == "never" and offer.tool.consequential)
 
-    def _is_free(self, call: PluginCall, outcome: Outcome) -> bool:
-        """Whether a call that its host holds back needs no person."""
-        return outcome.status == WAITING and self._offers[call.name].rule == "never"
-
     def _call(self, call: PluginCall) -> Outcome:
         known = self._before(call)
         if known is not None:
@@ -275,22 +271,16 @@ class Loop:
     def _call_now(self, call: PluginCall) -> Outcome:
         given = _arguments(call)
         try:
-            outcome = self._host.call(call.name, given, **self._options(call, approved=self._approved(call)))
-            if self._is_free(call, outcome):
-                outcome = self._host.call(call.name, given, **self._options(call, approved=True))
+            return self._host.call(call.name, given, **self._options(call, approved=self._approved(call)))
         except Exception as error:
             return self._fault(call, error)
-        return outcome
 
     async def _acall_now(self, call: PluginCall) -> Outcome:
         given = _arguments(call)
         try:
-            outcome = await self._host.acall(call.name, given, **self._options(call, approved=self._approved(call)))
-            if self._is_free(call, outcome):
-                outcome = await self._host.acall(call.name, given, **self._options(call, approved=True))
+            return await self._host.acall(call.name, given, **self._options(call, approved=self._approved(call)))
         except Exception as error:
             return self._fault(call, error)
-        return outcome
 
     def _fault(self, call: PluginCall, error: Exception) -> Outcome:
         """A host returns what a plugin does wrong; what it raises must not end an answer either."""

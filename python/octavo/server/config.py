@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from octavo.calls import names_arguments
 from octavo.errors import InvalidRequestError
@@ -105,6 +106,8 @@ class ServerConfig:
         page: serve a small page at /. Its files need no key and contain no data.
         plugins: the plugins that requests may name; the caller closes the host. max_plugin_rounds: rounds with calls of
             plugins in one answer.
+        plugin_approvals: by plugin, calls that wait for an approval whatever a client says: "always" all of them,
+            "consequential" those with consequences. Plugins that are not named here: the client decides.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -123,6 +126,7 @@ class ServerConfig:
     page: bool = True
     plugins: PluginHost | None = None
     max_plugin_rounds: int = 8
+    plugin_approvals: Mapping[str, Literal["always", "consequential"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("api_keys", "admin_api_keys"):
@@ -140,6 +144,12 @@ class ServerConfig:
             raise InvalidRequestError(f"stream_interval_ms is {self.stream_interval_ms}: 0 to 10000 is expected")
         if not 1 <= self.max_plugin_rounds <= 64:
             raise InvalidRequestError(f"max_plugin_rounds is {self.max_plugin_rounds}: 1 to 64 is expected")
+        for name, rule in self.plugin_approvals.items():
+            hosted = [] if self.plugins is None else self.plugins.names
+            if name not in hosted:
+                raise InvalidRequestError(f"plugin_approvals names {name!r}: plugins has {', '.join(hosted) or 'none'}")
+            if rule not in ("always", "consequential"):
+                raise InvalidRequestError(f"plugin_approvals of {name!r} is {rule!r}: always or consequential")
 
     @property
     def takes_adapters(self) -> bool:

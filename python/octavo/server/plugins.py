@@ -182,7 +182,9 @@ def offers(
             message = f"{where}: the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
             raise bad_request(message, where)
     chosen = [tool for tool in tools if allowed is None or _matches(tool, allowed)]
-    return [Offer(tool, _rule(tool, approval)) for tool in chosen if is_harmless(context, tool)], None
+    # Of the operator's rule and the client's the stricter one holds.
+    operators = "always" if host.approval(name) == "always" else context.config.plugin_approvals.get(name)
+    return [Offer(tool, _rule(tool, approval, operators)) for tool in chosen if is_harmless(context, tool)], None
 
 
 def is_harmless(context: Context, tool: Tool) -> bool:
@@ -209,7 +211,9 @@ def _filters(approval: Approval) -> list[ApprovalFilter]:
     return [found for found in (approval.always, approval.never) if found is not None]
 
 
-def _rule(tool: Tool, approval: Approval) -> Rule:
+def _rule(tool: Tool, approval: Approval, operators: str | None) -> Rule:
+    if operators == "always" or (operators == "consequential" and tool.consequential):
+        return "always"
     if approval == "never":
         return "never"
     if approval == "always":

@@ -19,7 +19,7 @@ from octavo.plugins.host.mcp_bridge import McpBridge, McpRegistry
 from octavo.plugins.host.names import nearest, tool_name
 from octavo.plugins.host.outcome import Failure, Outcome, Tool, ToolList, failure_text, result_text
 from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
-from octavo.plugins.host.source import PluginSource, redact
+from octavo.plugins.host.source import Approval, PluginSource, redact
 from octavo.plugins.host.state import PluginState
 from octavo.plugins.host.transport import HttpTransport, Transport
 from octavo.plugins.problems import Problem
@@ -90,6 +90,15 @@ class PluginHost:
     def names(self) -> list[str]:
         """The names of the plugins."""
         return list(self._states)
+
+    def approval(self, name: str) -> Approval:
+        """Which calls of a plugin wait for an approval, as its source says.
+
+        Raises:
+            InvalidRequestError: a name that is not registered.
+        """
+        self._checked([name])
+        return self._states[name].source.approval
 
     def tools(self, names: Sequence[str] | None = None, *, deadline: float | None = None) -> ToolList:
         """The tools of plugins, in the order of registration.
