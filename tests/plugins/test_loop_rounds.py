@@ -239,6 +239,13 @@ def test_old_outcomes_are_forgotten() -> None:
     for i in (1, 2, 3, 3, 2, 1):
         made.run([call(i, "act", approved=True)])
     assert [given["x"] for _, given, _ in host.seen] == [1, 2, 3, 1]
+    # So are large ones.
+    host = Host(lambda name, given: done(name, "x" * (97 if given["x"] == 2 else 1)))
+    approved = Approved(characters=100)
+    made = loop(host, Offer(tool("act", consequential=True)), once=approved.of(None))
+    for i in (1, 2, 2, 1, 1):
+        made.run([call(i, "act", approved=True)])
+    assert [given["x"] for _, given, _ in host.seen] == [1, 2, 1]
 
 
 @given(content=st.recursive(st.text() | st.integers() | st.none(), lambda x: st.lists(x, max_size=3), max_leaves=5))

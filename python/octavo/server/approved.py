@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -9,18 +10,28 @@ from dataclasses import replace
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.loop import PluginCall
 
-# The oldest are forgotten. An id has at least 29 random bits, and a caller sees its own only.
+# Number and characters of the kept outcomes: the oldest are forgotten. An id has at least 29 random bits, and a caller
+# sees its own only.
 _KEPT = 4096
+_KEPT_CHARACTERS = 16 << 20
 
 
 class Approved:
-    """Outcomes of approved calls by the caller and the id of the call. All methods may be called from any thread."""
+    """Outcomes of approved calls by the caller and the id of the call. All methods may be called from any thread.
 
-    def __init__(self, kept: int = _KEPT) -> None:
+    Args:
+        kept: number of outcomes.
+        characters: of their results together.
+    """
+
+    def __init__(self, kept: int = _KEPT, characters: int = _KEPT_CHARACTERS) -> None:
         self._kept = kept
+        self._characters = characters
         self._lock = threading.Lock()
-        # None: it runs.
+        # None: it runs, or its end is not known.
         self._outcomes: OrderedDict[tuple[str | None, str], Outcome | None] = OrderedDict()
+        self._sizes: dict[tuple[str | None, str], int] = {}
+        self._size = 0
 
     def of(self, owner: str | None) -> ApprovedOf:
         """The approved calls of one caller."""
@@ -33,8 +44,7 @@ class Approved:
             if key in self._outcomes:
                 return self._outcomes[key] or unknown
             self._outcomes[key] = None
-            while len(self._outcomes) > self._kept:
-                self._outcomes.popitem(last=False)
+            self._forget()
         return None
 
     def end(self, owner: str | None, call: PluginCall, outcome: Outcome | None) -> None:
@@ -43,8 +53,17 @@ class Approved:
         with self._lock:
             if outcome is not None and (outcome.ok or outcome.sent):
                 self._outcomes[key] = replace(outcome, warnings=(*outcome.warnings, "the approved call ran once"))
+                size = len(json.dumps(outcome.content)) + len(outcome.text)
+                self._size += size - self._sizes.get(key, 0)
+                self._sizes[key] = size
+                self._forget()
             elif outcome is not None:
                 self._outcomes.pop(key, None)
+
+    def _forget(self) -> None:
+        while len(self._outcomes) > self._kept or self._size > self._characters:
+            key, _ = self._outcomes.popitem(last=False)
+            self._size -= self._sizes.pop(key, 0)
 
 
 class ApprovedOf:

@@ -29,7 +29,7 @@ ITEMS: Keys = {
     "function": _keys(f"{_TOOL} parameters strict output_schema"),
     "custom": _keys(f"{_TOOL} format"),
     "mcp": _keys("server_label server_description allowed_tools require_approval allowed_callers defer_loading"),
-    "mcp_call": _keys("id server_label name arguments output error status approval_request_id"),
+    "mcp_call": _keys("id server_label name arguments output error status approval_request_id sent_arguments repairs"),
     "mcp_list_tools": _keys("id server_label tools error"),
     "mcp_approval_request": _keys("id server_label name arguments"),
     "mcp_approval_response": _keys("id approval_request_id approve reason"),
