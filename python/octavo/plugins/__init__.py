@@ -14,22 +14,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.plugins.exchange import Request, Response
+    from octavo.plugins.host.host import PluginHost
+    from octavo.plugins.host.source import PluginSource, Secret
     from octavo.plugins.manifest import Deprecation, Limits
     from octavo.plugins.plugin import Plugin, bearer
     from octavo.plugins.problems import Problem, ProblemError
     from octavo.plugins.sqlite_store import SqliteStore
 
-__all__ = ["Deprecation", "Limits", "Plugin", "Problem", "ProblemError", "Request", "Response", "SqliteStore", "bearer"]
+__all__ = [
+    "Deprecation",
+    "Limits",
+    "Plugin",
+    "PluginHost",
+    "PluginSource",
+    "Problem",
+    "ProblemError",
+    "Request",
+    "Response",
+    "Secret",
+    "SqliteStore",
+    "bearer",
+]
 
 # Name -> the module that defines it: neither the plugin's side nor the host's loads the other.
 _DEFINED_IN = {
     "Deprecation": "octavo.plugins.manifest",
     "Limits": "octavo.plugins.manifest",
     "Plugin": "octavo.plugins.plugin",
+    "PluginHost": "octavo.plugins.host.host",
+    "PluginSource": "octavo.plugins.host.source",
     "Problem": "octavo.plugins.problems",
     "ProblemError": "octavo.plugins.problems",
     "Request": "octavo.plugins.exchange",
     "Response": "octavo.plugins.exchange",
+    "Secret": "octavo.plugins.host.source",
     "SqliteStore": "octavo.plugins.sqlite_store",
     "bearer": "octavo.plugins.plugin",
 }
