@@ -50,7 +50,7 @@ pub use layer_norm::layer_norm;
 pub use logits::{
     PEAK_BLOCK, Peak, SUM_BLOCK, Weighting, argmax, block_peaks, log_sum_exp, peak, weight_sums, weights,
 };
-pub use lora::{LoraInput, LoraModule, LoraRun, LoraStack, lora_add};
+pub use lora::{LoraModule, LoraRows, LoraRun, LoraStack};
 pub use matmul::{ArrayDtype, Linear, PackedArray, WeightDtype, WeightRows};
 pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use packed::PackedError;

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use common::{Rng, bits, every_context};
 use octavo_kernels::{
-    Kernels, Linear, LoraInput, LoraModule, LoraRun, LoraStack, QuantizedRows, WeightDtype, WeightRows, bf16,
-    lora_add,
+    Activation, Kernels, Linear, LoraModule, LoraRows, LoraRun, LoraStack, QuantizedRows, WeightDtype,
+    WeightRows, activate_and_mul, bf16,
 };
 use proptest::prelude::*;
 
@@ -97,42 +97,39 @@ fn check(
     max_rank: usize,
 ) {
     let mut rng = Rng(seed);
-    let n = places.last().map_or(0, |p| p.0 + p.1);
-    let stride = n + rng.below(5);
+    let n = places.last().map_or(0, |p| p.0 + p.1) + rng.below(5);
     let m = runs.last().map_or(0, |r| r.end) + rng.below(3);
     let x = rng.floats(m * k);
-    let before = rng.floats(m * stride);
+    let weights = rng.floats(n * k);
     let base = (rng.below(2) == 0).then(|| rng.floats(n));
     let adapters: Vec<Adapter> = (0..2).map(|_| Adapter::random(&mut rng, places, k, max_rank)).collect();
     let mut expected: Option<Vec<f32>> = None;
     for kernels in every_context() {
         let stacks: Vec<LoraStack> = adapters.iter().map(|a| a.pack(&kernels, k, dtype)).collect();
+        let layer = Linear::pack(&kernels, &[WeightRows::F32(&weights)], k, dtype);
         let want = expected.get_or_insert_with(|| {
-            let mut y = before.clone();
+            let mut y = vec![0.0; m * n];
+            layer.forward(&kernels, &x, m, base.as_deref(), &mut y, &mut QuantizedRows::new());
             for (i, run) in runs.iter().enumerate() {
                 let down = Linear::pack(&kernels, &[WeightRows::F32(&adapters[i % 2].a)], k, dtype);
                 for row in run.clone() {
                     let mut h = vec![0.0; down.out_features()];
                     let x = &x[row * k..(row + 1) * k];
                     down.forward(&kernels, x, 1, None, &mut h, &mut QuantizedRows::new());
-                    let y = &mut y[row * stride..(row + 1) * stride];
+                    let y = &mut y[row * n..(row + 1) * n];
                     adapters[i % 2].add(&h, base.as_deref(), dtype == WeightDtype::F32, y);
                 }
             }
             y
         });
-        let mut quantized = QuantizedRows::new();
-        if dtype == WeightDtype::INT8 {
-            quantized.quantize(&kernels, &x, k);
-        }
-        let input = LoraInput { x: &x, quantized: &quantized, bias: base.as_deref() };
         let runs: Vec<LoraRun<'_>> = runs
             .iter()
             .enumerate()
             .map(|(i, rows)| LoraRun { stack: &stacks[i % 2], rows: rows.clone() })
             .collect();
-        let mut y = before.clone();
-        lora_add(&kernels, &runs, input, &mut y, stride, &mut vec![f32::NAN; 3]);
+        let (mut y, mut h) = (vec![f32::NAN; m * n], vec![f32::NAN; 3]);
+        let rows = LoraRows { runs: &runs, h: &mut h };
+        layer.forward_lora(&kernels, &x, base.as_deref(), rows, &mut y, &mut QuantizedRows::new());
         let what = format!("{dtype} k {k} {places:?} {runs:?} on {} x {}", kernels.isa(), kernels.threads());
         assert_eq!(bits(&y), bits(want), "{what}");
     }
@@ -157,6 +154,50 @@ fn shapes_around_the_borders_of_tiles_strips_and_tasks() {
         for dtype in DTYPES {
             let runs: Vec<_> = runs.iter().map(|&(start, end)| start..end).collect();
             check(seed as u64, dtype, k, places, &runs, max_rank);
+        }
+    }
+}
+
+/// Gate and up in one pass, with adapters on some rows, against the steps.
+#[test]
+fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
+    // (rows, inputs, gates, runs); jobs end inside of runs, and groups of 128 at the end of the gates.
+    let shapes = [
+        (70, 64, 400, vec![0..70]),
+        (150, 64, 144, vec![1..2, 60..140]),
+        (300, 130, 272, vec![0..129, 129..260]),
+    ];
+    for (seed, (m, k, inner, runs)) in shapes.into_iter().enumerate() {
+        let mut rng = Rng(70 + seed as u64);
+        let (weights, x) = (rng.floats(2 * inner * k), rng.floats(m * k));
+        let adapters: Vec<Adapter> =
+            (0..2).map(|_| Adapter::random(&mut rng, &[(0, inner), (inner, inner)], k, 20)).collect();
+        for kernels in every_context() {
+            let layer = Linear::pack(&kernels, &[WeightRows::F32(&weights)], k, WeightDtype::INT8);
+            let stacks: Vec<LoraStack> =
+                adapters.iter().map(|a| a.pack(&kernels, k, WeightDtype::INT8)).collect();
+            let of =
+                |(i, rows): (usize, &Range<usize>)| LoraRun { stack: &stacks[i % 2], rows: rows.clone() };
+            let runs: Vec<LoraRun<'_>> = runs.iter().enumerate().map(of).collect();
+            let (mut got, mut want, mut scratch) =
+                (QuantizedRows::new(), QuantizedRows::new(), QuantizedRows::new());
+            let mut h = Vec::new();
+            let rows = LoraRows { runs: &runs, h: &mut h };
+            if !layer.forward_gated(&kernels, &x, Activation::Silu, rows, &mut got, &mut scratch) {
+                assert!(
+                    2 * kernels.threads() > inner.div_ceil(128) * m.div_ceil(128),
+                    "{m} rows are not taken"
+                );
+                continue;
+            }
+            let (mut gate_up, mut activated) = (vec![0.0; m * 2 * inner], vec![0.0; m * inner]);
+            let rows = LoraRows { runs: &runs, h: &mut h };
+            layer.forward_lora(&kernels, &x, None, rows, &mut gate_up, &mut scratch);
+            activate_and_mul(&kernels, Activation::Silu, &gate_up, inner, &mut activated);
+            want.quantize(&kernels, &activated, inner);
+            let what = format!("{m} rows, {inner} gates on {} x {}", kernels.isa(), kernels.threads());
+            assert_eq!(got.codes(), want.codes(), "{what}");
+            assert_eq!(bits(got.scales()), bits(want.scales()), "{what}");
         }
     }
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::prefetch::Prefetch;
 use crate::context::Kernels;
+use crate::lora::LoraUpdate;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
@@ -80,6 +81,8 @@ pub(super) struct MatmulOutput<'a> {
     pub(super) m: usize,
     pub(super) n: usize,
     pub(super) bias: Option<&'a [f32]>,
+    /// What adapters add.
+    pub(super) update: Option<&'a LoraUpdate<'a>>,
     pub(super) y: &'a mut [f32],
     pub(super) stride: usize,
 }
@@ -107,7 +110,7 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: MatmulOu
     if output.m == 0 {
         return;
     }
-    let MatmulOutput { m, n, bias, y, stride } = output.checked();
+    let MatmulOutput { m, n, bias, update, y, stride } = output.checked();
     let y = Shared::new(y);
     let panels = n.div_ceil(LANES);
     // Fewer panels per tile when threads would otherwise have no work.
@@ -130,6 +133,7 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: MatmulOu
                 m,
                 n,
                 bias,
+                update,
                 y: &y,
                 stride,
                 panels,
@@ -165,6 +169,7 @@ struct Worker<'a, K> {
     m: usize,
     n: usize,
     bias: Option<&'a [f32]>,
+    update: Option<&'a LoraUpdate<'a>>,
     y: &'a Shared<'a, f32>,
     stride: usize,
     panels: usize,
@@ -187,19 +192,26 @@ impl<K: TileKernel> Op for Worker<'_, K> {
             job = self.jobs.take();
             let panel = now % self.panel_jobs * self.panels_per_job;
             let start = now / self.panel_jobs * self.rows_per_job;
+            let panels = panel..self.panels.min(panel + self.panels_per_job);
+            let rows = start..self.m.min(start + self.rows_per_job);
+            let y_start = start * self.stride + panel * LANES;
             let tile = MacroTile {
                 kernel: self.kernel,
                 y: self.y,
-                y_start: start * self.stride + panel * LANES,
+                y_start,
                 stride: self.stride,
                 columns: self.n,
                 bias: self.bias,
-                panels: panel..self.panels.min(panel + self.panels_per_job),
-                rows: start..self.m.min(start + self.rows_per_job),
+                panels: panels.clone(),
+                rows: rows.clone(),
                 panels_per_tile: self.panels_per_tile,
                 next: job.map(|next| next % self.panel_jobs * self.panels_per_job),
             };
             tile.compute(s);
+            if let Some(update) = self.update {
+                // SAFETY: jobs have different rows or panels.
+                unsafe { update.add(rows, panels, self.y, (y_start, self.stride)) };
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::activation::Activation;
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
+use crate::lora::{LoraInput, LoraRows, LoraUpdate};
 use crate::quant_scheme::QuantScheme;
 use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
@@ -137,6 +138,37 @@ impl Linear {
         self.forward_strided(kernels, x, m, bias, y, self.out_features, scratch);
     }
 
+    /// As [`Linear::forward`], and what adapters add to their rows: y += B (A x), in the order of [`LoraModule`].
+    ///
+    /// [`LoraModule`]: crate::LoraModule
+    ///
+    /// # Panics
+    /// When runs of rows overlap, or rows or columns of adapters lie outside of y.
+    pub fn forward_lora(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        adapters: LoraRows<'_>,
+        y: &mut [f32],
+        scratch: &mut QuantizedRows,
+    ) {
+        let (columns, n) = (self.in_features(), self.out_features);
+        assert!(x.len().is_multiple_of(columns), "x holds {} values, not rows of {columns}", x.len());
+        let m = x.len() / columns;
+        if self.dtype() == WeightDtype::INT8 {
+            scratch.quantize(kernels, x, columns);
+        }
+        let input = LoraInput { x, quantized: scratch, bias };
+        let update = LoraUpdate::new(kernels, adapters, input, (m, n));
+        self.multiply(
+            kernels,
+            x,
+            scratch,
+            MatmulOutput { m, n, bias, update: update.as_ref(), y, stride: n },
+        );
+    }
+
     /// As [`Linear::forward`]; row `r` of y begins at `r * y_stride`.
     #[allow(clippy::too_many_arguments)]
     pub fn forward_strided(
@@ -155,34 +187,41 @@ impl Linear {
             "x holds {} values, not [m = {m}, k = {columns}]",
             x.len()
         );
-        let output = MatmulOutput { m, n: self.out_features, bias, y, stride: y_stride };
+        if self.dtype() == WeightDtype::INT8 {
+            scratch.quantize(kernels, x, columns);
+        }
+        let output = MatmulOutput { m, n: self.out_features, bias, update: None, y, stride: y_stride };
+        self.multiply(kernels, x, scratch, output);
+    }
+
+    /// `quantized` holds x where weights are int8.
+    fn multiply(&self, kernels: &Kernels, x: &[f32], quantized: &QuantizedRows, output: MatmulOutput<'_>) {
         match &self.weights {
             PackedWeights::F32(weights) => driver::run(kernels, &weights.with(x), output),
             PackedWeights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
-            PackedWeights::Int8(weights) => {
-                scratch.quantize(kernels, x, columns);
-                multiply_int8(kernels, weights, scratch, output);
-            }
+            PackedWeights::Int8(weights) => multiply_int8(kernels, weights, quantized, output),
         }
     }
 
-    /// y = x w^T + bias for int8 rows: several matrices can share one quantisation of x.
+    /// y = x w^T + bias for int8 rows, and what adapters add: several matrices can share one quantisation of x.
     ///
     /// # Panics
-    /// When the weights are not int8 (see [`Linear::dtype`]).
+    /// When the weights are not int8 (see [`Linear::dtype`]), and as [`Linear::forward_lora`].
     pub fn forward_quantized(
         &self,
         kernels: &Kernels,
         x: &QuantizedRows,
         bias: Option<&[f32]>,
+        adapters: LoraRows<'_>,
         y: &mut [f32],
-        y_stride: usize,
     ) {
         let PackedWeights::Int8(weights) = &self.weights else {
             panic!("forward_quantized on {} weights", self.dtype());
         };
         assert_eq!(x.columns(), self.in_features(), "columns of x");
-        let output = MatmulOutput { m: x.rows(), n: self.out_features, bias, y, stride: y_stride };
+        let (m, n) = (x.rows(), self.out_features);
+        let update = LoraUpdate::new(kernels, adapters, LoraInput { x: &[], quantized: x, bias }, (m, n));
+        let output = MatmulOutput { m, n, bias, update: update.as_ref(), y, stride: n };
         multiply_int8(kernels, weights, x, output);
     }
 
@@ -199,7 +238,7 @@ impl Linear {
         y: &mut [f32],
     ) {
         let (columns, n) = (self.in_features(), self.out_features);
-        let output = MatmulOutput { m: rows.len(), n, bias: None, y, stride: n };
+        let output = MatmulOutput { m: rows.len(), n, bias: None, update: None, y, stride: n };
         let of_x = || &x[rows.start * columns..rows.end * columns];
         match &self.weights {
             PackedWeights::F32(weights) => driver::run(kernels, &weights.with(of_x()), output),
@@ -221,14 +260,15 @@ impl Linear {
 
     /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up.
     ///
-    /// x `[m, in_features]`, `out` `[m, out_features / 2]`. The bits are those of [`Linear::forward`],
-    /// [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`]. Returns false, with `out` unchanged,
+    /// x `[m, in_features]`, `out` `[m, out_features / 2]`. `adapters` change gate and up of their rows. The bits are
+    /// those of [`Linear::forward_lora`], [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`]. Returns false, with `out` unchanged,
     /// when one pass is not faster.
     pub fn forward_gated(
         &self,
         kernels: &Kernels,
         x: &[f32],
         f: Activation,
+        adapters: LoraRows<'_>,
         out: &mut QuantizedRows,
         scratch: &mut QuantizedRows,
     ) -> bool {
@@ -241,15 +281,19 @@ impl Linear {
         #[cfg(target_arch = "x86_64")]
         if kernels.isa() == Isa::Amx && QuantizedRows::uses_amx(m) {
             scratch.quantize(kernels, x, columns);
+            let input = LoraInput { x: &[], quantized: scratch, bias: None };
+            let update = LoraUpdate::new(kernels, adapters, input, (m, self.out_features));
             let x = scratch.packed().expect("rows enough for tiles");
-            amx::run_gated(kernels, weights, x, m, (inner, f), out);
+            amx::run_gated(kernels, weights, (x, m), (inner, f), update.as_ref(), out);
             return true;
         }
         if !gated::pays(kernels, m, inner) {
             return false;
         }
         scratch.quantize(kernels, x, columns);
-        gated::run(kernels, &weights.with(scratch), m, (inner, f), out);
+        let input = LoraInput { x: &[], quantized: scratch, bias: None };
+        let update = LoraUpdate::new(kernels, adapters, input, (m, self.out_features));
+        gated::run(kernels, &weights.with(scratch), m, (inner, f), update.as_ref(), out);
         true
     }
 

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use octavo_kernels as k;
-use octavo_kernels::{Kernels, LoraInput, LoraRun, QuantizedRows};
+use octavo_kernels::{LoraRun, QuantizedRows};
 
 use crate::adapter::{Adapter, Site};
 
@@ -42,7 +41,7 @@ impl<'a> AtSite<'a> {
         Self { first: self.first + first, rows, ..self }
     }
 
-    fn runs(self) -> impl Iterator<Item = LoraRun<'a>> {
+    fn iter(self) -> impl Iterator<Item = LoraRun<'a>> {
         let (first, end) = (self.first, self.first.saturating_add(self.rows));
         self.adapters.iter().filter_map(move |AdapterRows { adapter, rows }| {
             let (start, end) = (rows.start.max(first), rows.end.min(end));
@@ -51,25 +50,14 @@ impl<'a> AtSite<'a> {
         })
     }
 
-    /// True if no adapter changes this projection.
-    pub(super) fn is_empty(self) -> bool {
-        self.runs().next().is_none()
+    /// The rows that adapters change, with their matrices.
+    pub(super) fn runs(self) -> Vec<LoraRun<'a>> {
+        self.iter().collect()
     }
 
-    /// Adds the adapters to y, which the base projection has written. `h` is reused memory.
-    pub(super) fn add(
-        self,
-        kernels: &Kernels,
-        input: LoraInput<'_>,
-        y: &mut [f32],
-        stride: usize,
-        h: &mut Vec<f32>,
-    ) {
-        if self.is_empty() {
-            return;
-        }
-        let runs = self.runs().collect::<Vec<_>>();
-        k::lora_add(kernels, &runs, input, y, stride, h);
+    /// True if no adapter changes this projection.
+    pub(super) fn is_empty(self) -> bool {
+        self.iter().next().is_none()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The gated feed-forward block of a layer.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, LoraInput, QuantizedRows, WeightDtype};
+use octavo_kernels::{Kernels, LoraRows, QuantizedRows, WeightDtype};
 
 use super::adapters::{AtSite, ProjectionBuffers};
 use super::batch::Batch;
@@ -68,12 +68,13 @@ pub(super) fn gated(
         ActivationKind::GeluTanh => k::Activation::GeluTanh,
     };
     let (up, down) = (&weights.gate_up, &weights.down);
-    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8 && at_up.is_empty();
-    if joined && up.weight.forward_gated(kernels, x, activation, b.next, &mut b.projection.quantized) {
-        let (bias, stride) = (down.bias.as_deref(), down.weight.out_features());
-        down.weight.forward_quantized(kernels, b.next, bias, out, stride);
-        let input = LoraInput { x: &[], quantized: b.next, bias };
-        return at_down.add(kernels, input, out, stride, &mut b.projection.low_rank);
+    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8;
+    let ProjectionBuffers { quantized, low_rank } = &mut *b.projection;
+    let (runs_up, runs_down) = (at_up.runs(), at_down.runs());
+    let adapters = LoraRows { runs: &runs_up, h: low_rank };
+    if joined && up.weight.forward_gated(kernels, x, activation, adapters, b.next, quantized) {
+        let adapters = LoraRows { runs: &runs_down, h: low_rank };
+        return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), adapters, out);
     }
     // Values between the projections of few rows at a time stay in the cache.
     let block = if at_up.is_empty() { rows } else { ADAPTER_ROWS.min(rows) };

@@ -1,7 +1,7 @@
 //! A loaded model, and the parts of a layer that every block shares: norms, the residual sum and projections.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, LoraInput, RmsNorm, RopeStyle, WeightDtype};
+use octavo_kernels::{Kernels, LoraRows, RmsNorm, RopeStyle, WeightDtype};
 
 use super::adapters::{AtSite, ProjectionBuffers};
 use crate::families::TensorNames;
@@ -138,8 +138,7 @@ pub(super) fn project(
     at: AtSite<'_>,
     b: &mut ProjectionBuffers,
 ) {
-    let (bias, stride) = (p.bias.as_deref(), p.weight.out_features());
-    p.weight.forward(kernels, x, rows, bias, y, &mut b.quantized);
-    let input = LoraInput { x, quantized: &b.quantized, bias };
-    at.add(kernels, input, y, stride, &mut b.low_rank);
+    assert_eq!(x.len(), rows * p.weight.in_features(), "values of x");
+    let adapters = LoraRows { runs: &at.runs(), h: &mut b.low_rank };
+    p.weight.forward_lora(kernels, x, p.bias.as_deref(), adapters, y, &mut b.quantized);
 }

@@ -4,7 +4,7 @@
 //! their index. Its bits do not depend on the experts of other rows.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, LoraInput, QuantizedRows};
+use octavo_kernels::{Kernels, LoraRows, QuantizedRows};
 
 use super::adapters::AtSite;
 use super::batch::Batch;
@@ -70,9 +70,8 @@ impl Model {
             gates.fill(1.0);
             if let Some(gate) = gate {
                 let b = &mut s.projection;
-                gate.forward(kernels, input, rows, None, gates, &mut b.quantized);
-                let read = LoraInput { x: input, quantized: &b.quantized, bias: None };
-                at(Site::SharedGate).add(kernels, read, gates, 1, &mut b.low_rank);
+                let adapters = LoraRows { runs: &at(Site::SharedGate).runs(), h: &mut b.low_rank };
+                gate.forward_lora(kernels, input, None, adapters, gates, &mut b.quantized);
                 k::sigmoid(kernels, gates);
             }
             for ((to, out), &gate) in

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::layout::PanelBlock;
 use crate::activation::{Activation, apply};
+use crate::lora::LoraUpdate;
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, RowsWriter};
 use crate::simd::{Avx512, LANES, Simd};
@@ -17,24 +18,25 @@ pub(super) trait Epilogue: Sync {
     /// Prefetches the output of a block.
     fn prefetch<const NP: usize>(&self, part: PanelBlock);
 
-    /// Consumes the sums `[rows][NP][16]` of a block, `done` rows after the first row of its job. `pending` is the
+    /// Consumes the sums `[rows][NP][16]` of a block, which it may change, `done` rows after the first row of its job. `pending` is the
     /// thread's buffer for values until `finish_panels`.
     fn store<const NP: usize>(
         &self,
         part: PanelBlock,
         done: usize,
-        totals: &[[f32; LANES]],
+        totals: &mut [[f32; LANES]],
         pending: &mut Vec<f32>,
     );
 
-    /// Called when all panels before `panel` are done for these rows.
-    fn finish_panels(&self, rows: Range<usize>, panel: usize, pending: &[f32]);
+    /// Called when the panels `panels`, and those before them, are done for these rows.
+    fn finish_panels(&self, rows: Range<usize>, panels: Range<usize>, pending: &[f32]);
 }
 
-/// Stores sum + bias; row `r` of y begins at `r * stride`.
+/// Stores sum + bias, then adds what adapters add; row `r` of y begins at `r * stride`.
 pub(super) struct StoreEpilogue<'a> {
     pub(super) n: usize,
     pub(super) bias: Option<&'a [f32]>,
+    pub(super) update: Option<&'a LoraUpdate<'a>>,
     pub(super) y: &'a Shared<'a, f32>,
     pub(super) stride: usize,
 }
@@ -54,12 +56,24 @@ impl Epilogue for StoreEpilogue<'_> {
     }
 
     #[inline(always)]
-    fn store<const NP: usize>(&self, part: PanelBlock, _: usize, totals: &[[f32; LANES]], _: &mut Vec<f32>) {
+    fn store<const NP: usize>(
+        &self,
+        part: PanelBlock,
+        _: usize,
+        totals: &mut [[f32; LANES]],
+        _: &mut Vec<f32>,
+    ) {
         // SAFETY: the level of the calling thread is AMX.
         unsafe { self.write::<NP>(part, totals) }
     }
 
-    fn finish_panels(&self, _: Range<usize>, _: usize, _: &[f32]) {}
+    fn finish_panels(&self, rows: Range<usize>, panels: Range<usize>, _: &[f32]) {
+        if let Some(update) = self.update {
+            let start = rows.start * self.stride + panels.start * LANES;
+            // SAFETY: jobs have different rows or panels.
+            unsafe { update.add(rows, panels, self.y, (start, self.stride)) };
+        }
+    }
 }
 
 impl StoreEpilogue<'_> {
@@ -94,6 +108,7 @@ impl StoreEpilogue<'_> {
 pub(super) struct GatedEpilogue<'a> {
     pub(super) f: Activation,
     pub(super) inner: usize,
+    pub(super) update: Option<&'a LoraUpdate<'a>>,
     pub(super) out: &'a RowsWriter<'a>,
 }
 
@@ -108,20 +123,27 @@ impl Epilogue for GatedEpilogue<'_> {
         &self,
         part: PanelBlock,
         done: usize,
-        totals: &[[f32; LANES]],
+        totals: &mut [[f32; LANES]],
         pending: &mut Vec<f32>,
     ) {
         let rows = done + part.rows;
         if pending.len() < rows * GROUP {
             pending.resize(rows * GROUP, 0.0);
         }
+        if let Some(update) = self.update {
+            let up = part.panel + self.inner / LANES;
+            let rows = part.row..part.row + part.rows;
+            let totals = totals[..2 * part.rows].as_flattened_mut();
+            update.add_to(rows.clone(), part.panel..part.panel + 1, totals, 2 * LANES);
+            update.add_to(rows, up..up + 1, &mut totals[LANES..], 2 * LANES);
+        }
         let column = part.panel * LANES % GROUP;
         // SAFETY: the level of the calling thread is AMX.
         unsafe { self.activate(&totals[..2 * part.rows], &mut pending[done * GROUP + column..rows * GROUP]) }
     }
 
-    fn finish_panels(&self, rows: Range<usize>, panel: usize, pending: &[f32]) {
-        let columns = panel * LANES;
+    fn finish_panels(&self, rows: Range<usize>, panels: Range<usize>, pending: &[f32]) {
+        let columns = panels.end * LANES;
         if columns.is_multiple_of(GROUP) || columns == self.inner {
             let group = (columns - 1) / GROUP;
             let width = columns - group * GROUP;

@@ -10,6 +10,7 @@ use super::steps::{GroupProducts, GroupPtrs, TileStep, prefetch, prefetch_l2};
 use crate::activation::Activation;
 use crate::amx::{ROW, ROWS, Tiles};
 use crate::context::Kernels;
+use crate::lora::LoraUpdate;
 use crate::matmul::driver::{Jobs, MatmulOutput};
 use crate::matmul::int8::{MatmulInt8, QUADS, Quad};
 use crate::packed_rows::PackedRows;
@@ -37,14 +38,14 @@ pub(in crate::matmul) fn run(
     if output.m == 0 {
         return;
     }
-    let MatmulOutput { m, n, bias, y, stride } = output.checked();
+    let MatmulOutput { m, n, bias, update, y, stride } = output.checked();
     let y = Shared::new(y);
     let panels = n.div_ceil(LANES);
     // Fewer panels at once when threads would otherwise have no work.
     let panels_at_once = if m <= ROWS { 4 } else { 2 };
     let panels_at_once =
         [panels_at_once, 2].into_iter().find(|group| panels / group >= 4 * kernels.threads()).unwrap_or(1);
-    let epilogue = StoreEpilogue { n, bias, y: &y, stride };
+    let epilogue = StoreEpilogue { n, bias, update, y: &y, stride };
     run_jobs(
         kernels,
         weights,
@@ -55,20 +56,21 @@ pub(in crate::matmul) fn run(
     );
 }
 
-/// Writes f(gate) * up as int8 to `out`, `[m, inner]`. `weights` has `inner` gate rows, then `inner` up rows.
+/// Writes f(gate) * up as int8 to `out`, `[m, inner]`. `weights` has `inner` gate rows, then `inner` up rows. `update` adds
+/// to gate and up.
 ///
 /// The level of `kernels` is `Isa::Amx`, and `inner` is a multiple of 16.
 pub(in crate::matmul) fn run_gated(
     kernels: &Kernels,
     weights: &MatmulInt8,
-    x: &PackedRows,
-    m: usize,
+    (x, m): (&PackedRows, usize),
     (inner, f): (usize, Activation),
+    update: Option<&LoraUpdate<'_>>,
     out: &mut QuantizedRows,
 ) {
     let writer = out.writer(kernels, m, inner);
     let panels = inner / LANES;
-    let epilogue = GatedEpilogue { f, inner, out: &writer };
+    let epilogue = GatedEpilogue { f, inner, update, out: &writer };
     run_jobs(
         kernels,
         weights,
@@ -204,8 +206,8 @@ impl<K: Epilogue> AmxWorker<'_, K> {
                         _ => self.panels::<1>(&tiles, part, &mut scratch),
                     }
                 }
+                self.epilogue.finish_panels(row..row + rows, panel..panel + count, &scratch.pending);
                 panel += count;
-                self.epilogue.finish_panels(row..row + rows, panel, &scratch.pending);
             }
         }
         SCRATCH.set(Some(scratch));
@@ -274,7 +276,7 @@ impl<K: Epilogue> AmxWorker<'_, K> {
                     // SAFETY: the caller's promises; all tiles have 16 rows.
                     unsafe { step.multiply::<2, NP, true, _>(tiles, PAIR_ROWS, products, prefetch_l2) };
                     if last && group == start && pair > 0 {
-                        let totals = &scratch.totals[(pair - 1) * PAIR_ROWS * NP..];
+                        let totals = &mut scratch.totals[(pair - 1) * PAIR_ROWS * NP..];
                         self.epilogue.store::<NP>(
                             of(pair - 1),
                             pair * PAIR_ROWS - PAIR_ROWS,
@@ -287,7 +289,7 @@ impl<K: Epilogue> AmxWorker<'_, K> {
         }
         // SAFETY: as above.
         unsafe { step.finish::<2, NP>(PAIR_ROWS, products) };
-        let totals = &scratch.totals[(pairs - 1) * PAIR_ROWS * NP..];
+        let totals = &mut scratch.totals[(pairs - 1) * PAIR_ROWS * NP..];
         self.epilogue.store::<NP>(of(pairs - 1), pairs * PAIR_ROWS - PAIR_ROWS, totals, &mut scratch.pending);
     }
 
@@ -330,7 +332,7 @@ impl<K: Epilogue> AmxWorker<'_, K> {
         }
         // SAFETY: as above.
         unsafe { step.finish::<MT, NP>(part.rows, products) };
-        self.epilogue.store::<NP>(part, done, &scratch.totals, &mut scratch.pending);
+        self.epilogue.store::<NP>(part, done, &mut scratch.totals, &mut scratch.pending);
     }
 
     /// Start of the codes of a group of a panel.
