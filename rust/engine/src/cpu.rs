@@ -105,8 +105,8 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn import_block(&mut self, block: u32, layers: &[&[u8]]) -> Result<(), StepError> {
-        self.kv.import_block(block, layers);
+    fn import_blocks(&mut self, layer: usize, blocks: &[u32], bytes: &[u8]) -> Result<(), StepError> {
+        self.kv.import_blocks(layer, blocks, bytes);
         Ok(())
     }
 

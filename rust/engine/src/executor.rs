@@ -98,8 +98,8 @@ pub trait Executor: Send {
         Err(StepError::Step("this device exports no KV blocks".into()))
     }
 
-    /// Fills a block with such bytes, one slice for each layer.
-    fn import_block(&mut self, _block: u32, _layers: &[&[u8]]) -> Result<(), StepError> {
+    /// Fills blocks of one layer with such bytes, one block after the other.
+    fn import_blocks(&mut self, _layer: usize, _blocks: &[u32], _bytes: &[u8]) -> Result<(), StepError> {
         Err(StepError::Step("this device imports no KV blocks".into()))
     }
 

@@ -153,10 +153,13 @@ impl KvPool {
         }
     }
 
-    /// Fills a block with bytes that [`Self::export_block`] gave, of a pool with the same layout.
-    pub fn import_block(&mut self, block: u32, bytes: &[&[u8]]) {
-        for (layer, bytes) in self.layers.iter_mut().zip(bytes) {
-            match layer {
+    /// Fills blocks of one layer with bytes that [`Self::export_block`] gave, one block after the other, of a pool with the
+    /// same layout.
+    pub fn import_blocks(&mut self, layer: usize, blocks: &[u32], bytes: &[u8]) {
+        let store = &mut self.layers[layer];
+        let size = bytes.len() / blocks.len().max(1);
+        for (&block, bytes) in blocks.iter().zip(bytes.chunks_exact(size.max(1))) {
+            match store {
                 LayerStore::Gqa(layer) => layer.import_block(block as usize, bytes),
                 LayerStore::Mla(layer) => layer.import_block(block as usize, bytes),
             }

@@ -9,9 +9,9 @@ use crate::EngineError;
 use crate::engine::Engine;
 use crate::packs::fingerprint::compare;
 use crate::packs::manifest::{Manifest, PackForm};
-use crate::packs::read::{KV, MANIFEST, read_blocks, read_manifest};
+use crate::packs::read::{BlocksFile, KV, MANIFEST, read_manifest};
 use crate::packs::registry::{LoadedPack, check_name};
-use crate::packs::slices::{Layers, slices};
+use crate::packs::slices::Layers;
 use crate::params::SamplingParams;
 
 impl Engine {
@@ -37,18 +37,19 @@ impl Engine {
         let adapter = self.adapter_of_pack(folder, &manifest)?;
         let digest = adapter.as_ref().map(|adapter| adapter.digest.as_str());
         compare(folder, &manifest.fingerprint, &facts.fingerprint(manifest.form, &manifest.text, digest)?)?;
-        let layers = Arc::new(read_blocks(folder, &manifest, layout)?);
+        let file = BlocksFile::open(folder, &manifest, layout)?;
         let terms = self.pack_terms(adapter.as_ref());
         let held = self.hold_blocks(manifest.tokens.clone())?;
-        let block_bytes: Arc<[usize]> = layout.block_bytes().into();
-        for range in slices(manifest.blocks, &block_bytes) {
-            self.import_blocks(held.id, range, Arc::clone(&block_bytes), Arc::clone(&layers))?;
-        }
-        let block = check.unwrap_or_else(|| RandomState::new().hash_one(name) as u32) % manifest.blocks;
+        // Nothing reads the blocks before the pack is finished, and they are given back if a digest does not fit.
+        file.read(&|chunk| self.import_blocks(held.id, chunk))?;
+        let block_bytes = layout.block_bytes();
+        let block = check.unwrap_or_else(|| pick(RandomState::new().hash_one(name), manifest.blocks));
+        let block = block % manifest.blocks;
         let packed =
             adapter.as_ref().map(|adapter| self.packed_adapter(adapter, &manifest.tokens)).transpose()?;
-        let computed = self.recompute_block(held.id, block, terms, packed, block_bytes.len())?;
-        verify(folder, block, &block_bytes, &layers, &computed)?;
+        let (held_bytes, computed) =
+            self.recompute_block(held.id, block, terms, packed, block_bytes.len())?;
+        verify(folder, block, &held_bytes, &computed)?;
         self.finish_pack(held.id)?;
         let pack = Arc::new(LoadedPack {
             name: name.into(),
@@ -169,22 +170,40 @@ impl Engine {
     }
 }
 
+/// A block to compute again: any of them, the early ones more often. The time that a block takes grows with those before it.
+fn pick(random: u64, blocks: u32) -> u32 {
+    // Uniform in 0 .. 1, then uniform in the logarithm of the position.
+    let uniform = (random >> 11) as f64 / (1_u64 << 53) as f64;
+    (f64::from(blocks + 1).powf(uniform) as u32 - 1).min(blocks - 1)
+}
+
 /// Compares a block that was computed again with that of the files, bit for bit.
-fn verify(
-    folder: &Path,
-    block: u32,
-    block_bytes: &[usize],
-    layers: &Layers,
-    computed: &Layers,
-) -> Result<(), EngineError> {
-    let start = block as usize;
-    let differs = |(i, &n): (usize, &usize)| computed[i] != layers[i][start * n..(start + 1) * n];
-    match block_bytes.iter().enumerate().position(differs) {
+fn verify(folder: &Path, block: u32, held: &Layers, computed: &Layers) -> Result<(), EngineError> {
+    match held.iter().zip(computed).position(|(held, computed)| held != computed) {
         Some(layer) => Err(EngineError::PackMismatch(format!(
             "{}: layers.{layer}: block {block} has other keys and values than this engine computes for the same tokens. Make \
              the pack again: octavo pack --refresh",
             folder.join(KV).display()
         ))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_can_be_picked() {
+        for blocks in [1, 2, 7, 300] {
+            let steps = 1_u64 << 14;
+            let mut counts = vec![0_u32; blocks as usize];
+            for step in 0..steps {
+                counts[pick(step * (u64::MAX / steps), blocks) as usize] += 1;
+            }
+            assert!(counts.iter().all(|&count| count > 0), "{blocks}: {counts:?}");
+            assert!(counts.is_sorted_by(|a, b| *a + 1 >= *b), "{blocks}: {counts:?}");
+            assert_eq!(pick(u64::MAX, blocks), blocks - 1);
+        }
     }
 }

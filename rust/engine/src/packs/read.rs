@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +13,6 @@ use serde_json::{Value, json};
 use crate::EngineError;
 use crate::packs::kv_file::KvFile;
 use crate::packs::manifest::{MAX_MANIFEST_BYTES, Manifest};
-use crate::packs::slices::Layers;
 
 /// Most threads that read and hash layers.
 const MAX_THREADS: usize = 8;
@@ -76,97 +76,131 @@ pub fn describe_pack(folder: &Path) -> Result<Value, EngineError> {
     }))
 }
 
-/// Reads the blocks of a pack, and checks size, header, digests and numbers.
-///
-/// # Errors
-/// `ModelNotFound`, `CorruptModel` with the file and the field.
-pub(crate) fn read_blocks(
-    folder: &Path,
-    manifest: &Manifest,
-    layout: &BlockLayout,
-) -> Result<Layers, EngineError> {
-    let path = folder.join(KV);
-    let corrupt = |what: String| EngineError::CorruptModel(format!("{}: {what}", path.display()));
-    let block_bytes = layout.block_bytes();
-    if manifest.layers.len() != block_bytes.len() {
-        let (found, expected) = (manifest.layers.len(), block_bytes.len());
-        let what = format!("{}: layers: {found} digests, the model has {expected} layers", MANIFEST);
-        return Err(EngineError::CorruptModel(format!("{}: {what}", folder.display())));
-    }
-    let expected = KvFile::new(manifest.blocks, &block_bytes);
-    let expected = expected.ok_or_else(|| corrupt(format!("{} blocks: too many", manifest.blocks)))?;
-    let (mut file, size) = open_regular(folder, KV)?;
-    if size != expected.bytes {
-        return Err(corrupt(format!(
-            "size: {size} bytes, {} blocks take {}",
-            manifest.blocks, expected.bytes
-        )));
-    }
-    let mut header = vec![0; expected.header.len()];
-    file.read_exact(&mut header).map_err(|e| corrupt(format!("header: {e}")))?;
-    if header != expected.header {
-        return Err(corrupt("header: not that of a pack of this size for this model".into()));
-    }
-    read_layers(&path, manifest, layout, &expected)
+/// Bytes of one layer that are read, hashed and handed on at once: they stay in a cache meanwhile.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// The file with the blocks of a pack, after its size and its header are checked.
+pub(crate) struct BlocksFile<'a> {
+    path: PathBuf,
+    manifest: &'a Manifest,
+    layout: &'a BlockLayout,
+    file: KvFile,
 }
 
-/// Reads all layers, on several threads.
-fn read_layers(
-    path: &Path,
-    manifest: &Manifest,
-    layout: &BlockLayout,
-    file: &KvFile,
-) -> Result<Layers, EngineError> {
-    let count = file.starts.len();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(count);
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(vec![None; count]));
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                return;
+/// Some blocks of one layer.
+pub(crate) struct BlocksChunk {
+    pub layer: usize,
+    pub blocks: Range<u32>,
+    /// Their bytes, one block after the other.
+    pub bytes: Vec<u8>,
+}
+
+/// Takes a chunk, and gives its memory back.
+pub(crate) type Sink<'a> = &'a (dyn Fn(BlocksChunk) -> Result<Vec<u8>, EngineError> + Sync);
+
+impl<'a> BlocksFile<'a> {
+    /// Opens the file of the pack in `folder`, and checks size and header.
+    ///
+    /// # Errors
+    /// `ModelNotFound`, `CorruptModel` with the file and the field.
+    pub fn open(folder: &Path, manifest: &'a Manifest, layout: &'a BlockLayout) -> Result<Self, EngineError> {
+        let path = folder.join(KV);
+        let corrupt = |what: String| EngineError::CorruptModel(format!("{}: {what}", path.display()));
+        let block_bytes = layout.block_bytes();
+        if manifest.layers.len() != block_bytes.len() {
+            let (found, expected) = (manifest.layers.len(), block_bytes.len());
+            let what = format!("{}: layers: {found} digests, the model has {expected} layers", MANIFEST);
+            return Err(EngineError::CorruptModel(format!("{}: {what}", folder.display())));
+        }
+        let expected = KvFile::new(manifest.blocks, &block_bytes);
+        let expected = expected.ok_or_else(|| corrupt(format!("{} blocks: too many", manifest.blocks)))?;
+        let (mut file, size) = open_regular(folder, KV)?;
+        if size != expected.bytes {
+            return Err(corrupt(format!(
+                "size: {size} bytes, {} blocks take {}",
+                manifest.blocks, expected.bytes
+            )));
+        }
+        let mut header = vec![0; expected.header.len()];
+        file.read_exact(&mut header).map_err(|e| corrupt(format!("header: {e}")))?;
+        if header != expected.header {
+            return Err(corrupt("header: not that of a pack of this size for this model".into()));
+        }
+        Ok(Self { path, manifest, layout, file: expected })
+    }
+
+    /// Reads all layers on several threads, checks digests and numbers, and hands the blocks to `sink` as it goes. They may
+    /// be used only after this has returned: a digest is that of a whole layer.
+    ///
+    /// # Errors
+    /// `CorruptModel` with the file and the field: that of the first layer with a fault. Those of `sink`.
+    pub fn read(&self, sink: Sink<'_>) -> Result<(), EngineError> {
+        let count = self.file.starts.len();
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS).min(count);
+        let (next, failed) = (AtomicUsize::new(0), Mutex::new(None::<(usize, EngineError)>));
+        let work = || {
+            let mut memory = Vec::new();
+            loop {
+                let layer = next.fetch_add(1, Ordering::Relaxed);
+                if layer >= count {
+                    return;
+                }
+                if let Err(error) = self.read_layer(layer, &mut memory, sink) {
+                    // Layers before this one are being read: theirs is the error if they have one.
+                    next.store(count, Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(|e| e.into_inner());
+                    if failed.as_ref().is_none_or(|(before, _)| layer < *before) {
+                        *failed = Some((layer, error));
+                    }
+                }
             }
-            let layer = read_layer(path, i, &manifest.layers[i], layout, file, manifest.blocks);
-            results.lock().unwrap_or_else(|e| e.into_inner())[i] = Some(layer);
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match failed.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
         }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let results = results.into_inner().unwrap_or_else(|e| e.into_inner());
-    let unread = || Err(EngineError::CorruptModel(format!("{}: a layer was not read", path.display())));
-    results.into_iter().map(|layer| layer.unwrap_or_else(unread)).collect()
-}
+    }
 
-fn read_layer(
-    path: &Path,
-    i: usize,
-    digest: &str,
-    layout: &BlockLayout,
-    file: &KvFile,
-    blocks: u32,
-) -> Result<Vec<u8>, EngineError> {
-    let corrupt = |what: String| EngineError::CorruptModel(format!("{}: layers.{i}: {what}", path.display()));
-    let each = file.block_bytes[i];
-    let mut bytes = vec![0; blocks as usize * each];
-    let read = File::open(path).and_then(|mut opened| {
-        opened.seek(SeekFrom::Start(file.starts[i]))?;
-        opened.read_exact(&mut bytes)
-    });
-    read.map_err(|e| corrupt(e.to_string()))?;
-    let found = blake3::hash(&bytes).to_hex();
-    if found.as_str() != digest {
-        return Err(corrupt(format!(
-            "digest: {found}, {MANIFEST} has {digest:?}. The file is damaged: make the pack again"
-        )));
+    /// `memory` is reused from chunk to chunk.
+    fn read_layer(&self, layer: usize, memory: &mut Vec<u8>, sink: Sink<'_>) -> Result<(), EngineError> {
+        let corrupt = |what: String| {
+            EngineError::CorruptModel(format!("{}: layers.{layer}: {what}", self.path.display()))
+        };
+        let (each, blocks) = (self.file.block_bytes[layer], self.manifest.blocks);
+        let at_once = (CHUNK_BYTES / each.max(1)).max(1) as u32;
+        let mut file = File::open(&self.path).map_err(|e| corrupt(e.to_string()))?;
+        file.seek(SeekFrom::Start(self.file.starts[layer])).map_err(|e| corrupt(e.to_string()))?;
+        let (mut hasher, mut bad) = (blake3::Hasher::new(), None);
+        for start in (0..blocks).step_by(at_once as usize) {
+            let range = start..blocks.min(start + at_once);
+            let mut bytes = std::mem::take(memory);
+            bytes.resize(range.len() * each, 0);
+            file.read_exact(&mut bytes).map_err(|e| corrupt(e.to_string()))?;
+            hasher.update(&bytes);
+            let whole = bytes.chunks_exact(each.max(1));
+            if bad.is_none() {
+                let at = whole.into_iter().position(|block| !self.layout.holds(layer, block));
+                bad = at.map(|at| start as usize + at);
+            }
+            *memory = sink(BlocksChunk { layer, blocks: range, bytes })?;
+        }
+        let (found, digest) = (hasher.finalize().to_hex(), &self.manifest.layers[layer]);
+        if found.as_str() != digest {
+            return Err(corrupt(format!(
+                "digest: {found}, {MANIFEST} has {digest:?}. The file is damaged: make the pack again"
+            )));
+        }
+        if let Some(block) = bad {
+            return Err(corrupt(format!(
+                "block {block}: values that are not finite numbers. Make the pack again"
+            )));
+        }
+        Ok(())
     }
-    if let Some(block) = bytes.chunks_exact(each.max(1)).position(|block| !layout.holds(i, block)) {
-        return Err(corrupt(format!(
-            "block {block}: values that are not finite numbers. Make the pack again"
-        )));
-    }
-    Ok(bytes)
 }

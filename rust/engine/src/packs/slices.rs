@@ -9,6 +9,7 @@ use crate::EngineError;
 use crate::engine::Engine;
 use crate::executor::{StepError, StepInput};
 use crate::packs::BetweenSteps;
+use crate::packs::read::BlocksChunk;
 
 /// Bytes that are copied between two steps.
 const SLICE_BYTES: usize = 8 << 20;
@@ -95,26 +96,18 @@ impl Engine {
         })
     }
 
-    /// Writes bytes into the blocks `range` of what is held under `id`. `layers` are those of all its blocks.
-    pub(crate) fn import_blocks(
-        &self,
-        id: u32,
-        range: Range<u32>,
-        block_bytes: Arc<[usize]>,
-        layers: Arc<Layers>,
-    ) -> Result<(), EngineError> {
+    /// Writes a chunk into the blocks of what is held under `id`; the chunk's memory.
+    pub(crate) fn import_blocks(&self, id: u32, chunk: BlocksChunk) -> Result<Vec<u8>, EngineError> {
         self.between_steps(move |between| {
-            for i in range.start as usize..range.end as usize {
-                let own = layers.iter().zip(&*block_bytes);
-                let own: Vec<&[u8]> = own.map(|(layer, &n)| &layer[i * n..(i + 1) * n]).collect();
-                let block = between.scheduler.pack_blocks(id)[i];
-                between.executor.import_block(block, &own).map_err(failed)?;
-            }
-            Ok(())
+            let BlocksChunk { layer, blocks, bytes } = chunk;
+            let blocks = &between.scheduler.pack_blocks(id)[blocks.start as usize..blocks.end as usize];
+            between.executor.import_blocks(layer, blocks, &bytes).map_err(failed)?;
+            Ok(bytes)
         })
     }
 
-    /// Computes block `block` of a held pack again, from the blocks before it; its bytes, layer by layer.
+    /// Computes block `block` of a held pack again, from the blocks before it. The bytes that are held and those that were
+    /// computed, layer by layer.
     pub(crate) fn recompute_block(
         &self,
         id: u32,
@@ -122,14 +115,17 @@ impl Engine {
         terms: PackTerms,
         adapter: Option<crate::PackedAdapter>,
         num_layers: usize,
-    ) -> Result<Layers, EngineError> {
+    ) -> Result<(Layers, Layers), EngineError> {
         self.between_steps(move |between| {
+            let mut held = vec![Vec::new(); num_layers];
+            let own = between.scheduler.pack_blocks(id)[block as usize];
+            between.executor.export_block(own, &mut held).map_err(failed)?;
             let (plan, scratch) = between.scheduler.plan_check(id, block, terms).map_err(refused)?;
             let adapters = adapter.map(|packed| (terms.adapter, packed)).into_iter().collect();
             let step = StepInput { plan, adapters, ..StepInput::default() };
             let computed = compute(between, Arc::new(step), scratch, num_layers);
             between.scheduler.end_check();
-            computed
+            computed.map(|computed| (held, computed))
         })
     }
 
