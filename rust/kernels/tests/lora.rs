@@ -163,9 +163,9 @@ fn shapes_around_the_borders_of_tiles_strips_and_tasks() {
 fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
     // (rows, inputs, gates, runs); jobs end inside of runs, and groups of 128 at the end of the gates.
     let shapes = [
-        (70, 64, 400, vec![0..70]),
-        (150, 64, 144, vec![1..2, 60..140]),
-        (300, 130, 272, vec![0..129, 129..260]),
+        (70, 64, 400, [0..70, 70..70]),
+        (150, 64, 144, [1..2, 60..140]),
+        (300, 130, 272, [0..129, 129..260]),
     ];
     for (seed, (m, k, inner, runs)) in shapes.into_iter().enumerate() {
         let mut rng = Rng(70 + seed as u64);
