@@ -52,9 +52,10 @@ pub(super) fn encode<E>(
     }
     let mut ids = Vec::with_capacity(text.len() / 4);
     let mut rest = text;
+    let longest_added = longest_added(tokenizer);
     while rest.len() > 2 * (sizes.chunk + sizes.behind) {
         go_on(ids.len()).map_err(Stopped::Asked)?;
-        match first_chunk(tokenizer, rest, sizes)? {
+        match first_chunk(tokenizer, rest, sizes, longest_added)? {
             Some((chunk, behind)) => {
                 ids.extend(chunk);
                 rest = behind;
@@ -68,19 +69,28 @@ pub(super) fn encode<E>(
     if add_special_tokens { Ok(around(tokenizer, ids)?) } else { Ok(ids) }
 }
 
+/// Most bytes of a text that one added token can stand for: normalization may make the text shorter, to a third at most
+/// (a letter with two marks).
+fn longest_added(tokenizer: &Tokenizer) -> usize {
+    let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+    3 * added.values().map(|token| token.content.len()).max().unwrap_or(0)
+}
+
 /// The ids of a first chunk of `text`, and the text behind it. None if no border was found.
 fn first_chunk<'a>(
     tokenizer: &Tokenizer,
     text: &'a str,
     sizes: Sizes,
+    longest_added: usize,
 ) -> Result<Option<(Vec<u32>, &'a str)>, tokenizers::Error> {
     let seen = &text[..text.floor_char_boundary(sizes.chunk + sizes.behind)];
     let encoding = tokenizer.encode(seen, false)?;
     let (ids, offsets) = (encoding.get_ids(), encoding.get_offsets());
     // Token `k` begins where the one before ends; that may be inside a character, or behind a space that it left out.
     let border = |k: usize| (k, offsets[k - 1].1);
-    // An added token behind blanks may take them in: they stay together.
-    let last = sizes.chunk.min(seen.trim_end().len());
+    // An added token behind blanks may take them in: they stay together, also where the end of `seen` cuts the token.
+    let before_added = &seen[..seen.floor_char_boundary(seen.len().saturating_sub(longest_added))];
+    let last = sizes.chunk.min(before_added.trim_end().len());
     let fits = |(k, at): &(usize, usize)| {
         *at > 0 && *at <= last && offsets[*k].1 > *at && seen.is_char_boundary(*at)
     };
@@ -204,6 +214,18 @@ mod tests {
             for (name, tokenizer) in tokenizers() {
                 let whole = tokenizer.encode_fast(text.as_str(), special).expect("ids").get_ids().to_vec();
                 prop_assert_eq!(chunked(&tokenizer, &text, special), whole, "{}", name);
+            }
+        }
+    }
+
+    #[test]
+    fn blanks_stay_with_the_added_token_that_takes_them_in() {
+        // What is tokenised at once ends inside of "<x>", at each of its places.
+        for blanks in 150..250 {
+            let text = format!("{}<x>{}", " ".repeat(blanks), " the aa!".repeat(80));
+            for (name, tokenizer) in tokenizers() {
+                let whole = tokenizer.encode_fast(text.as_str(), false).expect("ids").get_ids().to_vec();
+                assert_eq!(chunked(&tokenizer, &text, false), whole, "{name}, {blanks} blanks");
             }
         }
     }
