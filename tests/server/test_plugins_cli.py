@@ -11,7 +11,7 @@ import pytest
 from octavo.cli.plugin_options import ask, binding, describe, plugin_host
 from octavo.errors import InvalidRequestError
 from octavo.plugins.host import Outcome
-from plugin_cases import weather
+from plugin_cases import Scripted, Shop, weather, written
 from servers import uvicorn_in_thread
 
 URL = "http://127.0.0.1:1"
@@ -123,3 +123,17 @@ def test_outcomes_as_lines() -> None:
     failed = Outcome("w__t", "w", "t", {}, "timeout", text="too\nslow\x07")
     assert describe(failed) == "[w t {}: timeout: too slow ]"
     assert len(describe(Outcome("w__t", "w", "t", {}, "ok", content="x" * 9999))) < 400
+
+
+def test_an_mcp_server_is_called_in_rounds() -> None:
+    shop = Shop()
+    with (
+        Scripted(written("weather__temperature", city="Oslo"), "Cold.", written("shop__buy", item="hat")) as llm,
+        uvicorn_in_thread(weather().asgi_app) as one,
+        uvicorn_in_thread(shop.plugin.asgi_app) as two,
+        plugin_host([f"weather=mcp+{one}/mcp", f"shop=mcp+{two}/mcp"], None) as host,
+    ):
+        (first,) = llm.chat([{"role": "user", "content": "How cold is it?"}], plugins=host)
+        (second,) = llm.chat([{"role": "user", "content": "Buy a hat."}], plugins=host)
+    assert (first.text, [(o.status, o.content) for o in first.tool_trace]) == ("Cold.", [("ok", -3)])
+    assert ([o.status for o in second.tool_trace], shop.sold) == (["approval_required"], [])
