@@ -47,11 +47,7 @@ def faults(schema: Any, value: Any) -> list[Fault]:
         MissingDependencyError: jsonschema is not installed.
     """
     checker = _validator_class()
-    try:
-        text = json.dumps(schema)
-    except (RecursionError, TypeError, ValueError):
-        raise SchemaError("the schema is no JSON, or nests too deep to be checked: make it flatter") from None
-    _check(text)
+    check_schema(schema)
     found: list[Fault] = []
     try:
         for error in checker(schema, registry=_registry()).iter_errors(value):
@@ -64,6 +60,15 @@ def faults(schema: Any, value: Any) -> list[Fault]:
         # A reference without a target, or a keyword whose value has the wrong type.
         raise SchemaError(f"the schema cannot be used: {str(error)[:_LONGEST_DETAIL]}") from None
     return sorted(found, key=lambda fault: fault.pointer)
+
+
+def check_schema(schema: Any) -> None:
+    """Raises SchemaError if the schema itself is invalid. Raises as `faults`."""
+    try:
+        text = json.dumps(schema)
+    except (RecursionError, TypeError, ValueError):
+        raise SchemaError("the schema is no JSON, or nests too deep to be checked: make it flatter") from None
+    _check(text)
 
 
 def matches(schema: Any, value: Any) -> bool:

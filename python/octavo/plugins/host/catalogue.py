@@ -9,7 +9,8 @@ from typing import Any
 from octavo.plugins.host.endpoint import Endpoint
 from octavo.plugins.host.openapi_import import Imported
 from octavo.plugins.manifest import Manifest, OperationEntry
-from octavo.plugins.schema import canonical
+from octavo.plugins.schema import SchemaError, dereference
+from octavo.plugins.validation import check_schema
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,14 @@ def from_entry(entry: OperationEntry) -> Endpoint | None:
     """The operation that a `schema-changed` problem carries; None if it lacks its schemas."""
     if not isinstance(entry.arguments, dict):
         return None
-    made = Endpoint(entry.id, entry.major, entry.digest, entry.arguments, entry.result, entry.description)
+    try:
+        # It may have references to its own parts.
+        parameters = dereference(entry.arguments)
+        check_schema(parameters)
+    except SchemaError:
+        return None
+    made = Endpoint(entry.id, entry.major, entry.digest, parameters, entry.result, entry.description)
     return annotated(made, entry, entry.digest)
-
-
-def same_arguments(one: Endpoint, other: Endpoint) -> bool:
-    """Whether two versions of an operation accept the same arguments."""
-    return bool(canonical(one.parameters) == canonical(other.parameters))
 
 
 def describe(catalogue: Catalogue) -> dict[str, Any]:

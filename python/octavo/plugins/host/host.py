@@ -187,6 +187,15 @@ class PluginHost:
                 state.leave()
         except Failure as found:
             failure = self._clean(state, found)
+        except Exception as error:
+            # One plugin's odd answer must not end the request of the model. The text of the error may have secrets.
+            where = error.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
+            failure = Failure(
+                "internal", f"the host failed with {type(error).__name__} at {line}: report it", sent=True
+            )
         return self._outcome(tool_name, call, content, failure)
 
     async def acall(

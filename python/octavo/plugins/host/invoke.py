@@ -158,6 +158,11 @@ class Call:
             fault = Fault("", f"the arguments must be an object, not {type(given).__name__}")
             raise self._invalid([fault], target, "invalid_arguments")
         try:
+            json.dumps(given, allow_nan=False, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            fault = Fault("", f"the arguments are no JSON: {type(error).__name__}")
+            raise self._invalid([fault], target, "invalid_arguments") from None
+        try:
             if target.digest == self.shown.digest:
                 self.arguments, self.repairs, faults = given, [], check(target.parameters, given)
                 status = "invalid_arguments"

@@ -24,6 +24,7 @@ from octavo.plugins.host.registry import Registry
 from octavo.plugins.host.source import PluginSource, Secret
 from octavo.plugins.host.transport import quiet_thread
 from octavo.plugins.schema import SchemaError, dereference, digest
+from octavo.plugins.validation import check_schema
 
 _LIST_AGE_S = 300.0
 _CLOSE_S = 10.0
@@ -249,6 +250,7 @@ class McpRegistry(Registry):
 
 def _endpoint(tool: Any) -> Endpoint:
     parameters = dereference(tool.input_schema)
+    check_schema(parameters)
     result = dereference(tool.output_schema) if tool.output_schema is not None else None
     hints = tool.annotations
     reads = hints is not None and hints.read_only_hint is True

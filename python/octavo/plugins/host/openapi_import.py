@@ -13,6 +13,7 @@ from octavo.plugins.host.endpoint import Endpoint, Parameter, Plain
 from octavo.plugins.host.names import identifier
 from octavo.plugins.host.outcome import Failure
 from octavo.plugins.schema import MANY, NAMED, ONE, SchemaError, dereference, digest
+from octavo.plugins.validation import check_schema
 
 MAX_OPERATIONS = 500
 _METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
@@ -40,6 +41,11 @@ class Imported:
     invoke: dict[tuple[str, int], Endpoint] = field(default_factory=dict)
     plain: dict[str, Endpoint] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+# What reading raises where a member of the document has another type than OpenAPI gives it. One such operation must not
+# take the others along.
+_MALFORMED = (TypeError, ValueError, AttributeError, LookupError, RecursionError)
 
 
 class _LeftOut(Exception):
@@ -81,6 +87,9 @@ def read_document(document: Any, base: str, document_url: str, own_headers: Set[
                 found.plain[made.id] = made
         except (_LeftOut, SchemaError) as error:
             found.notes.append(f"{method.upper()} {path[:200]} is left out: {error}")
+        except _MALFORMED as error:
+            kind = type(error).__name__
+            found.notes.append(f"{method.upper()} {path[:200]} is left out: a member has the wrong type ({kind})")
     found.notes += reader.notes
     return found
 
@@ -129,6 +138,7 @@ class _Reader:
         arguments = self._member(body[1], "arguments")
         if arguments is None:
             raise _LeftOut("its body has no member 'arguments'")
+        check_schema(arguments)
         raw, _ = self._raw_result(operation)
         result = self._member(raw, "result")
         return Endpoint(
@@ -155,6 +165,7 @@ class _Reader:
         if required:
             schema["required"] = required
         parameters = self._schema(schema)
+        check_schema(parameters)
         missing = set(re.findall(r"{([^}]*)}", path)) - {p.name for p in places.values() if p.place == "path"}
         if missing:
             raise _LeftOut(f"the path's {sorted(missing)[0]!r} is no parameter of it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from octavo.plugins.problems import Problem
@@ -168,7 +168,7 @@ class Failure(Exception):
     def to_problem(self) -> Problem:
         """The plugin's own problem, or one with this failure's code."""
         if self.problem is not None:
-            return self.problem
+            return self.problem if self.problem.detail else replace(self.problem, detail=self.detail)
         return Problem(self.status.replace("_", "-"), self.detail, retry_after=self.retry_after)
 
 
