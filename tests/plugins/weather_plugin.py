@@ -26,8 +26,11 @@ class Place(BaseModel):
     inside: Place | None = None
 
 
-def build(**options: Any) -> Plugin:
-    """A fresh plugin; `plugin.sent` has what `send` sent."""
+def build(*, fail_is_called: bool = True, **options: Any) -> Plugin:
+    """A fresh plugin; `plugin.sent` has what `send` sent.
+
+    `fail_is_called`: whether a conformance test calls `fail`, which it does not if `fail` is consequential.
+    """
     options.setdefault("limits", Limits(body_bytes=4096, timeout_s=5))
     plugin = Plugin("weather", version="3.1.0", description="The weather, for tests.", **options)
     plugin.sent = sent = []  # type: ignore[attr-defined]
@@ -56,8 +59,7 @@ def build(**options: Any) -> Plugin:
             place = place.inside
         return place.name
 
-    # Consequential: a conformance test never calls it.
-    @plugin.operation(consequential=True)
+    @plugin.operation(consequential=not fail_is_called)
     def fail(how: str) -> float:
         """Fails as asked."""
         if how == "busy":
@@ -93,7 +95,7 @@ def build(**options: Any) -> Plugin:
     return plugin
 
 
-plugin = build()
+plugin = build(fail_is_called=False)
 app = plugin.asgi_app
 wsgi = plugin.wsgi_app
 
