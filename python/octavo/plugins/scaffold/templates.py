@@ -1,4 +1,4 @@
-"""The files of a new plugin project, as templates: $$name, $$module, $$command and $$packages are filled in."""
+"""The files of a new plugin project, as templates: $$name, $$module, $$command, $$url and $$packages are filled in."""
 
 PLUGIN = '''"""The plugin $name: typed functions that a model can call."""
 
@@ -135,14 +135,14 @@ pytest
 $command
 ```
 
-`$module.py` has the operations, `app.py` serves them. With the server running:
+`$module.py` has the operations, `app.py` serves them. In another terminal:
 
 ```sh
-octavo plugin check URL                        # does it keep the protocol?
-octavo serve --plugin $name=URL
+octavo plugin check $url                  # does it keep the protocol?
+octavo plugin list $url
+octavo plugin call $url count '{"text": "one two"}'
+octavo chat --plugin $name=$url           # or octavo serve --plugin ...
 ```
-
-`URL` is the plugin's base URL, the address before `.well-known/octavo-plugin.json`.
 """
 
 PROJECT = """[project]

@@ -45,6 +45,7 @@ def new_project(name: str, folder: Path, framework: str = "fastapi") -> list[Pat
         "name": name,
         "module": module,
         "command": command,
+        "url": "http://127.0.0.1:9000" + ("" if framework == "none" else f"/{name}"),
         "packages": ", ".join(f'"{package}"' for package in ["octavo[plugins]", *packages]),
     }
     files = {
