@@ -311,3 +311,44 @@ def test_deprecation_is_reported_and_no_failure(host: PluginHost, server: RawSer
     done = host.call("w__get", GOOD)
     assert done.ok
     assert any("deprecated" in w and "2028" in w for w in done.warnings)
+
+
+def test_plugins_are_read_at_the_same_time(server: RawServer) -> None:
+    """Two plugins that wait for each other's request would never be read one after the other."""
+    both = threading.Barrier(2)
+
+    def together(get: Any) -> Any:
+        def answer(path: str) -> bytes:
+            if path.endswith("octavo-plugin.json"):
+                both.wait(60)
+            found: bytes = get(path)
+            return found
+
+        return answer
+
+    with raw_server() as other:
+        server._get = together(server._get)  # type: ignore[method-assign]
+        other._get = together(other._get)  # type: ignore[method-assign]
+        sources = {name: PluginSource(s.url, timeout=60.0) for name, s in (("a", server), ("b", other))}
+        with PluginHost(sources) as host:
+            assert [tool.name for tool in host.tools()] == ["a__get", "b__get"]
+
+
+def test_a_plugin_that_cannot_be_read_is_not_waited_for_again_and_again(server: RawServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    now = [0.0]
+    with PluginHost({"gone": url}, transport=_Clocked(now), clock=lambda: now[0]) as host:
+        for _ in range(5):
+            assert "no connection" in host.tools().missing["gone"].detail
+        assert "again and again" in host.tools().missing["gone"].detail
+        now[0] += 15.0
+        assert "no connection" in host.tools().missing["gone"].detail
+
+
+def test_a_wrong_deadline(host: PluginHost) -> None:
+    from octavo.errors import InvalidRequestError
+
+    for wrong in (float("nan"), "5"):
+        with pytest.raises(InvalidRequestError, match="deadline"):
+            host.call("w__get", GOOD, deadline=wrong)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from octavo.plugins import Plugin, Request
 from octavo.plugins.host import HttpAnswer, HttpRequest, PluginHost, PluginSource, Tool
-from raw_server import OWN, RawServer, http, ok, problem
+from raw_server import OWN, RawServer, http, manifest, ok, problem
 
 BASE = "http://127.0.0.1:9/weather/"
 
@@ -247,8 +247,16 @@ ECHOES = {
 }
 
 
+# What ran under another schema must not run twice: only an idempotent operation is offered to the model again.
+AGAIN = [(True, "schema_changed"), (False, "bad_response")]
+
+
 @pytest.mark.parametrize("name", ECHOES)
-def test_an_answer_without_the_plugins_own_version_is_of_level_0(raw: PluginHost, server: RawServer, name: str) -> None:
+@pytest.mark.parametrize(("idempotent", "status"), AGAIN)
+def test_an_answer_without_the_plugins_own_version_is_of_level_0(
+    raw: PluginHost, server: RawServer, name: str, idempotent: bool, status: str
+) -> None:
+    server.manifest = manifest(idempotent=idempotent)
     server.answers = [ok(1, ECHOES[name]())]
     raw.tools()
     done = raw.call("w__get", GOOD)
@@ -262,15 +270,19 @@ def test_an_answer_without_the_plugins_own_version_is_of_level_0(raw: PluginHost
     changed["properties"]["city"] = {"type": "string", "description": "Another.", "maxLength": 90}
     schema["properties"]["arguments"] = changed
     done = raw.call("w__get", GOOD)
-    assert (done.status, done.content) == ("schema_changed", None)
+    assert (done.status, done.content, done.schema is not None) == (status, None, idempotent)
     raw.close()
 
 
-def test_a_success_under_another_digest_does_not_count(raw: PluginHost, server: RawServer) -> None:
+@pytest.mark.parametrize(("idempotent", "status"), AGAIN)
+def test_a_success_under_another_digest_does_not_count(
+    raw: PluginHost, server: RawServer, idempotent: bool, status: str
+) -> None:
+    server.manifest = manifest(idempotent=idempotent)
     raw.tools()
     server.answers = [ok(1, "Octavo-Protocol: 1.0\r\nOctavo-Digest: sha256:77\r\n")]
     done = raw.call("w__get", GOOD)
-    assert (done.status, done.content, done.sent) == ("schema_changed", None, True)
+    assert (done.status, done.content, done.sent) == (status, None, True)
     raw.close()
 
 

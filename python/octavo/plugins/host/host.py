@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import random as _random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from types import TracebackType
 from typing import Any
 
 from octavo.errors import InvalidRequestError
-from octavo.plugins.host.catalogue import describe
+from octavo.plugins.host.catalogue import Catalogue, describe
 from octavo.plugins.host.client import Budget, Client
 from octavo.plugins.host.endpoint import Endpoint
 from octavo.plugins.host.invoke import Call
 from octavo.plugins.host.mcp_bridge import McpBridge, McpRegistry
 from octavo.plugins.host.names import nearest, tool_name
 from octavo.plugins.host.outcome import Failure, Outcome, Tool, ToolList, failure_text, result_text
-from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
+from octavo.plugins.host.registry import Registry
 from octavo.plugins.host.source import Approval, PluginSource, redact
 from octavo.plugins.host.state import PluginState
 from octavo.plugins.host.transport import HttpTransport, Transport
@@ -105,7 +107,7 @@ class PluginHost:
 
         Args:
             names: of plugins; None: all.
-            deadline: seconds for all of them together; None: each plugin's own timeout.
+            deadline: seconds for each of them, all at the same time; None: each plugin's own timeout.
 
         Returns:
             The tools. Its `missing` has the plugins that could not be read: they harm no other.
@@ -114,22 +116,42 @@ class PluginHost:
             InvalidRequestError: a name that is not registered.
         """
         found, missing = ToolList([]), {}
-        for name in self._checked(names):
+        for name, read in self._read(self._checked(names), deadline).items():
             state = self._states[name]
-            budget = self._budget(state, deadline)
-            try:
-                catalogue = state.registry.get(budget)
-                if not state.registry.guarded:
-                    catalogue = state.registry.revalidate(budget, SHOWN_WITHIN_S)
-            except Failure as failure:
-                missing[name] = self._clean(state, failure).to_problem()
+            if isinstance(read, Failure):
+                missing[name] = self._clean(state, read).to_problem()
                 continue
             allowed = state.source.operations
-            for endpoint in catalogue.current(state.source.api).values():
+            for endpoint in read.current(state.source.api).values():
                 if allowed is None or endpoint.id in allowed:
                     state.show(endpoint)
                     found.append(self._tool(name, endpoint))
         found.missing = missing
+        return found
+
+    def _read(self, names: Sequence[str], deadline: float | None) -> dict[str, Catalogue | Failure]:
+        """What each plugin offers. Those that must be asked are asked at the same time."""
+        budgets = {name: self._budget(self._states[name], deadline) for name in names}
+        asked = [name for name in names if not self._states[name].registry.fresh]
+        futures = {}
+        # With a caller's own transport all goes one after the other: a simulated clock has no threads.
+        if len(asked) > 1 and self._own:
+            for name in asked:
+                state = self._states[name]
+                futures[name] = state.executor().submit(state.catalogue, budgets[name])
+        found: dict[str, Catalogue | Failure] = {}
+        for name in names:
+            state, budget = self._states[name], budgets[name]
+            try:
+                if name in futures:
+                    found[name] = futures[name].result(timeout=budget.left() + 1.0)
+                else:
+                    found[name] = state.catalogue(budget)
+            except Failure as failure:
+                found[name] = failure
+            except (TimeoutError, FutureTimeoutError):
+                futures[name].cancel()
+                found[name] = state.busy()
         return found
 
     def _tool(self, plugin: str, endpoint: Endpoint) -> Tool:
@@ -306,6 +328,8 @@ class PluginHost:
         return f": did you mean {', '.join(map(repr, found))}?" if found else f": registered are {self.names!r}"
 
     def _budget(self, state: PluginState, seconds: float | None) -> Budget:
+        if seconds is not None and (not isinstance(seconds, (int, float)) or math.isnan(seconds)):
+            raise InvalidRequestError(f"deadline={seconds!r}: give a number of seconds, or None")
         limit = state.source.timeout if seconds is None else min(seconds, state.source.timeout)
         now = self._clock()
         return Budget(self._clock, now + limit, now)

@@ -61,8 +61,7 @@ class Call:
         state, given = self.state, self.arguments
         wait = state.breaker.blocked_for()
         if wait is not None:
-            detail = f"the plugin {state.client.name!r} failed again and again: no call goes to it for {wait:.1f} s"
-            raise Failure("unavailable", detail, retry_after=wait)
+            raise state.blocked(wait)
         try:
             result = self._run(given)
         except Failure as failure:

@@ -347,8 +347,12 @@ def _identifier(given: Any, method: str, path: str) -> str:
 
 
 def _description(operation: Mapping[str, Any]) -> str:
-    texts = [operation.get(key) for key in ("description", "summary")]
-    return next((text.strip()[:_LONGEST_DESCRIPTION] for text in texts if isinstance(text, str) and text.strip()), "")
+    texts = [operation.get(key) for key in ("summary", "description")]
+    summary, text = (item.strip() if isinstance(item, str) else "" for item in texts)
+    # Many frameworks make the summary of the function's name, or of the first sentence.
+    if text and (text.startswith(summary.rstrip(".")) or not re.search(r"[.!?]$", summary)):
+        summary = ""
+    return "\n\n".join(part for part in (summary, text) if part)[:_LONGEST_DESCRIPTION]
 
 
 def _aliases(value: Any) -> dict[str, tuple[str, ...]]:

@@ -171,6 +171,12 @@ class Registry:
         """Whether the plugin itself compares the digest of each call."""
         return self._catalogue is not None and self._catalogue.level == 2 and not self._untrusted
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the tools can be shown without a request."""
+        kept, now = self._catalogue, self._clock()
+        return kept is not None and now < kept.expires and (self.guarded or now - self._checked < SHOWN_WITHIN_S)
+
     def _read(self, budget: Budget, kept: Catalogue | None, *, reload: bool = False) -> Catalogue:
         try:
             found = self._fetch(budget, reload)

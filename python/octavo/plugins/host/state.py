@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from octavo.plugins.host.breaker import Breaker
+from octavo.plugins.host.catalogue import Catalogue
 from octavo.plugins.host.client import Budget, Client
 from octavo.plugins.host.endpoint import Endpoint
 from octavo.plugins.host.mcp_bridge import McpBridge
 from octavo.plugins.host.outcome import Failure
-from octavo.plugins.host.registry import Registry
+from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
 from octavo.plugins.host.source import PluginSource
 
 # Old schemas are kept for calls whose arguments were made under them.
@@ -38,6 +39,35 @@ class PluginState:
     @property
     def source(self) -> PluginSource:
         return self.client.source
+
+    def catalogue(self, budget: Budget) -> Catalogue:
+        """What the plugin offers, to be shown. A plugin that fails again and again is not waited for.
+
+        Raises:
+            Failure: it cannot be read.
+        """
+        registry, kept = self.registry, self.registry.kept
+        if kept is not None and registry.fresh:
+            return kept
+        wait = self.breaker.blocked_for()
+        if wait is not None:
+            if kept is not None and registry.guarded:
+                return kept
+            raise self.blocked(wait)
+        try:
+            found = registry.get(budget)
+            if not registry.guarded:
+                found = registry.revalidate(budget, SHOWN_WITHIN_S)
+        except BaseException:
+            self.breaker.failed()
+            raise
+        self.breaker.succeeded()
+        return found
+
+    def blocked(self, wait: float) -> Failure:
+        """The failure of a call while the circuit is open."""
+        detail = f"the plugin {self.client.name!r} failed again and again: no call goes to it for {wait:.1f} s"
+        return Failure("unavailable", detail, retry_after=wait)
 
     def show(self, endpoint: Endpoint) -> None:
         """Keeps the schema that a model or caller is about to see."""
