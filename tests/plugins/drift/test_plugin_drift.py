@@ -77,6 +77,14 @@ def test_before_the_drift_all_calls_are_right(played: tuple[list[Episode], list[
         assert {e.before for e in episodes} <= {Verdict.RIGHT, None}
 
 
+def test_nothing_is_coerced_at_level_0(played: tuple[list[Episode], list[Episode], list[Episode]]) -> None:
+    changed = [e for e in played[0] if "change_type" in e.steps]
+    assert {"coerce", "wrap"} <= {kind for e in changed for kind in e.repairs}
+    plain = [e for e in changed if e.level == 0]
+    assert len(plain) > 10
+    assert not {"coerce", "wrap"} & {kind for e in plain for kind in e.repairs}
+
+
 # Faults planted in the host
 
 
