@@ -14,6 +14,7 @@ import octavo.plugins.host.registry as registry
 import octavo.plugins.host.repair as repair
 import pytest
 from octavo.plugins import validation
+from octavo.plugins.host import PluginHost
 from octavo.plugins.host.outcome import Repair
 
 from benches.plugin_drift import ours
@@ -146,7 +147,7 @@ def _plant_raise(patch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any, **named: Any) -> Any:
         raise KeyError("planted")
 
-    patch.setattr(repair._Work, "rename", fails)
+    patch.setattr(PluginHost, "call", fails)
 
 
 PLANTED: Mapping[str, Callable[[pytest.MonkeyPatch], None]] = {
