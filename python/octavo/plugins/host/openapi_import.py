@@ -343,7 +343,7 @@ def _object(schema: Any) -> dict[str, Any]:
 
 
 def _identifier(given: Any, method: str, path: str) -> str:
-    return identifier(given if isinstance(given, str) and given else f"{method}_{path}", method)
+    return identifier(given if isinstance(given, str) and given else f"{method}_{path.lstrip('/')}", method)
 
 
 def _description(operation: Mapping[str, Any]) -> str:
