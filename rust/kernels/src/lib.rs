@@ -50,7 +50,9 @@ pub use layer_norm::layer_norm;
 pub use logits::{
     PEAK_BLOCK, Peak, SUM_BLOCK, Weighting, argmax, block_peaks, log_sum_exp, peak, weight_sums, weights,
 };
-pub use lora::{LoraModule, LoraRows, LoraRun, LoraStack};
+pub use lora::{
+    LoraModule, LoraRows, LoraRun, LoraStack, forward_gated, forward_lora, forward_lora_quantized,
+};
 pub use matmul::{ArrayDtype, Linear, PackedArray, WeightDtype, WeightRows};
 pub use norm::{RmsNorm, rms_norm, rms_norm_heads};
 pub use packed::PackedError;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use common::{Rng, bits, every_context};
 use octavo_kernels::{
     Activation, Kernels, Linear, LoraModule, LoraRows, LoraRun, LoraStack, QuantizedRows, WeightDtype,
-    WeightRows, activate_and_mul, bf16,
+    WeightRows, activate_and_mul, bf16, forward_gated, forward_lora,
 };
 use proptest::prelude::*;
 
@@ -129,7 +129,7 @@ fn check(
             .collect();
         let (mut y, mut h) = (vec![f32::NAN; m * n], vec![f32::NAN; 3]);
         let rows = LoraRows { runs: &runs, h: &mut h };
-        layer.forward_lora(&kernels, &x, base.as_deref(), rows, &mut y, &mut QuantizedRows::new());
+        forward_lora(&kernels, &layer, &x, base.as_deref(), rows, &mut y, &mut QuantizedRows::new());
         let what = format!("{dtype} k {k} {places:?} {runs:?} on {} x {}", kernels.isa(), kernels.threads());
         assert_eq!(bits(&y), bits(want), "{what}");
     }
@@ -183,7 +183,7 @@ fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
                 (QuantizedRows::new(), QuantizedRows::new(), QuantizedRows::new());
             let mut h = Vec::new();
             let rows = LoraRows { runs: &runs, h: &mut h };
-            if !layer.forward_gated(&kernels, &x, Activation::Silu, rows, &mut got, &mut scratch) {
+            if !forward_gated(&kernels, &layer, &x, Activation::Silu, rows, &mut got, &mut scratch) {
                 assert!(
                     2 * kernels.threads() > inner.div_ceil(128) * m.div_ceil(128),
                     "{m} rows are not taken"
@@ -192,7 +192,7 @@ fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
             }
             let (mut gate_up, mut activated) = (vec![0.0; m * 2 * inner], vec![0.0; m * inner]);
             let rows = LoraRows { runs: &runs, h: &mut h };
-            layer.forward_lora(&kernels, &x, None, rows, &mut gate_up, &mut scratch);
+            forward_lora(&kernels, &layer, &x, None, rows, &mut gate_up, &mut scratch);
             activate_and_mul(&kernels, Activation::Silu, &gate_up, inner, &mut activated);
             want.quantize(&kernels, &activated, inner);
             let what = format!("{m} rows, {inner} gates on {} x {}", kernels.isa(), kernels.threads());

@@ -7,7 +7,7 @@ mod common;
 use common::{Rng, assert_close, bits, every_context, kernels};
 use octavo_kernels::{
     Activation, GROUP, Isa, Kernels, Linear, LoraRows, QuantScheme, QuantizedRows, WeightDtype, WeightRows,
-    activate_and_mul, bf16, f16,
+    activate_and_mul, bf16, f16, forward_gated, forward_lora_quantized,
 };
 use proptest::prelude::*;
 
@@ -131,7 +131,7 @@ fn int8_products_match_exact_sums(isa: Isa) {
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
-        linear.forward_quantized(&kernels, &quantized, None, without(&mut Vec::new()), &mut y);
+        forward_lora_quantized(&kernels, &linear, &quantized, None, without(&mut Vec::new()), &mut y);
         assert_eq!(bits(&y), bits(&naive_int8(&linear, &quantized)), "{m}x{n}x{k}");
         assert_eq!(bits(&y), bits(&forward(&kernels, &linear, &x, m, None)), "{m}x{n}x{k}: quantised inside");
         // Against the product without any quantisation: both sides have codes of about +-127.
@@ -309,7 +309,7 @@ fn random_shapes(isa: Isa) {
         let mut quantized = QuantizedRows::new();
         quantized.quantize(&kernels, &x, k);
         let mut y = vec![f32::NAN; m * n];
-        linear.forward_quantized(&kernels, &quantized, None, without(&mut Vec::new()), &mut y);
+        forward_lora_quantized(&kernels, &linear, &quantized, None, without(&mut Vec::new()), &mut y);
         prop_assert_eq!(bits(&y), bits(&naive_int8(&linear, &quantized)));
     });
 }
@@ -363,7 +363,7 @@ fn gated_is_its_steps(isa: Isa) {
             let (mut got, mut want) = (QuantizedRows::new(), QuantizedRows::new());
             let mut scratch = QuantizedRows::new();
             let mut h = Vec::new();
-            if !linear.forward_gated(&kernels, &x, f, without(&mut h), &mut got, &mut scratch) {
+            if !forward_gated(&kernels, &linear, &x, f, without(&mut h), &mut got, &mut scratch) {
                 assert!(m < if isa == Isa::Amx { 5 } else { 64 }, "m = {m}, inner {inner} is not taken");
                 continue;
             }
@@ -377,8 +377,8 @@ fn gated_is_its_steps(isa: Isa) {
             let down =
                 Linear::pack(&kernels, &[WeightRows::F32(&rng.floats(48 * inner))], inner, WeightDtype::INT8);
             let (mut a, mut b) = (vec![0.0; m * 48], vec![0.0; m * 48]);
-            down.forward_quantized(&kernels, &got, None, without(&mut Vec::new()), &mut a);
-            down.forward_quantized(&kernels, &want, None, without(&mut Vec::new()), &mut b);
+            forward_lora_quantized(&kernels, &down, &got, None, without(&mut Vec::new()), &mut a);
+            forward_lora_quantized(&kernels, &down, &want, None, without(&mut Vec::new()), &mut b);
             assert_eq!(bits(&a), bits(&b), "m = {m}, inner {inner}, {f:?}");
         }
     }

@@ -9,13 +9,14 @@
 //! change no bit. Rows without an adapter are not touched.
 
 mod expand;
+mod product;
 mod stack;
 mod update;
 
 use std::ops::Range;
 
+pub use product::{forward_gated, forward_lora, forward_lora_quantized};
 pub use stack::LoraStack;
-pub(crate) use update::{LoraInput, LoraUpdate};
 
 /// What an adapter adds to one module.
 #[derive(Debug, Clone, Copy)]

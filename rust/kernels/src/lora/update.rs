@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::expand::Expand;
 use super::{LoraRows, LoraRun};
 use crate::context::Kernels;
+use crate::matmul::Addend;
 use crate::parallel::Shared;
 use crate::quantize::QuantizedRows;
 
@@ -54,12 +55,10 @@ impl<'a> LoraUpdate<'a> {
         shrink(kernels, runs, input, h);
         Some(Self { kernels, runs, bias: input.bias, h })
     }
+}
 
-    /// Adds to the panels `panels` of the rows `rows`, whose first value is y[start]. Rows are `stride` apart.
-    ///
-    /// # Safety
-    /// No other thread reads or writes these rows and panels of y meanwhile.
-    pub(crate) unsafe fn add(
+impl Addend for LoraUpdate<'_> {
+    unsafe fn add(
         &self,
         rows: Range<usize>,
         panels: Range<usize>,
@@ -86,12 +85,6 @@ impl<'a> LoraUpdate<'a> {
                 unsafe { expand.add(self.kernels) };
             }
         }
-    }
-
-    /// As [`Self::add`] to memory of one thread: y `[rows][panels][16]`, where rows are `stride` apart.
-    pub(crate) fn add_to(&self, rows: Range<usize>, panels: Range<usize>, y: &mut [f32], stride: usize) {
-        // SAFETY: y is borrowed.
-        unsafe { self.add(rows, panels, &Shared::new(y), (0, stride)) }
     }
 }
 

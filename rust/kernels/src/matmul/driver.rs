@@ -14,9 +14,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::addend::Addend;
 use super::prefetch::Prefetch;
 use crate::context::Kernels;
-use crate::lora::LoraUpdate;
 use crate::parallel::Shared;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
@@ -77,14 +77,14 @@ impl<K: TileKernel> TileKernel for RowsFrom<K> {
 }
 
 /// Output of a matmul: y `[m, n]`, where row `r` begins at `r * stride`.
-pub(super) struct MatmulOutput<'a> {
-    pub(super) m: usize,
-    pub(super) n: usize,
-    pub(super) bias: Option<&'a [f32]>,
-    /// What adapters add.
-    pub(super) update: Option<&'a LoraUpdate<'a>>,
-    pub(super) y: &'a mut [f32],
-    pub(super) stride: usize,
+pub(crate) struct MatmulOutput<'a> {
+    pub(crate) m: usize,
+    pub(crate) n: usize,
+    pub(crate) bias: Option<&'a [f32]>,
+    /// What is added to y.
+    pub(crate) addend: Option<&'a dyn Addend>,
+    pub(crate) y: &'a mut [f32],
+    pub(crate) stride: usize,
 }
 
 impl MatmulOutput<'_> {
@@ -110,7 +110,7 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: MatmulOu
     if output.m == 0 {
         return;
     }
-    let MatmulOutput { m, n, bias, update, y, stride } = output.checked();
+    let MatmulOutput { m, n, bias, addend, y, stride } = output.checked();
     let y = Shared::new(y);
     let panels = n.div_ceil(LANES);
     // Fewer panels per tile when threads would otherwise have no work.
@@ -133,7 +133,7 @@ pub(super) fn run<K: TileKernel>(kernels: &Kernels, kernel: &K, output: MatmulOu
                 m,
                 n,
                 bias,
-                update,
+                addend,
                 y: &y,
                 stride,
                 panels,
@@ -169,7 +169,7 @@ struct Worker<'a, K> {
     m: usize,
     n: usize,
     bias: Option<&'a [f32]>,
-    update: Option<&'a LoraUpdate<'a>>,
+    addend: Option<&'a dyn Addend>,
     y: &'a Shared<'a, f32>,
     stride: usize,
     panels: usize,
@@ -208,9 +208,9 @@ impl<K: TileKernel> Op for Worker<'_, K> {
                 next: job.map(|next| next % self.panel_jobs * self.panels_per_job),
             };
             tile.compute(s);
-            if let Some(update) = self.update {
+            if let Some(addend) = self.addend {
                 // SAFETY: jobs have different rows or panels.
-                unsafe { update.add(rows, panels, self.y, (y_start, self.stride)) };
+                unsafe { addend.add(rows, panels, self.y, (y_start, self.stride)) };
             }
         }
     }

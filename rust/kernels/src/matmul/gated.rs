@@ -3,16 +3,16 @@
 //! ```text
 //! job: up to 128 rows x one group of 128 columns
 //!   x * W_gate -> gate [rows][128] f32 |
-//!   x * W_up   -> up   [rows][128] f32 | in the cache: + adapters -> f(gate) * up -> int8 codes of one group
+//!   x * W_up   -> up   [rows][128] f32 | in the cache: + addend -> f(gate) * up -> int8 codes of one group
 //! ```
 
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::addend::Addend;
 use super::driver::{Jobs, MacroTile, TileKernel};
 use crate::activation::{Activation, apply};
 use crate::context::Kernels;
-use crate::lora::LoraUpdate;
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, QuantizedRows, RowsWriter};
 use crate::simd::{LANES, Op, Simd, dispatch};
@@ -34,14 +34,14 @@ pub(super) fn pays(kernels: &Kernels, m: usize, inner: usize) -> bool {
     m >= MIN_ROWS && inner.div_ceil(GROUP) * m.div_ceil(JOB_ROWS) >= 2 * kernels.threads()
 }
 
-/// Computes `m` rows of `out`. `kernel` has `2 * inner` outputs, gate before up; `inner` is a multiple of 16. `update` adds
+/// Computes `m` rows of `out`. `kernel` has `2 * inner` outputs, gate before up; `inner` is a multiple of 16. `addend` adds
 /// to gate and up.
 pub(super) fn run<K: TileKernel>(
     kernels: &Kernels,
     kernel: &K,
     m: usize,
     (inner, f): (usize, Activation),
-    update: Option<&LoraUpdate<'_>>,
+    addend: Option<&dyn Addend>,
     out: &mut QuantizedRows,
 ) {
     assert!(inner.is_multiple_of(LANES), "{inner} gates");
@@ -49,7 +49,7 @@ pub(super) fn run<K: TileKernel>(
     let groups = inner.div_ceil(GROUP);
     let jobs = Jobs::new(groups * m.div_ceil(JOB_ROWS));
     kernels.pool().run(kernels.threads(), &|_| {
-        dispatch(kernels, GatedWorker { kernel, m, inner, f, update, groups, writer: &writer, jobs: &jobs });
+        dispatch(kernels, GatedWorker { kernel, m, inner, f, addend, groups, writer: &writer, jobs: &jobs });
     });
 }
 
@@ -59,7 +59,7 @@ struct GatedWorker<'a, K> {
     m: usize,
     inner: usize,
     f: Activation,
-    update: Option<&'a LoraUpdate<'a>>,
+    addend: Option<&'a dyn Addend>,
     groups: usize,
     writer: &'a RowsWriter<'a>,
     jobs: &'a Jobs,
@@ -100,9 +100,9 @@ impl<K: TileKernel> Op for GatedWorker<'_, K> {
                 tile(gates.clone(), 0, Some(ups.start)).compute(s);
                 tile(ups.clone(), GROUP, following).compute(s);
             }
-            if let Some(update) = self.update {
-                update.add_to(start..end, gates, &mut gate_up, 2 * GROUP);
-                update.add_to(start..end, ups, &mut gate_up[GROUP..], 2 * GROUP);
+            if let Some(addend) = self.addend {
+                addend.add_to(start..end, gates, &mut gate_up, 2 * GROUP);
+                addend.add_to(start..end, ups, &mut gate_up[GROUP..], 2 * GROUP);
             }
             for (row, values) in (start..end).zip(gate_up.chunks_exact_mut(2 * GROUP)) {
                 let (gate, up) = values.split_at_mut(GROUP);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::addend::Addend;
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::bf16::MatmulBf16;
@@ -15,7 +16,6 @@ use crate::activation::Activation;
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
-use crate::lora::{LoraInput, LoraRows, LoraUpdate};
 use crate::quant_scheme::QuantScheme;
 use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
@@ -138,37 +138,6 @@ impl Linear {
         self.forward_strided(kernels, x, m, bias, y, self.out_features, scratch);
     }
 
-    /// As [`Linear::forward`], and what adapters add to their rows: y += B (A x), in the order of [`LoraModule`].
-    ///
-    /// [`LoraModule`]: crate::LoraModule
-    ///
-    /// # Panics
-    /// When runs of rows overlap, or rows or columns of adapters lie outside of y.
-    pub fn forward_lora(
-        &self,
-        kernels: &Kernels,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        adapters: LoraRows<'_>,
-        y: &mut [f32],
-        scratch: &mut QuantizedRows,
-    ) {
-        let (columns, n) = (self.in_features(), self.out_features);
-        assert!(x.len().is_multiple_of(columns), "x holds {} values, not rows of {columns}", x.len());
-        let m = x.len() / columns;
-        if self.dtype() == WeightDtype::INT8 {
-            scratch.quantize(kernels, x, columns);
-        }
-        let input = LoraInput { x, quantized: scratch, bias };
-        let update = LoraUpdate::new(kernels, adapters, input, (m, n));
-        self.multiply(
-            kernels,
-            x,
-            scratch,
-            MatmulOutput { m, n, bias, update: update.as_ref(), y, stride: n },
-        );
-    }
-
     /// As [`Linear::forward`]; row `r` of y begins at `r * y_stride`.
     #[allow(clippy::too_many_arguments)]
     pub fn forward_strided(
@@ -187,15 +156,26 @@ impl Linear {
             "x holds {} values, not [m = {m}, k = {columns}]",
             x.len()
         );
-        if self.dtype() == WeightDtype::INT8 {
-            scratch.quantize(kernels, x, columns);
-        }
-        let output = MatmulOutput { m, n: self.out_features, bias, update: None, y, stride: y_stride };
+        self.quantize_input(kernels, x, scratch);
+        let output = MatmulOutput { m, n: self.out_features, bias, addend: None, y, stride: y_stride };
         self.multiply(kernels, x, scratch, output);
     }
 
-    /// `quantized` holds x where weights are int8.
-    fn multiply(&self, kernels: &Kernels, x: &[f32], quantized: &QuantizedRows, output: MatmulOutput<'_>) {
+    /// Fills `quantized` with x where weights are int8.
+    pub(crate) fn quantize_input(&self, kernels: &Kernels, x: &[f32], quantized: &mut QuantizedRows) {
+        if self.dtype() == WeightDtype::INT8 {
+            quantized.quantize(kernels, x, self.in_features());
+        }
+    }
+
+    /// Computes `output` of the rows of x. `quantized` holds them where weights are int8; others read `x`.
+    pub(crate) fn multiply(
+        &self,
+        kernels: &Kernels,
+        x: &[f32],
+        quantized: &QuantizedRows,
+        output: MatmulOutput<'_>,
+    ) {
         match &self.weights {
             PackedWeights::F32(weights) => driver::run(kernels, &weights.with(x), output),
             PackedWeights::Bf16(weights) => driver::run(kernels, &weights.with(x), output),
@@ -203,25 +183,15 @@ impl Linear {
         }
     }
 
-    /// y = x w^T + bias for int8 rows, and what adapters add: several matrices can share one quantisation of x.
+    /// Computes `output` of int8 rows: several matrices can share one quantisation of x.
     ///
     /// # Panics
-    /// When the weights are not int8 (see [`Linear::dtype`]), and as [`Linear::forward_lora`].
-    pub fn forward_quantized(
-        &self,
-        kernels: &Kernels,
-        x: &QuantizedRows,
-        bias: Option<&[f32]>,
-        adapters: LoraRows<'_>,
-        y: &mut [f32],
-    ) {
+    /// When weights are not int8.
+    pub(crate) fn multiply_quantized(&self, kernels: &Kernels, x: &QuantizedRows, output: MatmulOutput<'_>) {
         let PackedWeights::Int8(weights) = &self.weights else {
-            panic!("forward_quantized on {} weights", self.dtype());
+            panic!("rows in int8 for {} weights", self.dtype());
         };
         assert_eq!(x.columns(), self.in_features(), "columns of x");
-        let (m, n) = (x.rows(), self.out_features);
-        let update = LoraUpdate::new(kernels, adapters, LoraInput { x: &[], quantized: x, bias }, (m, n));
-        let output = MatmulOutput { m, n, bias, update: update.as_ref(), y, stride: n };
         multiply_int8(kernels, weights, x, output);
     }
 
@@ -238,7 +208,7 @@ impl Linear {
         y: &mut [f32],
     ) {
         let (columns, n) = (self.in_features(), self.out_features);
-        let output = MatmulOutput { m: rows.len(), n, bias: None, update: None, y, stride: n };
+        let output = MatmulOutput { m: rows.len(), n, bias: None, addend: None, y, stride: n };
         let of_x = || &x[rows.start * columns..rows.end * columns];
         match &self.weights {
             PackedWeights::F32(weights) => driver::run(kernels, &weights.with(of_x()), output),
@@ -258,43 +228,40 @@ impl Linear {
         }
     }
 
-    /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up.
-    ///
-    /// x `[m, in_features]`, `out` `[m, out_features / 2]`. `adapters` change gate and up of their rows. The bits are
-    /// those of [`Linear::forward_lora`], [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`]. Returns false, with `out` unchanged,
-    /// when one pass is not faster.
-    pub fn forward_gated(
-        &self,
-        kernels: &Kernels,
-        x: &[f32],
-        f: Activation,
-        adapters: LoraRows<'_>,
-        out: &mut QuantizedRows,
-        scratch: &mut QuantizedRows,
-    ) -> bool {
-        let PackedWeights::Int8(weights) = &self.weights else { return false };
-        let (columns, inner) = (self.in_features(), self.out_features / 2);
-        let m = x.len() / columns;
-        if !self.out_features.is_multiple_of(2 * LANES) {
+    /// Whether [`Linear::multiply_gated`] is possible and faster for `m` rows.
+    pub(crate) fn gated_pays(&self, kernels: &Kernels, m: usize) -> bool {
+        if self.dtype() != WeightDtype::INT8 || !self.out_features.is_multiple_of(2 * LANES) {
             return false;
         }
         #[cfg(target_arch = "x86_64")]
         if kernels.isa() == Isa::Amx && QuantizedRows::uses_amx(m) {
-            scratch.quantize(kernels, x, columns);
-            let input = LoraInput { x: &[], quantized: scratch, bias: None };
-            let update = LoraUpdate::new(kernels, adapters, input, (m, self.out_features));
-            let x = scratch.packed().expect("rows enough for tiles");
-            amx::run_gated(kernels, weights, (x, m), (inner, f), update.as_ref(), out);
             return true;
         }
-        if !gated::pays(kernels, m, inner) {
-            return false;
+        gated::pays(kernels, m, self.out_features / 2)
+    }
+
+    /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up; `addend` adds to both.
+    ///
+    /// # Panics
+    /// When weights are not int8.
+    pub(crate) fn multiply_gated(
+        &self,
+        kernels: &Kernels,
+        x: &QuantizedRows,
+        f: Activation,
+        addend: Option<&dyn Addend>,
+        out: &mut QuantizedRows,
+    ) {
+        let PackedWeights::Int8(weights) = &self.weights else {
+            panic!("multiply_gated on {} weights", self.dtype());
+        };
+        assert_eq!(x.columns(), self.in_features(), "columns of x");
+        let (m, inner) = (x.rows(), self.out_features / 2);
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::Amx, Some(x)) = (kernels.isa(), x.packed()) {
+            return amx::run_gated(kernels, weights, (x, m), (inner, f), addend, out);
         }
-        scratch.quantize(kernels, x, columns);
-        let input = LoraInput { x: &[], quantized: scratch, bias: None };
-        let update = LoraUpdate::new(kernels, adapters, input, (m, self.out_features));
-        gated::run(kernels, &weights.with(scratch), m, (inner, f), update.as_ref(), out);
-        true
+        gated::run(kernels, &weights.with(x), m, (inner, f), addend, out);
     }
 
     /// Writes row `row` as f32 into `out` (`in_features` values): an embedding lookup.

@@ -72,9 +72,10 @@ pub(super) fn gated(
     let ProjectionBuffers { quantized, low_rank } = &mut *b.projection;
     let (runs_up, runs_down) = (at_up.runs(), at_down.runs());
     let adapters = LoraRows { runs: &runs_up, h: low_rank };
-    if joined && up.weight.forward_gated(kernels, x, activation, adapters, b.next, quantized) {
+    if joined && k::forward_gated(kernels, &up.weight, x, activation, adapters, b.next, quantized) {
         let adapters = LoraRows { runs: &runs_down, h: low_rank };
-        return down.weight.forward_quantized(kernels, b.next, down.bias.as_deref(), adapters, out);
+        let bias = down.bias.as_deref();
+        return k::forward_lora_quantized(kernels, &down.weight, b.next, bias, adapters, out);
     }
     // Values between the projections of few rows at a time stay in the cache.
     let block = if at_up.is_empty() { rows } else { ADAPTER_ROWS.min(rows) };

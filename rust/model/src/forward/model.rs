@@ -140,5 +140,5 @@ pub(super) fn project(
 ) {
     assert_eq!(x.len(), rows * p.weight.in_features(), "values of x");
     let adapters = LoraRows { runs: &at.runs(), h: &mut b.low_rank };
-    p.weight.forward_lora(kernels, x, p.bias.as_deref(), adapters, y, &mut b.quantized);
+    k::forward_lora(kernels, &p.weight, x, p.bias.as_deref(), adapters, y, &mut b.quantized);
 }

@@ -71,7 +71,7 @@ impl Model {
             if let Some(gate) = gate {
                 let b = &mut s.projection;
                 let adapters = LoraRows { runs: &at(Site::SharedGate).runs(), h: &mut b.low_rank };
-                gate.forward_lora(kernels, input, None, adapters, gates, &mut b.quantized);
+                k::forward_lora(kernels, gate, input, None, adapters, gates, &mut b.quantized);
                 k::sigmoid(kernels, gates);
             }
             for ((to, out), &gate) in

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::layout::PanelBlock;
 use crate::activation::{Activation, apply};
-use crate::lora::LoraUpdate;
+use crate::matmul::addend::Addend;
 use crate::parallel::Shared;
 use crate::quantize::{GROUP, RowsWriter};
 use crate::simd::{Avx512, LANES, Simd};
@@ -32,11 +32,11 @@ pub(super) trait Epilogue: Sync {
     fn finish_panels(&self, rows: Range<usize>, panels: Range<usize>, pending: &[f32]);
 }
 
-/// Stores sum + bias, then adds what adapters add; row `r` of y begins at `r * stride`.
+/// Stores sum + bias, then adds the addend; row `r` of y begins at `r * stride`.
 pub(super) struct StoreEpilogue<'a> {
     pub(super) n: usize,
     pub(super) bias: Option<&'a [f32]>,
-    pub(super) update: Option<&'a LoraUpdate<'a>>,
+    pub(super) addend: Option<&'a dyn Addend>,
     pub(super) y: &'a Shared<'a, f32>,
     pub(super) stride: usize,
 }
@@ -68,10 +68,10 @@ impl Epilogue for StoreEpilogue<'_> {
     }
 
     fn finish_panels(&self, rows: Range<usize>, panels: Range<usize>, _: &[f32]) {
-        if let Some(update) = self.update {
+        if let Some(addend) = self.addend {
             let start = rows.start * self.stride + panels.start * LANES;
             // SAFETY: jobs have different rows or panels.
-            unsafe { update.add(rows, panels, self.y, (start, self.stride)) };
+            unsafe { addend.add(rows, panels, self.y, (start, self.stride)) };
         }
     }
 }
@@ -108,7 +108,7 @@ impl StoreEpilogue<'_> {
 pub(super) struct GatedEpilogue<'a> {
     pub(super) f: Activation,
     pub(super) inner: usize,
-    pub(super) update: Option<&'a LoraUpdate<'a>>,
+    pub(super) addend: Option<&'a dyn Addend>,
     pub(super) out: &'a RowsWriter<'a>,
 }
 
@@ -130,12 +130,12 @@ impl Epilogue for GatedEpilogue<'_> {
         if pending.len() < rows * GROUP {
             pending.resize(rows * GROUP, 0.0);
         }
-        if let Some(update) = self.update {
+        if let Some(addend) = self.addend {
             let up = part.panel + self.inner / LANES;
             let rows = part.row..part.row + part.rows;
             let totals = totals[..2 * part.rows].as_flattened_mut();
-            update.add_to(rows.clone(), part.panel..part.panel + 1, totals, 2 * LANES);
-            update.add_to(rows, up..up + 1, &mut totals[LANES..], 2 * LANES);
+            addend.add_to(rows.clone(), part.panel..part.panel + 1, totals, 2 * LANES);
+            addend.add_to(rows, up..up + 1, &mut totals[LANES..], 2 * LANES);
         }
         let column = part.panel * LANES % GROUP;
         // SAFETY: the level of the calling thread is AMX.

@@ -10,7 +10,7 @@ use super::steps::{GroupProducts, GroupPtrs, TileStep, prefetch, prefetch_l2};
 use crate::activation::Activation;
 use crate::amx::{ROW, ROWS, Tiles};
 use crate::context::Kernels;
-use crate::lora::LoraUpdate;
+use crate::matmul::addend::Addend;
 use crate::matmul::driver::{Jobs, MatmulOutput};
 use crate::matmul::int8::{MatmulInt8, QUADS, Quad};
 use crate::packed_rows::PackedRows;
@@ -38,14 +38,14 @@ pub(in crate::matmul) fn run(
     if output.m == 0 {
         return;
     }
-    let MatmulOutput { m, n, bias, update, y, stride } = output.checked();
+    let MatmulOutput { m, n, bias, addend, y, stride } = output.checked();
     let y = Shared::new(y);
     let panels = n.div_ceil(LANES);
     // Fewer panels at once when threads would otherwise have no work.
     let panels_at_once = if m <= ROWS { 4 } else { 2 };
     let panels_at_once =
         [panels_at_once, 2].into_iter().find(|group| panels / group >= 4 * kernels.threads()).unwrap_or(1);
-    let epilogue = StoreEpilogue { n, bias, update, y: &y, stride };
+    let epilogue = StoreEpilogue { n, bias, addend, y: &y, stride };
     run_jobs(
         kernels,
         weights,
@@ -56,7 +56,7 @@ pub(in crate::matmul) fn run(
     );
 }
 
-/// Writes f(gate) * up as int8 to `out`, `[m, inner]`. `weights` has `inner` gate rows, then `inner` up rows. `update` adds
+/// Writes f(gate) * up as int8 to `out`, `[m, inner]`. `weights` has `inner` gate rows, then `inner` up rows. `addend` adds
 /// to gate and up.
 ///
 /// The level of `kernels` is `Isa::Amx`, and `inner` is a multiple of 16.
@@ -65,12 +65,12 @@ pub(in crate::matmul) fn run_gated(
     weights: &MatmulInt8,
     (x, m): (&PackedRows, usize),
     (inner, f): (usize, Activation),
-    update: Option<&LoraUpdate<'_>>,
+    addend: Option<&dyn Addend>,
     out: &mut QuantizedRows,
 ) {
     let writer = out.writer(kernels, m, inner);
     let panels = inner / LANES;
-    let epilogue = GatedEpilogue { f, inner, update, out: &writer };
+    let epilogue = GatedEpilogue { f, inner, addend, out: &writer };
     run_jobs(
         kernels,
         weights,
