@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from octavo import LLM, SamplingParams
-from octavo.evaluation import evaluate, first_of_each, held_out_cases
 from octavo.retrieval import Bm25, passage_message
 
 from .domain import Domain
 
-# Cases of each skill that an adapter is measured on.
-_KEPT_CASES = 20
 _PARAMS = {"temperature": 0.0, "max_tokens": 32, "repetition_penalty": 1.0}
+
+
+def completion_prompt(question: str, system: str = "") -> str:
+    """The prompt for a model without a chat template."""
+    return (f"{system}\n\n" if system else "") + f"Question: {question}\nAnswer:"
 
 
 def ask(llm: LLM, domain: Domain, systems: list[str], form: int = 1, **options: Any) -> list[str]:
@@ -26,7 +28,7 @@ def ask(llm: LLM, domain: Domain, systems: list[str], form: int = 1, **options: 
         ]
         outputs = llm.chat(conversations, SamplingParams(**_PARAMS, **options), use_tqdm=False)
     else:
-        prompts = [(f"{system}\n\n" if system else "") + f"Question: {question}\nAnswer:" for question, system in asked]
+        prompts = [completion_prompt(question, system) for question, system in asked]
         outputs = llm.generate(prompts, SamplingParams(**_PARAMS, stop=["\n"], **options), use_tqdm=False)
     for output in outputs:
         if output.error is not None:
@@ -63,9 +65,18 @@ def retrieved(llm: LLM, domain: Domain, k: int) -> list[str]:
     return ask(llm, domain, systems)
 
 
-def gold(llm: LLM, domain: Domain) -> list[str]:
+def gold(llm: LLM, domain: Domain, **options: Any) -> list[str]:
     """The passage that holds the answer."""
-    return ask(llm, domain, [domain.passages[question.passage] for question in domain.questions])
+    return ask(llm, domain, [domain.passages[question.passage] for question in domain.questions], **options)
+
+
+def adapted(llm: LLM, domain: Domain, adapter: str) -> dict[str, list[str]]:
+    """The question alone, with a LoRA adapter: in form 1, and in the form of its training."""
+    nothing = [""] * len(domain.questions)
+    return {
+        "LoRA": ask(llm, domain, nothing, lora=adapter),
+        "LoRA, form 0": ask(llm, domain, nothing, form=0, lora=adapter),
+    }
 
 
 def recall(domain: Domain, k: int) -> float:
@@ -76,20 +87,3 @@ def recall(domain: Domain, k: int) -> float:
         for question in domain.questions
     ]
     return sum(hits) / len(hits)
-
-
-def kept_skills(llm: LLM, adapter: str) -> list[dict[str, Any]]:
-    """The skills of `octavo eval` without and with the adapter: what it makes the model forget."""
-    cases = first_of_each(held_out_cases(), _KEPT_CASES)
-    before, after = evaluate(llm, cases).skills, evaluate(llm, cases, adapter=adapter).skills
-    return [
-        {
-            "skill": skill,
-            "cases": before[skill].cases,
-            "right": before[skill].right,
-            "right_with_lora": after[skill].right,
-            "perplexity": before[skill].perplexity.value,
-            "perplexity_with_lora": after[skill].perplexity.value,
-        }
-        for skill in before
-    ]

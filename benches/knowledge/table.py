@@ -31,10 +31,37 @@ def forgotten(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def held_out(result: dict[str, Any]) -> list[str]:
+    """One row for each model with an adapter: perplexity of the held-out text without and with it, and the factor."""
+    return [
+        f"| {model} | {_ratio(row['perplexity'])} | {_ratio(row['perplexity_with_lora'])} | {_ratio(row['factor'])} |"
+        for model, found in result["models"].items()
+        if (row := found["prose"].get("held_out")) is not None
+    ]
+
+
+def other_towns(result: dict[str, Any]) -> list[str]:
+    """One row for each model with an adapter: "contained" from the gold passages of other towns without and with it."""
+    return [
+        f"| {model} | {_points(row['contained'])} | {_points(row['contained_with_lora'])} | "
+        f"{_points(row['contained_gain'])} |"
+        for model, found in result["models"].items()
+        if (row := found["prose"].get("other_towns")) is not None
+    ]
+
+
+def all_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The rows of each table of the document, in its order."""
+    return [rows(result), forgotten(result), held_out(result), other_towns(result)]
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+
+
 def _points(value: dict[str, float]) -> str:
     return f"{value['value']:.1f} ({value['low']:.1f} to {value['high']:.1f})"
 
 
 if __name__ == "__main__":
-    found = result_file.load(RESULT)
-    print("\n".join([*rows(found), "", *forgotten(found)]))
+    print("\n\n".join("\n".join(part) for part in all_rows(result_file.load(RESULT))))
