@@ -18,7 +18,9 @@ import httpx
 import pytest
 from servers import KEY, Process, memory_bytes, served, wait_until
 
-SECONDS = 1.0
+# Of processor time, which grows on a loaded machine, too. The costliest of these requests takes half a second on a calm
+# one, and what is quadratic takes minutes.
+SECONDS = 5.0
 # What Python and the engine may take for good while many megabytes of nonsense pass by.
 GROWTH_BYTES = 96 << 20
 
@@ -322,7 +324,7 @@ def test_slow_and_silent_clients_cost_nothing(target: Process) -> None:
             connection.sendall(parts[i % 3] if i >= 8 else parts[3])
         times = sorted(fine(target) for _ in range(9))
         # Beside streams, for which all threads of the engine work.
-        assert times[4] < 2 * SECONDS
+        assert times[4] < SECONDS
     wait_until(lambda: running(target) == 0, "what ran for them has been cancelled")
 
 
