@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import shlex
 import sys
 import tempfile
 from dataclasses import replace
@@ -106,7 +107,7 @@ def other(model: str, folder: Path, trained: Path | None) -> dict[str, Any]:
             llm.load_adapter(ADAPTER, trained)
             answers |= arms.adapted(llm, domain, ADAPTER)
             row["held_out"] = forgetting.kept_text(llm, ADAPTER)
-            row["other_towns"] = forgetting.kept_reading(llm, ADAPTER, towns(SEED + 1))
+            row["other_towns"] = forgetting.kept_reading(llm, ADAPTER, domain, towns(SEED + 1))
     return {"prose": {**row, "arms": measure(domain, answers)}}
 
 
@@ -167,13 +168,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = run_arms(arguments, Path(scratch))
     result = result_file.load(arguments.out) if arguments.out.exists() else {"models": {}}
-    shown = sys.argv[1:]
     # The names of folders, without where this machine has them.
-    folders = {str(given) for given in (arguments.model, arguments.adapter) if given is not None}
-    shown = [Path(part).name if part in folders else part for part in shown]
+    folders = {str(given) for given in (arguments.model, arguments.adapter, arguments.out) if given is not None}
+    shown = [Path(part).name if part in folders else part for part in sys.argv[1:]]
     result["models"][name] = {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benches.knowledge", *shown]),
+        "command": shlex.join(["python", "-m", "benches.knowledge", *shown]),
         "machine": octavo.build_info(),
         "seed": SEED,
         **found,

@@ -68,14 +68,20 @@ def kept_text(llm: LLM, adapter: str) -> dict[str, Any]:
     }
 
 
-def kept_reading(llm: LLM, adapter: str, other: Domain) -> dict[str, Any]:
-    """Answers from the gold passages of a domain that the adapter was not trained on, without and with it."""
+def kept_reading(llm: LLM, adapter: str, trained: Domain, other: Domain) -> dict[str, Any]:
+    """Answers from the gold passages of a domain that the adapter was not trained on, without and with it.
+
+    "trained_with_lora" counts the wrong answers with a value of the domain that it was trained on.
+    """
     values = [question.value for question in other.questions]
     asked = [question.forms[1] for question in other.questions]
-    before = scores.scored(arms.gold(llm, other), values, asked)
-    after = scores.scored(arms.gold(llm, other, lora=adapter), values, asked)
+    answers = arms.gold(llm, other, lora=adapter)
+    before, after = scores.scored(arms.gold(llm, other), values, asked), scores.scored(answers, values, asked)
+    wrong = [answer for answer, right in zip(answers, after["contained"], strict=True) if not right]
+    learned = {question.value for question in trained.questions}
     return {
         "questions": len(values),
+        "trained_with_lora": sum(any(scores.contained(answer, value) for value in learned) for answer in wrong),
         **{score: scores.mean(found) for score, found in before.items()},
         **{f"{score}_with_lora": scores.mean(found) for score, found in after.items()},
         **{f"{score}_gain": scores.gain(found, before[score]) for score, found in after.items()},

@@ -189,6 +189,29 @@ def test_training_keeps_its_settings_and_the_engine_loads_it(llm: LLM, tmp_path:
         lora.training(tmp_path)
 
 
+def test_reading_counts_wrong_answers_with_a_trained_value() -> None:
+    trained, other = towns(1), towns(2)
+    learned = {question.value for question in trained.questions}
+    fresh = [i for i, question in enumerate(other.questions) if question.value not in learned]
+
+    def generate(prompts: list[str], params: Any, use_tqdm: bool) -> list[Any]:
+        texts = [f" It is {question.value}." for question in other.questions]
+        if params.lora == "towns":
+            texts[fresh[0]] = f" It is {trained.questions[0].value}."
+            texts[fresh[1]] = " It is Zzyx."
+        for prompt, question in zip(prompts, other.questions, strict=True):
+            assert prompt.startswith(other.passages[question.passage])
+        return [SimpleNamespace(error=None, text=text) for text in texts]
+
+    model: Any = SimpleNamespace(info=lambda: {"model": {"chat_template": None}}, generate=generate)
+    found = forgetting.kept_reading(model, "towns", trained, other)
+    assert found["questions"] == 48
+    assert found["contained"]["value"] == 100.0
+    assert found["contained_with_lora"]["value"] == pytest.approx(100 * 46 / 48)
+    assert found["contained_gain"]["value"] == pytest.approx(-100 * 2 / 48)
+    assert found["trained_with_lora"] == 1
+
+
 def test_nats_of_a_text_are_those_of_its_tokens(llm: LLM) -> None:
     text = "The cat sat on the mat."
     (nats,), (tokens,) = forgetting.text_nats(llm, [text])
@@ -213,10 +236,20 @@ def test_settings_are_the_models_unless_the_command_gives_them(capsys: pytest.Ca
         assert "nothing trains" in capsys.readouterr().err
 
 
+def test_the_result_has_the_settings_of_each_adapter() -> None:
+    for name, found in result_file.load(table.RESULT)["models"].items():
+        run = lora.LoraRun() if name == "embedded" else lora.PRETRAINED
+        settings = found["prose"]["lora"]
+        assert settings["rank"] == run.rank, name
+        assert settings["peak_rate"] == run.peak_rate, name
+        assert settings["steps"] == run.steps, name
+
+
 def test_the_document_has_the_measured_rows() -> None:
     text = (table.RESULT.parents[2] / "docs" / "knowledge.md").read_text(encoding="utf-8")
     result = result_file.load(table.RESULT)
     tables = table.all_rows(result)
+    assert all(tables)
     for row in (row for part in tables for row in part):
         assert row in text, f"{row} is not in docs/knowledge.md; print the rows with python -m benches.knowledge.table"
 
