@@ -86,6 +86,15 @@ def test_an_argument_that_may_live_on_under_a_new_name_is_not_left_out() -> None
     assert fit(new, {"city": "x", "days": 3}) == ["/span"]
 
 
+def test_a_name_in_use_again_hides_no_argument_that_lives_on() -> None:
+    # `days` counts travellers now, and the days may be the new `span`, whose default is another.
+    span = {"type": "integer", "description": "The span.", "default": 7}
+    people = {"type": "integer", "description": "How many people.", "default": 3}
+    assert fit(schema(("city",), city=CITY, days=people, span=span), {"city": "x"}) == ["/span"]
+    of_another_type = {"type": "boolean", "description": "How many days."}
+    assert "/span" in fit(schema(("city",), city=CITY, days=of_another_type, span=span), {"city": "x"})
+
+
 def test_a_new_required_argument_with_a_default() -> None:
     unit = {"type": "string", "default": "C"}
     assert fit(schema(("city", "unit"), city=CITY, days=DAYS, unit=unit), {"city": "x"}) == (

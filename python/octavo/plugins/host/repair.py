@@ -143,16 +143,28 @@ class _Work:
                 result.faults.append(Fault(f"/{name}", detail, "additionalProperties"))
 
     def replaced(self, result: Repaired) -> None:
-        """An argument that is gone may live on under a new name, with another default: then it must not be left out."""
-        named = {self._shown(name) for name in self._new} | set(self._former.values())
-        gone = [name for name in self._old if name not in self._new and name not in named]
+        """An argument that is gone may live on under a new name, with another default: then it must not be left out.
+
+        Its old name may be in use again, for something else.
+        """
+        named = {self._shown(name) for name in self._new if not self._rebound(name)} | set(self._former.values())
+        gone = [name for name in self._old if name not in named]
         come = [n for n in self._new if n not in self._old and n not in result.arguments and self._shown(n) == n]
         for old in gone:
             for new in come:
                 if not _same_default(self._old[old], self._new[new]):
-                    detail = f"{old!r} is gone, and this is new with another default: it may be the same argument"
+                    state = "changed" if old in self._new else "is gone"
+                    detail = f"{old!r} {state}, and this is new with another default: it may be the same argument"
                     result.faults.append(Fault(f"/{new}", detail, "default"))
                     return
+
+    def _rebound(self, name: str) -> bool:
+        """Whether a name that both schemas have may mean something else now: other words, or no type in common."""
+        if name not in self._old or name not in self._new:
+            return False
+        old, new = self._old[name], self._new[name]
+        types = _accepts(old), _accepts(new)
+        return _description(old) != _description(new) or (all(types) and not types[0] & types[1])
 
     def defaults(self, result: Repaired) -> None:
         """A call without the argument accepted the default that was shown: another default is another call."""
