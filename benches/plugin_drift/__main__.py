@@ -24,7 +24,8 @@ from benches.plugin_drift.clients import ExactClient, FrozenClient
 from benches.plugin_drift.episode import Episode, run
 from benches.plugin_drift.oracle import Verdict
 from benches.plugin_drift.ours import HostClient
-from benches.plugin_drift.report import failed_gates, figures
+from benches.plugin_drift.places import Placed, place, place_figures
+from benches.plugin_drift.report import failed_gates, failed_place_gates, figures
 from benches.plugin_drift.world import make_world
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "plugin_drift.json"
@@ -51,6 +52,12 @@ def play_all(seeds: Iterable[int], workers: int) -> list[Three]:
         return list(pool.map(play, seeds, chunksize=100))
 
 
+def place_all(seeds: Iterable[int], workers: int) -> list[Placed]:
+    """The calls of `places`."""
+    with ProcessPoolExecutor(workers, initializer=trust_schemas) as pool:
+        return list(pool.map(place, seeds, chunksize=100))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10_000)
@@ -61,16 +68,20 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed is not None:
         print(make_world(options.seed))
-        print(*play(options.seed), sep="\n")
+        print(*play(options.seed), place(options.seed), sep="\n")
         return 0
     begin = time.perf_counter()
-    played = play_all(range(options.first, options.first + options.seeds), options.workers)
+    seeds = range(options.first, options.first + options.seeds)
+    played = play_all(seeds, options.workers)
     found = figures([p[0] for p in played], [p[1] for p in played], [p[2] for p in played])
-    failed = failed_gates(found)
+    placed = place_all(seeds, options.workers)
+    found["places"] = place_figures(placed)
+    failed = failed_gates(found) + failed_place_gates(found["places"])
     print(json.dumps(found, indent=2))
     for episode, *_ in played:
         if not episode.undetectable and {episode.before, episode.met, episode.after} & {Verdict.WRONG, Verdict.UNTYPED}:
             print(f"seed {episode.seed}: {episode}")
+    print(*(p for p in placed if p.verdict in (Verdict.WRONG, Verdict.UNTYPED)), sep="\n")
     print(f"{time.perf_counter() - begin:.1f} s, {options.workers} processes")
     if options.out != "-":
         Path(options.out).write_text(json.dumps({**found, "failed_gates": failed}, indent=2) + "\n", encoding="utf-8")

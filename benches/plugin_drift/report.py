@@ -93,3 +93,16 @@ def failed_gates(found: dict[str, Any], seeds: int = 10_000) -> list[str]:
         ),
     }
     return [sentence for sentence, passed in gates.items() if not passed]
+
+
+def failed_place_gates(found: dict[str, Any]) -> list[str]:
+    """The gates that the arguments of level 0 in their places do not pass; see `places`."""
+    ordinary = found["ordinary"]
+    gates = {
+        f"places: {found['silent_wrong']} silent wrong calls, 0 wanted": found["silent_wrong"] == 0,
+        f"places: {found['untyped']} untyped failures, 0 wanted": found["untyped"] == 0,
+        f"places: {ordinary['right']} of {ordinary['calls']} ordinary calls right, all wanted": (
+            ordinary["right"] == ordinary["calls"]
+        ),
+    }
+    return [sentence for sentence, passed in gates.items() if not passed]

@@ -45,6 +45,10 @@ TESTS = {
     "H-SAFETY-2": "host/test_host_egress.py::test_a_rebinding_name_is_refused_before_any_connection",
     "H-SAFETY-3": "host/test_host_secrets.py::test_an_echo_is_cleaned",
     "H-SAFETY-4": "host/test_host_openapi_service.py::test_effects_wait_for_an_approval",
+    "H-SAFETY-5": "../server/test_plugins_chat.py::test_an_approval_is_for_the_arguments_that_were_shown",
+    "H-SAFETY-6": "host/test_host_hostile.py::test_the_check_of_a_result_ends_at_the_deadline",
+    "H-PLAIN-1": "drift/test_argument_places.py::test_no_argument_is_lost_or_changed",
+    "H-PLAIN-2": "host/test_host_hostile.py::test_a_document_may_not_name_these_headers",
 }
 
 

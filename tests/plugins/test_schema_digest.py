@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from octavo.plugins import schema as schemas
 from octavo.plugins import validation
 from octavo.plugins.schema import SchemaError
+from octavo.plugins.steps import OutOfTimeError, time_limit
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
 TREE = {
@@ -36,6 +37,16 @@ def test_a_digest_is_stable_across_releases() -> None:
     assert schemas.digest(CITY, {"type": "string"}) == (
         "sha256:5a7378bb6aa31bf47533b225ad18bada09aadb9f29e0497a11cd47089f490a00"
     )
+
+
+def test_digests_of_recursive_schemas_are_stable_across_releases() -> None:
+    def node(i: int) -> dict[str, Any]:
+        return {"type": "object", "properties": {"next": {"$ref": f"#/$defs/N{(i + 1) % 5}"}, "v": {"const": i}}}
+
+    ring = {f"N{i}": node(i) for i in range(5)}
+    both = {"$defs": ring, "properties": {"a": {"$ref": "#/$defs/N3"}, "b": {"$ref": "#/$defs/N0"}}}
+    assert schemas.digest(TREE, None) == "sha256:1ee155b1db83dde978805ade3a43a35a57ce09c068aab8e9cc7c5f1164c01f5d"
+    assert schemas.digest(both, TREE) == "sha256:33d1f53e30e475bc10072261007fc6a7cce7b1237583aa35c6a54d915639b8b3"
 
 
 def test_what_changes_no_value_changes_no_digest() -> None:
@@ -222,3 +233,71 @@ def test_numbers_that_json_has_not_are_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(SchemaError, match="JSON cannot hold"):
         schemas.digest(schema, {})
     assert schemas.digest({"$ref": 3}, {})
+
+
+def reaches_itself(ref: str, uses: dict[str, list[str]]) -> bool:
+    """By definition, where `_recursive` has a linear algorithm."""
+    seen: set[str] = set()
+    todo = list(uses[ref])
+    while todo:
+        found = todo.pop()
+        if found not in seen:
+            seen.add(found)
+            todo += uses[found]
+    return ref in seen
+
+
+NAMES = "abcdefgh"
+GRAPHS = st.fixed_dictionaries({name: st.lists(st.sampled_from(NAMES), max_size=4, unique=True) for name in NAMES})
+
+
+@settings(max_examples=300, deadline=None)
+@given(GRAPHS)
+def test_definitions_that_reach_themselves_are_found(uses: dict[str, list[str]]) -> None:
+    assert schemas._recursive(uses) == {ref for ref in uses if reaches_itself(ref, uses)}
+
+
+def test_many_large_recursive_definitions_are_refused() -> None:
+    wide = {f"p{i}": {"type": "string"} for i in range(40)}
+    defs = {f"S{i}": {"properties": {**wide, "next": {"$ref": f"#/$defs/S{(i + 1) % 400}"}}} for i in range(400)}
+    with pytest.raises(SchemaError, match="make it smaller"):
+        schemas.digest({"$defs": defs, "$ref": "#/$defs/S0"}, None)
+
+
+def test_reading_and_checking_end_when_no_time_is_left() -> None:
+    many = {"properties": {f"p{i}": {"type": "string"} for i in range(2000)}}
+    value = {f"p{i}": "x" for i in range(2000)}
+    for work in (
+        lambda: schemas.dereference(many),
+        lambda: schemas.digest(many, None),
+        lambda: validation.faults(many, value),
+        lambda: validation.faults({"uniqueItems": True}, list(range(2000))),
+        lambda: validation.faults({"items": {"enum": list(range(100))}}, list(range(100))),
+    ):
+        work()
+        with pytest.raises(OutOfTimeError), time_limit(lambda: 0.0):
+            work()
+        # Outside of the limit there is none.
+        work()
+
+
+KEYWORDS = st.sampled_from(
+    [
+        {"uniqueItems": True},
+        {"enum": [1, "a", None, [1], {"a": 1}, True]},
+        {"additionalProperties": False, "properties": {"a": {}}},
+        {"additionalProperties": {"type": "integer"}, "patternProperties": {"^b": {}}},
+        {"items": {"enum": [0, False]}, "uniqueItems": True},
+    ]
+)
+VALUES = st.recursive(
+    st.sampled_from([0, 1, 1.0, True, False, None, "a", "b"]),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.sampled_from("abc"), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(KEYWORDS, VALUES)
+def test_own_keywords_agree_with_jsonschema(schema: dict[str, Any], value: Any) -> None:
+    assert validation.matches(schema, value) == jsonschema.Draft202012Validator(schema).is_valid(value)

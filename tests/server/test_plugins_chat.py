@@ -12,7 +12,7 @@ import openai
 import pytest
 from octavo import LLM, JsonSchema, Regex, SamplingParams
 from octavo.errors import ContextLengthError, InvalidRequestError
-from octavo.plugins import Plugin
+from octavo.plugins import Deprecation, Plugin
 from octavo.plugins.host import PluginHost
 from octavo.server import ServerConfig, create_app, create_wsgi_app
 from plugin_cases import MODEL, Local, Scripted, Shop, both, written
@@ -186,6 +186,28 @@ def test_metrics_count_calls(world: World) -> None:
     text = world.http.get("/metrics").text
     assert 'octavo:plugin_calls_total{operation="price",plugin="shop",status="ok"} 1.0' in text
     assert 'octavo:plugin_calls_total{operation="buy",plugin="shop",status="approval_required"} 1.0' in text
+    assert "octavo:plugin_deprecated_calls_total{" not in text
+
+
+def test_metrics_count_calls_of_deprecated_operations(model: Scripted) -> None:
+    local, shop = both()
+    old = Plugin("shop", version="1.0.0")
+
+    @old.operation(deprecated=Deprecation.on("2026-01-01", sunset="2027-01-01"))
+    def price(item: Literal["coat", "hat"]) -> int:
+        """The price of an item."""
+        return 40
+
+    local.plugins["shop"] = old
+    with local.host() as host:
+        world = World(model, local, shop, host)
+        world.script(written("shop__price", item="hat"), "Forty.")
+        (call,) = world.chat(plugins=["shop"]).choices[0].message.plugin_calls
+        text = world.http.get("/metrics").text
+        world.client.close()
+        world.http.close()
+    assert "deprecated, and ends at" in call["warnings"][0]
+    assert 'octavo:plugin_deprecated_calls_total{operation="price",plugin="shop"} 1.0' in text
 
 
 def test_a_forced_call_is_forced_once(world: World) -> None:
@@ -439,6 +461,36 @@ def test_an_approval_is_for_the_schema_that_the_call_was_written_under(model: Sc
     assert [c["status"] for c in done.message.plugin_calls] == ["schema_changed", "approval_required"]
     world.client.close()
     world.http.close()
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_an_approval_is_for_the_arguments_that_were_shown(world: World, fresh: bool) -> None:
+    message = asks_to_buy(world)
+    (call,) = message.tool_calls
+    approved = {call.id: True}
+    if not fresh:
+        world.script("-", "Done.")
+        world.chat(sent_back(message), plugin_approvals=approved)
+        assert world.shop.sold == [("hat", 2)]
+    before = list(world.shop.sold)
+    edited = call.model_dump()
+    edited["function"]["arguments"] = json.dumps({"item": "coat", "count": 2})
+    world.script("-", written("shop__buy", item="coat", count=2))
+    done = world.chat(sent_back(message, tool_calls=[edited]), plugin_approvals=approved).choices[0]
+    # It neither ran nor got the first call's result: the model wrote it anew, and it waits.
+    assert world.shop.sold == before
+    assert [c["status"] for c in done.message.plugin_calls] == ["schema_changed", "approval_required"]
+    assert done.message.tool_calls[0].id != call.id
+
+
+def test_an_approval_holds_for_arguments_in_another_order(world: World) -> None:
+    message = asks_to_buy(world)
+    (call,) = message.tool_calls
+    same = call.model_dump()
+    same["function"]["arguments"] = '{ "count": 2,  "item": "hat" }'
+    world.script("-", "Done.")
+    world.chat(sent_back(message, tool_calls=[same]), plugin_approvals={call.id: True})
+    assert world.shop.sold == [("hat", 2)]
 
 
 # --- changed schemas and faults -------------------------------------------------------------------------------------

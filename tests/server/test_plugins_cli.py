@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from octavo.cli.plugin_options import ask, binding, describe, plugin_host
 from octavo.errors import InvalidRequestError
+from octavo.plugins import Deprecation, Plugin
 from octavo.plugins.host import Outcome
 from plugin_cases import Scripted, Shop, weather, written
 from servers import uvicorn_in_thread
@@ -37,6 +39,34 @@ def test_chat_names_a_plugin_that_does_not_answer_and_goes_on() -> None:
     assert done.stdout.strip()
     assert "[gone: " in done.stderr
     assert "weather" not in done.stderr
+
+
+def test_doctor_checks_plugins() -> None:
+    plugin = Plugin("shop", version="2.3.0")
+    ending = Deprecation.on("2026-01-01", sunset="2027-02-03", use="cost")
+    far = Deprecation(0, 900_000_000_000)
+
+    @plugin.operation(deprecated=ending)
+    def price(item: str) -> int:
+        return 1
+
+    @plugin.operation(deprecated=far)
+    def cost(item: str) -> int:
+        return 1
+
+    with uvicorn_in_thread(plugin.asgi_app) as url:
+        done = octavo("doctor", "--json", "--plugin", f"shop={url}", "--plugin", f"gone={URL}")
+    assert done.returncode == 1
+    checks = [c for c in json.loads(done.stdout) if c["name"].startswith("plugin ")]
+    assert [(c["name"], c["state"]) for c in checks] == [
+        ("plugin shop", "ok"),
+        ("plugin shop", "note"),
+        ("plugin shop", "note"),
+        ("plugin gone", "broken"),
+    ]
+    assert checks[0]["found"] == "level 2, version 2.3.0, 2 operations"
+    assert "900000000000" in checks[1]["found"]
+    assert (checks[2]["found"], checks[2]["remedy"]) == ("price is deprecated, and ends on 2027-02-03", "use cost")
 
 
 @pytest.mark.parametrize(

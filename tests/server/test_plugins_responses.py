@@ -209,6 +209,24 @@ def test_an_approved_call_runs(world: World, stored: bool) -> None:
         assert world.shop.sold == [("hat", 2)]
 
 
+@pytest.mark.parametrize("ran", [True, False])
+def test_an_approval_is_for_the_arguments_that_were_shown(world: World, ran: bool) -> None:
+    done = asks_to_buy(world, store=False)
+    items = [item.model_dump(exclude_none=True) for item in done.output]
+    more = [{"role": "user", "content": ASK}, *items, decision(done.output[-1])]
+    if ran:
+        world.script("-", "Done.")
+        world.ask(more, tools=[SHOP], store=False)
+    before = list(world.shop.sold)
+    assert len(before) == ran
+    items[-1]["arguments"] = json.dumps({"item": "coat", "count": 2})
+    world.script("-", written("shop__buy", item="coat", count=2))
+    again = world.ask(more, tools=[SHOP], store=False)
+    assert world.shop.sold == before
+    assert [item.type for item in again.output] == ["mcp_call", "mcp_approval_request"]
+    assert (again.output[0].status, again.output[0].output) == ("failed", None)
+
+
 def test_a_refused_call_does_not_run(world: World) -> None:
     done = asks_to_buy(world)
     world.script("-", "Then not.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import platform
@@ -9,18 +10,23 @@ import struct
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Option
 
 from octavo import _core
+from octavo.cli.plugin_options import PluginValues, SecretValues, plugin_host
 from octavo.cli.sizes import size
 from octavo.errors import OctavoError
 from octavo.gpu import device
 from octavo.hub import embedded_model
 from octavo.llm import LLM
 from octavo.params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo.plugins.host.host import PluginHost
+    from octavo.plugins.host.outcome import Tool
 
 # Enough for the embedded model with a short context.
 _MIN_MEMORY_BYTES = 256 << 20
@@ -31,6 +37,8 @@ _EXTRAS = {
     "hub": ("huggingface_hub",),
     "gpu": ("torch", "triton"),
     "train": ("torch", "safetensors", "tokenizers"),
+    "plugins": ("httpx", "jsonschema", "pydantic"),
+    "mcp": ("mcp",),
 }
 
 
@@ -44,9 +52,16 @@ class Check:
     remedy: str = ""
 
 
-def doctor(as_json: Annotated[bool, Option("--json", help="Write a JSON array.")] = False) -> None:
-    """Check the installation. Exit code 1 if something is broken."""
+def doctor(
+    plugin: PluginValues = None,
+    plugin_secret_env: SecretValues = None,
+    as_json: Annotated[bool, Option("--json", help="Write a JSON array.")] = False,
+) -> None:
+    """Check the installation, and plugins. Exit code 1 if something is broken."""
     checks = list(run_checks())
+    with plugin_host(plugin, plugin_secret_env) as host:
+        if host is not None:
+            checks += check_plugins(host)
     if as_json:
         print(json.dumps([asdict(c) for c in checks], ensure_ascii=False, indent=2))
     else:
@@ -74,6 +89,39 @@ def run_checks() -> Iterator[Check]:
             )
         else:
             yield Check(f"extra {extra}", "ok", ", ".join(modules))
+
+
+def check_plugins(host: PluginHost) -> Iterator[Check]:
+    """Whether each plugin answers, what it notes, and which of its operations are to end (RFC 9745, RFC 8594)."""
+    tools = host.tools()
+    for name, state in host.health().items():
+        what = f"plugin {name}"
+        if name in tools.missing:
+            yield Check(what, "broken", tools.missing[name].detail, "check its URL, and whether it runs")
+            continue
+        own = [tool for tool in tools if tool.plugin == name]
+        version = f", version {state['version']}" if state["version"] else ""
+        yield Check(what, "ok", f"level {state['level']}{version}, {len(own)} operations")
+        for note in state["notes"]:
+            yield Check(what, "note", note, "tell its author")
+        for tool in own:
+            if tool.deprecated:
+                yield Check(what, "note", f"{tool.operation} is deprecated{_sunset(tool.deprecated)}", _successor(tool))
+
+
+def _sunset(deprecated: object) -> str:
+    end = getattr(deprecated, "sunset", None)
+    if end is None:
+        return ""
+    try:
+        return f", and ends on {datetime.datetime.fromtimestamp(end, datetime.UTC):%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):
+        return f", and ends {end} seconds after 1970"
+
+
+def _successor(tool: Tool) -> str:
+    use = getattr(tool.deprecated, "use", None)
+    return f"use {use}" if use else "ask its author for the successor"
 
 
 def _check_engine() -> Iterator[Check]:

@@ -59,7 +59,7 @@ class PluginCall:
         arguments: JSON text.
         approved: what a person has decided; None: there was no decision.
         request_id: of the request for approval that this call answers.
-        current: the operation has the schema under which the arguments were written.
+        current: the arguments are those that the model wrote, and the operation has the schema as it was then.
     """
 
     id: str
@@ -214,7 +214,7 @@ class Loop:
             if call.approved is False:
                 found[call] = self._outcome(call, DENIED, "a person has refused this call")
             elif not call.current:
-                text = "the operation has another schema than this call was written under: it did not run"
+                text = "the operation's schema or the arguments changed since this call was written: it did not run"
                 schema = self.tool(call.name).parameters
                 found[call] = replace(self._outcome(call, "schema_changed", text), schema=schema)
             elif call.approved is None and self._offers[call.name].rule == "always":

@@ -71,6 +71,7 @@ class Plugin:
         if not isinstance(name, str) or not protocol.is_plugin_name(name):
             raise InvalidRequestError(
                 f"name is {name!r}: a letter, then at most 63 letters, digits, _ and - are expected, without __"
+                " and with no _ at its end"
             )
         found = protocol.api_version(version) if isinstance(version, str) else None
         if found is None:

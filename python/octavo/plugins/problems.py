@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.plugins.protocol import PROBLEM_JSON, PROBLEM_PREFIX
+from octavo.plugins.values import json_fault
 
 # Code -> (status, title).
 CODES: Mapping[str, tuple[int, str]] = {
@@ -100,9 +101,10 @@ class Problem:
         if content_type.partition(";")[0].strip().lower() != PROBLEM_JSON:
             return None
         try:
-            return cls.from_json(json.loads(body), status)
+            value = json.loads(body)
         except (ValueError, RecursionError):
             return None
+        return cls.from_json(value, status) if json_fault(value) is None else None
 
 
 class ProblemError(Exception):

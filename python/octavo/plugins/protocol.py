@@ -110,8 +110,8 @@ def api_version(text: str) -> tuple[int, int] | None:
 
 def is_plugin_name(name: str) -> bool:
     """Whether a plugin may have this name: a letter, then at most 63 letters, digits, `_` and `-`."""
-    # `__` joins the names of a plugin and an operation to the name of a tool.
-    return _NAME.fullmatch(name) is not None and "__" not in name
+    # `__` joins the names of a plugin and an operation to the name of a tool, which must be read back.
+    return _NAME.fullmatch(name) is not None and "__" not in name and not name.endswith("_")
 
 
 def is_operation_id(name: str) -> bool:

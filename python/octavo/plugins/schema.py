@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.plugins.steps import step
 
 # Schemas with more nodes are refused: references can multiply a small document without end.
 MAX_NODES = 50_000
 MAX_REFERENCES = 1_000
+# The digest of a recursive schema takes one round over its definitions for each of them.
+MAX_RECURSIVE_NODES = 1_000_000
 _MAX_DEPTH = 100
 
 # Keywords whose value is a schema, a list of schemas, or a mapping of names to schemas.
@@ -59,6 +62,8 @@ def canonical(schema: Any, root: Any = None) -> Any:
     whole = dereference(schema, root)
     defs = whole.get("$defs", {}) if isinstance(whole, dict) else {}
     hashes = dict.fromkeys((f"#/$defs/{name}" for name in defs), "")
+    if len(defs) * sum(1 for _ in _nodes(defs)) > MAX_RECURSIVE_NODES:
+        raise SchemaError(f"the schema has {len(defs)} large definitions that refer to themselves: make it smaller")
     # Each round separates schemas that differ one reference further away.
     for _ in hashes:
         hashes = {ref: _hash(_canonical(defs[ref.rpartition("/")[2]], hashes)) for ref in hashes}
@@ -90,18 +95,51 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _reaches(ref: str, uses: Mapping[str, list[str]]) -> bool:
-    """Whether the definition refers to itself, directly or through others."""
-    seen: set[str] = set()
-    todo = list(uses[ref])
+def _nodes(value: Any) -> Iterator[Any]:
+    """All parts of a JSON value."""
+    todo = [value]
     while todo:
-        found = todo.pop()
-        if found == ref:
-            return True
-        if found not in seen:
-            seen.add(found)
-            todo += uses[found]
-    return False
+        step()
+        part = todo.pop()
+        yield part
+        todo += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
+def _recursive(uses: Mapping[str, list[str]]) -> set[str]:
+    """The definitions that refer to themselves, directly or through others.
+
+    Tarjan's strongly connected components (SIAM J. Comput. 1, 1972), without recursion.
+    """
+    found: set[str] = set()
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    open_: dict[str, None] = {}
+    for root in uses:
+        todo = [] if root in index else [(root, iter(uses[root]))]
+        while todo:
+            ref, rest = todo[-1]
+            if ref not in index:
+                index[ref] = low[ref] = len(index)
+                open_[ref] = None
+            for used in rest:
+                step()
+                if used == ref:
+                    found.add(ref)
+                if used not in index:
+                    todo.append((used, iter(uses[used])))
+                    break
+                if used in open_:
+                    low[ref] = min(low[ref], index[used])
+            else:
+                todo.pop()
+                if todo:
+                    low[todo[-1][0]] = min(low[todo[-1][0]], low[ref])
+                if low[ref] == index[ref]:
+                    component = [open_.popitem()[0]]
+                    while component[-1] != ref:
+                        component.append(open_.popitem()[0])
+                    found |= set(component) if len(component) > 1 else set()
+    return found
 
 
 def pointer(path: Iterable[str | int]) -> str:
@@ -137,9 +175,11 @@ class _Expander:
                 todo += uses[ref][::-1]
                 if len(uses) > MAX_REFERENCES:
                     raise SchemaError(f"the schema refers to more than {MAX_REFERENCES} definitions: make it smaller")
-        return [ref for ref in uses if _reaches(ref, uses)]
+        recursive = _recursive(uses)
+        return [ref for ref in uses if ref in recursive]
 
     def _schema(self, schema: Any, depth: int) -> Any:
+        step()
         self._nodes += 1
         if self._nodes > MAX_NODES or depth > _MAX_DEPTH:
             raise SchemaError(
@@ -209,6 +249,7 @@ def references(schema: Any) -> Iterator[str]:
     todo, seen = [schema], 0
     while todo:
         part = todo.pop()
+        step()
         seen += 1
         if seen > MAX_NODES:
             raise SchemaError(f"the schema has more than {MAX_NODES} parts: make it smaller")
@@ -219,6 +260,7 @@ def references(schema: Any) -> Iterator[str]:
 
 def _canonical(schema: Any, hashes: Mapping[str, str]) -> Any:
     """`hashes`: reference -> hash of the recursive schema that it names."""
+    step()
     if not isinstance(schema, dict):
         return schema
     found: dict[str, Any] = {}

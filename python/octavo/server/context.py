@@ -63,6 +63,7 @@ class Context:
         approved: approved calls of plugins, each of which runs once.
         adapter_changes: loads and unloads of adapters, one after the other.
         plugin_calls: number of calls of plugins by (plugin, operation, status).
+        deprecated_calls: number of calls of deprecated operations by (plugin, operation).
         http_requests: number of answered requests by (method, route, status).
     """
 
@@ -72,6 +73,7 @@ class Context:
         self.created = int(time.time())
         self.http_requests: Counter[tuple[str, str, int]] = Counter()
         self.plugin_calls: Counter[tuple[str, str, str]] = Counter()
+        self.deprecated_calls: Counter[tuple[str, str]] = Counter()
         self._throttle = StreamThrottle(config.stream_interval_ms / 1000) if config.stream_interval_ms else None
         self.response_store = ResponseStore(config.limits)
         self.targets = Targets(lambda: self.llm, lambda: self.names)

@@ -60,6 +60,11 @@ class Snapshot(Collector):
         for names, count in sorted(self._context.plugin_calls.items()):
             called.add_metric(names, count)
         yield called
+        text = "Calls of operations that their plugins mark as deprecated"
+        ending = CounterMetricFamily("octavo:plugin_deprecated_calls", text, labels=labels[:2])
+        for operation, count in sorted(self._context.deprecated_calls.items()):
+            ending.add_metric(operation, count)
+        yield ending
         if self._context.lazy_llm.state == "ready":
             for prefix in self._prefixes:
                 yield from self._engine(prefix)

@@ -8,6 +8,7 @@ from typing import Any
 
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.loop import WAITING, Loop, Offer, PluginCall
+from octavo.server.approved import written_call
 from octavo.server.calls.arguments import arguments_object
 from octavo.server.calls.ids import id_has
 from octavo.server.context import Context
@@ -82,7 +83,7 @@ def _waiting(messages: list[Message], loop: Loop, approvals: dict[str, bool]) ->
                 continue
             given = function.arguments
             text = given if isinstance(given, str) else json.dumps(arguments_object(given)[0], ensure_ascii=False)
-            current = id_has(call.id, loop.tool(function.name).digest)
+            current = id_has(call.id, written_call(loop.tool(function.name), text))
             yield PluginCall(call.id, function.name, text, approvals.get(call.id), current=current)
         return
 

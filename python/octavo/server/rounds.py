@@ -11,6 +11,7 @@ from typing import Any
 
 from octavo.plugins.host.outcome import Outcome
 from octavo.plugins.loop import LONGEST_RESULT, WAITING, Loop, PluginCall, message_text
+from octavo.server.approved import written_call
 from octavo.server.calls.ids import id_with
 from octavo.server.context import Context
 from octavo.server.fields.requests import (
@@ -200,8 +201,9 @@ class Rounds:
             return []
         made: list[PluginCall] = []
         for name, arguments in self.reader.own_calls:
-            # The id says under which schema the arguments were written: an approval may come much later.
-            call_id = id_with(self._context.new_call_id([call.id for call in made]), self.loop.tool(name).digest)
+            # The id says what was written under which schema: an approval may come much later.
+            written = written_call(self.loop.tool(name), arguments)
+            call_id = id_with(self._context.new_call_id([call.id for call in made]), written)
             made.append(PluginCall(call_id, name, arguments))
         return made
 
@@ -209,6 +211,7 @@ class Rounds:
         """Adds the calls and their outcomes to the conversation."""
         self.loop.take(outcomes)
         self._context.plugin_calls.update((o.plugin, o.operation, o.status) for o in outcomes)
+        self._context.deprecated_calls.update((o.plugin, o.operation) for o in outcomes if o.deprecated)
         answered = [(c, o) for c, o in zip(calls, outcomes, strict=True) if o.status != WAITING]
         if self._begun:
             turn = self.reader.turn

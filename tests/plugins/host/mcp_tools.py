@@ -38,6 +38,13 @@ def build() -> Any:
     def die() -> str:
         os._exit(3)
 
+    @server.tool(annotations=ToolAnnotations(read_only_hint=True))
+    def deep(levels: int) -> dict[str, Any]:
+        value: dict[str, Any] = {}
+        for _ in range(levels):
+            value = {"a": value}
+        return value
+
     return server
 
 

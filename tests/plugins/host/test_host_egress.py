@@ -38,6 +38,14 @@ PRIVATE = [
     "64:ff9b::a9fe:a9fe",
     "2002:7f00:1::",
     "2001:db8::1",
+    "::127.0.0.1",
+    "::10.0.0.1",
+    "::ffff:0:127.0.0.1",
+    "::ffff:0:169.254.169.254",
+    "64:ff9b:1::8.8.8.8",
+    "5f00::1",
+    "3fff::1",
+    "fec0::1",
 ]
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
@@ -74,8 +82,10 @@ def test_what_is_registered_explicitly() -> None:
 @given(st.ip_addresses(v=4))
 def test_an_address_is_judged_alike_in_all_its_spellings(address: ipaddress.IPv4Address) -> None:
     mapped = ipaddress.IPv6Address(f"::ffff:{address}")
-    nat64 = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | int(address))
-    assert is_public(address) == is_public(mapped) == is_public(nat64)
+    assert is_public(address) == is_public(mapped)
+    for network in ("64:ff9b::", "::", "::ffff:0:0:0"):
+        carrier = ipaddress.IPv6Address(int(ipaddress.IPv6Address(network)) | int(address))
+        assert is_public(address) == is_public(carrier)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +104,8 @@ def test_an_address_is_judged_alike_in_all_its_spellings(address: ipaddress.IPv4
         ("http://example.com:99999", "cannot be read"),
         ("http://[::1", "cannot be read"),
         ("http://example.com\\@evil.example", "credentials"),
+        ("http://münchen.example/", "xn--mnchen-3ya.example"),
+        ("http://\ud800.example/", "xn--..."),
         (7, "int"),
     ],
 )
@@ -106,6 +118,7 @@ def test_wrong_urls(url: Any, text: str) -> None:
 def test_a_base_url_ends_with_a_slash() -> None:
     assert check_url("http://example.com") == "http://example.com/"
     assert check_url("https://example.com:8443/weather") == "https://example.com:8443/weather/"
+    assert check_url("https://example.com/wétter%20x") == "https://example.com/w%C3%A9tter%20x/"
 
 
 def _send(transport: HttpTransport, url: str) -> Any:

@@ -50,7 +50,7 @@ def test_an_mcp_server_is_a_plugin(host: PluginHost) -> None:
     listed = host.tools()
     assert listed.missing == {}
     tools = {tool.operation: tool for tool in listed}
-    assert set(tools) == {"add", "send_mail", "fail", "picture", "environment", "die"}
+    assert set(tools) == {"add", "send_mail", "fail", "picture", "environment", "die", "deep"}
     assert tools["add"].description == "Adds two numbers."
     assert tools["add"].parameters["required"] == ["a"]
     assert not tools["add"].consequential
@@ -71,6 +71,21 @@ def test_an_mcp_server_is_a_plugin(host: PluginHost) -> None:
     picture = host.call("tools__picture", {})
     assert picture.content == "a picture"
     assert any("image" in warning for warning in picture.warnings)
+
+
+def test_a_deep_result_is_refused(host: PluginHost) -> None:
+    assert host.call("tools__deep", {"levels": 20}).ok
+    done = host.call("tools__deep", {"levels": 120})
+    assert (done.status, "deeper" in done.text) == ("bad_response", True)
+
+
+def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    from octavo.plugins.host import egress
+
+    found = [(2, 1, 6, "", (address, 0)) for address in ("127.0.0.3", "127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(egress.socket, "getaddrinfo", lambda *_, **__: found)
+    with PluginHost({"tools": PluginSource.mcp(url.replace("127.0.0.1", "localhost"), timeout=60.0)}) as host:
+        assert host.call("tools__add", {"a": 1}).content == {"result": 2}
 
 
 def test_a_process_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

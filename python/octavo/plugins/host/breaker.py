@@ -60,6 +60,11 @@ class Breaker:
         with self._lock:
             self._count, self._opened, self._probe = 0, None, None
 
+    def unknown(self) -> None:
+        """The call ended before anything was sent: it says nothing of the plugin. The next call may be the probe."""
+        with self._lock:
+            self._probe = None
+
     def failed(self) -> None:
         """The plugin did not answer, or not as itself."""
         with self._lock:

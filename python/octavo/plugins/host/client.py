@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 from octavo.errors import InvalidRequestError
 from octavo.plugins.host.egress import origin, show_origin
 from octavo.plugins.host.outcome import Failure, Status
 from octavo.plugins.host.source import PluginSource
 from octavo.plugins.host.transport import HttpAnswer, HttpRequest, Transport, TransportError
+from octavo.plugins.values import ANSWER_LEVELS, json_fault
 
 _MAX_REDIRECTS = 3
+_URL_CHARACTERS = "%/:?#[]@!$&'()*+,;=~"
 _REDIRECTS = (301, 302, 303, 307, 308)
 _STATUS: Mapping[str, Status] = {
     "refused": "refused",
@@ -65,10 +67,17 @@ class Client:
         """The URL of a path below the plugin's base.
 
         Raises:
-            Failure: `refused`: it has another origin.
+            Failure: `refused`: it cannot be read, or has another origin.
         """
-        found = urljoin(self.source.url, path)
-        self.check_origin(found, "the URL")
+        return self._joined(self.source.url, path, "the URL")
+
+    def _joined(self, base: str, path: str, what: str) -> str:
+        """The URL of a reference, with characters outside ASCII percent-encoded (RFC 3987, section 3.1)."""
+        try:
+            found = urljoin(base, quote(_bytes(path), safe=_URL_CHARACTERS))
+        except ValueError:
+            raise Failure("refused", f"{what} of plugin {self.name!r} cannot be read: {path[:80]!r}") from None
+        self.check_origin(found, what)
         return found
 
     def check_origin(self, url: str, what: str) -> None:
@@ -113,8 +122,7 @@ class Client:
         target = answer.header("location") or ""
         if not target:
             raise Failure("bad_response", f"the plugin {self.name!r} redirects to nowhere", sent=True)
-        target = urljoin(url, target)
-        self.check_origin(target, "a redirect")
+        target = self._joined(url, target, "a redirect")
         # Only 307 and 308 keep the method and the body (RFC 9110, section 15.4).
         if method != "GET" and answer.status not in (307, 308):
             detail = f"the plugin {self.name!r} redirects a {method} with status {answer.status}: use 307 or 308"
@@ -134,8 +142,11 @@ class Client:
             raise Failure(_STATUS[error.kind], detail, sent=error.sent) from None
 
 
-def read_json(answer: HttpAnswer, what: str) -> Any:
+def read_json(answer: HttpAnswer, what: str, levels: int = ANSWER_LEVELS) -> Any:
     """The JSON value of an answer.
+
+    Args:
+        levels: it may nest so deep.
 
     Raises:
         Failure: `bad_response`: another content type, no JSON, or not UTF-8.
@@ -148,16 +159,24 @@ def read_json(answer: HttpAnswer, what: str) -> Any:
         raise Failure("bad_response", f"{what} has the content encoding {encoding[:80]!r}, not asked for", sent=True)
     try:
         value = json.loads(answer.body.decode("utf-8"), parse_constant=_no_constant)
-        # A lone surrogate cannot be sent on to a model.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        reason = json_fault(value, levels)
     except (ValueError, RecursionError) as error:
         reason = "it nests too deep" if isinstance(error, RecursionError) else str(error)[:120]
-        raise Failure("bad_response", f"{what} is no JSON in UTF-8: {reason}", sent=True, damaged=True) from None
+    if reason is not None:
+        raise Failure("bad_response", f"{what} is no JSON in UTF-8: {reason}", sent=True, damaged=True)
     return value
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _bytes(text: str) -> bytes:
+    """The bytes of a header's text, which the transport reads as latin-1; a text from elsewhere is UTF-8."""
+    try:
+        return text.encode("latin-1")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def content_type(answer: HttpAnswer) -> str:

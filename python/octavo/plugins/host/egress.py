@@ -12,7 +12,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from octavo.errors import InvalidRequestError
 
@@ -20,8 +20,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# NAT64 (RFC 6052) carries an IPv4 address in its last 32 bits.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Networks whose addresses carry an IPv4 address in their last 32 bits: NAT64 (RFC 6052), IPv4-compatible addresses
+# (RFC 4291, section 2.5.5.1), IPv4-translated ones (RFC 2765).
+_CARRIERS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")))
+# Not globally reachable (IANA's registry of special-purpose addresses), which Python's tables do not all say: local
+# NAT64 (RFC 8215), segment routing (RFC 9602), documentation (RFC 9637).
+_LOCAL = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "5f00::/16", "3fff::/20")))
 
 
 class EgressError(Exception):
@@ -52,8 +56,19 @@ def check_url(url: object) -> str:
         raise InvalidRequestError(f"the plugin's URL for {host!r} has a query or a fragment: give the base URL alone")
     if any(c.isspace() or ord(c) < 32 or c == "\\" for c in url) or port == 0:
         raise InvalidRequestError(f"the plugin's URL for {host!r} has a space, a backslash, or port 0: remove it")
-    path = parts.path if parts.path.endswith("/") else parts.path + "/"
+    if not host.isascii():
+        raise InvalidRequestError(f"the host {host!r} of a plugin's URL has characters outside ASCII{_ascii(host)}")
+    path = quote(parts.path, safe="%/:@!$&'()*+,;=~", errors="surrogatepass")
+    path = path if path.endswith("/") else path + "/"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _ascii(host: str) -> str:
+    """The remedy for a host outside ASCII: its form in DNS (RFC 3490)."""
+    try:
+        return f": give it as {host.encode('idna').decode('ascii')}"
+    except UnicodeError:
+        return ": give its form in DNS, xn--..."
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -88,12 +103,12 @@ def is_public(address: Address) -> bool:
         inner = address.ipv4_mapped or address.sixtofour
         if inner is None and address.teredo is not None:
             inner = address.teredo[1]
-        if inner is None and address in _NAT64:
+        if address.is_site_local or any(address in network for network in _LOCAL):
+            return False
+        if inner is None and any(address in network for network in _CARRIERS):
             inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(inner)
-        if address.is_site_local:
-            return False
     return address.is_global and not address.is_multicast
 
 

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from octavo.plugins.host.outcome import Failure
+from octavo.plugins.host.parameters import Parameter, header, segment
+from octavo.plugins.host.parameters import query as query_pairs
 
-Place = Literal["path", "query", "header", "body"]
-
-_HEADER_VALUE = re.compile(r"[\x20-\x7e]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """Where an argument of a plain operation goes.
-
-    Attributes:
-        name: in the request.
-        explode: whether a list becomes repeated parameters, else one with commas.
-        deep: whether an object becomes `name[key]=value` (OpenAPI's deepObject).
-    """
-
-    place: Place
-    name: str
-    explode: bool = True
-    deep: bool = False
+# Characters of a path that stay as they are: the values of arguments are encoded before (RFC 3986, section 3.3).
+_KEPT = "/%:@!$&'()*+,;=~"
 
 
 @dataclass(frozen=True)
@@ -94,19 +78,21 @@ def build_plain(plain: Plain, arguments: Mapping[str, Any]) -> Built:
     """The request of a plain operation.
 
     Raises:
-        Failure: `invalid_arguments`: a value cannot be in its place.
+        Failure: `invalid_arguments`: a value has no form in its place.
     """
     path, query, headers, rest = plain.path, [], {}, {}
     for name, value in arguments.items():
         where = plain.parameters.get(name)
         if where is None:
             rest[name] = value
+        elif where.empty and value in ([], {}):
+            continue
         elif where.place == "path":
-            path = path.replace("{" + where.name + "}", quote(_segment(name, value), safe=""))
+            path = path.replace("{" + where.name + "}", quote(segment(name, where, value), safe=""))
         elif where.place == "query":
-            query += _query(name, where, value)
+            query += query_pairs(name, where, value)
         else:
-            headers[where.name] = _header(name, value)
+            headers[where.name] = header(name, where, value)
     if "{" in path:
         raise Failure("invalid_arguments", f"the path {path!r} lacks an argument: give all that are required")
     body = None
@@ -116,47 +102,5 @@ def build_plain(plain: Plain, arguments: Mapping[str, Any]) -> Built:
         body = json.dumps(rest[plain.body]).encode()
     if body is not None:
         headers["Content-Type"] = "application/json"
-    url = plain.server + path.lstrip("/") + ("?" + urlencode(query) if query else "")
+    url = plain.server + quote(path.lstrip("/"), safe=_KEPT) + ("?" + urlencode(query) if query else "")
     return Built(plain.method, url, headers, body)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)
-
-
-def _segment(name: str, value: Any) -> str:
-    """A value as one segment of a path. It must not climb in the path."""
-    text = ",".join(map(_text, value)) if isinstance(value, list) else _text(value)
-    if not text or any(part in (".", "..") for part in re.split(r"[/\\]", text)) or "\x00" in text:
-        raise Failure(
-            "invalid_arguments", f"the argument {name!r} is part of the URL's path: it must not be empty, '.' or '..'"
-        )
-    return text
-
-
-def _query(name: str, where: Parameter, value: Any) -> list[tuple[str, str]]:
-    if value is None:
-        return []
-    if isinstance(value, list):
-        texts = [_text(item) for item in value]
-        if where.explode:
-            return [(where.name, text) for text in texts]
-        if any("," in text for text in texts):
-            raise Failure("invalid_arguments", f"the items of the argument {name!r} must not have commas")
-        return [(where.name, ",".join(texts))]
-    if isinstance(value, dict):
-        if not where.deep:
-            raise Failure("invalid_arguments", f"the argument {name!r} goes into the query: it must not be an object")
-        return [(f"{where.name}[{key}]", _text(item)) for key, item in value.items()]
-    return [(where.name, _text(value))]
-
-
-def _header(name: str, value: Any) -> str:
-    text = ",".join(map(_text, value)) if isinstance(value, list) else _text(value)
-    if not _HEADER_VALUE.fullmatch(text):
-        raise Failure(
-            "invalid_arguments", f"the argument {name!r} goes into a header: it must be printable ASCII on one line"
-        )
-    return text.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import random as _random
@@ -27,6 +28,7 @@ from octavo.plugins.host.transport import HttpTransport, Transport
 from octavo.plugins.problems import Problem
 from octavo.plugins.protocol import SUPPORTED, is_plugin_name
 from octavo.plugins.schema import SchemaError
+from octavo.plugins.steps import OutOfTimeError, time_limit
 from octavo.plugins.validation import faults
 
 
@@ -37,7 +39,8 @@ class PluginHost:
     each call. `call` never raises for a plugin's fault. All methods are thread-safe.
 
     Args:
-        plugins: name -> base URL, or a `PluginSource`. A name has letters, digits, `_` and `-`, and no `__`.
+        plugins: name -> base URL, or a `PluginSource`. A name has letters, digits, `_` and `-`, no `__`, and no `_` at
+            its end.
         transport: sends the requests of all plugins; None: HTTP under the egress rules, with connections kept.
         clock: seconds that never go back; of deadlines and ages.
         sleep: waits some seconds before a retry.
@@ -70,7 +73,8 @@ class PluginHost:
         for name, given in plugins.items():
             if not isinstance(name, str) or not is_plugin_name(name):
                 raise InvalidRequestError(
-                    f"{name!r} is no name of a plugin: use a letter, then letters, digits, '-' and '_', without '__'"
+                    f"{name!r} is no name of a plugin: use a letter, then letters, digits, '-' and '_', without '__',"
+                    " and with no '_' at its end"
                 )
             source = given if isinstance(given, PluginSource) else PluginSource(given)
             self._states[name] = self._state(name, source, transport, protocols)
@@ -83,7 +87,9 @@ class PluginHost:
             client = Client(name, source, None)
             return PluginState(client, McpRegistry(client, self._clock, bridge), self._clock, bridge)
         if transport is None:
-            transport = HttpTransport(allow_private=source.allow_private, connections=source.concurrency)
+            transport = HttpTransport(
+                allow_private=source.allow_private, connections=source.concurrency, clock=self._clock
+            )
             self._own.append(transport)
         client = Client(name, source, transport)
         return PluginState(client, Registry(client, self._clock, protocols), self._clock)
@@ -138,7 +144,7 @@ class PluginHost:
         if len(asked) > 1 and self._own:
             for name in asked:
                 state = self._states[name]
-                futures[name] = state.executor().submit(state.catalogue, budgets[name])
+                futures[name] = state.submit(state.catalogue, budgets[name])
         found: dict[str, Catalogue | Failure] = {}
         for name in names:
             state, budget = self._states[name], budgets[name]
@@ -152,6 +158,9 @@ class PluginHost:
             except (TimeoutError, FutureTimeoutError):
                 futures[name].cancel()
                 found[name] = state.busy()
+            except Exception as error:
+                # One plugin's odd answer must not take the tools of the others along.
+                found[name] = _internal(error)
         return found
 
     def _tool(self, plugin: str, endpoint: Endpoint) -> Tool:
@@ -200,25 +209,25 @@ class PluginHost:
         state = self._states[plugin]
         budget = self._budget(state, deadline)
         call = Call(state, budget, operation, arguments, digest, approved, self._sleep, self._random)
-        failure, content = None, None
+        failure, content, text, cut = None, None, "", list[str]()
         try:
             state.enter(budget)
             try:
-                content = self._result(call)
+                with time_limit(budget.left):
+                    content = redact(self._result(call), state.source.secrets())
+                text, cut = result_text(content)
             finally:
                 state.leave()
         except Failure as found:
-            failure = self._clean(state, found)
+            failure = found
+        except OutOfTimeError:
+            failure = state.late()
         except Exception as error:
-            # One plugin's odd answer must not end the request of the model. The text of the error may have secrets.
-            where = error.__traceback__
-            while where is not None and where.tb_next is not None:
-                where = where.tb_next
-            line = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
-            failure = Failure(
-                "internal", f"the host failed with {type(error).__name__} at {line}: report it", sent=True
-            )
-        return self._outcome(tool_name, call, content, failure)
+            # One plugin's odd answer must not end the request of the model.
+            failure = _internal(error)
+        if failure is not None:
+            text = failure_text(self._clean(state, failure))
+        return self._outcome(tool_name, call, failure, content, text, cut)
 
     async def acall(
         self,
@@ -240,16 +249,19 @@ class PluginHost:
         def run() -> Outcome:
             return self.call(tool_name, arguments, deadline=begun.left(), approved=approved, digest=digest)
 
-        future = state.executor().submit(contextvars.copy_context().run, run)
-        waiting = asyncio.wrap_future(future)
+        future = state.submit(contextvars.copy_context().run, run)
+        waiting: asyncio.Future[Outcome] = asyncio.wrap_future(future)
         try:
             done, _ = await asyncio.wait((waiting,), timeout=begun.left())
         except asyncio.CancelledError:
             future.cancel()
             raise
         if not done and future.cancel():
-            busy = Call(state, begun, operation, arguments, digest, approved, self._sleep, self._random)
-            return self._outcome(tool_name, busy, None, state.busy())
+            call = Call(state, begun, operation, arguments, digest, approved, self._sleep, self._random)
+            busy = state.busy()
+            return self._outcome(tool_name, call, busy, None, failure_text(busy))
+        if done and waiting.cancelled():
+            raise InvalidRequestError("the host was closed before the call began: make a new one")
         return await waiting
 
     def refresh(self, name: str | None = None) -> ToolList:
@@ -261,10 +273,10 @@ class PluginHost:
         names = self._checked(None if name is None else [name])
         for each in names:
             state = self._states[each]
-            try:
-                state.registry.refresh(self._budget(state, None), reload=True)
-            except Failure:
-                continue  # `tools` asks once more, and reports
+            budget = self._budget(state, None)
+            state.registry.expire()
+            with contextlib.suppress(Exception), time_limit(budget.left):
+                state.registry.refresh(budget, reload=True)  # `tools` asks once more, and reports
         return self.tools(names)
 
     def health(self) -> dict[str, dict[str, Any]]:
@@ -320,7 +332,7 @@ class PluginHost:
         if not mark or plugin not in self._states or not operation:
             known = [tool_name(p, o) for p, s in self._states.items() for o in _kept_operations(s)]
             known = known or [f"{p}__" for p in self._states]
-            raise InvalidRequestError(f"no plugin has the tool {name[:100]!r}{self._instead(name, known)}")
+            raise InvalidRequestError(f"no plugin has the tool {name[:100]!r}{self._instead(name[:100], known)}")
         return plugin, operation
 
     def _instead(self, name: object, names: Any) -> str:
@@ -339,14 +351,15 @@ class PluginHost:
         for text in answered.warnings:
             call.budget.warn(text)
         result = call.target.result if call.target is not None else None
-        if result is not None:
-            try:
-                wrong = faults(result, answered.content)
-            except SchemaError:
-                wrong = []
-            if wrong:
-                where = wrong[0].pointer or "the whole"
-                call.budget.warn(f"the result does not fit the operation's schema at {where}: {wrong[0].detail}")
+        try:
+            wrong = faults(result, answered.content) if result is not None else []
+        except (SchemaError, OutOfTimeError) as error:
+            reason = "it takes too long" if isinstance(error, OutOfTimeError) else str(error)
+            call.budget.warn(f"the result was not checked against the operation's schema: {reason}")
+            return answered.content
+        if wrong:
+            where = wrong[0].pointer or "the whole"
+            call.budget.warn(f"the result does not fit the operation's schema at {where}: {wrong[0].detail}")
         return answered.content
 
     def _clean(self, state: PluginState, failure: Failure) -> Failure:
@@ -365,16 +378,17 @@ class PluginHost:
         failure.schema = redact(failure.schema, secrets)
         return failure
 
-    def _outcome(self, name: str, call: Call, content: Any, failure: Failure | None) -> Outcome:
+    def _outcome(
+        self, name: str, call: Call, failure: Failure | None, content: Any, text: str, cut: Sequence[str] = ()
+    ) -> Outcome:
         secrets = call.state.source.secrets()
-        text, cut = result_text(redact(content, secrets)) if failure is None else (failure_text(failure), [])
         return Outcome(
             tool=name,
             plugin=call.state.client.name,
             operation=call.operation,
             arguments=call.arguments,
             status="ok" if failure is None else failure.status,
-            content=redact(content, secrets),
+            content=content,
             text=text,
             error=None if failure is None else failure.to_problem(),
             repairs=tuple(call.repairs),
@@ -385,7 +399,17 @@ class PluginHost:
             warnings=tuple(redact([*call.budget.warnings, *cut], secrets)),
             schema=None if failure is None else failure.schema,
             sent=failure is None or failure.sent,
+            deprecated=call.deprecated or bool(call.target and call.target.deprecated),
         )
+
+
+def _internal(error: Exception) -> Failure:
+    """The failure of a fault of the host itself. The text of the error may have secrets."""
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    line = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "?"
+    return Failure("internal", f"the host failed with {type(error).__name__} at {line}: report it", sent=True)
 
 
 def _kept_operations(state: PluginState) -> list[str]:

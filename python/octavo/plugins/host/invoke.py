@@ -51,6 +51,7 @@ class Call:
     shown: Endpoint | None = None
     target: Endpoint | None = None
     version: str = ""
+    deprecated: bool = False
 
     def run(self) -> Answered:
         """The result.
@@ -74,6 +75,9 @@ class Call:
         return result
 
     def _report(self, failure: Failure) -> None:
+        if not self.budget.requests:
+            self.state.breaker.unknown()
+            return
         # A plugin that answers with a problem of its own is alive.
         if failure.status in _BREAKING and failure.problem is None:
             self.state.breaker.failed()
@@ -253,6 +257,7 @@ class Call:
         deprecated, sunset = answer.header("deprecation"), answer.header("sunset")
         if deprecated is not None or sunset is not None:
             end = f", and ends at {sunset[:64]}" if sunset else ""
+            self.deprecated = True
             self.budget.warn(f"the operation {self.operation!r} is deprecated{end}: use its successor")
 
     def _verified(self, answered: Answered, target: Endpoint, catalogue: Catalogue) -> Answered:

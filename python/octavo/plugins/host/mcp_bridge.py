@@ -24,7 +24,9 @@ from octavo.plugins.host.registry import Registry
 from octavo.plugins.host.source import PluginSource, Secret
 from octavo.plugins.host.transport import quiet_thread
 from octavo.plugins.schema import SchemaError, dereference, digest
+from octavo.plugins.steps import step
 from octavo.plugins.validation import check_schema
+from octavo.plugins.values import json_fault
 
 _LIST_AGE_S = 300.0
 _CLOSE_S = 10.0
@@ -91,6 +93,8 @@ class McpBridge:
 
         result = self._run(budget, called, sent=True)
         content, warnings = _content(result)
+        if (reason := json_fault(content)) is not None:
+            raise Failure("bad_response", f"the result of the tool {name!r} cannot be used: {reason}", sent=True)
         if result.is_error:
             text = content if isinstance(content, str) else str(content)
             raise Failure("internal", f"the tool {name!r} failed: {text[:1000]}", sent=True)
@@ -249,6 +253,9 @@ class McpRegistry(Registry):
 
 
 def _endpoint(tool: Any) -> Endpoint:
+    step()
+    if (reason := json_fault([tool.input_schema, tool.output_schema])) is not None:
+        raise SchemaError(f"its schema cannot be used: {reason}")
     parameters = dereference(tool.input_schema)
     check_schema(parameters)
     result = dereference(tool.output_schema) if tool.output_schema is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -43,17 +44,29 @@ def EgressTransport(allow_private: bool, limit: int) -> httpx2.AsyncBaseTranspor
             self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
 
         async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            host = request.url.host
-            if literal(host) is None:
-                port = request.url.port or (443 if request.url.scheme == "https" else 80)
-                found = await anyio.to_thread.run_sync(lambda: resolve(host, port, _RESOLVE_S, allow_private))
-                # The Host header is set already, and TLS is checked against the name.
-                request.extensions = {**request.extensions, "sni_hostname": host}
-                request.url = request.url.copy_with(host=found[0])
-            answer = await self._inner.handle_async_request(request)
+            answer = await self._sent(request)
             if "text/event-stream" not in answer.headers.get("content-type", ""):
                 answer.stream = Capped(answer.stream)
             return answer
+
+        async def _sent(self, request: httpx2.Request) -> httpx2.Response:
+            host = request.url.host
+            if literal(host) is not None:
+                return await self._inner.handle_async_request(request)
+            port = request.url.port or (443 if request.url.scheme == "https" else 80)
+            found = await anyio.to_thread.run_sync(lambda: resolve(host, port, _RESOLVE_S, allow_private))
+            # The Host header is set already, and TLS is checked against the name.
+            timeout = dict(request.extensions.get("timeout", {}))
+            if timeout.get("connect") is not None:
+                timeout["connect"] /= len(found)
+            request.extensions = {**request.extensions, "sni_hostname": host, "timeout": timeout}
+            for address in found[:-1]:
+                request.url = request.url.copy_with(host=address)
+                # Nothing was sent yet: the next address may accept a connection.
+                with contextlib.suppress(httpx2.ConnectError, httpx2.ConnectTimeout):
+                    return await self._inner.handle_async_request(request)
+            request.url = request.url.copy_with(host=found[-1])
+            return await self._inner.handle_async_request(request)
 
         async def aclose(self) -> None:
             await self._inner.aclose()

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin
 
 from octavo.plugins.host.egress import origin
-from octavo.plugins.host.endpoint import Endpoint, Parameter, Plain
+from octavo.plugins.host.endpoint import Endpoint, Plain
 from octavo.plugins.host.names import identifier
 from octavo.plugins.host.outcome import Failure
+from octavo.plugins.host.parameters import Parameter, fitting
+from octavo.plugins.host.source import may_be_header
 from octavo.plugins.schema import MANY, NAMED, ONE, SchemaError, dereference, digest
+from octavo.plugins.steps import step
 from octavo.plugins.validation import check_schema
 
 MAX_OPERATIONS = 500
+_MAX_NOTES = 1000
+_LONGEST_URL = 2048
 _METHODS = ("get", "put", "post", "delete", "patch", "head", "options")
 _LONGEST_DESCRIPTION = 4096
 # OpenAPI 3.1: parameters with these names are ignored.
 _IGNORED_HEADERS = frozenset(("accept", "content-type", "authorization"))
+_STYLES: Mapping[Any, tuple[str, ...]] = {"path": ("simple",), "query": ("form", "deepObject"), "header": ("simple",)}
 _INVOKE = re.compile(r"/?v(\d{1,6})/invoke/([A-Za-z][A-Za-z0-9_]{0,63})", re.ASCII)
 # Keywords by which an object is more than its properties.
 _NOT_PLAIN = {
@@ -52,16 +58,24 @@ class _LeftOut(Exception):
     """Why an operation cannot be offered."""
 
 
-def read_document(document: Any, base: str, document_url: str, own_headers: Set[str] = frozenset()) -> Imported:
+def read_document(
+    document: Any,
+    base: str,
+    document_url: str,
+    own_headers: Set[str] = frozenset(),
+    only: Sequence[str] | None = None,
+) -> Imported:
     """The operations of a document.
 
     Args:
         base: the plugin's base URL.
         document_url: where the document is; relative servers are relative to it.
         own_headers: headers that the host sends itself, in lower case: they are no arguments.
+        only: the ids of the operations that are read; None: all.
 
     Raises:
         Failure: `bad_response`: no OpenAPI document of version 3.0 or 3.1.
+        OutOfTimeError: the deadline has passed.
     """
     version = document.get("openapi") if isinstance(document, dict) else None
     if not isinstance(version, str) or not re.match(r"3\.[012]\.", version + "."):
@@ -72,26 +86,40 @@ def read_document(document: Any, base: str, document_url: str, own_headers: Set[
     reader = _Reader(document, version.startswith("3.0"), own_headers)
     server = _server(document, base, document_url, found.notes)
     for path, method, item, operation in _operations(paths if isinstance(paths, dict) else {}):
-        if len(found.invoke) + len(found.plain) >= MAX_OPERATIONS:
-            found.notes.append(f"the document has more than {MAX_OPERATIONS} operations: the rest is left out")
+        step()
+        if len(found.invoke) + len(found.plain) >= MAX_OPERATIONS or len(found.notes) >= _MAX_NOTES:
+            found.notes.append(f"after {MAX_OPERATIONS} operations or {_MAX_NOTES} notes the rest is left out")
             break
-        invoke = _INVOKE.fullmatch(path)
         try:
-            if invoke and method == "post":
-                key = (invoke[2], int(invoke[1]))
-                found.invoke[key] = reader.invoke(key, operation)
-            else:
-                made = reader.plain(path, method, item, operation, server)
-                if made.id in found.plain:
-                    raise _LeftOut(f"its id {made.id!r} is another's")
-                found.plain[made.id] = made
+            _read(reader, found, (path, method, item, operation), server, only)
         except (_LeftOut, SchemaError) as error:
             found.notes.append(f"{method.upper()} {path[:200]} is left out: {error}")
         except _MALFORMED as error:
             kind = type(error).__name__
             found.notes.append(f"{method.upper()} {path[:200]} is left out: a member has the wrong type ({kind})")
-    found.notes += reader.notes
+    found.notes += reader.notes[:_MAX_NOTES]
     return found
+
+
+def _read(
+    reader: _Reader,
+    found: Imported,
+    given: tuple[str, str, dict[str, Any], dict[str, Any]],
+    server: str,
+    only: Sequence[str] | None,
+) -> None:
+    path, method, item, operation = given
+    invoke = _INVOKE.fullmatch(path)
+    name = invoke[2] if invoke and method == "post" else _identifier(operation.get("operationId"), method, path)
+    if only is not None and name not in only:
+        return
+    if invoke and method == "post":
+        key = (name, int(invoke[1]))
+        found.invoke[key] = reader.invoke(key, operation)
+    elif name in found.plain:
+        raise _LeftOut(f"its id {name!r} is another's")
+    else:
+        found.plain[name] = reader.plain(name, path, method, item, operation, server)
 
 
 def _operations(paths: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
@@ -111,14 +139,14 @@ def _server(document: Mapping[str, Any], base: str, document_url: str, notes: li
         return base
     variables = first.get("variables")
     for name, variable in (variables if isinstance(variables, dict) else {}).items():
-        if isinstance(variable, dict):
-            url = url.replace("{" + str(name) + "}", str(variable.get("default", "")))
+        if isinstance(variable, dict) and len(url) <= _LONGEST_URL:
+            url = url.replace("{" + str(name) + "}", str(variable.get("default", ""))[:_LONGEST_URL])
     try:
         found = urljoin(document_url, url)
         same = origin(found) == origin(base)
     except ValueError:
         same = False
-    if not same or "?" in found or "#" in found:
+    if not same or "?" in found or "#" in found or len(url) > _LONGEST_URL:
         notes.append(f"the document's server {url[:200]!r} is not within the registered URL: {base} is used")
         return base
     return found if found.endswith("/") else found + "/"
@@ -153,8 +181,10 @@ class _Reader:
         )
 
     def plain(
-        self, path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any], server: str
+        self, name: str, path: str, method: str, item: Mapping[str, Any], operation: Mapping[str, Any], server: str
     ) -> Endpoint:
+        if "?" in path or "#" in path:
+            raise _LeftOut("its path has a query or a fragment")
         places: dict[str, Parameter] = {}
         properties: dict[str, Any] = {}
         required: list[str] = []
@@ -165,6 +195,9 @@ class _Reader:
         if required:
             schema["required"] = required
         parameters = self._schema(schema)
+        members = parameters["properties"]
+        for argument, where in places.items():
+            members[argument], places[argument] = fitting(members[argument], where)
         check_schema(parameters)
         missing = set(re.findall(r"{([^}]*)}", path)) - {p.name for p in places.values() if p.place == "path"}
         if missing:
@@ -172,7 +205,7 @@ class _Reader:
         result, text = self._result(operation)
         stated = operation.get("x-octavo-consequential", operation.get("x-openai-isConsequential"))
         return Endpoint(
-            id=_identifier(operation.get("operationId"), method, path),
+            id=name,
             major=None,
             digest=digest(parameters, result),
             parameters=parameters,
@@ -197,7 +230,8 @@ class _Reader:
     def _add(
         self, entry: dict[str, Any], places: dict[str, Parameter], properties: dict[str, Any], required: list[str]
     ) -> None:
-        place, name = entry.get("in"), entry.get("name")
+        place: Any = entry.get("in")
+        name = entry.get("name")
         if not isinstance(name, str) or not name:
             raise _LeftOut("a parameter has no name")
         if place == "header" and name.lower() in self._own_headers | _IGNORED_HEADERS:
@@ -205,14 +239,15 @@ class _Reader:
         needed = entry.get("required") is True or place == "path"
         style = entry.get("style", "simple" if place in ("path", "header") else "form")
         explode = entry.get("explode", style == "form")
-        known = {"path": ("simple",), "query": ("form", "deepObject"), "header": ("simple",)}
+        known = _STYLES.get(place, ())
         schema = entry.get("schema")
-        if place not in known or style not in known[place] or not isinstance(schema, (dict, bool)):
+        usable = style in known and isinstance(schema, (dict, bool))
+        if not usable or (place == "header" and not may_be_header(name)):
             if needed:
-                raise _LeftOut(f"its parameter {name!r} in {place} has a style or content that is not supported")
+                raise _LeftOut(f"its parameter {name!r} in {place} has a name, style or content that is not supported")
             self.notes.append(f"an optional parameter {name[:80]!r} in {place} is left out: it is not supported")
             return
-        if name in properties:
+        if name in properties or (place == "header" and name.lower() in self._headers(places)):
             raise _LeftOut(f"it has two parameters {name!r}")
         if isinstance(entry.get("description"), str) and isinstance(schema, dict) and "description" not in schema:
             schema = {**schema, "description": entry["description"]}
@@ -220,6 +255,9 @@ class _Reader:
         places[name] = Parameter(place, name, explode is not False, style == "deepObject")
         if needed:
             required.append(name)
+
+    def _headers(self, places: Mapping[str, Parameter]) -> set[str]:
+        return {where.name.lower() for where in places.values() if where.place == "header"}
 
     def _add_body(self, operation: Mapping[str, Any], properties: dict[str, Any], required: list[str]) -> str | None:
         """Adds the arguments of the body: its members if it is a plain object, else one argument."""
@@ -299,6 +337,7 @@ class _Reader:
 
 def _modern(schema: Any) -> Any:
     """A schema of OpenAPI 3.0 in JSON Schema 2020-12: `nullable`, and exclusive bounds that are booleans."""
+    step()
     if not isinstance(schema, dict):
         return schema
     found: dict[str, Any] = {}

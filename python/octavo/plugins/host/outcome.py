@@ -73,6 +73,7 @@ class Outcome:
         warnings: deprecations, a cut result, a result that does not fit its schema.
         schema: the new schema of the arguments, where the model must generate them anew; else None.
         sent: whether the operation may have run.
+        deprecated: whether the plugin marks the operation as deprecated (RFC 9745).
     """
 
     tool: str
@@ -91,6 +92,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     schema: dict[str, Any] | None = None
     sent: bool = False
+    deprecated: bool = False
 
     @property
     def ok(self) -> bool:

@@ -26,6 +26,7 @@ from octavo.plugins.protocol import (
     common_major,
     parse_versions,
 )
+from octavo.plugins.values import DOCUMENT_LEVELS
 
 # A plugin may not have its manifest kept for ever, nor asked for with every call.
 _AGE_BOUNDS = (5.0, 3600.0)
@@ -116,6 +117,13 @@ class Registry:
                 self._manifest_etag = ""
                 self._document = None
             return self._read(budget, None, reload=reload)
+
+    def expire(self) -> None:
+        """What is kept counts as old: the next `get` asks again."""
+        with self._lock:
+            self._checked = float("-inf")
+            if self._catalogue is not None:
+                self._catalogue = replace(self._catalogue, expires=float("-inf"))
 
     def revalidate(self, budget: Budget, within: float = 0.0) -> Catalogue:
         """Asks for the document alone, for a plugin that does not compare digests itself.
@@ -234,7 +242,7 @@ class Registry:
         manifest = None
         if answer.status == 200 and "json" in content_type(answer):
             try:
-                manifest = Manifest.from_json(read_json(answer, "the manifest"))
+                manifest = Manifest.from_json(read_json(answer, "the manifest", DOCUMENT_LEVELS))
             except (ManifestError, Failure) as error:
                 if b"octavo_plugin" in answer.body:
                     detail = f"the manifest of the plugin {self._client.name!r} cannot be used: {error}"
@@ -257,9 +265,10 @@ class Registry:
         if kept is not None and kept.sha256 == sha256:
             self._document = replace(kept, etag=etag)
             return self._document
-        document = read_json(answer, f"the document at {url}")
-        headers = frozenset(name.lower() for name in self._client.source.headers)
-        imported = read_document(document, self._client.source.url, url, headers)
+        document = read_json(answer, f"the document at {url}", DOCUMENT_LEVELS)
+        source = self._client.source
+        headers = frozenset(name.lower() for name in source.headers)
+        imported = read_document(document, source.url, url, headers, source.operations)
         self._document = _Kept(path, etag, sha256, imported, _document_version(document))
         return self._document
 

@@ -30,6 +30,13 @@ _OWN_HEADERS = {
     *("host", "content-length", "transfer-encoding", "connection", "te", "upgrade", "trailer", "content-type"),
     *("accept-encoding", "idempotency-key", "octavo-protocol", "octavo-digest"),
 }
+# A document may not have arguments that set these: they steer the connection, or carry credentials.
+_NEVER_ARGUMENTS = (_OWN_HEADERS - {"idempotency-key"}) | {"cookie", "expect", "forwarded", "keep-alive", "via"}
+_NEVER_PREFIXES = ("proxy-", "sec-", "x-forwarded-", "octavo-")
+# Names of headers whose values are credentials, also where they are given as plain text.
+_CREDENTIAL = re.compile(
+    r"auth(?!or\b)|cookie|token|secret|key|password|passwd|session|credential|signature", re.IGNORECASE
+)
 
 
 class Secret:
@@ -126,7 +133,8 @@ class PluginSource:
 
     Attributes:
         url: the base URL of the plugin, or of any service with an OpenAPI document.
-        headers: sent with each request; values are texts or `Secret`s.
+        headers: sent with each request; values are texts or `Secret`s. Plain texts under the name of a credential, such
+            as `Authorization` or `X-Api-Key`, are taken out of what a plugin sends back, too.
         api: the plugin's own major version to use; None: the highest that works.
         timeout: seconds for one call, all its requests together.
         operations: the ids that may be called; None: all.
@@ -197,8 +205,14 @@ class PluginSource:
                 raise InvalidRequestError(f"the value of the header {name!r} has a character that no header may have")
 
     def secrets(self) -> list[Secret]:
-        """The secrets of the headers and of the environment."""
-        return [v for v in [*self.headers.values(), *self.env.values()] if isinstance(v, Secret)]
+        """The secrets of the headers and of the environment, and plain values whose names are those of credentials."""
+        found = []
+        for name, value in [*self.headers.items(), *self.env.items()]:
+            if isinstance(value, Secret):
+                found.append(value)
+            elif _CREDENTIAL.search(name):
+                found += _plain_secrets(value)
+        return found
 
     def header_values(self) -> dict[str, str]:
         """The headers to send, with the secrets in them."""
@@ -208,6 +222,19 @@ class PluginSource:
         # A header's value may be a secret that was given as plain text.
         where = self.url if self.kind != "mcp_stdio" else self.command[0]
         return f"PluginSource({where!r}, kind={self.kind!r}, headers={sorted(self.headers)!r})"
+
+
+def may_be_header(name: str) -> bool:
+    """Whether a document may have a header of this name as an argument."""
+    lower = name.lower()
+    return bool(_HEADER.fullmatch(name)) and lower not in _NEVER_ARGUMENTS and not lower.startswith(_NEVER_PREFIXES)
+
+
+def _plain_secrets(value: str) -> list[Secret]:
+    """The parts of a credential in plain text: after `Bearer `, or of each cookie after its name."""
+    parts = [value, *value.split()[1:], *(part.partition("=")[2] for part in value.split(";"))]
+    parts = [part.strip() for part in dict.fromkeys(parts)]
+    return [Secret(part) for part in parts if len(part) >= _SHORTEST_SECRET and _HEADER_VALUE.fullmatch(part)]
 
 
 def redact(value: Any, secrets: Sequence[Secret]) -> Any:

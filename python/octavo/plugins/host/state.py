@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+from octavo.errors import InvalidRequestError
 from octavo.plugins.host.breaker import Breaker
 from octavo.plugins.host.catalogue import Catalogue
 from octavo.plugins.host.client import Budget, Client
@@ -15,6 +17,7 @@ from octavo.plugins.host.mcp_bridge import McpBridge
 from octavo.plugins.host.outcome import Failure
 from octavo.plugins.host.registry import SHOWN_WITHIN_S, Registry
 from octavo.plugins.host.source import PluginSource
+from octavo.plugins.steps import OutOfTimeError, time_limit
 
 # Old schemas are kept for calls whose arguments were made under them.
 _SHOWN = 512
@@ -35,6 +38,7 @@ class PluginState:
         self._shown: OrderedDict[tuple[str, str], Endpoint] = OrderedDict()
         self._last: dict[str, Endpoint] = {}
         self._executor: ThreadPoolExecutor | None = None
+        self._closed = False
 
     @property
     def source(self) -> PluginSource:
@@ -55,14 +59,25 @@ class PluginState:
                 return kept
             raise self.blocked(wait)
         try:
-            found = registry.get(budget)
-            if not registry.guarded:
-                found = registry.revalidate(budget, SHOWN_WITHIN_S)
+            with time_limit(budget.left):
+                found = registry.get(budget)
+                if not registry.guarded:
+                    found = registry.revalidate(budget, SHOWN_WITHIN_S)
+        except OutOfTimeError:
+            self.breaker.failed()
+            raise self.late() from None
         except BaseException:
             self.breaker.failed()
             raise
         self.breaker.succeeded()
         return found
+
+    def late(self) -> Failure:
+        """The failure of a call whose time was over while the plugin's document or a value was read."""
+        detail = f"what the plugin {self.client.name!r} sent took too long to read: raise timeout="
+        if self.source.operations is None:
+            detail += ", or name the operations that are needed, operations=[...]"
+        return Failure("timeout", detail)
 
     def blocked(self, wait: float) -> Failure:
         """The failure of a call while the circuit is open."""
@@ -102,16 +117,23 @@ class PluginState:
     def leave(self) -> None:
         self._slots.release()
 
-    def executor(self) -> ThreadPoolExecutor:
-        """The threads of asynchronous calls: the plugin's own, thus it blocks no other."""
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Runs a function on a thread of the plugin's own: a slow plugin blocks no other.
+
+        Raises:
+            InvalidRequestError: the host is closed.
+        """
         with self._lock:
+            if self._closed:
+                raise InvalidRequestError("the host is closed: make a new one")
             if self._executor is None:
                 name = f"octavo-plugin-{self.client.name}"
                 self._executor = ThreadPoolExecutor(self.source.concurrency, thread_name_prefix=name)
-            return self._executor
+            return self._executor.submit(function, *arguments)
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)

@@ -100,6 +100,7 @@ class _Exchange(threading.local):
     """The request that this thread sends now."""
 
     deadline: float = float("inf")
+    clock: Callable[[], float] = staticmethod(time.monotonic)
     connected: bool = False
     active: bool = False
 
@@ -108,7 +109,7 @@ _now = _Exchange()
 
 
 def _seconds_left() -> float:
-    return max(_now.deadline - time.monotonic(), 0.0)
+    return max(_now.deadline - _now.clock(), 0.0)
 
 
 class _Quiet(logging.Filter):
@@ -141,6 +142,7 @@ class HttpTransport:
         connections: the most connections at a time.
         resolver: names to addresses; the system's if None.
         context: the TLS settings; None: the system's certificates.
+        clock: seconds, of the deadlines of requests.
 
     Raises:
         MissingDependencyError: httpcore is not installed.
@@ -153,7 +155,9 @@ class HttpTransport:
         connections: int = 16,
         resolver: Resolve | None = None,
         context: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         try:
             import httpcore
         except ImportError:
@@ -169,7 +173,7 @@ class HttpTransport:
 
     def send(self, request: HttpRequest) -> HttpAnswer:
         core = self._core
-        with _exchange(request.deadline):
+        with _exchange(request.deadline, self._clock):
             left = _seconds_left()
             if left <= 0:
                 raise TransportError("timeout", "the time was over before the request was sent", sent=False)
@@ -222,8 +226,9 @@ class HttpTransport:
 
 
 @contextlib.contextmanager
-def _exchange(deadline: float) -> Iterator[None]:
-    _now.deadline, _now.connected, _now.active = deadline, False, True
+def _exchange(deadline: float, clock: Callable[[], float]) -> Iterator[None]:
+    _now.deadline, _now.clock = deadline, clock
+    _now.connected, _now.active = False, True
     try:
         yield
     finally:

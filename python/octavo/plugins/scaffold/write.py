@@ -35,6 +35,7 @@ def new_project(name: str, folder: Path, framework: str = "fastapi") -> list[Pat
     if not is_plugin_name(name) or keyword.iskeyword(module):
         raise InvalidRequestError(
             f"name is {name!r}: a letter, then at most 63 letters, digits, _ and - are expected, without __"
+            " and with no _ at its end"
         )
     if framework not in FRAMEWORKS:
         raise InvalidRequestError(f"framework is {framework!r}: use one of {', '.join(FRAMEWORKS)}")

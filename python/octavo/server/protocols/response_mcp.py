@@ -9,6 +9,7 @@ from typing import Any
 
 from octavo.plugins.host.outcome import Outcome, Tool
 from octavo.plugins.loop import Offer, PluginCall
+from octavo.server.approved import written_call
 from octavo.server.calls.ids import id_has, id_with
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
@@ -168,9 +169,9 @@ def end_call(item: dict[str, Any], outcome: Outcome) -> None:
 
 
 def approval_item(tool: Tool, call: PluginCall) -> dict[str, Any]:
-    """A request for the approval of a call. Its id says under which schema the arguments were written."""
+    """A request for the approval of a call. Its id says what was written under which schema."""
     return {
-        "id": id_with(new_id("mcpr"), tool.digest),
+        "id": id_with(new_id("mcpr"), written_call(tool, call.arguments)),
         "type": "mcp_approval_request",
         "server_label": tool.plugin,
         "name": tool.operation,
@@ -231,8 +232,8 @@ class McpHistory:
                 shown = f"{item.get('server_label')} {item.get('name')}"
                 message = f"input approves a call of {shown[:120]!r}, which tools lacks: name the plugin in tools"
                 raise bad_request(message, "tools")
-            current = id_has(request_id, tool.digest)
             arguments = str(item.get("arguments") or "{}")
+            current = id_has(request_id, written_call(tool, arguments))
             made.append(PluginCall(request_id, tool.name, arguments, approved, request_id, current))
         return made
 
