@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -144,7 +144,8 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
             plugins: plugins whose operations the model may call. The calls run here, and `tool_trace` of an output has
                 their outcomes.
             max_rounds: rounds with calls of plugins. After them the model answers without plugins.
-            approve: decides about a call that waits for an approval; None: the answer ends with it.
+            approve: decides about a call that waits for an approval; only True approves it. None: the answer ends with
+                the call. `achat` and `astream_chat` also await what it returns.
             template_variables: further variables of the template, such as `enable_thinking`.
         """
         if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
@@ -242,7 +243,7 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         adapter: str | Adapter | None = None,
         plugins: PluginHost | None = None,
         max_rounds: int = 8,
-        approve: Callable[[Outcome], bool] | None = None,
+        approve: Callable[[Outcome], bool | Awaitable[bool]] | None = None,
         **template: Any,
     ) -> RequestOutput:
         """`agenerate` for one conversation; all other arguments as in `chat`."""
@@ -277,7 +278,7 @@ class LLM(AdapterMethods, EmbeddingMethods, PackMethods):
         adapter: str | Adapter | None = None,
         plugins: PluginHost | None = None,
         max_rounds: int = 8,
-        approve: Callable[[Outcome], bool] | None = None,
+        approve: Callable[[Outcome], bool | Awaitable[bool]] | None = None,
         **template: Any,
     ) -> AsyncIterator[RequestOutput]:
         """`astream` for one conversation; all other arguments as in `chat`."""

@@ -6,6 +6,7 @@ The rounds run through the server's stages of a chat: the same prompts, grammars
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.batch import Progress
-from octavo.errors import InvalidRequestError, OctavoError
+from octavo.errors import ContextLengthError, InvalidRequestError, OctavoError
 from octavo.llm import LLM
 from octavo.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from octavo.params import SamplingParams
@@ -30,7 +31,7 @@ from octavo.server.fields.requests import ChatRequest, read
 from octavo.server.messages import prompt_of
 from octavo.server.output_format import output_format
 from octavo.server.parsing import Content
-from octavo.server.plugins import is_harmless
+from octavo.server.plugins import is_usable
 from octavo.server.rounds import Ran, RoundReader, Rounds
 from octavo.structured import Grammar, JsonSchema, Regex
 
@@ -38,7 +39,8 @@ from octavo.structured import Grammar, JsonSchema, Regex
 _AT_ONCE = 32
 _GAP = "\n\n"
 
-Approve = Callable[[Outcome], bool]
+# For event loops it may return an awaitable of a bool.
+Approve = Callable[[Outcome], object]
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Asked:
     """What `LLM.chat` was asked beside its messages.
 
     Attributes:
-        approve: decides about a call that waits for an approval; None: the answer ends with it.
+        approve: decides about a call that waits for an approval: True, False, or for event loops an awaitable of one.
+            None: the answer ends with it.
         template: variables of the chat template.
     """
 
@@ -85,7 +88,7 @@ class PluginChat:
         tools = asked.plugins.tools()
         loop = Loop(
             asked.plugins,
-            [Offer(tool) for tool in tools if is_harmless(self._context, tool)],
+            [Offer(tool) for tool in tools if is_usable(self._context, tool)],
             max_rounds=asked.max_rounds,
             deadline=params.timeout,
             missing=[Outcome("", n, "", {}, "unavailable", text=p.detail, error=p) for n, p in tools.missing.items()],
@@ -110,13 +113,18 @@ class PluginChat:
         """What is new, as it comes. Leaving the iteration cancels the round."""
         yield from self._missing()
         while not self._closed:
-            for output in self._submit():
-                yield self._read(output)
+            try:
+                for output in self._submit():
+                    yield self._read(output)
+            except OctavoError as error:
+                yield self._failed(error)
+                return
             calls = self._rounds.calls()
             if not calls:
                 return
             outcomes = self._rounds.loop.run(calls)
-            decided = self._decided(calls, outcomes)
+            said = {i: self._approve(outcomes[i]) for i in self._undecided(outcomes)} if self._approve else {}
+            decided = _decided(calls, said)
             ran = self._rounds.take(calls, _merged(outcomes, self._rounds.loop.run(list(decided.values())), decided))
             yield self._ran(ran)
             if ran.reason is not None:
@@ -127,15 +135,19 @@ class PluginChat:
         for output in self._missing():
             yield output
         while not self._closed:
-            handle = await asyncio.to_thread(self._submit)
-            async with aclosing(aiter(handle)) as outputs:
-                async for output in outputs:
-                    yield self._read(output)
+            try:
+                handle = await asyncio.to_thread(self._submit)
+                async with aclosing(aiter(handle)) as outputs:
+                    async for output in outputs:
+                        yield self._read(output)
+            except OctavoError as error:
+                yield self._failed(error)
+                return
             calls = self._rounds.calls()
             if not calls:
                 return
             outcomes = await self._rounds.loop.arun(calls)
-            decided = await asyncio.to_thread(self._decided, calls, outcomes)
+            decided = _decided(calls, {i: await self._asked(outcomes[i]) for i in self._undecided(outcomes)})
             later = await self._rounds.loop.arun(list(decided.values()))
             ran = self._rounds.take(calls, _merged(outcomes, later, decided))
             yield self._ran(ran)
@@ -181,6 +193,7 @@ class PluginChat:
         # The template writes the special tokens itself.
         handle = self._llm.submit(prompt, replace(params, **more), add_special_tokens=False)
         self._handle, self._first = handle, self._first or handle
+        self._rounds.prompt_tokens = handle.num_prompt_tokens
         if self._closed:
             handle.cancel()
         return handle
@@ -206,6 +219,19 @@ class PluginChat:
             news.outputs = [CompletionOutput(0, finish_reason="length" if ran.reason == "length" else "stop")]
         return news
 
+    def _failed(self, error: OctavoError) -> RequestOutput:
+        """The end of an answer that cannot go on. What its calls did must reach the caller.
+
+        Raises:
+            OctavoError: `error`, if no call has run.
+        """
+        if not self._rounds.loop.rounds:
+            raise error
+        news = self._news(finished=True)
+        reason: Any = "length" if isinstance(error, ContextLengthError) else "error"
+        news.outputs, news.error = [CompletionOutput(0, finish_reason=reason)], error
+        return news
+
     def _missing(self) -> Iterator[RequestOutput]:
         missing = self._rounds.loop.missing
         if missing:
@@ -217,16 +243,32 @@ class PluginChat:
         metrics = self._metrics if finished else None
         return RequestOutput(first.request_id, first.prompt, first.prompt_token_ids, finished=finished, metrics=metrics)
 
-    def _decided(self, calls: Sequence[PluginCall], outcomes: Sequence[Outcome]) -> dict[int, PluginCall]:
-        """The calls that a person has decided now, by their place."""
-        approve = self._approve
-        if approve is None:
-            return {}
-        return {
-            i: replace(calls[i], approved=bool(approve(outcome)))
-            for i, outcome in enumerate(outcomes)
-            if outcome.status == WAITING
-        }
+    def _undecided(self, outcomes: Sequence[Outcome]) -> list[int]:
+        """Places of the calls that `approve` must decide about."""
+        if self._approve is None:
+            return []
+        return [i for i, outcome in enumerate(outcomes) if outcome.status == WAITING]
+
+    async def _asked(self, outcome: Outcome) -> object:
+        """What `approve` says: a function runs on a thread, since a person may take long."""
+        assert self._approve is not None
+        said: object = await asyncio.to_thread(self._approve, outcome)
+        return await said if inspect.isawaitable(said) else said
+
+
+def _decided(calls: Sequence[PluginCall], said: Mapping[int, object]) -> dict[int, PluginCall]:
+    """The calls that a person has decided now, by their place.
+
+    Raises:
+        InvalidRequestError: `approve` returned something else than True or False. None of the calls has run.
+    """
+    for answer in said.values():
+        if not isinstance(answer, bool):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            kind = type(answer).__name__
+            raise InvalidRequestError(f"approve returned a {kind}: True or False is expected; nothing was approved")
+    return {i: replace(calls[i], approved=answer is True) for i, answer in said.items()}
 
 
 def run_chats(chats: Sequence[PluginChat], *, progress: bool) -> list[RequestOutput]:

@@ -18,7 +18,7 @@ __all__ = ["plugin_chat", "with_plugins"]
 def with_plugins(
     plugins: PluginHost | None,
     max_rounds: int,
-    approve: Callable[[Outcome], bool] | None,
+    approve: Callable[[Outcome], object] | None,
     template: dict[str, Any],
 ) -> Any:
     """What a chat with plugins is asked beside its messages; None without plugins."""

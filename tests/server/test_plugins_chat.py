@@ -573,8 +573,12 @@ def test_a_client_that_leaves_ends_the_rounds(model: Scripted, check_blocks: Any
     ("body", "param", "words"),
     [
         ({"plugins": ["wether"]}, "plugins[0]", "weather"),
-        ({"plugins": [{"name": "shop", "allowed_tools": ["by"]}]}, "plugins[0]", "no operation 'by'"),
-        ({"plugins": [{"name": "shop", "require_approval": {"never": {"tool_names": ["x"]}}}]}, "plugins[0]", "'x'"),
+        ({"plugins": [{"name": "shop", "allowed_tools": ["by"]}]}, "plugins[0].allowed_tools", "no operation 'by'"),
+        (
+            {"plugins": [{"name": "shop", "require_approval": {"never": {"tool_names": ["x"]}}}]},
+            "plugins[0].require_approval",
+            "'x'",
+        ),
         ({"plugins": ["shop", "shop"]}, "plugins[1]", "once"),
         ({"plugins": [{"name": "shop", "require_approval": "maybe"}]}, "plugins[0].require_approval", "always"),
         ({"plugins": None, "plugin_approvals": {"a": True}}, "plugin_approvals", "without plugins"),
@@ -587,6 +591,8 @@ def test_a_client_that_leaves_ends_the_rounds(model: Scripted, check_blocks: Any
             "tools",
             "same name",
         ),
+        ({"plugins": ["shop", ""]}, "plugins[1]", "empty"),
+        ({"plugins": [{"name": "shop", "server_url": "http://a"}]}, "plugins[0].server_url", "no URL is taken"),
     ],
 )
 def test_bad_input_is_named(world: World, body: dict[str, Any], param: str, words: str) -> None:
@@ -673,6 +679,41 @@ def test_llm_chat_asks_a_function_for_approvals(world: World) -> None:
     assert [o.status for o in output.tool_trace] == ["approval_required"] * 2
     assert (output.text, output.finished, output.outputs[0].finish_reason) == ("Sure.", True, "stop")
     assert len(world.shop.sold) == 2
+
+
+@pytest.mark.parametrize("said", ["no", "", 0, 1, None, [False], object()])
+def test_only_true_and_false_decide(world: World, said: Any) -> None:
+    world.script(written("shop__buy", item="hat"))
+    with pytest.raises(InvalidRequestError, match=f"approve returned a {type(said).__name__}"):
+        world.llm.chat(ASK, plugins=world.host, approve=lambda outcome: said)
+    assert world.shop.sold == []
+
+
+async def _no(outcome: Any) -> bool:
+    return False
+
+
+async def _yes(outcome: Any) -> bool:
+    return True
+
+
+def test_async_functions_decide_for_event_loops_alone(world: World) -> None:
+    world.script(written("shop__buy", item="hat"))
+    with pytest.raises(InvalidRequestError, match="approve returned a coroutine"):
+        world.llm.chat(ASK, plugins=world.host, approve=_no)
+    world.script(written("shop__buy", item="hat"), "Then not.")
+    output = asyncio.run(world.llm.achat(ASK, plugins=world.host, approve=_no))
+    assert ([o.status for o in output.tool_trace], world.shop.sold) == (["denied"], [])
+    world.script(written("shop__buy", item="hat"), "Done.")
+    output = asyncio.run(world.llm.achat(ASK, plugins=world.host, approve=_yes))
+    assert ([o.status for o in output.tool_trace], world.shop.sold) == (["ok"], [("hat", 1)])
+
+
+@pytest.mark.parametrize("approved", ["no", "false", 1, [False], None])
+def test_a_host_takes_no_other_value_for_an_approval(world: World, approved: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="approved is a"):
+        world.host.call("shop__buy", {"item": "hat"}, approved=approved)
+    assert world.shop.sold == []
 
 
 def test_conversations_keep_their_order_and_faults_apart(world: World) -> None:

@@ -15,7 +15,7 @@ from octavo.server.context import Context
 from octavo.server.continuation import continues
 from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ChatRequest, ChosenPlugin, FunctionCall, Message, ToolCall
-from octavo.server.plugins import host_of, offers
+from octavo.server.plugins import host_of, offers, refuse_operators_fields
 from octavo.server.rounds import RoundReader, Rounds, shown_result
 
 # Text between the contents of two rounds.
@@ -42,11 +42,15 @@ def chat_rounds(context: Context, request: ChatRequest, owner: str | None) -> Ro
         raise bad_request("a message cannot be continued with plugins: leave one of the two out", "plugins")
     found: list[Offer] = []
     missing: list[Outcome] = []
+    empty = next((i for i, plugin in enumerate(request.plugins) if plugin == ""), None)
+    if empty is not None:
+        raise bad_request(f"plugins[{empty}] is empty: name a plugin of the server", f"plugins[{empty}]")
     chosen = [p if isinstance(p, ChosenPlugin) else ChosenPlugin(name=p) for p in request.plugins]
     for i, plugin in enumerate(chosen):
         where = f"plugins[{i}]"
         if plugin.name in [p.name for p in chosen[:i]]:
             raise bad_request(f"{where} is {plugin.name[:80]!r}, which stands before it: name a plugin once", where)
+        refuse_operators_fields(plugin.model_extra or {}, where)
         allowed, approval = plugin.allowed_tools, plugin.require_approval
         new, fault = offers(context, plugin.name, where, allowed=allowed, approval=approval)
         found += new

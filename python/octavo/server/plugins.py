@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import InvalidRequestError
 from octavo.plugins.host.outcome import Tool, ToolList
 from octavo.plugins.loop import Offer, PluginCall, Rule
+from octavo.plugins.values import json_fault
 from octavo.server.context import Context
-from octavo.server.errors import bad_request
+from octavo.server.errors import ApiError, bad_request
 from octavo.server.fields.requests import ApprovalFilter, ApprovalFilters
 from octavo.server.generation import Deltas, Generation
 from octavo.server.harmless import harmless_tool, has_special
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 # Seconds between two checks whether a synchronous client is still connected.
 _CLIENT_CHECK_SECONDS = 0.25
 
+# An operation whose schema nests deeper, or is longer, is not offered: the grammar takes no more, and the prompt
+# would have no room for anything else.
+_MOST_LEVELS = 48
+_MOST_CHARACTERS = 32 << 10
+
 Approval = str | ApprovalFilters | None
 
 
@@ -34,11 +40,13 @@ class RanCalls(list[Any]):
 
     Attributes:
         ran: the calls and their outcomes.
+        error: why no further round could follow; None: one follows, or the answer has ended.
     """
 
-    def __init__(self, ran: Ran) -> None:
+    def __init__(self, ran: Ran, error: ApiError | None = None) -> None:
         super().__init__()
         self.ran = ran
+        self.error = error
 
     def __bool__(self) -> bool:
         # An empty portion means that there is nothing to send.
@@ -70,6 +78,7 @@ class RoundsGeneration(Generation):
         made = self._begin()
         self._now = made
         self.handles += made.handles
+        self._rounds.prompt_tokens = made.handles[0].num_prompt_tokens
         if self._closed:
             # The client has left while the round was made.
             made.close()
@@ -79,8 +88,14 @@ class RoundsGeneration(Generation):
         try:
             yield from self._missing()
             while True:
-                if self._now is not None:
-                    yield from map(self._numbered, self._now.deltas(is_connected, timeout))
+                try:
+                    if self._now is None and self._rounds.loop.rounds:
+                        self._next()
+                    if self._now is not None:
+                        yield from map(self._numbered, self._now.deltas(is_connected, timeout))
+                except ApiError as error:
+                    yield self._failed(error)
+                    return
                 calls = self._rounds.calls()
                 if not calls:
                     return
@@ -98,7 +113,7 @@ class RoundsGeneration(Generation):
                 yield RanCalls(ran)
                 if ran.reason is not None:
                     return
-                self._next()
+                self._now = None
         finally:
             self.close()
 
@@ -107,10 +122,16 @@ class RoundsGeneration(Generation):
             for deltas in self._missing():
                 yield deltas
             while True:
-                if self._now is not None:
-                    async with contextlib.aclosing(self._now.adeltas(timeout)) as batches:  # type: ignore[type-var]
-                        async for deltas in batches:
-                            yield self._numbered(deltas)
+                try:
+                    if self._now is None and self._rounds.loop.rounds:
+                        await asyncio.to_thread(self._next)
+                    if self._now is not None:
+                        async with contextlib.aclosing(self._now.adeltas(timeout)) as batches:  # type: ignore[type-var]
+                            async for deltas in batches:
+                                yield self._numbered(deltas)
+                except ApiError as error:
+                    yield self._failed(error)
+                    return
                 calls = self._rounds.calls()
                 if not calls:
                     return
@@ -124,9 +145,19 @@ class RoundsGeneration(Generation):
                 yield RanCalls(ran)
                 if ran.reason is not None:
                     return
-                await asyncio.to_thread(self._next)
+                self._now = None
         finally:
             self.close()
+
+    def _failed(self, error: ApiError) -> RanCalls:
+        """The end of an answer that cannot go on. What its calls did must reach the client.
+
+        Raises:
+            ApiError: `error`, if no call has run.
+        """
+        if not self._rounds.loop.rounds:
+            raise error
+        return RanCalls(Ran((), (), "length" if error.code == "context_length_exceeded" else "error"), error)
 
     def _missing(self) -> Iterator[Deltas]:
         """Plugins that could not be asked for their operations, as calls without a name."""
@@ -152,51 +183,93 @@ def _waiting(running: Future[Any], is_connected: Callable[[], bool], timeout: fl
 
 
 def offers(
-    context: Context, name: str, where: str, *, allowed: Sequence[str] | ApprovalFilter | None, approval: Approval
+    context: Context,
+    name: str,
+    where: str,
+    *,
+    field: str = "",
+    allowed: Sequence[str] | ApprovalFilter | None,
+    approval: Approval,
 ) -> tuple[list[Offer], str | None]:
     """The operations of a plugin that a request may call, and why there are none if its plugin does not answer.
 
     Args:
         name: of the plugin.
-        where: path of the field that names it.
+        where: path of the object that names it, or of its name.
+        field: of the object that has the name; "": the name is at `where`.
 
     Raises:
         ApiError: 400 for a plugin or an operation that does not exist.
     """
+    named = f"{where}.{field}" if field else where
     if context.config.plugins is None:
-        message = f"{where} is {name[:80]!r}: this server has no plugins, start it with --plugin NAME=URL"
-        raise bad_request(message, where)
+        message = f"{named} is {name[:80]!r}: this server has no plugins, start it with --plugin NAME=URL"
+        raise bad_request(message, named)
     host = host_of(context)
     try:
         tools: ToolList = host.tools([name])
     except InvalidRequestError as error:
-        raise bad_request(f"{where}: {error}", where) from error
+        raise bad_request(f"{named}: {error}", named) from error
     missing = tools.missing.get(name)
     if missing is not None:
         return [], missing.detail or missing.code
     known = [tool.operation for tool in tools]
-    for given in (allowed, *_filters(approval)):
+    for at, given in (("allowed_tools", allowed), *(("require_approval", each) for each in _filters(approval))):
         names = (given.tool_names if isinstance(given, ApprovalFilter) else given) or ()
         unknown = next((n for n in names if n not in known), None)
         if unknown is not None:
-            message = f"{where}: the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
-            raise bad_request(message, where)
+            message = f"the plugin {name!r} has no operation {unknown[:80]!r}; it has {', '.join(known)[:400]}"
+            raise bad_request(f"{where}.{at}: {message}", f"{where}.{at}")
     chosen = [tool for tool in tools if allowed is None or _matches(tool, allowed)]
     # Of the operator's rule and the client's the stricter one holds.
     operators = "always" if host.approval(name) == "always" else context.config.plugin_approvals.get(name)
-    return [Offer(tool, _rule(tool, approval, operators)) for tool in chosen if is_harmless(context, tool)], None
+    usable = [tool for tool in chosen if is_usable(context, tool)]
+    size, most = sum(len(json.dumps(tool.openai())) for tool in usable), context.config.limits.tools_bytes
+    if size > most:
+        message = f"{where}: the operations of the plugin {name!r} have {size} bytes, and {most} are taken: name fewer"
+        raise bad_request(f"{message} of them in allowed_tools", f"{where}.allowed_tools")
+    return [Offer(tool, _rule(tool, approval, operators)) for tool in usable], None
 
 
-def is_harmless(context: Context, tool: Tool) -> bool:
-    """Whether the prompt can show the tool: outside of descriptions it has no special tokens of the model."""
+# Fields of OpenAI's tool that only an operator may set here.
+_OPERATORS = {
+    "server_url": "no URL is taken from a request: name a plugin that the server was started with",
+    "connector_id": "there are no connectors: name a plugin of the server",
+    "tunnel_id": "there are no tunnels: name a plugin of the server",
+    "authorization": "credentials of plugins are set where the server is started: --plugin-secret-env",
+    "headers": "headers of plugins are set where the server is started: --plugin-secret-env",
+}
+
+
+def refuse_operators_fields(given: Mapping[str, Any], where: str) -> None:
+    """Refuses what a client may not set of a plugin.
+
+    Raises:
+        ApiError: 400.
+    """
+    for name, remedy in _OPERATORS.items():
+        if given.get(name):
+            raise bad_request(f"{where}.{name} is refused: {remedy}", f"{where}.{name}")
+
+
+def is_usable(context: Context, tool: Tool) -> bool:
+    """Whether the model can be offered the tool. One that it cannot must not harm the others; the log names it."""
+    why = _unusable(context, tool)
+    if why is not None:
+        context.warn_once(f"operation {tool.name}", f"the operation %.64s is not offered: {why}", tool.name)
+    return why is None
+
+
+def _unusable(context: Context, tool: Tool) -> str | None:
+    if json_fault(tool.parameters, _MOST_LEVELS) is not None:
+        return f"its schema nests deeper than {_MOST_LEVELS} levels"
+    text = json.dumps(tool.openai(), ensure_ascii=False)
+    if len(text) > _MOST_CHARACTERS:
+        return f"its schema and descriptions have {len(text)} characters, more than {_MOST_CHARACTERS}"
+    # Outside of descriptions no special token of the model may stand.
     if has_special(context.llm, json.dumps(harmless_tool(context.llm, tool.openai()), ensure_ascii=False)):
-        context.warn_once(
-            f"operation {tool.name}",
-            "the operation %.64s is not offered: its schema has special tokens of the model",
-            tool.name,
-        )
-        return False
-    return True
+        return "its schema has special tokens of the model"
+    return None
 
 
 def host_of(context: Context) -> PluginHost:

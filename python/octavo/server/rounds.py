@@ -29,6 +29,7 @@ from octavo.server.reasoning import Reader, Sample
 
 # A result is not cut to fewer characters.
 _SHORTEST_RESULT = 64
+_FEWEST_TOKENS = 32
 
 
 @dataclass
@@ -166,6 +167,9 @@ class Rounds:
         self._waiting = tuple(waiting)
         self._max_tokens = request.max_completion_tokens or request.max_tokens
         self._begun = False
+        # Number of tokens of the last round's prompt, and of all rounds before.
+        self.prompt_tokens = 0
+        self._tokens_before = 0
         self.loop = loop
         self.reader = reader
 
@@ -191,6 +195,7 @@ class Rounds:
     def begin(self, inner: Reader) -> None:
         """Notes that a round is generated, whose text `inner` reads."""
         self._begun = True
+        self._tokens_before = self.reader.tokens
         self.reader.begin(inner)
 
     def calls(self) -> list[PluginCall]:
@@ -224,11 +229,18 @@ class Rounds:
                     tool_calls=made or None,
                 )
             )
+        most = self._most_of_a_result(len(answered))
         for call, outcome in answered:
-            text = shown_result(self._context, outcome)
+            text = shown_result(self._context, outcome, most)
             self._messages.append(Message(role="tool", tool_call_id=call.id, name=call.name, content=text))
         ran = Ran(tuple(calls), tuple(outcomes), None)
         return Ran(ran.calls, ran.outcomes, self._reason(ran))
+
+    def _most_of_a_result(self, count: int) -> int:
+        """Number of tokens of each of `count` results: the next round needs room for them and for an answer."""
+        used = self.prompt_tokens + self.reader.tokens - self._tokens_before
+        left = self._context.max_model_len - used
+        return max(left // (2 * max(count, 1)), _FEWEST_TOKENS)
 
     def _reason(self, ran: Ran) -> str | None:
         if ran.waiting or (self._begun and self.reader.client_calls):
@@ -252,9 +264,14 @@ class Rounds:
         return choice
 
 
-def shown_result(context: Context, outcome: Outcome) -> str:
-    """What the model reads of an outcome: untrusted text, of at most a quarter of the context."""
-    longest, most = LONGEST_RESULT, context.max_model_len // 4
+def shown_result(context: Context, outcome: Outcome, most: int | None = None) -> str:
+    """What the model reads of an outcome: untrusted text, of at most a quarter of the context.
+
+    Args:
+        most: number of its tokens, if less.
+    """
+    longest, quarter = LONGEST_RESULT, context.max_model_len // 4
+    most = quarter if most is None else min(most, quarter)
     while True:
         text = harmless_json(context.llm, message_text(outcome, longest))
         count = len(context.llm.tokenize(text, add_special_tokens=False))

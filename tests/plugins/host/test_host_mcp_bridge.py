@@ -88,6 +88,17 @@ def test_each_address_of_a_name_is_tried(monkeypatch: pytest.MonkeyPatch, url: s
         assert host.call("tools__add", {"a": 1}).content == {"result": 2}
 
 
+def test_a_bridge_that_is_closed_is_not_opened_again(url: str) -> None:
+    host = PluginHost({"tools": PluginSource.mcp(url, timeout=60.0)})
+    assert host.call("tools__add", {"a": 1}).ok
+    bridge = host._states["tools"].bridge
+    assert bridge is not None
+    bridge.close()
+    done = host.call("tools__add", {"a": 1})
+    assert (done.status, "was closed" in done.text, bridge._serving) == ("unavailable", True, None)
+    host.close()
+
+
 def test_a_process_that_dies_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAIL_KEY", "k3y-of-mail")
     env = {"MAIL_PASSWORD": Secret.env("MAIL_KEY")}

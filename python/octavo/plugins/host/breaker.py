@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from octavo.plugins.forks import after_fork
+
 FAILURES = 5
 OPEN_SECONDS = 15.0
 
@@ -28,6 +30,7 @@ class Breaker:
         self._failures = failures
         self._open_seconds = open_seconds
         self._lock = threading.Lock()
+        after_fork(self, lambda this: setattr(this, "_lock", threading.Lock()))
         self._count = 0
         self._opened: float | None = None
         self._probe: float | None = None

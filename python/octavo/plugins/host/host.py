@@ -203,9 +203,11 @@ class PluginHost:
             The outcome. A plugin's fault is a typed outcome too.
 
         Raises:
-            InvalidRequestError: the name of the plugin is not registered, or the host is closed.
+            InvalidRequestError: the name of the plugin is not registered, the host is closed, or `approved` is no bool.
         """
         plugin, operation = self._resolve(tool_name)
+        if not isinstance(approved, bool):
+            raise InvalidRequestError(f"approved is a {type(approved).__name__}: True or False is expected")
         state = self._states[plugin]
         budget = self._budget(state, deadline)
         call = Call(state, budget, operation, arguments, digest, approved, self._sleep, self._random)

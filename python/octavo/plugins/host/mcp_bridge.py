@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.errors import MissingDependencyError
+from octavo.plugins.forks import after_fork
 from octavo.plugins.host.answers import Answered
 from octavo.plugins.host.catalogue import Catalogue
 from octavo.plugins.host.client import Budget, Client
@@ -34,6 +35,8 @@ _MAX_TOOLS = 500
 _METHOD = "MCP"
 # The SDK's code for a connection that ended before the answer.
 _CONNECTION_CLOSED = -32000
+# Connections of a parent process.
+_left_alone: list[Any] = []
 
 
 class McpBridge:
@@ -53,6 +56,18 @@ class McpBridge:
             ) from None
         self._mcp, self._anyio = mcp, anyio
         self._name, self._source = name, source
+        self._closed = False
+        self._reset()
+        after_fork(self, McpBridge._inherited)
+
+    def _inherited(self) -> None:
+        """In a child process: the thread of the parent's connection was not forked along, and nothing can close it."""
+        # Their end would wait for that thread.
+        _left_alone.append((self._stack, self._portal, self._serving, self._client, self._closing))
+        self._reset()
+
+    def _reset(self) -> None:
+        """No connection."""
         self._lock = threading.Lock()
         self._stack: contextlib.ExitStack | None = None
         self._portal: Any = None
@@ -144,6 +159,8 @@ class McpBridge:
         if not self._lock.acquire(timeout=min(budget.left(), threading.TIMEOUT_MAX)):
             raise Failure("timeout", f"another call was still connecting to the MCP server {self._name!r}")
         try:
+            if self._closed:
+                raise Failure("unavailable", f"the connection to the MCP server {self._name!r} was closed")
             if self._serving is not None and not self._serving.done():
                 return self._client, self._portal
             self._shut()
@@ -216,6 +233,7 @@ class McpBridge:
     def close(self) -> None:
         """Closes the connection, and ends the server's process."""
         with self._lock:
+            self._closed = True
             self._shut()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from octavo.plugins.forks import after_fork
 from octavo.plugins.host.catalogue import Catalogue, from_document, from_manifest
 from octavo.plugins.host.client import Budget, Client, content_type, read_json
 from octavo.plugins.host.endpoint import Endpoint
@@ -69,6 +70,7 @@ class Registry:
         self._supported = supported
         self._max_age = MANIFEST_MAX_AGE_S if max_age is None else max_age
         self._lock = threading.Lock()
+        after_fork(self, lambda this: setattr(this, "_lock", threading.Lock()))
         self._catalogue: Catalogue | None = None
         self._manifest: Manifest | None = None
         self._manifest_etag = ""

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from octavo.errors import InvalidRequestError
+from octavo.plugins.forks import after_fork
 from octavo.plugins.host.breaker import Breaker
 from octavo.plugins.host.catalogue import Catalogue
 from octavo.plugins.host.client import Budget, Client
@@ -33,12 +34,16 @@ class PluginState:
         self.client = client
         self.registry = registry
         self.breaker = Breaker(clock)
-        self._slots = threading.BoundedSemaphore(client.source.concurrency)
-        self._lock = threading.Lock()
+        self._reset()
+        after_fork(self, PluginState._reset)
         self._shown: OrderedDict[tuple[str, str], Endpoint] = OrderedDict()
         self._last: dict[str, Endpoint] = {}
-        self._executor: ThreadPoolExecutor | None = None
         self._closed = False
+
+    def _reset(self) -> None:
+        self._slots = threading.BoundedSemaphore(self.client.source.concurrency)
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
 
     @property
     def source(self) -> PluginSource:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from octavo.errors import MissingDependencyError
+from octavo.plugins.forks import after_fork
 from octavo.plugins.host.egress import EgressError, Resolve, resolve, system_resolve
 
 if TYPE_CHECKING:
@@ -164,12 +165,18 @@ class HttpTransport:
             raise MissingDependencyError("httpcore is needed to call plugins: pip install 'octavo[plugins]'") from None
         self._core = httpcore
         quiet("httpcore")
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=context or ssl.create_default_context(),
-            max_connections=connections,
-            keepalive_expiry=_KEEP_IDLE_S,
-            network_backend=_backend(httpcore, resolver or system_resolve, allow_private),
-        )
+        self._options: dict[str, Any] = {
+            "ssl_context": context or ssl.create_default_context(),
+            "max_connections": connections,
+            "keepalive_expiry": _KEEP_IDLE_S,
+            "network_backend": _backend(httpcore, resolver or system_resolve, allow_private),
+        }
+        self._reset()
+        # Two processes on one connection would read each other's answers.
+        after_fork(self, HttpTransport._reset)
+
+    def _reset(self) -> None:
+        self._pool = self._core.ConnectionPool(**self._options)
 
     def send(self, request: HttpRequest) -> HttpAnswer:
         core = self._core

@@ -28,7 +28,11 @@ ITEMS: Keys = {
     "additional_tools": _keys("id role tools"),
     "function": _keys(f"{_TOOL} parameters strict output_schema"),
     "custom": _keys(f"{_TOOL} format"),
-    "mcp": _keys("server_label server_description allowed_tools require_approval allowed_callers defer_loading"),
+    "mcp": _keys(
+        "server_label server_description allowed_tools require_approval allowed_callers defer_loading"
+        # Refused by name.
+        " server_url connector_id tunnel_id authorization headers"
+    ),
     "mcp_call": _keys("id server_label name arguments output error status approval_request_id sent_arguments repairs"),
     "mcp_list_tools": _keys("id server_label tools error"),
     "mcp_approval_request": _keys("id server_label name arguments"),

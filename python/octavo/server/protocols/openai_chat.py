@@ -11,7 +11,7 @@ from octavo.request_handle import RequestHandle
 from octavo.server.calls.deltas import CallDeltas
 from octavo.server.calls.toolbox import Toolbox
 from octavo.server.context import Context
-from octavo.server.errors import bad_request
+from octavo.server.errors import ApiError, bad_request
 from octavo.server.fields.requests import ChatRequest
 from octavo.server.generation import Deltas, Generation
 from octavo.server.http import Call, Chunks, Reply, event, json_reply
@@ -140,7 +140,10 @@ class Chat(Response):
 
     def feed(self, deltas: Deltas) -> bytes:
         if isinstance(deltas, RanCalls):
-            return self._ran(deltas.ran)
+            if deltas.error is not None and self.stream:
+                # What has run was sent already.
+                raise deltas.error
+            return self._ran(deltas.ran, deltas.error)
         out = b""
         for index, delta in deltas:
             handle = self.generation.handles[index]
@@ -167,9 +170,10 @@ class Chat(Response):
             return choice, b""
         return choice, self._chunk(choice, {"role": "assistant", "content": ""}, None, None, handle)
 
-    def _ran(self, ran: Ran) -> bytes:
-        """Calls of plugins have run."""
+    def _ran(self, ran: Ran, error: ApiError | None) -> bytes:
+        """Calls of plugins have run. `error`: why the answer ends after them."""
         choice, out = self._choice(0)
+        choice.error = error
         for delta in choice.ran(ran):
             out += self._chunk(choice, delta, None, None) if self.stream else b""
         if choice.reason is not None and self.stream:
@@ -244,6 +248,7 @@ class Choice:
         self._plugin_calls: list[dict[str, Any]] = []
         self._logprobs: list[dict[str, Any]] = []
         self._reason: str | None = None
+        self.error: ApiError | None = None
 
     @property
     def reason(self) -> str | None:
@@ -324,6 +329,8 @@ class Choice:
             "finish_reason": self.reason,
             "stop_reason": self.stop_reason,
         }
+        if self.error is not None:
+            body |= self.error.body()
         if request.return_token_ids:
             body["token_ids"] = self.token_ids
         return body

@@ -14,19 +14,10 @@ from octavo.server.calls.ids import id_has, id_with
 from octavo.server.context import Context
 from octavo.server.errors import bad_request
 from octavo.server.fields.requests import ChosenPlugin
-from octavo.server.plugins import offers
+from octavo.server.plugins import offers, refuse_operators_fields
 from octavo.server.response import new_id
 from octavo.server.rounds import shown_result
 from pydantic import ValidationError
-
-# Fields of OpenAI's tool that only an operator may set here.
-_OPERATORS = {
-    "server_url": "no URL is taken from a request: server_label names a plugin that the server was started with",
-    "connector_id": "there are no connectors: server_label names a plugin of the server",
-    "tunnel_id": "there are no tunnels: server_label names a plugin of the server",
-    "authorization": "credentials of plugins are set where the server is started: --plugin-secret-env",
-    "headers": "headers of plugins are set where the server is started: --plugin-secret-env",
-}
 
 
 class McpTools:
@@ -56,9 +47,7 @@ class McpTools:
         Raises:
             ApiError: 400 for a plugin that the server does not have, and for what only its operator may set.
         """
-        for name, remedy in _OPERATORS.items():
-            if tool.get(name):
-                raise bad_request(f"{where}.{name} is refused: {remedy}", f"{where}.{name}")
+        refuse_operators_fields(tool, where)
         label = tool.get("server_label")
         if not isinstance(label, str) or not label:
             raise bad_request(f"{where}.server_label is missing: name a plugin of the server", f"{where}.server_label")
@@ -77,7 +66,8 @@ class McpTools:
         found, fault = offers(
             self._context,
             label,
-            f"{where}.server_label",
+            where,
+            field="server_label",
             allowed=chosen.allowed_tools,
             approval=chosen.require_approval,
         )
@@ -208,7 +198,7 @@ class McpHistory:
             self._requests[str(item.get("id"))] = item
         else:
             name, approve = item.get("approval_request_id"), item.get("approve")
-            if name not in self._requests:
+            if not isinstance(name, str) or name not in self._requests:
                 message = f"{where}.approval_request_id is {str(name)[:80]!r}: no mcp_approval_request before it has"
                 raise bad_request(message + " this id", f"{where}.approval_request_id")
             if not isinstance(approve, bool):

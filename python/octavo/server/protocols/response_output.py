@@ -64,6 +64,7 @@ class Responses(Response):
         self._created = now()
         self._head = {"model": begun.target.name, **asked.fields}
         self._reason: str | None = None
+        self._fault: ApiError | None = None
         self._items: list[dict[str, Any]] = []
         # Arguments of a custom tool's function. Its input can be read at their end.
         self._held = ""
@@ -77,6 +78,9 @@ class Responses(Response):
     def feed(self, deltas: Deltas) -> bytes:
         out = self._begin()
         if isinstance(deltas, RanCalls):
+            if deltas.error is not None and self.stream:
+                raise deltas.error
+            self._fault = deltas.error
             out += self._ran(deltas.ran)
         for index, delta in deltas:
             self.usage.take(index, delta, self.generation.handles[index])
@@ -252,6 +256,12 @@ class Responses(Response):
         return out + self._event(f"response.{status}", response=self._whole(status))
 
     def reply(self) -> Reply:
+        if self._fault is not None:
+            # Calls of plugins have run: the client gets their items, and why no answer follows.
+            self._close_all("incomplete")
+            fault = {"code": self._fault.code or "server_error", "message": self._fault.message}
+            self._keep("failed", fault)
+            return json_reply(self._whole("failed", fault))
         self._close_all(self._status)
         self._keep(self._status)
         return json_reply(self._whole(self._status))
