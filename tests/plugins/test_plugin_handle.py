@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import weather_plugin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from octavo.errors import InvalidRequestError
 from octavo.plugins import Limits, Plugin, Request, Response, bearer
 from octavo.plugins.manifest import Manifest, OperationEntry
 from octavo.plugins.schema import digest
@@ -88,7 +90,7 @@ def test_each_fault_has_its_type(
     # A secret in an exception or a value goes to the log alone.
     assert b"secret" not in response.body
     # The digest is that of an operation that was found.
-    early = ("unsupported-version", "unknown-operation", "not-found", "body-too-large")
+    early = ("unsupported-version", "unknown-operation", "not-found")
     assert ("octavo-digest" in response.headers) is (expected[1] not in early)
 
 
@@ -277,6 +279,55 @@ def test_health() -> None:
         assert send(plugin, "health", method="GET").json()["status"] == "ok"
         state["fail"] = True
         assert problem(send(plugin, "health", method="GET")) == (503, "unavailable")
+
+
+@pytest.mark.parametrize(("value", "status"), [(None, 200), (1, 200), (False, 503), (0, 503), ("", 503)])
+def test_a_false_value_is_no_health(value: object, status: int) -> None:
+    with weather_plugin.build(health=lambda: value) as plugin:
+        assert send(plugin, "health", method="GET").status == status
+
+
+def test_a_check_that_must_be_awaited_is_no_check() -> None:
+    async def wait(*_: Any) -> bool:
+        return False
+
+    class Waits:
+        async def __call__(self, *_: Any) -> bool:
+            return False
+
+    for function in (wait, functools.partial(wait, 1), Waits()):
+        for option in ("health", "authorize"):
+            with pytest.raises(InvalidRequestError, match=f"{option} is an async function"):
+                weather_plugin.build(**{option: function})
+    with pytest.raises(InvalidRequestError, match="health is True: a function is expected"):
+        weather_plugin.build(health=True)
+    # Hidden behind a plain function, it is found when it runs.
+    with weather_plugin.build(health=lambda: wait()) as plugin:
+        assert problem(send(plugin, "health", method="GET")) == (503, "unavailable")
+
+
+def test_contradicting_definitions_are_answered_not_raised(caplog: pytest.LogCaptureFixture) -> None:
+    plugin = Plugin("p", version="2.0.0")
+
+    @plugin.convert(major=1)
+    def gone(x: int) -> dict[str, int]:
+        return {"x": x}
+
+    with plugin:
+        for path in ("health", "v1/invoke/gone", "openapi.json"):
+            assert problem(send(plugin, path)) == (500, "internal")
+        assert asyncio.run(plugin.ahandle(Request("GET", "health"))).status == 500
+        assert "converts to gone, which major 2 does not have" in caplog.text
+        with pytest.raises(InvalidRequestError, match="converts to gone"):
+            plugin.manifest()
+
+
+def test_a_body_that_ended_early_does_not_run(plugin: Plugin) -> None:
+    body = b'{"arguments": {"to": "a", "text": "b"}}'
+    for path in ("v3/invoke/send", "mcp"):
+        response = plugin.handle(Request("POST", path, {}, body, is_complete=False))
+        assert problem(response) == (400, "malformed-request")
+    assert plugin.sent == []  # type: ignore[attr-defined]
 
 
 def test_a_permitted_page_may_call_from_a_browser() -> None:

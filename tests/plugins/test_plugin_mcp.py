@@ -119,6 +119,24 @@ def test_another_version_gets_the_supported_ones(plugin: Plugin) -> None:
     assert (error["code"], error["data"]) == (-32022, {"supported": [VERSION], "requested": "2099-01-01"})
 
 
+def test_a_former_name_is_accepted_as_in_rest(plugin: Plugin) -> None:
+    def call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = ask(plugin, "tools/call", {"name": name, "arguments": arguments}).json()["result"]
+        return found
+
+    old = call("get_forecast", {"town": "x", "days": 1})
+    assert old["structuredContent"]["city"] == "x"
+    assert old["_meta"]["octavo/warnings"] == ["argument town is now called city"]
+    both = call("get_forecast", {"town": "x", "city": "y"})
+    assert both["isError"]
+    assert both["_meta"]["octavo/problem"]["errors"][0]["pointer"] == "/town"
+    # Arguments of a call with consequences are exactly what the caller sent.
+    assert call("send", {"to": "a", "body": "b"})["isError"]
+    assert plugin.sent == []  # type: ignore[attr-defined]
+    deprecated = call("where", {"place": {"name": "x"}})
+    assert "deprecated since 2026-12-01" in deprecated["_meta"]["octavo/warnings"][0]
+
+
 def test_notifications_are_accepted_without_an_answer(plugin: Plugin) -> None:
     response = ask(plugin, "x", body={"jsonrpc": "2.0", "method": "notifications/cancelled"})
     assert (response.status, response.body) == (202, b"")

@@ -56,6 +56,39 @@ def unknown_type(x: Nowhere) -> int:  # type: ignore[name-defined]  # noqa: F821
     return 1
 
 
+def infinite(x: float = float("inf")) -> float:
+    return x
+
+
+def not_a_number(x: Annotated[float, Field(examples=[float("nan")])]) -> float:
+    return x
+
+
+@pytest.mark.parametrize("function", [infinite, not_a_number])
+def test_a_schema_that_json_cannot_hold_is_named_where_it_is_defined(function: Any) -> None:
+    plugin = make()
+    with pytest.raises(InvalidRequestError, match=f"the schema of {function.__name__} cannot be served"):
+        plugin.operation(function)
+    with pytest.raises(InvalidRequestError, match="cannot be served"):
+        plugin.convert(major=1)(function)
+    plugin.operation(same)
+    assert invoke(plugin, "v2/invoke/same", {"x": 1}).status == 200
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(1_764_547_200_000,), (1_764_547_200, 1_764_547_200_000), (-1,), (1.5,), (True,), ("2026-12-01",), (None,)],
+)
+def test_a_time_that_is_no_second_is_no_deprecation(given: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="seconds since 1970"):
+        Deprecation(*given)
+    last = Deprecation.on("9999-12-31T23:59:59", sunset="9999-12-31T23:59:59")
+    plugin = make()
+    plugin.operation(deprecated=last)(same)
+    answer = invoke(plugin, "v2/invoke/same", {"x": 1})
+    assert (answer.status, answer.headers["sunset"]) == (200, "Fri, 31 Dec 9999 23:59:59 GMT")
+
+
 @pytest.mark.parametrize(
     ("function", "options", "words"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import weather_plugin
-from octavo.plugins import Limits, Plugin, ProblemError, Request, Response
+from octavo.plugins import Limits, Plugin, ProblemError, Request, Response, SqliteStore
 from octavo.plugins.idempotency import LONGEST_KEY, MemoryStore, read_key
 from octavo.plugins.workers import Workers
 from weather_plugin import sleep_until
@@ -145,10 +145,55 @@ def test_the_store_forgets_by_time_number_and_bytes() -> None:
     assert store.begin("d", "f") == answer()
     assert store.begin("b", "f") is None
     store.finish("b", answer(200))
-    assert store.begin("b", "f") is None  # too large to be kept
+    with pytest.raises(ProblemError, match="not kept any more"):
+        store.begin("b", "f")  # too large to be kept
     with pytest.raises(ProblemError, match="still runs"):
         store.begin("a", "f")
     store.finish("gone", answer())
+
+
+def test_dropped_answers_leave_their_keys() -> None:
+    now = [0.0]
+    store = MemoryStore(seconds=10, max_bytes=100, clock=lambda: now[0])
+    for key in "abc":
+        assert store.begin(key, "f") is None
+        store.finish(key, answer(40))
+    assert store.begin("c", "f") == store.begin("b", "f") == answer(40)
+    for _ in range(2):
+        with pytest.raises(ProblemError, match="not kept any more"):
+            store.begin("a", "f")
+    with pytest.raises(ProblemError, match="other arguments"):
+        store.begin("a", "g")
+    now[0] = 10.0
+    assert store.begin("a", "g") is None
+    # What was dropped is not counted: two answers of 40 bytes fit again.
+    store.finish("a", answer(20))
+    assert store.begin("a", "g") == answer(20)
+
+
+@pytest.mark.parametrize("store", ["memory", "file"])
+def test_a_large_answer_frees_no_key(store: str, tmp_path: Path) -> None:
+    plugin = Plugin("p", version="1.0.0", idempotency=SqliteStore(tmp_path / "keys") if store == "file" else None)
+    ran: list[int] = []
+
+    @plugin.operation(consequential=True)
+    def buy(size: int) -> str:
+        ran.append(size)
+        return "x" * size
+
+    def post(key: str, size: int) -> Response:
+        body = json.dumps({"arguments": {"size": size}}).encode()
+        return plugin.handle(Request("POST", "v1/invoke/buy", {"Idempotency-Key": key}, body))
+
+    with plugin:
+        assert post("small", 1).status == post("large", 17 << 20).status == 200
+        assert post("small", 1).headers["idempotent-replay"] == "true"
+        repeated = post("large", 17 << 20)
+        assert kind(repeated) == (500, "answer-not-kept")
+        assert "does not run again" in repeated.json()["detail"]
+        assert "octavo-digest" in repeated.headers
+        assert kind(post("large", 2)) == (422, "idempotency-key-reused")
+    assert ran == [1, 17 << 20]
 
 
 def test_concurrent_requests_with_one_key_run_once(plugin: Plugin) -> None:
@@ -234,3 +279,33 @@ def test_threads_are_used_again_and_end() -> None:
     with pytest.raises(ZeroDivisionError):
         workers.submit(lambda: 1 // 0).result(20)
     workers.close()
+
+
+def test_a_plugin_that_was_closed_in_an_operation_serves_again() -> None:
+    with weather_plugin.build() as plugin:
+        first: list[Response] = []
+        thread = threading.Thread(target=lambda: first.append(plugin.handle(request("fail", {"how": "wait"}))))
+        thread.start()
+        sleep_until(lambda: plugin._runner._running == 1)
+        plugin._runner._workers.close(0)
+        plugin.gate.set()  # type: ignore[attr-defined]
+        thread.join(20)
+        assert first[0].status == 200
+        for _ in range(3):
+            assert plugin.handle(request("get_forecast", {"city": "x"})).status == 200
+
+
+def test_an_async_operation_is_waited_for_when_its_plugin_is_closed() -> None:
+    for seconds, expected in ((20.0, (200, "")), (0.0, (504, "timeout"))):
+        workers_seconds, length = seconds, 0.2 if seconds else 20.0
+        with weather_plugin.build(limits=Limits(timeout_s=20)) as plugin:
+            found: list[Response] = []
+            call = request("stall", {"seconds": length})
+            thread = threading.Thread(target=lambda p=plugin, c=call, f=found: f.append(p.handle(c)))  # type: ignore[misc]
+            thread.start()
+            sleep_until(lambda p=plugin: p._runner._running == 1)  # type: ignore[misc]
+            plugin._runner._workers.close(workers_seconds)
+            thread.join(20)
+            assert kind(found[0]) == expected
+            assert plugin._runner._running == 0
+            assert plugin.handle(request("stall", {"seconds": 0.0})).status == 200

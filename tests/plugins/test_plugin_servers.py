@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import socket
@@ -71,7 +72,8 @@ def _server(command: str, path: str, folder: Path) -> Iterator[str]:
         pytest.importorskip("gunicorn")
     (folder / "apps.py").write_text(APPS, encoding="utf-8")
     port = _free_port()
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{folder}"}
+    folders = [str(HERE), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -139,11 +141,55 @@ def check_answers(client: httpx.Client, url: str) -> None:
             assert given.headers["content-length"] == expected.headers["content-length"], where
 
 
+def check_odd_requests(client: httpx.Client, url: str) -> None:
+    """Methods that no path has, repeated header lines, and bodies that end early: under each server as in process."""
+    call = url + "v3/invoke/get_forecast"
+    for method in ("TRACE", "PROPFIND", "PUT"):
+        for path in ("v3/invoke/get_forecast", "mcp", "openapi.json", "nothing"):
+            answer = client.request(method, url + path)
+            assert answer.status_code == (404 if path == "nothing" else 405), (method, path)
+            assert answer.headers["content-type"] == "application/problem+json", (method, path)
+    good = {"arguments": {"city": "x"}}
+    for name, values, status in (
+        ("Origin", ("http://evil.example", "http://localhost"), 403),
+        ("Octavo-Protocol", ("1", "9"), 200),
+        ("Octavo-Protocol", ("9", "1"), 200),
+        ("Octavo-Digest", ("sha256:0", "sha256:1"), 409),
+        ("Idempotency-Key", ("one two", "three"), 400),
+    ):
+        fields = [("Content-Type", "application/json"), *((name, value) for value in values)]
+        answer = client.post(call, content=json.dumps(good), headers=fields)
+        assert answer.status_code == status, (name, answer.text)
+    body = b'{"arguments": {"to": "a", "text": "b"}}'
+    ended_early = [b"Content-Length: 500\r\n\r\n" + body]
+    ended_early += [b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(body), body)]
+    for rest in ended_early:
+        answered = _raw(url, b"v3/invoke/send", rest)
+        assert answered == b"" or b" 400 " in answered.splitlines()[0], answered
+    # `send` counts its calls: neither of those two ran.
+    assert client.post(url + "v3/invoke/send", json=json.loads(body)).json()["result"] == 1
+
+
+def _raw(url: str, path: bytes, rest: bytes) -> bytes:
+    """The answer to a request that is cut off after `rest`."""
+    found = httpx.URL(url)
+    head = b"POST %b%b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with socket.create_connection((found.host, found.port or 80), timeout=20) as connection:
+        connection.sendall(head % (found.raw_path, path) + rest)
+        connection.shutdown(socket.SHUT_WR)
+        parts = []
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                parts.append(part)
+    return b"".join(parts)
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_real_servers_answer_alike(name: str, tmp_path: Path) -> None:
     command, app, path = SERVERS[name]
     with _server(command.replace("{{}}", app), path, tmp_path) as url, httpx.Client(timeout=20) as client:
         check_answers(client, url)
+        check_odd_requests(client, url)
         report = check(UrlTarget(url), arguments={"stall": {"seconds": 0.0}})
         assert report.ok, report.text()
         assert report.level == 2
@@ -161,6 +207,36 @@ def test_a_wsgi_server_of_the_standard_library() -> None:
         httpx.Client(timeout=20) as client,
     ):
         check_answers(client, url)
+        check_odd_requests(client, url)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "status"),
+    [("/v/v3/invoke/stall", "/v", 200), ("/v3/invoke/stall", "/v", 200), ("/w/v3/invoke/stall", "/w/", 200),
+     ("/v3/invoke/stall", "", 200), ("/wv3/invoke/stall", "/w", 404), ("/w", "/w", 404)],
+)  # fmt: skip
+def test_a_root_path_is_cut_at_a_slash_alone(path: str, root: str, status: int) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"arguments": {"seconds": 0.0}}'}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    with weather_plugin.build() as plugin:
+        scope = {"type": "http", "method": "POST", "path": path, "root_path": root, "headers": []}
+        asyncio.run(plugin.asgi_app(scope, receive, send))
+    assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize("length", ["\xb2", "-1", "9" * 5000, "1x"])
+def test_a_content_length_that_is_none_reads_no_body(length: str) -> None:
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/v3/invoke/send", "CONTENT_LENGTH": length}
+    started: list[str] = []
+    with weather_plugin.build() as plugin:
+        plugin.wsgi_app({**environ, "wsgi.input": io.BytesIO(b"x")}, lambda status, _headers: started.append(status))
+    assert started[0].startswith("400 ")
 
 
 def test_a_body_in_chunks_is_read_to_its_limit() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from octavo.plugins.exchange import Request, Response, with_length
@@ -28,13 +28,13 @@ class AsgiApp:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Message, receive: Receive, send: Send) -> None:
-        path, root = scope["path"], scope.get("root_path", "")
-        path = path[len(root) :] if root and path.startswith(root) else path
+        path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+        # A path begins with the root as a whole: /v is no root of /v1.
+        path = path[len(root) :] if root and (path + "/").startswith(root + "/") else path
         body = await self._body(receive)
         if body is None:
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        response = await self._handle(Request(scope["method"], path, headers, body))
+        response = await self._handle(Request(scope["method"], path, read_headers(scope["headers"]), body))
         if len(body) > self._body_bytes:
             # The rest is not read, thus the connection cannot be used again.
             response = response.with_headers({"connection": "close"})
@@ -55,6 +55,19 @@ class AsgiApp:
             size += len(parts[-1])
             if size > self._body_bytes or not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def read_headers(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The request's headers, in lower case. Lines of one name are joined, as WSGI servers do (RFC 9110, section 5.3).
+
+    Else a second line could hide the first one from a check.
+    """
+    found: dict[str, str] = {}
+    for name, value in fields:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        # Cookies have another separator (RFC 9113, section 8.2.3).
+        found[key] = f"{found[key]}{'; ' if key == 'cookie' else ', '}{text}" if key in found else text
+    return found
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from octavo.errors import InvalidRequestError
 from octavo.plugins import schema as schemas
 from octavo.plugins.manifest import Deprecation, OperationEntry
-from octavo.plugins.operation import Operation, Typed, invalid_arguments
+from octavo.plugins.operation import Operation, Typed, check_schemas, invalid_arguments
 from octavo.plugins.protocol import MAJORS_KEPT
 from octavo.plugins.typed import Arguments, InvalidArguments, Result, jsonable
 
@@ -58,6 +58,7 @@ class Converter:
         taken = next(iter(signature.parameters.values())).annotation
         kinds = [Any if kind is inspect.Signature.empty else kind for kind in (taken, signature.return_annotation)]
         self._down = (function, Result(name, kinds[0]), Result(name, kinds[1]))
+        check_schemas(name, self._down[2].schema)
         return function
 
     @property

@@ -23,13 +23,15 @@ class Request:
         method: in upper case.
         path: relative to the plugin's base URL; a leading slash does not count. Without the query.
         headers: names are compared without case.
-        body: complete.
+        body: complete, unless it is larger than the plugin takes.
+        is_complete: False if the body ended before the length that was announced: the client is gone.
     """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+    is_complete: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "headers", {name.lower(): value for name, value in self.headers.items()})

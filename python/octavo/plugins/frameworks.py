@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from octavo.plugins.asgi import AsgiApp, Message, Receive, Send
     from octavo.plugins.wsgi import WsgiApp
 
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-
 
 def blueprint(app: WsgiApp, name: str) -> Any:
     """A `flask.Blueprint` that answers all paths below its prefix."""
@@ -26,9 +24,16 @@ def blueprint(app: WsgiApp, name: str) -> Any:
         environ = {**flask.request.environ, "PATH_INFO": _latin1("/" + path)}
         return flask.Response.from_app(app, environ, buffered=True)
 
+    def take_every_method(state: Any) -> None:
+        endpoint = f"{state.name_prefix}.{state.name}.plugin".lstrip(".")
+        for rule in state.app.url_map.iter_rules(endpoint):
+            # Flask takes no such rule, werkzeug does.
+            rule.methods = None
+
     for rule in ("/", "/<path:path>"):
-        # Flask's own answer to OPTIONS would be no problem of the protocol.
-        found.add_url_rule(rule, "plugin", answer, methods=_METHODS, provide_automatic_options=False)
+        # Flask's own answers to OPTIONS and to other methods would be no problems of the protocol.
+        found.add_url_rule(rule, "plugin", answer, methods=["POST"], provide_automatic_options=False)
+    found.record(take_every_method)
     return found
 
 
@@ -40,7 +45,8 @@ def router(app: AsgiApp) -> Any:
         raise MissingDependencyError("FastAPI is needed for a router: pip install fastapi") from None
 
     found = fastapi.APIRouter()
-    found.add_route("/{path:path}", _Routed(app), methods=_METHODS, include_in_schema=False)  # type: ignore[arg-type]
+    # An application, not a function, is asked for every method.
+    found.add_route("/{path:path}", _Routed(app), include_in_schema=False)  # type: ignore[arg-type]
     return found
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import difflib
 import email.utils
 import hashlib
+import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -17,7 +17,7 @@ from octavo.plugins.convert import Endpoint, Table
 from octavo.plugins.exchange import Request, Response, json_response, problem_response, read_json
 from octavo.plugins.manifest import Limits
 from octavo.plugins.mcp_endpoint import McpServer
-from octavo.plugins.operation import rename
+from octavo.plugins.operation import accept
 from octavo.plugins.origins import Origins
 from octavo.plugins.problems import Problem, ProblemError
 from octavo.plugins.running import Done, Job, Runner
@@ -41,8 +41,8 @@ class Handler:
     """Answers requests. `run` and `arun` of its runner run the jobs that `begin` returns.
 
     Args:
-        authorize: whether a request may pass; False answers 401. It may raise `ProblemError`.
-        health: raises, or returns False, while the plugin does not work.
+        authorize: True lets a request pass, all else answers 401. It may raise `ProblemError`.
+        health: raises, or returns a false value other than None, while the plugin does not work.
         origins: origins of web pages that may call; pages of this machine always may.
     """
 
@@ -100,11 +100,9 @@ class Handler:
         if path in self._served.documents:
             _only(request, "GET", "HEAD")
             return self._document(request, path)
-        if len(request.body) > self._limits.body_bytes:
-            limit = self._limits.body_bytes
-            raise ProblemError("body-too-large", f"the body is larger than {limit} bytes: send less", limit=limit)
         if path == protocol.MCP_PATH:
             _only(request, "POST")
+            self._check_body(request)
             return self._mcp.begin(request)
         parts = path.split("/")
         if len(parts) == 3 and parts[1] == "invoke" and parts[0][:1] == "v":
@@ -132,6 +130,7 @@ class Handler:
             return problem_response(error.problem, _operation_headers(endpoint))
 
     def _call(self, request: Request, endpoint: Endpoint) -> Response | Job:
+        self._check_body(request)
         content_type = request.header("content-type") or protocol.JSON
         if content_type.partition(";")[0].strip().lower() != protocol.JSON:
             raise ProblemError("unsupported-media-type", f"content-type is {content_type[:80]!r}: send {protocol.JSON}")
@@ -144,11 +143,7 @@ class Handler:
 
     def _job(self, request: Request, endpoint: Endpoint, arguments: dict[str, Any]) -> Response | Job:
         entry = endpoint.entry
-        notes = [_deprecation_note(endpoint)] if entry.deprecated else []
-        if not entry.consequential:
-            # Never for consequential operations: their arguments are exactly what the caller sent.
-            arguments, renamed = rename(arguments, entry.aliases)
-            notes += renamed
+        arguments, notes = accept(arguments, entry)
         headers = _operation_headers(endpoint)
 
         def respond(outcome: Done | Problem) -> Response:
@@ -157,26 +152,17 @@ class Handler:
             return json_response({"result": outcome.result, "warnings": list(outcome.warnings)}, 200, headers)
 
         bound = endpoint.bind(arguments)
-        job = Job(endpoint, bound, request, respond, tuple(notes), detached=entry.consequential)
-        header = request.header(protocol.IDEMPOTENCY_HEADER)
-        return job if header is None else self._keyed(job, header, arguments)
+        claim = self._claim(request, endpoint, arguments)
+        detached = entry.consequential or claim is not None
+        return Job(endpoint, bound, request, respond, tuple(notes), claim, detached)
 
-    def _keyed(self, job: Job, header: str, arguments: dict[str, Any]) -> Response | Job:
-        key = idempotency.scoped(idempotency.read_key(header), job.request.header("authorization") or "")
-        entry = job.endpoint.entry
-        text = canonical_json([entry.id, entry.major, arguments])
-        found = self._store.begin(key, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
-        if found is not None:
-            return found.with_headers({protocol.REPLAY_HEADER.lower(): "true"})
-        return Job(
-            job.endpoint,
-            job.arguments,
-            job.request,
-            job.respond,
-            job.warnings,
-            finished=lambda response: self._store.finish(key, response),
-            detached=True,
-        )
+    def _claim(self, request: Request, endpoint: Endpoint, arguments: dict[str, Any]) -> idempotency.Claim | None:
+        header = request.header(protocol.IDEMPOTENCY_HEADER)
+        if header is None:
+            return None
+        key = idempotency.scoped(idempotency.read_key(header), request.header("authorization") or "")
+        text = canonical_json([endpoint.entry.id, endpoint.entry.major, arguments])
+        return idempotency.Claim(self._store, key, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest())
 
     def _find(self, major: str, operation: str) -> Endpoint:
         number = int(major) if re.fullmatch("0|[1-9][0-9]{0,5}", major) else -1
@@ -194,6 +180,14 @@ class Handler:
         else:
             words = f"no operation is called {operation[:80]!r}" + (f": {nearest[0]} is close" if nearest else "")
         raise ProblemError("unknown-operation", words, nearest=nearest, majors=majors)
+
+    def _check_body(self, request: Request) -> None:
+        if not request.is_complete:
+            # What came may be a call with another meaning, and its client is gone.
+            raise ProblemError("malformed-request", "the body ended before its Content-Length: send all of it")
+        limit = self._limits.body_bytes
+        if len(request.body) > limit:
+            raise ProblemError("body-too-large", f"the body is larger than {limit} bytes: send less", limit=limit)
 
     def _check_digest(self, header: str | None, endpoint: Endpoint) -> None:
         entry = endpoint.entry
@@ -221,11 +215,19 @@ class Handler:
 
     def _healthy(self) -> Response:
         try:
-            if self._health is None or self._health() is not False:
+            if self._is_healthy():
                 return json_response({"status": "ok", "name": self._served.name, "version": self._served.version})
         except Exception:
             log.exception("the health check failed")
         return problem_response(Problem("unavailable", "the plugin's health check failed", retry_after=5))
+
+    def _is_healthy(self) -> bool:
+        found = self._health() if self._health is not None else True
+        if inspect.isawaitable(found):
+            if inspect.iscoroutine(found):
+                found.close()
+            raise TypeError("health returned an awaitable: a plain function is expected")
+        return found is None or bool(found)
 
     def _document(self, request: Request, path: str) -> Response:
         body, etag = self._served.documents[path]
@@ -274,16 +276,3 @@ def _operation_headers(endpoint: Endpoint) -> dict[str, str]:
     if found is not None and found.sunset is not None:
         headers["sunset"] = email.utils.formatdate(found.sunset, usegmt=True)
     return headers
-
-
-def _deprecation_note(endpoint: Endpoint) -> str:
-    found = endpoint.entry.deprecated
-    assert found is not None
-    parts = [f"{endpoint.entry.id} in major {endpoint.entry.major} is deprecated since {_day(found.since)}"]
-    parts += [f"ends {_day(found.sunset)}"] if found.sunset is not None else []
-    parts += [f"use {found.use}"] if found.use else []
-    return "; ".join(parts)
-
-
-def _day(seconds: int) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from octavo.plugins.exchange import Response
 from octavo.plugins.problems import ProblemError
+from octavo.plugins.protocol import REPLAY_HEADER
 
 LONGEST_KEY = 200
 # Visible ASCII, with or without quotes around it.
@@ -23,17 +24,23 @@ KEY_PATTERN = f'^("[!#-~]{{1,{LONGEST_KEY}}}"|[!#-~]{{1,{LONGEST_KEY}}})$'
 KEPT_SECONDS = 3600.0
 MAX_ENTRIES = 4096
 MAX_BYTES = 16 << 20
+# The body of a larger answer is not kept, only that its request ran.
+MAX_ANSWER_BYTES = 1 << 20
 
 
 class IdempotencyStore(Protocol):
-    """Where answers are kept. Several processes of one plugin need a store that they share."""
+    """Where answers are kept. Several processes of one plugin need a store that they share.
+
+    Its methods are called from several threads at once; from an event loop only when it ends.
+    """
 
     def begin(self, key: str, fingerprint: str) -> Response | None:
         """The answer that the key has; None: there is none, the caller runs the request and ends it with `finish`.
 
         Raises:
             ProblemError: idempotency-conflict: the first request still runs. idempotency-key-reused: the key had
-                another fingerprint.
+                another fingerprint. answer-not-kept: the request ran, and its answer is gone. unavailable: the store
+                cannot say; nothing ran.
         """
 
     def finish(self, key: str, response: Response | None) -> None:
@@ -70,15 +77,52 @@ def in_progress() -> ProblemError:
     )
 
 
+def not_kept() -> ProblemError:
+    return ProblemError(
+        "answer-not-kept",
+        "the request with this Idempotency-Key ran before, and its answer is not kept any more: it does not run again",
+    )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A request's hold on its key, from before its operation runs until its answer is kept."""
+
+    store: IdempotencyStore
+    key: str
+    fingerprint: str
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the store may wait for a disk: an event loop must not."""
+        return not isinstance(self.store, MemoryStore)
+
+    def begin(self) -> Response | None:
+        """The answer to a repeated request; None: the request runs now. Raises as `IdempotencyStore.begin`."""
+        found = self.store.begin(self.key, self.fingerprint)
+        return None if found is None else found.with_headers({REPLAY_HEADER.lower(): "true"})
+
+    def finish(self, response: Response | None) -> None:
+        """As `IdempotencyStore.finish`."""
+        self.store.finish(self.key, response)
+
+
 @dataclass
 class _Entry:
+    """`response` is None while the request runs, and again when its answer is not kept any more."""
+
     fingerprint: str
     expires: float
+    has_run: bool = False
     response: Response | None = None
 
 
 class MemoryStore:
-    """Keeps answers in memory: the last `max_entries`, for `seconds`, in at most `max_bytes`."""
+    """Keeps keys and answers in memory.
+
+    The last `max_entries` keys are kept for `seconds`. Their answers have at most `max_bytes` together, and
+    `MAX_ANSWER_BYTES` each. An answer that is dropped leaves its key: its request does not run again.
+    """
 
     def __init__(
         self,
@@ -90,13 +134,15 @@ class MemoryStore:
         self._seconds, self._max_entries, self._max_bytes, self._clock = seconds, max_entries, max_bytes, clock
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        # The keys whose answers are kept, the oldest first.
+        self._answered: OrderedDict[str, None] = OrderedDict()
         self._bytes = 0
 
     def begin(self, key: str, fingerprint: str) -> Response | None:
         with self._lock:
             now = self._clock()
             entry = self._entries.get(key)
-            if entry is not None and entry.response is not None and entry.expires <= now:
+            if entry is not None and entry.has_run and entry.expires <= now:
                 self._drop(key)
                 entry = None
             if entry is None:
@@ -104,8 +150,10 @@ class MemoryStore:
                 return None
             if entry.fingerprint != fingerprint:
                 raise reused()
-            if entry.response is None:
+            if not entry.has_run:
                 raise in_progress()
+            if entry.response is None:
+                raise not_kept()
             return entry.response
 
     def finish(self, key: str, response: Response | None) -> None:
@@ -116,14 +164,26 @@ class MemoryStore:
             if response is None:
                 self._drop(key)
                 return
-            entry.response, entry.expires = response, self._clock() + self._seconds
-            self._bytes += len(response.body)
+            entry.has_run, entry.expires = True, self._clock() + self._seconds
             self._entries.move_to_end(key)
-            while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-                # The oldest answer goes. Requests that still run keep their keys.
-                self._drop(next(k for k, e in self._entries.items() if e.response is not None))
+            if len(response.body) <= min(self._max_bytes, MAX_ANSWER_BYTES):
+                entry.response = response
+                self._answered[key] = None
+                self._bytes += len(response.body)
+            while self._bytes > self._max_bytes:
+                self._forget(next(iter(self._answered)))
+            while len(self._entries) > self._max_entries:
+                # The oldest key goes. Requests that still run keep theirs.
+                self._drop(next(k for k, e in self._entries.items() if e.has_run))
 
-    def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key)
+    def _forget(self, key: str) -> None:
+        """Drops the answer, and keeps the key."""
+        entry = self._entries[key]
         if entry.response is not None:
             self._bytes -= len(entry.response.body)
+            entry.response = None
+            del self._answered[key]
+
+    def _drop(self, key: str) -> None:
+        self._forget(key)
+        del self._entries[key]

@@ -19,6 +19,8 @@ from octavo.plugins.protocol import (
 # A manifest with more operations is refused: no model can choose between them.
 MAX_OPERATIONS = 2_000
 _LONGEST = 512
+# The last second of the year 9999, in seconds since 1970.
+_LAST_SECOND = 253_402_300_799
 
 
 class ManifestError(InvalidRequestError):
@@ -33,6 +35,9 @@ class Deprecation:
         since: RFC 9745's date, in the Deprecation header.
         sunset: RFC 8594's date, in the Sunset header; never earlier than `since`. None: no end is planned.
         use: the id of the operation that replaces it.
+
+    Raises:
+        InvalidRequestError: a time that is no whole second from 1970 to 9999, or a sunset before the deprecation.
     """
 
     since: int
@@ -40,6 +45,12 @@ class Deprecation:
     use: str | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (("since", self.since), ("sunset", self.sunset)):
+            if not _is_second(value) and not (name == "sunset" and value is None):
+                raise InvalidRequestError(
+                    f"{name} is {value!r}: seconds since 1970 are expected, not milliseconds;"
+                    " Deprecation.on('2026-12-01') takes dates"
+                )
         if self.sunset is not None and self.sunset < self.since:
             raise InvalidRequestError(
                 f"sunset is {self.sunset}, before the deprecation at {self.since}: it must not be earlier"
@@ -272,6 +283,10 @@ def _is_major(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 999_999
 
 
+def _is_second(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LAST_SECOND
+
+
 def _text(value: object, longest: int = _LONGEST) -> str:
     return value[:longest] if isinstance(value, str) else ""
 
@@ -291,11 +306,9 @@ def _deprecation(value: object) -> Deprecation | None:
 
     def seconds(key: str) -> int | None:
         found = members.get(key)
-        return (
-            int(found)
-            if isinstance(found, (int, float)) and not isinstance(found, bool) and abs(found) < 1e12
-            else None
-        )
+        if isinstance(found, float) and 0 <= found <= _LAST_SECOND:
+            found = int(found)
+        return found if _is_second(found) else None
 
     since = seconds("since") or 0
     sunset = seconds("sunset")

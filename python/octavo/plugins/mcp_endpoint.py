@@ -16,6 +16,7 @@ from typing import Any
 from octavo.plugins import protocol
 from octavo.plugins.convert import Endpoint, Table
 from octavo.plugins.exchange import Request, Response, json_response, read_json
+from octavo.plugins.operation import accept
 from octavo.plugins.problems import Problem, ProblemError
 from octavo.plugins.running import Done, Job
 
@@ -158,12 +159,13 @@ class McpServer:
             result = _failure(outcome) if isinstance(outcome, Problem) else _success(endpoint, outcome, modern)
             return self._reply(body, result, modern)
 
+        named, notes = accept(arguments or {}, endpoint.entry)
         try:
-            bound = endpoint.bind(arguments or {})
+            bound = endpoint.bind(named)
         except ProblemError as error:
             # The model can correct its arguments: this is a result, not an error of the protocol.
             return respond(error.problem)
-        return Job(endpoint, bound, request, respond, detached=endpoint.entry.consequential)
+        return Job(endpoint, bound, request, respond, tuple(notes), detached=endpoint.entry.consequential)
 
     def _reply(self, body: Mapping[str, Any], result: dict[str, Any], modern: bool) -> Response:
         if modern:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Any
 
 from octavo.errors import InvalidRequestError
 from octavo.plugins.exchange import Request
-from octavo.plugins.manifest import Deprecation
+from octavo.plugins.manifest import Deprecation, OperationEntry
 from octavo.plugins.problems import ProblemError
 from octavo.plugins.protocol import api_version, is_operation_id
+from octavo.plugins.schema import SchemaError, canonical_json, digest
 from octavo.plugins.typed import Arguments, Result
 
 # More errors of one call are not listed.
@@ -94,7 +96,25 @@ def read_function(function: Callable[..., Any], name: str | None, scope: Mapping
             default = ... if parameter.default is parameter.empty else parameter.default
             plain[parameter.name] = (parameter.annotation, default)
     returned = Any if signature.return_annotation is signature.empty else signature.return_annotation
-    return Typed(found, Arguments(found, plain), Result(found, returned), request_parameter)
+    typed = Typed(found, Arguments(found, plain), Result(found, returned), request_parameter)
+    check_schemas(found, typed.arguments.schema, typed.result.schema)
+    return typed
+
+
+def check_schemas(name: str, *schemas: Any) -> None:
+    """Checks that the schemas can be served: JSON has a form for them, and they have a digest.
+
+    Raises:
+        InvalidRequestError: a default such as `inf`, or a schema that is too large.
+    """
+    try:
+        for schema in schemas:
+            canonical_json(schema)
+            digest(schema, None)
+    except SchemaError as error:
+        raise InvalidRequestError(
+            f"the schema of {name} cannot be served: {error}. Defaults must be finite numbers, None if need be"
+        ) from None
 
 
 def make_operation(
@@ -160,15 +180,30 @@ def _aliases(typed: Typed, given: Mapping[str, Any]) -> dict[str, tuple[str, ...
     return found
 
 
-def rename(arguments: dict[str, Any], aliases: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Any], list[str]]:
-    """Arguments under their current names, and a sentence for each former name that was used."""
-    renamed, notes = dict(arguments), []
-    for name, former in aliases.items():
+def accept(arguments: dict[str, Any], entry: OperationEntry) -> tuple[dict[str, Any], list[str]]:
+    """Arguments under their current names, and what the caller should know: a deprecation, former names.
+
+    Two names of one argument are not renamed, thus refused. Neither are those of consequential operations: their
+    arguments are exactly what the caller sent.
+    """
+    renamed, notes = dict(arguments), [_deprecation_note(entry, entry.deprecated)] if entry.deprecated else []
+    for name, former in () if entry.consequential else entry.aliases.items():
         used = [old for old in former if old in renamed]
         if len(used) == 1 and name not in renamed:
             renamed[name] = renamed.pop(used[0])
             notes.append(f"argument {used[0]} is now called {name}")
     return renamed, notes
+
+
+def _deprecation_note(entry: OperationEntry, found: Deprecation) -> str:
+    parts = [f"{entry.id} in major {entry.major} is deprecated since {_day(found.since)}"]
+    parts += [f"ends {_day(found.sunset)}"] if found.sunset is not None else []
+    parts += [f"use {found.use}"] if found.use else []
+    return "; ".join(parts)
+
+
+def _day(seconds: int) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).date().isoformat()
 
 
 def _globals(function: Callable[..., Any]) -> dict[str, Any]:

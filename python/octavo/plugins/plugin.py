@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
+import logging
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping
@@ -13,13 +15,16 @@ from octavo.errors import InvalidRequestError
 from octavo.plugins import frameworks, openapi, protocol
 from octavo.plugins.asgi import AsgiApp
 from octavo.plugins.convert import Converter, build_table
-from octavo.plugins.exchange import Request, Response
+from octavo.plugins.exchange import Request, Response, problem_response
 from octavo.plugins.handle import Handler, Served
 from octavo.plugins.idempotency import IdempotencyStore, MemoryStore
 from octavo.plugins.manifest import Deprecation, Limits, Manifest, OperationEntry
 from octavo.plugins.operation import Operation, make_operation, read_function
+from octavo.plugins.problems import Problem
 from octavo.plugins.running import Runner
 from octavo.plugins.wsgi import WsgiApp
+
+log = logging.getLogger("octavo.plugins")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -44,8 +49,9 @@ class Plugin:
         description: one or two sentences for people and models.
         limits: of a body and of an operation's time.
         concurrency: operations that run at once; further requests get 503.
-        authorize: whether a request may pass; False answers 401. See `bearer`.
-        health: raises, or returns False, while the plugin does not work.
+        authorize: a plain function, not async. True lets a request pass, all else answers 401. See `bearer`.
+        health: a plain function, not async. It raises, or returns a false value other than None, while the plugin does
+            not work.
         allowed_origins: web pages that may call and read answers (CORS), such as `https://example.org`; `*` permits
             all. Pages of other origins are refused, except those of this machine.
         idempotency: where answers to requests with an Idempotency-Key are kept; None: in memory, one hour. Several
@@ -85,6 +91,8 @@ class Plugin:
         self._version = found
         self._operations: dict[str, Operation] = {}
         self._converters: list[Converter] = []
+        for option, function in (("authorize", authorize), ("health", health)):
+            _check_plain(option, function)
         self._authorize, self._health = authorize, health
         if isinstance(allowed_origins, str):
             raise InvalidRequestError(f"allowed_origins is {allowed_origins!r}: a list of origins is expected")
@@ -190,11 +198,13 @@ class Plugin:
 
     def handle(self, request: Request) -> Response:
         """Answers a request. It never raises: faults become problems (RFC 9457)."""
-        return self._build()[0].handle(request)
+        handler = self._handler()
+        return handler.handle(request) if isinstance(handler, Handler) else handler
 
     async def ahandle(self, request: Request) -> Response:
         """As `handle`; async operations run on the caller's event loop."""
-        return await self._build()[0].ahandle(request)
+        handler = self._handler()
+        return await handler.ahandle(request) if isinstance(handler, Handler) else handler
 
     def manifest(self) -> dict[str, Any]:
         """The manifest, as it is served."""
@@ -231,7 +241,10 @@ class Plugin:
         return frameworks.router(self.asgi_app)
 
     def close(self) -> None:
-        """Ends the plugin's threads. It is needed in tests alone: they keep no process alive."""
+        """Ends the plugin's threads; operations that run are waited for a few seconds. A later request starts new ones.
+
+        It is needed in tests alone: they keep no process alive.
+        """
         self._runner.close()
 
     def __enter__(self) -> Plugin:
@@ -246,6 +259,16 @@ class Plugin:
     def _check_open(self, what: str) -> None:
         if self._built is not None:
             raise InvalidRequestError(f"{self.name} already serves: define {what} before the first request")
+
+    def _handler(self) -> Handler | Response:
+        """The handler; the answer to all requests of a plugin whose definitions contradict each other."""
+        try:
+            return self._build()[0]
+        except Exception:
+            log.exception("the plugin %s cannot serve", self.name)
+            problem = Problem("internal", "the plugin cannot serve: its log has the cause")
+            headers = {"cache-control": "no-store", protocol.PROTOCOL_HEADER.lower(): protocol.supported_list()[0]}
+            return problem_response(problem, headers)
 
     def _build(self) -> tuple[Handler, Manifest, dict[str, Any]]:
         if self._built is None:
@@ -274,6 +297,16 @@ class Plugin:
         served = Served(self.name, self.version, self.description, table, documents)
         handler = Handler(served, self.limits, self._runner, self._store, self._authorize, self._health, self._origins)
         return handler, manifest, document
+
+
+def _check_plain(option: str, function: object) -> None:
+    """A coroutine is a true value, thus an async check would always pass, or never."""
+    if function is None:
+        return
+    if not callable(function):
+        raise InvalidRequestError(f"{option} is {function!r}: a function is expected")
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise InvalidRequestError(f"{option} is an async function: a plain function is expected")
 
 
 def _listed(entry: OperationEntry) -> OperationEntry:

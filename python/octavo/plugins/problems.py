@@ -27,6 +27,8 @@ CODES: Mapping[str, tuple[int, str]] = {
     "idempotency-key-reused": (422, "The idempotency key belongs to another request"),
     "rate-limited": (429, "Too many requests"),
     "internal": (500, "The plugin failed"),
+    # No 4xx: a client would take the arguments for wrong, and call again under another key.
+    "answer-not-kept": (500, "The request ran before, and its answer is not kept any more"),
     "unavailable": (503, "The plugin is not available"),
     "timeout": (504, "The operation took too long"),
 }

@@ -8,11 +8,12 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from octavo.plugins.convert import Endpoint
 from octavo.plugins.exchange import Request, Response
+from octavo.plugins.idempotency import Claim
 from octavo.plugins.problems import Problem, ProblemError
 from octavo.plugins.typed import InvalidResult
 from octavo.plugins.workers import Workers
@@ -35,8 +36,8 @@ class Job:
     Attributes:
         arguments: the function's keyword arguments.
         respond: makes the response from the result or the problem.
-        finished: gets the response when the operation has ended, even if no client waits any more. None: it had no
-            effect.
+        claim: on the idempotency key. It gets the response when the operation has ended, even if no client waits any
+            more. None: the request has no key.
         detached: the operation goes on after its time limit, because it may have had an effect.
     """
 
@@ -45,7 +46,7 @@ class Job:
     request: Request
     respond: Callable[[Done | Problem], Response]
     warnings: tuple[str, ...] = ()
-    finished: Callable[[Response | None], None] = field(default=lambda _: None)
+    claim: Claim | None = None
     detached: bool = False
 
     def call(self) -> Any:
@@ -84,6 +85,9 @@ class Runner:
 
     def run(self, job: Job) -> Response:
         """Runs a job from a thread."""
+        kept = self._begin(job)
+        if kept is not None:
+            return kept
         if not self._enter():
             return self._busy(job)
         is_async = job.endpoint.operation.is_async
@@ -95,11 +99,17 @@ class Runner:
             if not job.detached:
                 future.cancel()
             return self._late(job)
+        except concurrent.futures.CancelledError:
+            return self._closed(job)
 
     async def arun(self, job: Job) -> Response:
         """Runs a job from an event loop. An async operation runs on this loop, a sync one on a thread."""
+        kept = await self._abegin(job)
+        if kept is not None:
+            return kept
         if not self._enter():
-            return self._busy(job)
+            blocks = job.claim is not None and job.claim.blocks
+            return await asyncio.to_thread(self._busy, job) if blocks else self._busy(job)
         if not job.endpoint.operation.is_async:
             future = asyncio.wrap_future(self._submit(job))
             done, _ = await asyncio.wait({future}, timeout=self._timeout_s)
@@ -134,6 +144,27 @@ class Runner:
             future.set_result(self._end(job, job.respond(Problem("unavailable", words, retry_after=1))))
             return future
 
+    def _begin(self, job: Job) -> Response | None:
+        """Claims the key. The answer to a request that may not run; None: it may."""
+        if job.claim is None:
+            return None
+        try:
+            return job.claim.begin()
+        except Exception as error:
+            return job.failed(error)
+
+    async def _abegin(self, job: Job) -> Response | None:
+        if job.claim is None or not job.claim.blocks:
+            return self._begin(job)
+        claimed = asyncio.ensure_future(asyncio.to_thread(self._begin, job))
+        try:
+            return await asyncio.shield(claimed)
+        except asyncio.CancelledError:
+            # The client has disconnected: the key is free again, for nothing runs.
+            if await claimed is None:
+                await asyncio.to_thread(self._finish, job, None)
+            raise
+
     def _run(self, job: Job) -> Response:
         try:
             response = job.done(job.call())
@@ -145,23 +176,39 @@ class Runner:
         try:
             response = job.done(await job.call())
         except asyncio.CancelledError:
-            self._end(job, None)
+            self._leave()
+            if not job.endpoint.entry.consequential:
+                self._finish(job, None)
+            # Else it may have had its effect: the key stays in progress.
             raise
         except BaseException as error:
             response = job.failed(error)
-        return self._end(job, response)
+        if job.claim is None or not job.claim.blocks:
+            return self._end(job, response)
+        self._leave()
+        await asyncio.to_thread(self._finish, job, response)
+        return response
 
-    def _end(self, job: Job, response: Response | None) -> Response:
+    def _end(self, job: Job, response: Response) -> Response:
+        self._leave()
+        self._finish(job, response)
+        return response
+
+    def _leave(self) -> None:
         with self._lock:
             self._running -= 1
+
+    def _finish(self, job: Job, response: Response | None) -> None:
+        """Keeps the answer under the job's key. None: the operation did not run."""
+        if job.claim is None:
+            return
         # 429 and 503 are raised before an effect: the same key may try again.
         kept = response is not None and response.status not in (429, 503)
         try:
-            job.finished(response if kept else None)
+            job.claim.finish(response if kept else None)
         except Exception:
             # The key stays in progress: a retry is refused, and nothing runs twice.
             log.exception("the answer of %s could not be kept", job.endpoint.entry.id)
-        return response if response is not None else self._late(job)
 
     def _enter(self) -> bool:
         with self._lock:
@@ -171,10 +218,14 @@ class Runner:
             return True
 
     def _busy(self, job: Job) -> Response:
-        job.finished(None)
+        self._finish(job, None)
         words = f"the plugin runs {self._concurrency} operations at once, and all are in use: retry later"
         return job.respond(Problem("unavailable", words, retry_after=1))
 
     def _late(self, job: Job) -> Response:
         words = f"{job.endpoint.entry.id} took longer than {self._timeout_s:g} s"
+        return job.respond(Problem("timeout", words + (", and may still have its effect" if job.detached else "")))
+
+    def _closed(self, job: Job) -> Response:
+        words = f"the plugin was closed while {job.endpoint.entry.id} ran"
         return job.respond(Problem("timeout", words + (", and may still have its effect" if job.detached else "")))

@@ -7,6 +7,7 @@ import contextvars
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -41,10 +42,10 @@ class Workers:
             if self._idle:
                 self._idle -= 1
             else:
-                thread = threading.Thread(target=self._work, name="octavo-plugin", daemon=True)
+                thread = threading.Thread(target=self._work, args=(self._jobs,), name="octavo-plugin", daemon=True)
                 thread.start()
                 self._threads = [t for t in self._threads if t.is_alive()] + [thread]
-        self._jobs.put((future, lambda: context.run(function)))
+            self._jobs.put((future, lambda: context.run(function)))
         return future
 
     def submit_async(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
@@ -55,23 +56,29 @@ class Workers:
                 self._loop_thread = threading.Thread(target=_run_loop, args=(self._loop,), daemon=True)
                 self._loop_thread.name = "octavo-plugin-loop"
                 self._loop_thread.start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self, seconds: float = 5.0) -> None:
-        """Ends the threads. One that is in an operation is waited for up to `seconds`, then left."""
+        """Ends the threads. One that is in an operation is waited for up to `seconds`, then left.
+
+        A later call starts new threads.
+        """
         with self._lock:
             threads, self._threads, self._idle = self._threads, [], 0
+            # A thread that is left counts as idle for its own queue alone.
+            jobs, self._jobs = self._jobs, queue.SimpleQueue()
             loop, self._loop = self._loop, None
         for _ in threads:
-            self._jobs.put(None)
+            jobs.put(None)
         if loop is not None and self._loop_thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            asyncio.run_coroutine_threadsafe(_stop(loop, seconds), loop)
             threads.append(self._loop_thread)
+        end = time.monotonic() + seconds
         for thread in threads:
-            thread.join(seconds)
+            thread.join(max(0.0, end - time.monotonic()))
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+    def _work(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
+        while (job := jobs.get()) is not None:
             future, function = job
             if future.set_running_or_notify_cancel():
                 try:
@@ -82,7 +89,8 @@ class Workers:
                     future.set_result(result)
             del job, future, function
             with self._lock:
-                self._idle += 1
+                if jobs is self._jobs:
+                    self._idle += 1
 
 
 def _reset(workers: Workers | None) -> None:
@@ -95,7 +103,19 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
-        for task in asyncio.all_tasks(loop):
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
             task.cancel()
+        if tasks:
+            # Their callers wait for them.
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+async def _stop(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """Stops the loop when its tasks have ended, or after `seconds`."""
+    running = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    if running:
+        await asyncio.wait(running, timeout=seconds)
+    loop.stop()

@@ -19,27 +19,34 @@ class WsgiApp:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         # WSGI carries bytes as Latin-1.
         path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace")
-        body = self._body(environ)
+        body, is_complete = self._body(environ)
         # A body that is too large is cut after the limit, and the plugin refuses it.
-        response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body))
+        response = self._handle(Request(environ["REQUEST_METHOD"], path, read_headers(environ), body, is_complete))
         start_response(f"{response.status} {_phrase(response.status)}", list(with_length(response).items()))
         return [response.body]
 
-    def _body(self, environ: dict[str, Any]) -> bytes:
-        """The body, or its first bytes if it is too large."""
-        length = environ.get("CONTENT_LENGTH") or ""
-        stream = environ["wsgi.input"]
-        limit = self._body_bytes + 1
-        if length.isdigit():
-            limit = min(int(length), limit)
-        elif not environ.get("wsgi.input_terminated"):
+    def _body(self, environ: dict[str, Any]) -> tuple[bytes, bool]:
+        """The body, or its first bytes if it is too large, and whether as much came as was announced."""
+        announced = _length(environ.get("CONTENT_LENGTH") or "")
+        if announced is None and not environ.get("wsgi.input_terminated"):
             # Without a length the end of the body is unknown.
-            return b""
+            return b"", True
+        limit = self._body_bytes + 1
+        left = limit if announced is None else min(announced, limit)
         parts: list[bytes] = []
-        while limit > 0 and (part := stream.read(limit)):
-            parts.append(part)
-            limit -= len(part)
-        return b"".join(parts)
+        try:
+            while left > 0 and (part := environ["wsgi.input"].read(left)):
+                parts.append(part)
+                left -= len(part)
+        except OSError:
+            # The client is gone, or its chunks cannot be read.
+            return b"".join(parts), False
+        return b"".join(parts), announced is None or left <= 0
+
+
+def _length(text: str) -> int | None:
+    """The value of a Content-Length; None if it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def read_headers(environ: dict[str, Any]) -> dict[str, str]:
