@@ -26,6 +26,7 @@ _TYPED: Mapping[str, Status] = {
     "unavailable": "unavailable",
     "idempotency-conflict": "unavailable",
     "idempotency-key-reused": "internal",
+    "answer-not-kept": "internal",
     "timeout": "timeout",
     "body-too-large": "too_large",
     "unsupported-media-type": "internal",
