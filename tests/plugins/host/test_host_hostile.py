@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -311,19 +312,23 @@ def test_a_host_that_is_closed_starts_no_threads(server: RawServer) -> None:
 
 def test_a_call_that_waits_when_the_host_is_closed(server: RawServer) -> None:
     async def run() -> list[Outcome | BaseException]:
-        host = PluginHost({"w": PluginSource(server.url, concurrency=1)})
-        begun = asyncio.Event()
+        host = PluginHost({"w": PluginSource(server.url, concurrency=1, timeout=60.0)})
+        begun, release = asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
         def wait(connection: Any) -> None:
             loop.call_soon_threadsafe(begun.set)
-            server.stop.wait(0.2)
+            release.wait(60)
             connection.sendall(ok(1))
 
         server.answers = [wait]
         calls = [asyncio.create_task(host.acall("w__get", GOOD)) for _ in range(3)]
         await begun.wait()
-        await asyncio.to_thread(host.close)
+        closing = asyncio.create_task(asyncio.to_thread(host.close))
+        await asyncio.wait(calls[1:])
+        # Only now the first one may end: the host waits for it.
+        release.set()
+        await closing
         return await asyncio.gather(*calls, return_exceptions=True)
 
     first, *others = asyncio.run(run())
