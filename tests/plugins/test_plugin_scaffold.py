@@ -39,6 +39,13 @@ def test_a_folder_with_files_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "app.py").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(app, ["plugin", "new", "weather", "--folder", str(tmp_path / "file" / "p")])
+    assert result.exit_code == 2
+    assert "cannot be made" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(["2x"], "name is '2x'"), (["a/../b"], "name is"), (["weather", "--framework", "django"], "fastapi, flask, none")],

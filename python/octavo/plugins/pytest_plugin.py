@@ -46,44 +46,31 @@ def check_plugin() -> Callable[..., Report]:
 def check_plugin_schemas(request: pytest.FixtureRequest) -> Callable[[Plugin, str | Path], None]:
     """`check_plugin_schemas(plugin, file)`: fails the test if released schemas changed in a way that breaks callers.
 
-    The file has the version and the schemas of the last release. Commit it, and write it anew at each release with
-    `pytest --update-plugin-schemas`. An operation of the file may not be gone, and its schema may change only together
-    with the version.
+    The file has the version, the schemas and the flags of the last release; a relative path begins at pytest's root.
+    Commit it, and write it anew at each release with `pytest --update-plugin-schemas`. An operation of the file may not
+    be gone in a major that is still served. Within a major its arguments, their types, aliases and results stay. Every
+    other change of a schema needs a higher minor. A changed meaning is not seen.
     """
+    from octavo.errors import InvalidRequestError
+    from octavo.plugins.conformance import released
 
     def run(plugin: Plugin, file: str | Path) -> None:
-        path = Path(file)
-        current = _schemas(plugin.manifest())
+        path = request.config.rootpath / file
+        current = released.release(plugin)
         if request.config.getoption(_OPTION):
-            path.write_text(json.dumps(current, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(current, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            except OSError as error:
+                pytest.fail(f"{path} cannot be written: {error}", pytrace=False)
             return
         if not path.exists():
             pytest.fail(f"{path} does not exist: pytest {_OPTION} writes it", pytrace=False)
-        found = changes(json.loads(path.read_text(encoding="utf-8")), current)
+        try:
+            found = released.changes(released.read(path), current)
+        except InvalidRequestError as error:
+            pytest.fail(f"{error}: pytest {_OPTION} writes it anew", pytrace=False)
         if found:
             pytest.fail("\n".join([*found, f"If this is a new release, pytest {_OPTION} records it."]), pytrace=False)
 
     return run
-
-
-def _schemas(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    digests = {f"v{entry['major']}/{entry['id']}": entry["digest"] for entry in manifest["operations"]}
-    return {"version": manifest["version"], "digests": digests}
-
-
-def changes(released: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """What a release may not do, one sentence each.
-
-    Args:
-        released, current: `{"version": "1.0.0", "digests": {"v1/get_forecast": "sha256:.."}}`.
-    """
-    same_version = released["version"] == current["version"]
-    found = []
-    oldest = int(str(current["version"]).partition(".")[0]) - 2
-    for path, digest in released["digests"].items():
-        major = int(path.partition("/")[0][1:])
-        if path not in current["digests"] and major >= oldest:
-            found.append(f"{path} is gone: callers of version {released['version']} need it; add a converter")
-        elif path in current["digests"] and current["digests"][path] != digest and same_version:
-            found.append(f"the schema of {path} changed, and the version is still {released['version']}: raise it")
-    return found

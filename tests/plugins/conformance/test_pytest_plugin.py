@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from octavo.plugins import Plugin
+from octavo.plugins.conformance.released import changes, release
 
 PLUGIN = """
 from octavo.plugins import Plugin
@@ -50,18 +54,87 @@ def test_schemas_are_recorded_and_compared(tmp_path: Path) -> None:
     assert _pytest(tmp_path).returncode == 0
     _write(tmp_path, "1.0.0", "phrase")
     changed = _pytest(tmp_path)
-    assert "the schema of v1/find changed, and the version is still 1.0.0: raise it" in changed.stdout
+    assert "the argument words is gone, and no alias names it" in changed.stdout
+    # The file is found from another folder, and one that holds something else is named.
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    (tmp_path / "inner").mkdir()
+    _write(tmp_path, "1.0.0", "words")
+    assert _pytest(tmp_path / "inner", "../test_news.py").returncode == 0
+    for text in ("{", "[]", '{"version": "1.0.0", "digests": {}}'):
+        (tmp_path / "schemas.json").write_text(text)
+        assert "--update-plugin-schemas writes it anew" in _pytest(tmp_path).stdout
+    (tmp_path / "test_news.py").write_text(TESTS.replace("schemas.json", "new/folder/schemas.json"))
+    assert _pytest(tmp_path, "--update-plugin-schemas").returncode == 0
+    assert (tmp_path / "new" / "folder" / "schemas.json").is_file()
 
 
-def test_changes() -> None:
-    from octavo.plugins.pytest_plugin import changes
+def _release(version: str, function: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    with Plugin("news", version=version) as plugin:
+        plugin.operation(**options)(function)
+        return release(plugin)
 
-    old = {"version": "1.0.0", "digests": {"v1/find": "a"}}
-    assert changes(old, {"version": "1.1.0", "digests": {"v1/find": "b"}}) == []
-    assert changes(old, {"version": "1.0.0", "digests": {"v1/find": "b"}})
-    assert "gone" in changes(old, {"version": "2.0.0", "digests": {"v2/find": "a"}})[0]
-    # Outside of the window nothing is promised.
-    assert changes(old, {"version": "4.0.0", "digests": {"v4/find": "a"}}) == []
+
+def send(to: str, text: str = "") -> list[str]:
+    """Sends."""
+    return [to, text]
+
+
+def _typed(to: int, text: str = "") -> list[str]:
+    """Sends."""
+    return [str(to), text]
+
+
+def _renamed(whom: str, text: str = "") -> list[str]:
+    """Sends."""
+    return [whom, text]
+
+
+def _longer(to: str, text: str = "", copies: int = 1) -> list[str]:
+    """Sends."""
+    return [to, text] * copies
+
+
+def _wider(to: str | int, text: str = "") -> list[str]:
+    """Sends."""
+    return [str(to), text]
+
+
+def _resulting(to: str, text: str = "") -> int:
+    """Sends."""
+    return len(to + text)
+
+
+for _function in (_typed, _renamed, _longer, _wider, _resulting):
+    _function.__name__ = "send"
+
+
+@pytest.mark.parametrize(
+    ("version", "function", "options", "words"),
+    [
+        ("1.0.0", send, {}, ""),
+        ("1.0.1", _typed, {}, "to has another type"),
+        ("1.1.0", _typed, {}, "to has another type"),
+        ("1.1.0", _renamed, {}, "to is gone, and no alias names it"),
+        ("1.1.0", _renamed, {"aliases": {"whom": ["to"]}}, ""),
+        ("1.1.0", _longer, {}, ""),
+        ("1.0.1", _longer, {}, "raise it"),
+        ("1.1.0", _wider, {}, ""),
+        ("1.1.0", _resulting, {}, "the result has another type"),
+        ("1.0.0", send, {"consequential": True}, "raise it"),
+        ("0.9.0", send, {}, "lower than the released"),
+        ("2.0.0", send, {}, "gone"),
+        # Outside of the window nothing is promised.
+        ("4.0.0", send, {}, ""),
+    ],
+)
+def test_changes(version: str, function: Callable[..., Any], options: dict[str, Any], words: str) -> None:
+    found = "\n".join(changes(_release("1.0.0", send), _release(version, function, **options)))
+    assert (words in found) if words else not found, found
+
+
+def test_a_lost_alias_breaks_callers() -> None:
+    old = _release("1.0.0", send, aliases={"to": ["whom"]})
+    assert "lost its alias whom" in "".join(changes(old, _release("1.1.0", send)))
 
 
 def test_a_broken_plugin_fails_the_test(tmp_path: Path) -> None:

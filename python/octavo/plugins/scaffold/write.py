@@ -29,7 +29,8 @@ def new_project(name: str, folder: Path, framework: str = "fastapi") -> list[Pat
         The files, in the order in which to read them.
 
     Raises:
-        InvalidRequestError: a name that no plugin can have, an unknown framework, or a folder with files.
+        InvalidRequestError: a name that no plugin can have, an unknown framework, a folder with files, or a place that
+            cannot be written.
     """
     module = name.replace("-", "_").lower() + "_plugin"
     if not is_plugin_name(name) or keyword.iskeyword(module):
@@ -39,8 +40,14 @@ def new_project(name: str, folder: Path, framework: str = "fastapi") -> list[Pat
         )
     if framework not in FRAMEWORKS:
         raise InvalidRequestError(f"framework is {framework!r}: use one of {', '.join(FRAMEWORKS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidRequestError(f"{folder} exists and is not empty: choose another folder, nothing was written")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InvalidRequestError(f"{folder} exists and is not empty: choose another folder, nothing was written")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"{folder} cannot be made: {error.strerror or error}: choose another folder"
+        ) from None
     app, command, packages, test = FRAMEWORKS[framework]
     values = {
         "name": name,
