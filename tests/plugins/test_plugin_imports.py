@@ -20,6 +20,17 @@ def test_the_package_of_plugins_loads_no_engine_and_no_framework() -> None:
     assert run(code) == "[]"
 
 
+def test_the_check_runs_without_the_engine() -> None:
+    code = (
+        "import sys; sys.modules['octavo._core'] = None; sys.argv = ['check', 'http://127.0.0.1:9']; "
+        "import runpy; runpy.run_module('octavo.plugins.check', run_name='__main__')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr.startswith("octavo: ")
+    assert "Does it run" in found.stderr
+
+
 def test_the_names_of_the_package_are_still_there() -> None:
     code = (
         "import octavo; from octavo import *; print(octavo.LLM is LLM, octavo.params.SamplingParams is SamplingParams)"

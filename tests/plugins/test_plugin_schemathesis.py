@@ -127,3 +127,18 @@ def test_the_document_is_valid_openapi(make: Any) -> None:
     validator = pytest.importorskip("openapi_spec_validator")
     with make() as plugin:
         assert not list(validator.OpenAPIV31SpecValidator(plugin.openapi()).iter_errors())
+
+
+def test_the_request_that_failed_is_shown_whole() -> None:
+    from types import SimpleNamespace
+
+    from hypothesis import strategies as st
+    from octavo.plugins.conformance.generated import _operation
+
+    case = SimpleNamespace(
+        body={"padding": "a" * 500, "culprit": "x"}, call=lambda headers: SimpleNamespace(status_code=500)
+    )
+    operation: Any = SimpleNamespace(path="/v1/invoke/a", as_strategy=lambda generation_mode: st.just(case))
+    found = _operation(operation, {}, 1)
+    assert found.state == "fail"
+    assert "'culprit': 'x'" in found.detail

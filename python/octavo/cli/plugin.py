@@ -10,8 +10,8 @@ import typer
 from typer import Argument, Option
 
 from octavo.cli.command import command
-from octavo.cli.plugin_check import check
 from octavo.cli.plugin_tools import call, list_, schema
+from octavo.plugins.check import check
 from octavo.plugins.scaffold import new_project
 
 __all__ = ["plugin"]

@@ -11,18 +11,24 @@ from octavo.plugins.conformance.context import Context, Skip, expect
 from octavo.plugins.manifest import Manifest
 from octavo.plugins.protocol import JSON, MANIFEST_PATH, api_version
 from octavo.plugins.schema import digest
+from octavo.plugins.validation import check_schema
 
 
 @case("P-MANIFEST-1")
 def manifest_is_served(context: Context) -> None:
     """The manifest is a JSON object with its members."""
     reply = context.manifest_reply
-    expect(reply.status == 200, f"GET {MANIFEST_PATH}: 200 expected, {reply.status} came")
+    remedy = ": give credentials with --header-env" if reply.status in (401, 403) else ""
+    expect(reply.status == 200, f"GET {MANIFEST_PATH}: 200 expected, {reply.status} came{remedy}")
     expect(reply.media_type == JSON, f"the manifest is {reply.media_type or 'untyped'}: {JSON} expected")
     value = reply.json()
     expect(isinstance(value, dict), "the manifest is no JSON object")
     for member in ("octavo_plugin", "name", "version", "majors", "operations"):
         expect(member in value, f"the manifest lacks {member}")
+    majors, operations = value["majors"], value["operations"]
+    numbers = isinstance(majors, list) and all(type(major) is int and major >= 0 for major in majors)
+    expect(numbers and majors, f"majors is {str(majors)[:80]!r}: a list of integers expected")
+    expect(isinstance(operations, list) and operations, "operations is no list with an entry")
     try:
         manifest = Manifest.from_json(value)
     except InvalidRequestError as error:
@@ -80,7 +86,8 @@ def document_describes_each_entry(context: Context) -> None:
     stated, own = context.manifest.openapi_sha256, hashlib.sha256(reply.body).hexdigest()
     expect(not stated or stated == own, f"openapi.sha256 is {stated}, but the document's bytes have {own}")
     for entry in context.entries:
-        context.schemas(entry)
+        for schema in context.schemas(entry):
+            check_schema(schema)
 
 
 @case("P-DIGEST-1", level=2)

@@ -11,6 +11,8 @@ from octavo.plugins.manifest import Manifest
 from octavo.plugins.protocol import invoke_path
 
 EXAMPLES = 25
+# A report shows the whole body, unless it is longer.
+_SHOWN = 8192
 
 
 def generated(
@@ -48,7 +50,9 @@ def _operation(operation: Any, headers: Mapping[str, str], examples: int) -> Res
     def send(case: Any) -> None:
         answer = case.call(headers=dict(headers))
         if answer.status_code >= 500 and not failed:
-            failed.append(f"{answer.status_code} for {str(case.body)[:200]}")
+            text = str(case.body)
+            cut = f"... ({len(text)} characters)" if len(text) > _SHOWN else ""
+            failed.append(f"{answer.status_code} for {text[:_SHOWN]}{cut}")
 
     strategy = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     strategy |= operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from octavo.errors import OctavoError
-from octavo.plugins.conformance import call_cases, document_cases, request_cases
+from octavo.errors import InvalidRequestError, OctavoError
+from octavo.plugins.conformance import argument_cases, call_cases, document_cases, request_cases
 from octavo.plugins.conformance.case import Case
 from octavo.plugins.conformance.context import Context, Skip, Violation
 from octavo.plugins.conformance.target import Target
+from octavo.plugins.host.source import redact
 
-CASES: tuple[Case, ...] = (*document_cases.CASES, *request_cases.CASES, *call_cases.CASES)
+CASES: tuple[Case, ...] = (*document_cases.CASES, *request_cases.CASES, *argument_cases.CASES, *call_cases.CASES)
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,31 @@ def check(
         call: whether operations that are idempotent and without consequences may be called. No others ever are.
 
     Raises:
+        InvalidRequestError: `arguments` names an operation that the plugin does not have.
         TargetError: the plugin does not answer at all.
     """
     context = Context(target, dict(arguments or {}), call)
     context.manifest_reply  # noqa: B018 - without an answer each case would report the same
     level = _level(context)
-    return Report(target.name, level, tuple(_run(each, context, level) for each in cases))
+    if level:
+        known = {entry.id for entry in context.manifest.operations}
+        unknown = next((name for name in context.samples if name not in known), None)
+        if unknown is not None:
+            raise InvalidRequestError(f"arguments are for {unknown[:80]!r}: the plugin has {', '.join(sorted(known))}")
+    results = (_run(each, context, level) for each in cases)
+    return Report(target.name, level, tuple(hidden(target, result) for result in results))
+
+
+def hidden(target: Target, result: Result) -> Result:
+    """A result without the secrets of the requests: a plugin may echo them."""
+    return replace(result, detail=redact(result.detail, getattr(target, "secrets", ())))
 
 
 def _level(context: Context) -> int:
     try:
         operations = context.manifest.operations
-    except (Skip, OctavoError):
+    except Exception:
+        # Of its own case.
         return 0
     return 2 if any(entry.digest for entry in operations) else 1
 
@@ -109,4 +123,8 @@ def _run(each: Case, context: Context, level: int) -> Result:
         return Result(each.ids, each.title, "skip", str(reason))
     except OctavoError as error:
         return Result(each.ids, each.title, "fail", str(error))
+    except Exception as error:
+        # Whatever a plugin sends, the other cases are reported.
+        why = f"what the plugin sent cannot be read: {type(error).__name__}: {str(error)[:200]}"
+        return Result(each.ids, each.title, "fail", why)
     return Result(each.ids, each.title, "pass")
