@@ -27,7 +27,11 @@ def check(
         Option(help="Arguments that an operation accepts, as OPERATION=JSON. May be repeated.", show_default=False),
     ] = None,
     call: Annotated[
-        bool, Option(help="Call operations that are idempotent and without consequences. Others never run.")
+        bool,
+        Option(
+            help="Call operations that are idempotent and without consequences. "
+            "Others only get requests that a plugin must refuse."
+        ),
     ] = True,
     generate: Annotated[bool, Option(help="Also send generated requests, with schemathesis.")] = False,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
