@@ -70,14 +70,14 @@ def evaluate(
     cases = held_out_cases() if cases is None else list(cases)
     if not cases:
         raise InvalidRequestError("cases is empty: there is nothing to evaluate")
-    prompts = [_prompt_ids(llm, case) for case in cases]
+    prompts = [prompt_ids(llm, case) for case in cases]
     # A text has no prompt: its first token is the prompt.
     answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
     for case, ids, answer in zip(cases, prompts, answers, strict=True):
         if len(ids) + len(answer) < 2:
             raise InvalidRequestError(f"skill {case.skill}: {case.answer!r} is one token: there is nothing to predict")
-    nats = _answer_nats(llm, prompts, answers, adapter, progress)
-    right = _answered(llm, cases, prompts, answers, adapter, progress)
+    nats = answer_nats(llm, prompts, answers, adapter, progress)
+    right = answered(llm, cases, prompts, answers, adapter, progress)
     tokens = [len(answer) - (not ids) for ids, answer in zip(prompts, answers, strict=True)]
     skills = {}
     for skill in dict.fromkeys(case.skill for case in cases):
@@ -97,7 +97,8 @@ def evaluate(
     return Report(model=model, skills=skills)
 
 
-def _prompt_ids(llm: LLM, case: Case) -> list[int]:
+def prompt_ids(llm: LLM, case: Case) -> list[int]:
+    """Tokens of a case's prompt; none for a text."""
     if case.prompt is None:
         return []
     if isinstance(case.prompt, str):
@@ -106,7 +107,7 @@ def _prompt_ids(llm: LLM, case: Case) -> list[int]:
     return llm.tokenize(llm.render_chat(case.prompt), add_special_tokens=False)
 
 
-def _answer_nats(
+def answer_nats(
     llm: LLM, prompts: list[list[int]], answers: list[list[int]], adapter: str | None, progress: bool
 ) -> list[float]:
     """Negative log-probability of each answer after its prompt (for a text: of all tokens except the first)."""
@@ -122,7 +123,7 @@ def _answer_nats(
     return nats
 
 
-def _answered(
+def answered(
     llm: LLM,
     cases: list[Case],
     prompts: list[list[int]],

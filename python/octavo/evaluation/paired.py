@@ -1,0 +1,108 @@
+"""Two models on the same cases: the difference of each skill, case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from octavo.evaluation.cases import Case
+from octavo.evaluation.evaluate import answer_nats, answered, prompt_ids
+from octavo.evaluation.intervals import Estimate
+from octavo.llm import LLM
+
+__all__ = ["CaseScore", "SkillChange", "compare_skills", "score_cases"]
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """What a model did with one case.
+
+    Attributes:
+        right: whether its greedy answer is right; None for a text.
+        nats: negative log-probability of the right answer, or of the text.
+        tokens: how many tokens that is.
+    """
+
+    right: bool | None
+    nats: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SkillChange:
+    """A skill before and after.
+
+    Attributes:
+        cases: number of cases.
+        before, after: share of right answers; None for texts.
+        difference: after - before, with the 95 % interval of a paired bootstrap over the cases; None for texts.
+        kept: after / before; None for texts, and where nothing was right before.
+        nats_before, nats_after: per token.
+    """
+
+    cases: int
+    before: float | None
+    after: float | None
+    difference: Estimate | None
+    kept: float | None
+    nats_before: float
+    nats_after: float
+
+
+def score_cases(llm: LLM, cases: Sequence[Case], progress: bool = False) -> list[CaseScore]:
+    """Asks `llm` all cases, as `octavo eval` does.
+
+    Raises:
+        InvalidRequestError: the model cannot take a case.
+    """
+    prompts = [prompt_ids(llm, case) for case in cases]
+    answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
+    nats = answer_nats(llm, prompts, answers, None, progress)
+    rights = answered(llm, list(cases), prompts, answers, None, progress)
+    return [
+        CaseScore(
+            right=rights[i] if case.prompt is not None else None,
+            nats=nats[i],
+            tokens=len(answers[i]) - (not prompts[i]),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+def compare_skills(
+    cases: Sequence[Case], before: Sequence[CaseScore], after: Sequence[CaseScore]
+) -> dict[str, SkillChange]:
+    """Each skill in the order of the cases. The two models may have other tokens."""
+    changes = {}
+    for skill in dict.fromkeys(case.skill for case in cases):
+        mine = [i for i, case in enumerate(cases) if case.skill == skill]
+        asked = [i for i in mine if before[i].right is not None]
+        old = [float(before[i].right or 0) for i in asked]
+        new = [float(after[i].right or 0) for i in asked]
+        shares = (sum(old) / len(asked), sum(new) / len(asked)) if asked else (None, None)
+        changes[skill] = SkillChange(
+            cases=len(mine),
+            before=shares[0],
+            after=shares[1],
+            difference=paired_difference(old, new) if asked else None,
+            kept=shares[1] / shares[0] if shares[0] and shares[1] is not None else None,
+            nats_before=_nats(before, mine),
+            nats_after=_nats(after, mine),
+        )
+    return changes
+
+
+def paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """Mean of after - before, with a percentile bootstrap over the pairs; the seed is fixed."""
+    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    drawn = np.random.default_rng(0).integers(0, len(change), (_RESAMPLES, len(change)))
+    low, high = np.quantile(change[drawn].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(change.mean()), float(low), float(high))
+
+
+def _nats(scores: Sequence[CaseScore], mine: Sequence[int]) -> float:
+    return sum(scores[i].nats for i in mine) / max(1, sum(scores[i].tokens for i in mine))
