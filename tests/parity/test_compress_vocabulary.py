@@ -17,7 +17,7 @@ from octavo import LLM, SamplingParams
 from octavo.compress.bpe import BytePairs, pruned_tokenizer
 from octavo.compress.live_model import load_model
 from octavo.compress.token_ids import ids_in_config, with_new_ids
-from octavo.compress.vocabulary import PrunedVocabulary, corpus_lines, prune_vocabulary
+from octavo.compress.vocabulary import PrunedVocabulary, corpus_texts, prune_vocabulary
 from octavo.errors import InvalidRequestError, UnsupportedModelError
 from octavo.evaluation import held_out_cases
 from octavo.hub import embedded_model
@@ -237,6 +237,8 @@ def test_a_corpus_that_is_no_text_is_refused_with_its_line(tmp_path: Path) -> No
     path = tmp_path / "corpus.txt"
     path.write_bytes(b"one\ntwo \xff\n")
     with pytest.raises(InvalidRequestError, match=r"corpus\.txt, line 2: no UTF-8"):
-        list(corpus_lines(path))
+        list(corpus_texts(path))
+    path.write_text("one\n\n\ntwo\n")
+    assert list(corpus_texts(path)) == ["one\n\n\ntwo\n"]
     with pytest.raises(InvalidRequestError, match=r"missing\.txt"):
-        list(corpus_lines(tmp_path / "missing.txt"))
+        list(corpus_texts(tmp_path / "missing.txt"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from octavo.errors import CorruptModelError, UnsupportedModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["layout_of", "load_model", "smaller_model"]
+__all__ = ["empty_model", "end_token", "layout_of", "load_model", "save_model", "smaller_model"]
 
 # Fields that count or number layers, by what they hold.
 _LISTS_BY_LAYER = ("layer_types", "no_rope_layers", "mlp_layer_types")
@@ -26,6 +27,8 @@ _EXPERT_COUNTS = ("n_routed_experts", "num_local_experts", "num_experts")
 
 def load_model(folder: Path, dtype: str = "float32") -> Any:
     """The causal model of `folder` in transformers, in evaluation mode. No code of the folder runs.
+
+    `dtype`: a type of torch by name, or "auto" for that of the folder.
 
     Raises:
         UnsupportedModelError: transformers cannot load it.
@@ -36,12 +39,49 @@ def load_model(folder: Path, dtype: str = "float32") -> Any:
 
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False, use_safetensors=True
+            folder,
+            dtype=getattr(torch, dtype, dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UnsupportedModelError(f"{folder}: transformers cannot load it: {error}") from error
     model.eval()
     return model
+
+
+def empty_model(folder: Path) -> Any:
+    """The model of `folder` without its weights, for sizes.
+
+    Raises:
+        UnsupportedModelError: transformers does not know it.
+    """
+    need("torch", "transformers", "safetensors")
+    import torch
+
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(f"{folder}: transformers cannot load it: {error}") from error
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Writes a model folder without a tokenizer. It is complete or absent."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def end_token(config: Any) -> int | None:
+    """The token after a document: the first end that config.json names."""
+    end = config.eos_token_id
+    first = end[0] if isinstance(end, list) and end else end
+    return first if isinstance(first, int) else None
 
 
 def layout_of(model: Any) -> Layout:

@@ -29,7 +29,7 @@ from octavo.merge.checkpoint import EMBEDDING, HEAD, Checkpoint, plain_name
 from octavo.merge.tensor_file import Tensor, TensorFile, header_bytes, read_json
 from octavo.model_files import copy_files, new_folder
 
-__all__ = ["PrunedVocabulary", "corpus_lines", "prune_vocabulary"]
+__all__ = ["PrunedVocabulary", "corpus_texts", "prune_vocabulary"]
 
 _MAX_JSON = 200_000_000
 # Rows are a multiple of this where enough tokens are left: kernels work on blocks of rows.
@@ -39,6 +39,7 @@ _LEFT_OUT = re.compile(r"tokenizer\.model|vocab\.json|merges\.txt|added_tokens\.
 # Added tokens that wait for a use: they stay only where a text has them.
 _RESERVED = re.compile(r"<\|?(unused|reserved)[^>]*\d+\|?>|\[(unused|control_)_?\d+\]", re.IGNORECASE)
 _ROWS_AT_ONCE = 4096
+_LINES_AT_ONCE = 256
 # What chats and tool calls are written with, whatever the corpus has.
 _CALL_WORDS = """system user assistant tool function name description arguments parameters properties required type
 object string number integer boolean array null true false role content tool_calls tool_call tool_response
@@ -77,18 +78,22 @@ class PrunedVocabulary:
         return found
 
 
-def corpus_lines(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Lines of a text file in UTF-8, each with its end.
+def corpus_texts(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Texts of many lines each of a text file in UTF-8. Tokens may hold several ends of lines.
 
     Raises:
         InvalidRequestError: it cannot be read, or a line is no UTF-8; the message has its number.
     """
-    number = 0
+    number, lines = 0, []
     try:
         with Path(path).expanduser().open("rb") as file:
             for line in file:
                 number += 1
-                yield line.decode("utf-8")
+                lines.append(line.decode("utf-8"))
+                if len(lines) == _LINES_AT_ONCE:
+                    yield "".join(lines)
+                    lines = []
+            yield "".join(lines)
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{os.fspath(path)}, line {number}: no UTF-8: {error.reason}") from error
     except OSError as error:
@@ -190,7 +195,7 @@ class _Kept:
         waiting: list[str] = []
         for text in corpus:
             waiting.append(text)
-            if len(waiting) == _ROWS_AT_ONCE:
+            if len(waiting) == _LINES_AT_ONCE:
                 self._add(waiting)
                 waiting = []
         self._add(waiting)
