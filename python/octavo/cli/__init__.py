@@ -11,6 +11,7 @@ from octavo.cli.attached import ServeCommand
 from octavo.cli.bench import bench
 from octavo.cli.chat import chat
 from octavo.cli.command import command
+from octavo.cli.compress import compress
 from octavo.cli.doctor import doctor
 from octavo.cli.eval import eval_
 from octavo.cli.generate import generate
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (generate, chat, eval_, quantize, merge, pack, info, doctor):
+for _function in (generate, chat, eval_, quantize, merge, compress, pack, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 app.add_typer(bench)
