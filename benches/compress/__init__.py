@@ -1,0 +1,1 @@
+"""What `octavo compress` keeps: the embedded model distilled, and Gemma 3 270M with an English vocabulary."""
