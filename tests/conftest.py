@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# An example may take long on a busy machine: no test depends on its load.
-settings.register_profile("octavo", deadline=None)
-settings.load_profile("octavo")
-
 # GPU kernels run in Triton's interpreter where there is no GPU. Triton reads this while it is imported, which another
 # test's library may do before the kernels' own tests come.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from octavo import LLM
+
+# An example may take long on a busy machine: no test depends on its load.
+settings.register_profile("octavo", deadline=None)
+settings.load_profile("octavo")
 
 
 @pytest.fixture(scope="session")
