@@ -25,6 +25,13 @@ def test_a_right_plugin_passes(kind: str) -> None:
     assert report.ok, report.text()
 
 
+def test_a_right_plugin_passes_with_given_arguments() -> None:
+    """Two operations with other bodies share no key."""
+    with serve() as (url, _):
+        report = check(UrlTarget(url), arguments={"count": {"text": "a b"}, "echo": {"text": "c"}})
+    assert report.ok, report.text()
+
+
 @pytest.mark.parametrize(
     ("fault", "rule"),
     [

@@ -22,7 +22,7 @@ _MCP_REVISION = "2026-07-28"
 _Call = tuple[OperationEntry, Any]
 
 
-def _successes(context: Context, *, keyed: bool = False) -> list[tuple[OperationEntry, Any, Reply]]:
+def _successes(context: Context) -> list[tuple[OperationEntry, Any, Reply]]:
     """The operations that a call succeeds with; a plugin may refuse made-up arguments that its schema accepts.
 
     Args:
@@ -34,7 +34,7 @@ def _successes(context: Context, *, keyed: bool = False) -> list[tuple[Operation
     """
     found, refused = [], []
     for entry, arguments in context.callable_entries():
-        reply = context.invoke(entry, arguments, {IDEMPOTENCY_HEADER: _key() if keyed else ""})
+        reply = context.invoke(entry, arguments)
         expect(reply.status < 500, f"{entry.id} with {arguments!r}: {reply.status} came: {reply.shown}")
         given = entry.id in context.samples and matches(context.schemas(entry)[0], arguments)
         expect(
@@ -106,7 +106,7 @@ def _key() -> str:
 
 def _others(context: Context) -> tuple[_Call, _Call | None]:
     """Two calls with other bodies, each of which succeeds under a key of its own; None: there is no second."""
-    calls = _successes(context, keyed=True)
+    calls = _successes(context)
     for entry, arguments, _ in calls:
         for each in variants(context.schemas(entry)[0], arguments):
             # A control: the body is valid, thus only the key can be refused.
