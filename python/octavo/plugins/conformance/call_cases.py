@@ -25,9 +25,6 @@ _Call = tuple[OperationEntry, Any]
 def _successes(context: Context) -> list[tuple[OperationEntry, Any, Reply]]:
     """The operations that a call succeeds with; a plugin may refuse made-up arguments that its schema accepts.
 
-    Args:
-        keyed: give each call an idempotency key of its own.
-
     Raises:
         Violation: a call ends with 5xx, or with a refusal of arguments that were given.
         Skip: no call succeeds.
