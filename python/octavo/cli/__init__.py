@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `quantize`, `merge`, ... A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `quantize`, `merge`, `finetune`, ... A file is a command."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from octavo.cli.command import command
 from octavo.cli.compress import compress
 from octavo.cli.doctor import doctor
 from octavo.cli.eval import eval_
+from octavo.cli.finetune import finetune
 from octavo.cli.generate import generate
 from octavo.cli.info import info
 from octavo.cli.merge import merge
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _function in (generate, chat, eval_, quantize, merge, compress, pack, info, doctor):
+for _function in (generate, chat, eval_, finetune, quantize, merge, compress, pack, info, doctor):
     app.command(_function.__name__.removesuffix("_"))(command(_function))
 app.command(cls=ServeCommand, context_settings={"auto_envvar_prefix": "OCTAVO"})(command(serve))
 app.add_typer(bench)
