@@ -36,7 +36,8 @@ _EXTRAS = {
     "bench": ("matplotlib",),
     "hub": ("huggingface_hub",),
     "gpu": ("torch", "triton"),
-    "train": ("torch", "safetensors", "tokenizers"),
+    "train": ("torch", "transformers", "peft", "accelerate"),
+    "train-embedded": ("torch", "safetensors", "tokenizers"),
     "plugins": ("httpx", "jsonschema", "pydantic"),
     "mcp": ("mcp",),
 }

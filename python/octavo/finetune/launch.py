@@ -29,6 +29,8 @@ def quiet_environment(threads: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
+        # A thread that spins at a barrier takes the core that the other thread waits for.
+        "OMP_WAIT_POLICY": "passive",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from octavo.finetune.data import Example, duplicates_removed, read_examples, spl
 from octavo.finetune.encode import NOT_A_TARGET, Row, cut, encode, p99_length
 from octavo.finetune.machine import machine_facts
 from octavo.finetune.plan import DataFacts, Plan, make_plan, model_facts
+from octavo.finetune.probe import micro_rows
 from octavo.finetune.replay import replay_examples
 from octavo.finetune.run_folder import RunFolder
 from octavo.model_files import TOKENIZER_FILES
@@ -142,9 +144,25 @@ def prepare(
     _json(run.path / "data.json", dataclasses.asdict(facts))
     _json(run.path / "identity.json", identity)
     _json(run.path / "held.json", {"held": [e.line for e in held], "apart": apart})
-    plan = dataclasses.replace(plan, micro_rows=plan.batch_rows // plan.processes)
+    plan = _with_micro_rows(plan, run, machine["memory_bytes"])
     plan.save(run.plan_file)
     return Prepared(plan, facts, False)
+
+
+def _with_micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> Plan:
+    """The plan with the micro-batch that a probe finds. A probe reads a plan: it gets one of its own."""
+    if plan.batch_rows % plan.processes:
+        raise InvalidRequestError(
+            f"processes is {plan.processes}: a step of {plan.batch_rows} rows cannot be divided by it"
+        )
+    probed = run.path / "probe"
+    probed.mkdir(exist_ok=True)
+    plan.save(probed / "plan.json")
+    for name in ("rows", "replay"):
+        (probed / f"{name}.jsonl").write_bytes((run.path / f"{name}.jsonl").read_bytes())
+    size, why = micro_rows(plan, RunFolder(probed), memory_bytes)
+    shutil.rmtree(probed)
+    return dataclasses.replace(plan, micro_rows=size, why=plan.why | {"micro_rows": why})
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 
+from octavo.finetune.encode import Row
 from octavo.finetune.loop import load_model, make_trainer
 from octavo.finetune.order import row_order
 from octavo.finetune.plan import Plan
 from octavo.finetune.resume import Checkpoints, Log, Orphan
 from octavo.finetune.run_folder import RunFolder
 
-__all__ = ["OUT_OF_MEMORY", "main", "train"]
+__all__ = ["OUT_OF_MEMORY", "main", "rows_of_steps", "train"]
 
 OUT_OF_MEMORY = 75
 """Exit code after an allocation failed: the parent goes on with a smaller micro-batch."""
@@ -30,10 +31,7 @@ def train(run: RunFolder, out: Path) -> None:
     torch.set_num_threads(plan.threads)
     if plan.device == "cpu":
         torch.use_deterministic_algorithms(True)
-    rows = run.read_rows("rows")
-    replayed = run.read_rows("replay")
-    order = row_order(len(rows), len(replayed), plan.steps, plan.batch_rows, plan.replay_rows, plan.seed)
-    ordered = [(rows + replayed)[i] for i in order]
+    ordered = rows_of_steps(plan, run)
     size = plan.batch_rows
     tokens = [sum(len(row.ids) for row in ordered[i : i + size]) for i in range(0, len(ordered), size)]
     newest = run.newest()
@@ -47,6 +45,14 @@ def train(run: RunFolder, out: Path) -> None:
     trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     if first:
         _save(plan, trainer.model, run, out)
+
+
+def rows_of_steps(plan: Plan, run: RunFolder) -> list[Row]:
+    """The rows of all steps, one after another."""
+    rows, replayed = run.read_rows("rows"), run.read_rows("replay")
+    lengths = [[len(row.ids) for row in part] for part in (rows, replayed)]
+    order = row_order(*lengths, plan.steps, plan.batch_rows, plan.replay_rows, plan.seed)
+    return [(rows + replayed)[i] for i in order]
 
 
 def _save(plan: Plan, model: Any, run: RunFolder, out: Path) -> None:
