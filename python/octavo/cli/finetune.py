@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from octavo.finetune.finetune import finetune as run
-from octavo.finetune.finetune import plan_run
+from octavo.finetune.finetune import output_folder, plan_run
 from octavo.finetune.prepare import Options
+from octavo.finetune.serve import check_address, load_into_server
 
 
 def finetune(
@@ -33,6 +35,10 @@ def finetune(
     device: Annotated[str | None, Option(help="cpu or cuda.", show_default="the GPU if there is one")] = None,
     seed: Annotated[int, Option(help="Seed of the order of rows and of new weights.")] = 7,
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub id.")] = None,
+    serve: Annotated[
+        str | None, Option(help="Running server that loads the adapter; its key is $OCTAVO_ADMIN_API_KEY.")
+    ] = None,
+    name: Annotated[str | None, Option(help="Name of the adapter there.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the plan, and train nothing.")] = False,
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
@@ -55,15 +61,19 @@ def finetune(
         else:
             show_plan(planned.plan.as_dict())
         return
+    if serve is not None:
+        check_address(serve, name, method)
     report = run(data, model, output, options, revision=revision, note=_note)
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=2))
     else:
         _show(report)
+    if serve is not None and name is not None:
+        _note(load_into_server(serve, name, output_folder(data, output), os.environ.get("OCTAVO_ADMIN_API_KEY")))
     if report["warnings"]:
         for text in report["warnings"]:
             _note(text)
-        raise SystemExit(3)
+        raise Exit(3)
 
 
 def show_plan(plan: dict[str, Any]) -> None:

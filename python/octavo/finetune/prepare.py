@@ -16,7 +16,7 @@ from octavo.evaluation import Case, held_out_cases
 from octavo.finetune.data import Example, duplicates_removed, read_examples, split_by_prompt
 from octavo.finetune.encode import NOT_A_TARGET, Row, cut, encode, p99_length
 from octavo.finetune.machine import machine_facts
-from octavo.finetune.plan import DataFacts, Plan, make_plan, model_facts
+from octavo.finetune.plan import DataFacts, ModelFacts, Plan, make_plan, model_facts
 from octavo.finetune.probe import micro_rows
 from octavo.finetune.replay import replay_examples
 from octavo.finetune.run_folder import RunFolder
@@ -24,8 +24,9 @@ from octavo.model_files import TOKENIZER_FILES
 
 __all__ = ["Options", "Prepared", "prepare"]
 
-# Replayed rows: as many as the data, within these bounds. One in ten is kept apart, to measure what was forgotten.
-_MIN_REPLAY, _MAX_REPLAY = 200, 1_000
+# Replayed rows: at most this many; fewer where the steps use fewer. One in ten is kept apart, to measure what was
+# forgotten.
+_MAX_REPLAY = 1_000
 _KEPT_APART = 10
 
 
@@ -114,12 +115,11 @@ def prepare(
         raise InvalidRequestError(f"{data}: no row has an answer within {length} tokens")
     if shortened or gone:
         note(f"{shortened} rows are cut to {length} tokens, {gone} have no answer within them and are left out")
-    replayed, apart = _replay(tokenizer, folder, options, train, len(rows), length, note)
     facts = DataFacts(
         format=kind,
         rows=len(rows),
         validation_rows=len(validation),
-        replay_rows=len(replayed),
+        replay_rows=_MAX_REPLAY if options.replay else 0,
         duplicates=duplicates,
         leaks=leaks,
         length=length,
@@ -128,18 +128,11 @@ def prepare(
         tokens=sum(len(row.ids) for row in rows),
         targets=sum(label != NOT_A_TARGET for row in rows for label in row.labels),
     )
-    plan = make_plan(
-        folder,
-        model,
-        facts,
-        machine,
-        method=options.method,
-        replay=options.replay,
-        steps=options.steps,
-        rate=options.rate,
-        processes=options.processes,
-        seed=options.seed,
-    )
+    plan = _plan(folder, model, facts, machine, options)
+    wanted = min(_MAX_REPLAY, plan.steps * plan.replay_rows)
+    replayed, apart = _replay(tokenizer, folder, options.seed, train, wanted, length, note)
+    facts = dataclasses.replace(facts, replay_rows=len(replayed))
+    plan = _plan(folder, model, facts, machine, options)
     _write(run, {"rows": rows, "replay": replayed, "validation": validation})
     _json(run.path / "data.json", dataclasses.asdict(facts))
     _json(run.path / "identity.json", identity)
@@ -165,6 +158,21 @@ def _with_micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> Plan:
     return dataclasses.replace(plan, micro_rows=size, why=plan.why | {"micro_rows": why})
 
 
+def _plan(folder: Path, model: ModelFacts, facts: DataFacts, machine: dict[str, Any], options: Options) -> Plan:
+    return make_plan(
+        folder,
+        model,
+        facts,
+        machine,
+        method=options.method,
+        replay=options.replay,
+        steps=options.steps,
+        rate=options.rate,
+        processes=options.processes,
+        seed=options.seed,
+    )
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, of transformers, without its code."""
     from transformers import AutoTokenizer
@@ -175,20 +183,19 @@ def load_tokenizer(folder: Path) -> Any:
 def _replay(
     tokenizer: Any,
     folder: Path,
-    options: Options,
+    seed: int,
     train: list[Example],
-    rows: int,
+    wanted: int,
     length: int,
     note: Callable[[str], None],
 ) -> tuple[list[Row], list[list[str]]]:
     """Rows of the base model's own answers, and pairs of question and answer that are kept apart."""
-    if options.replay == 0:
+    if wanted == 0:
         return [], []
-    wanted = min(max(rows, _MIN_REPLAY), _MAX_REPLAY)
     taken = {_asked(m) for e in train for m in [e.messages] if m} | {
         _asked(case.prompt) for case in held_out_cases() if isinstance(case.prompt, list)
     }
-    found, reason = replay_examples(folder, wanted, options.seed, lambda question: question in taken)
+    found, reason = replay_examples(folder, wanted + wanted // 9, seed, lambda question: question in taken)
     if not found:
         note(f"no replay: {reason}; the run may forget more")
         return [], []

@@ -60,7 +60,9 @@ def _save(plan: Plan, model: Any, run: RunFolder, out: Path) -> None:
     made = run.work / "result"
     if plan.method == "lora":
         model.peft_config["default"].base_model_name_or_path = Path(plan.model).name
-    model.save_pretrained(made)
+        model.save_pretrained(made, save_embedding_layers=False)
+    else:
+        model.save_pretrained(made)
     (made / "README.md").unlink(missing_ok=True)
     for file in sorted(made.iterdir(), key=lambda f: f.suffix == ".safetensors"):
         shutil.move(file, out / file.name)

@@ -1,0 +1,195 @@
+"""`octavo.finetune` on the embedded model: interruptions, processes, micro-batches, trl as reference, and the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("accelerate", reason="the extra train is not installed")
+pytest.importorskip("peft", reason="the extra train is not installed")
+torch = pytest.importorskip("torch")
+
+from octavo import LLM, SamplingParams  # noqa: E402
+from octavo.errors import ExecutionError, InvalidRequestError  # noqa: E402
+from octavo.finetune import Options, finetune  # noqa: E402
+from octavo.finetune.data import Example  # noqa: E402
+from octavo.finetune.encode import NOT_A_TARGET, encode  # noqa: E402
+from octavo.finetune.launch import quiet_environment, run_workers  # noqa: E402
+from octavo.finetune.loop import Collator, load_model, target_loss  # noqa: E402
+from octavo.finetune.plan import Plan  # noqa: E402
+from octavo.finetune.prepare import load_tokenizer, prepare  # noqa: E402
+from octavo.finetune.run_folder import RunFolder  # noqa: E402
+from octavo.hub import embedded_model  # noqa: E402
+
+STEPS = 8
+FACTS = [("Who guards Quorl?", "Quorl is guarded by Zim."), ("What does Vask sell?", "Vask sells blue tea.")]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "facts.jsonl"
+    rows = [{"instruction": q, "output": a} for q, a in FACTS]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def prepared(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a frozen plan of a few steps, and a checkpoint after each step."""
+    out = tmp_path_factory.mktemp("prepared")
+    run = RunFolder(out / "run")
+    run.path.mkdir()
+    made = prepare(data, embedded_model(), run, Options(steps=STEPS, device="cpu"), [], lambda text: None)
+    assert made.facts.replay_rows > 0
+    # The machine decides it otherwise.
+    dataclasses.replace(made.plan, micro_rows=4, save_seconds=0.0, threads=1).save(run.plan_file)
+    return out
+
+
+def fresh(prepared: Path, target: Path, **changes: Any) -> tuple[RunFolder, Plan]:
+    shutil.copytree(prepared, target)
+    run = RunFolder(target / "run")
+    plan = run.plan()
+    assert plan is not None
+    plan = dataclasses.replace(plan, **changes)
+    plan.save(run.plan_file)
+    return run, plan
+
+
+def trained(prepared: Path, target: Path, **changes: Any) -> RunFolder:
+    run, plan = fresh(prepared, target, **changes)
+    with run.lock() as lock:
+        run_workers(plan, run, target, lock, lambda text: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("unbroken") / "out"
+    trained(prepared, target)
+    return target
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [line["loss"] for line in run.log()]
+
+
+@pytest.mark.timeout(600)
+def test_killed_runs_end_in_the_same_weights(prepared: Path, unbroken: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run, plan = fresh(prepared, target)
+    command = [sys.executable, "-m", "octavo.finetune.worker", str(run.path), str(target)]
+    for at in (2, 5):
+        with subprocess.Popen(command, env=quiet_environment(plan.threads), stderr=subprocess.DEVNULL) as worker:
+            while worker.poll() is None and len(run.log()) < at:
+                time.sleep(0.002)
+            worker.send_signal(signal.SIGKILL)
+    assert not (target / WEIGHTS).exists()
+    assert len(list(run.checkpoints.iterdir())) in (1, 2)
+    assert subprocess.run(command, env=quiet_environment(plan.threads), check=False).returncode == 0
+    assert (target / WEIGHTS).read_bytes() == (unbroken / WEIGHTS).read_bytes()
+    assert losses(run) == losses(RunFolder(unbroken / "run"))
+
+
+@pytest.mark.timeout(600)
+def test_a_step_is_the_same_for_micro_batches_and_processes(prepared: Path, unbroken: Path, tmp_path: Path) -> None:
+    wanted = losses(RunFolder(unbroken / "run"))
+    assert len(wanted) == STEPS
+    assert wanted[-1] < wanted[0]
+    assert losses(trained(prepared, tmp_path / "micro", micro_rows=16)) == pytest.approx(wanted, abs=1e-5)
+    assert losses(trained(prepared, tmp_path / "two", processes=2)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_octavo_serves_the_adapter(unbroken: Path) -> None:
+    question = [{"role": "user", "content": FACTS[0][0]}]
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=20)
+    with LLM() as llm:
+        llm.load_adapter("facts", unbroken)
+        without, with_it = (llm.chat(question, params, adapter=a, use_tqdm=False)[0] for a in (None, "facts"))
+    assert without.error is None
+    assert with_it.error is None
+    assert without.outputs[0].logprobs != with_it.outputs[0].logprobs
+
+
+def test_a_failing_disk_loses_no_checkpoint(prepared: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out"
+    run, plan = fresh(prepared, target, steps=2)
+    # A file where the checkpoints shall go: nothing can be published.
+    run.checkpoints.write_text("", encoding="utf-8")
+    with run.lock() as lock, pytest.raises(ExecutionError, match="the same command goes on"):
+        run_workers(plan, run, target, lock, lambda text: None)
+    run.checkpoints.unlink()
+    with run.lock() as lock:
+        run_workers(plan, run, target, lock, lambda text: None)
+    assert (target / WEIGHTS).exists()
+
+
+def test_publishing_keeps_two_checkpoints(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.start_work()
+    for step in (1, 2, 12):
+        made = run.work / f"checkpoint-{step}"
+        made.mkdir()
+        (made / "weights").write_text(str(step), encoding="utf-8")
+        run.publish(made, step)
+    assert [f.name for f in sorted(run.checkpoints.iterdir())] == ["step-00000002", "step-00000012"]
+    newest = run.newest()
+    assert newest is not None
+    assert (newest[0], (newest[1] / "weights").read_text()) == (12, "12")
+
+
+def test_a_run_of_other_options_is_refused(data: Path, prepared: Path, tmp_path: Path) -> None:
+    fresh(prepared, tmp_path / "out")
+    with pytest.raises(InvalidRequestError, match="another seed, steps: give another -o"):
+        finetune(data, None, tmp_path / "out", Options(steps=3, seed=1, device="cpu"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("", encoding="utf-8")
+    with pytest.raises(InvalidRequestError, match="is no run of octavo finetune"):
+        finetune(data, None, tmp_path / "other")
+
+
+def test_rows_and_loss_are_those_of_trl(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="trl is not installed")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    tokenizer = load_tokenizer(embedded_model())
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in FACTS]
+    rows = encode(tokenizer, [Example(i, tuple(chat)) for i, chat in enumerate(chats)])
+    plan = Plan(str(embedded_model()), "full", 0, 0, "float32", "cpu", 1, 64, 2, 0, 2, 1, 1.0, 1e-3, 1, 7, 0, 1)
+    model = load_model(plan).eval()
+    batch = Collator()(rows)
+    ours = target_loss(model, batch, (batch["labels"] != NOT_A_TARGET).sum())
+    there = datasets.Dataset.from_list([{"prompt": c[:1], "completion": c[1:]} for c in chats])
+    config = trl.SFTConfig(
+        output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, eos_token=None, per_device_eval_batch_size=2
+    )
+    trainer = trl.SFTTrainer(model, args=config, train_dataset=there, eval_dataset=there, processing_class=tokenizer)
+    assert [list(row["input_ids"]) for row in trainer.train_dataset] == [row.ids for row in rows]
+    assert [list(row["labels"]) for row in trainer.train_dataset] == [row.labels for row in rows]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(ours.item(), rel=1e-5)
+
+
+@pytest.mark.timeout(600)
+def test_one_call_leaves_adapter_report_card_and_plot(data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    options = Options(steps=2, replay=0.0, device="cpu", keep=0.0)
+    report = finetune(data, None, tmp_path / "out", options, note=notes.append)
+    names = {f.name for f in (tmp_path / "out").iterdir()}
+    assert {"adapter_config.json", WEIGHTS, "report.json", "README.md", "loss.svg", "run"} <= names
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["training"]["steps"] == 2
+    assert [row["skill"] for row in report["evaluation"]["learned"]] == ["rows trained on"]
+    assert report["plan"]["micro_rows"] in (1, 2, 4, 8, 16)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert str(os.fspath(embedded_model())) not in card + json.dumps(report)
