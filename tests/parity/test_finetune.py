@@ -1,4 +1,4 @@
-"""`octavo.finetune` on the embedded model: interruptions, processes, micro-batches, trl as reference, and the engine."""
+"""`octavo.finetune` on the embedded model: kills, processes, micro-batches, trl as reference, the engine."""
 
 from __future__ import annotations
 

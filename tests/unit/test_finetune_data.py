@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from octavo.errors import DeviceMemoryError, InvalidRequestError, UnsupportedDeviceError
 from octavo.finetune.data import Example, duplicates_removed, read_examples, split_by_prompt
 from octavo.finetune.encode import NOT_A_TARGET, Row, cut, encode, p99_length
@@ -117,9 +116,13 @@ class Letters:
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
 
-    def apply_chat_template(self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool) -> str:
+    def apply_chat_template(
+        self, messages: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str:
         # A template that drops earlier answers, as some reasoning models' do.
-        shown = [m for i, m in enumerate(messages) if not self._strip or m["role"] != "assistant" or i >= len(messages) - 1]
+        shown = [
+            m for i, m in enumerate(messages) if not self._strip or m["role"] != "assistant" or i >= len(messages) - 1
+        ]
         return "".join(f"<{m['role'][0]}>{m['content']};" for m in shown) + ("<a>" if add_generation_prompt else "")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `quantize`, `merge`, `finetune`, ... A file is a command."""
+"""The command line: `octavo generate`, `chat`, `serve`, `bench`, `finetune`, ... A file is a command."""
 
 from __future__ import annotations
 

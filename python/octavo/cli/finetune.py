@@ -96,7 +96,11 @@ def _show(report: dict[str, Any]) -> None:
     )
     for row in measured["learned"] + measured["kept"]:
         was, now = row["before"], row["after"]
-        right = "" if was["accuracy"] is None else f"{was['accuracy']['value']:.1%} to {now['accuracy']['value']:.1%} right"
-        print(f"{row['skill']}: {right} perplexity {was['perplexity']['value']:.3f} to {now['perplexity']['value']:.3f}")
+        right = (
+            "" if was["accuracy"] is None else f"{was['accuracy']['value']:.1%} to {now['accuracy']['value']:.1%} right"
+        )
+        print(
+            f"{row['skill']}: {right} perplexity {was['perplexity']['value']:.3f} to {now['perplexity']['value']:.3f}"
+        )
     if measured["kept_share"] is not None:
         print(f"old right answers kept: {measured['kept_share']:.1%}")

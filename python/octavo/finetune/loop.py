@@ -6,8 +6,6 @@ and each number of processes: the loss is the mean over all targets of a step, a
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +86,9 @@ def load_model(plan: Plan) -> Any:
     """The model of a plan, ready to train: with new adapter matrices, or all weights trainable."""
     torch.manual_seed(plan.seed)
     dtype = getattr(torch, plan.dtype) if plan.method == "lora" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=dtype, trust_remote_code=False, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        plan.model, dtype=dtype, trust_remote_code=False, local_files_only=True
+    )
     model.config.use_cache = False
     if plan.method == "full":
         return model
@@ -141,10 +141,3 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def single_device(device: str) -> None:
-    """The Trainer would spread a batch over all GPUs of a lone process: it shall see one."""
-    if device == "cuda" and "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    sys.stderr.flush()

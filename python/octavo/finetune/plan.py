@@ -198,7 +198,9 @@ def make_plan(
     planned = _steps(data.rows, own, why) if steps is None else steps
     if steps is not None:
         why["steps"] = "given"
-    why["rate"] = "given" if rate is not None else f"{model.weights:,} weights, {chosen}: small models need higher rates"
+    why["rate"] = (
+        "given" if rate is not None else f"{model.weights:,} weights, {chosen}: small models need higher rates"
+    )
     why["length"] = f"99 % of the rows fit; {data.cut_rows} are cut, {data.gone_rows} are left out"
     why["replay_rows"] = (
         f"{replayed} of {batch} rows are the base model's own answers: they keep what it can do"
@@ -237,7 +239,9 @@ def _method(method: str, why: dict[str, str]) -> Method:
         raise UnsupportedDeviceError(
             "method qlora needs CUDA and bitsandbytes, and is not built yet: --method lora trains the same adapter"
         )
-    why["method"] = "given" if method != "auto" else "LoRA on all linear layers learns like full training, at less memory"
+    why["method"] = (
+        "given" if method != "auto" else "LoRA on all linear layers learns like full training, at less memory"
+    )
     return "full" if method == "full" else "lora"
 
 
@@ -261,7 +265,9 @@ def _batch_rows(rows: int, why: dict[str, str]) -> int:
 def _steps(rows: int, own: int, why: dict[str, str]) -> int:
     epoch = rows / own
     steps = math.ceil(max(_EPOCHS * epoch, min(_MIN_STEPS, _MAX_EPOCHS * epoch)))
-    why["steps"] = f"at least {_EPOCHS} epochs; a small set is repeated to {_MIN_STEPS} steps, up to {_MAX_EPOCHS} times"
+    why["steps"] = (
+        f"at least {_EPOCHS} epochs; a small set is repeated to {_MIN_STEPS} steps, up to {_MAX_EPOCHS} times"
+    )
     return steps
 
 

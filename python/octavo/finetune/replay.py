@@ -40,7 +40,9 @@ def replay_examples(
         ]
         prompt = llm.tokenize(start, add_special_tokens=False)
         asked = [o for o in llm.generate([prompt] * len(params), params, use_tqdm=False) if o.error is None]
-        questions = dict.fromkeys(o.text.strip() for o in asked if o.outputs[0].finish_reason == "stop" and o.text.strip())
+        questions = dict.fromkeys(
+            o.text.strip() for o in asked if o.outputs[0].finish_reason == "stop" and o.text.strip()
+        )
         kept = [question for question in questions if not refused(question)][:count]
         params_of_answers = SamplingParams(temperature=0.0, max_tokens=_ANSWER_TOKENS)
         chats: list[list[dict[str, Any]]] = [[{"role": "user", "content": question}] for question in kept]

@@ -22,7 +22,7 @@ def make_report(
     warnings = []
     if share is not None and share < keep:
         warnings.append(
-            f"{share:.0%} of the old right answers are kept, fewer than {keep:.0%}: give a lower --rate or more --replay. "
+            f"{share:.0%} of the old right answers are kept, fewer than {keep:.0%}: lower --rate or raise --replay. "
             "For facts that change, a pack (octavo pack) forgets nothing"
         )
     return {

@@ -55,7 +55,9 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if time.monotonic() > until:
-                    raise InvalidRequestError(f"another process trains in {self.path}: wait for it, or stop it") from error
+                    raise InvalidRequestError(
+                        f"another process trains in {self.path}: wait for it, or stop it"
+                    ) from error
                 time.sleep(0.2)
             else:
                 return file
