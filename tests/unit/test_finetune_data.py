@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import subprocess
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from octavo.errors import DeviceMemoryError, InvalidRequestError, UnsupportedDeviceError
+from octavo.errors import DeviceMemoryError, InvalidRequestError, OctavoError, UnsupportedDeviceError
 from octavo.finetune.data import Example, duplicates_removed, read_examples, split_by_prompt
 from octavo.finetune.encode import NOT_A_TARGET, Row, cut, encode, p99_length
+from octavo.finetune.launch import run_workers
 from octavo.finetune.order import row_order
 from octavo.finetune.plan import DataFacts, ModelFacts, learning_rate, make_plan, model_facts
 from octavo.finetune.probe import best_of, measure, sizes_of
+from octavo.finetune.run_folder import RunFolder
+from octavo.finetune.serve import check_address, load_into_server
 from octavo.hub import embedded_model
 
 MODEL = ModelFacts(2_700_000, [(192, 192)] * 24, 192, 6, 2048, 2560)
@@ -217,3 +225,50 @@ def test_the_probe_takes_the_fastest() -> None:
     assert best_of(measured) == 4
     assert [m["micro_rows"] for m in measure(sizes_of(16), times.__getitem__, lambda: False)] == [1]
     assert sizes_of(12) == [1, 2, 4]
+
+
+def test_out_of_memory_halves_the_micro_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    codes = iter([75, -9, 0])
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=next(codes)))
+    plan = dataclasses.replace(make_plan(Path("m"), MODEL, facts(48), MACHINE), micro_rows=8)
+    notes: list[str] = []
+    with run.lock() as lock:
+        assert run_workers(plan, run, tmp_path, lock, notes.append).micro_rows == 2
+        assert run.plan() == dataclasses.replace(plan, micro_rows=2)
+        assert notes == [f"out of memory with {n} rows at a time: goes on with {n // 2}" for n in (8, 4)]
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=75))
+        with pytest.raises(DeviceMemoryError, match="one row at a time"):
+            run_workers(plan, run, tmp_path, lock, notes.append)
+
+
+def test_serving_is_checked_before_the_training() -> None:
+    for url, name, method in (("localhost:8000", "a", "lora"), ("http://h", None, "lora"), ("http://h", "a", "full")):
+        with pytest.raises(InvalidRequestError, match="serve"):
+            check_address(url, name, method)
+    check_address("http://localhost:8000", "law", "auto")
+
+
+def test_the_adapter_is_posted_to_the_server(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            seen.append((self.path, self.headers["Authorization"], body))
+            self.send_response(200 if body["lora_name"] == "law" else 400)
+            self.end_headers()
+            self.wfile.write(b"the reason")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert load_into_server(url, "law", tmp_path, "key") == "the reason"
+        with pytest.raises(OctavoError, match=r"refuses the adapter \(400\): the reason"):
+            load_into_server(url, "tax", tmp_path)
+        server.shutdown()
+    body = {"lora_name": "law", "lora_path": str(tmp_path), "load_inplace": True}
+    assert seen[0] == ("/v1/load_lora_adapter", "Bearer key", body)

@@ -55,7 +55,7 @@ def measure(plan: Plan, folder: Path, out: Path, new: Sequence[Case], old: Seque
     if plan.method == "full":
         with LLM(str(out)) as llm:
             after = evaluate(llm, cases)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for skill, was in before.skills.items():
         now = after.skills[skill]
         rows.append({"skill": skill, "before": dataclasses.asdict(was), "after": dataclasses.asdict(now)})

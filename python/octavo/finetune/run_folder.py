@@ -1,5 +1,7 @@
 """The folder of a run: plan, rows, log and checkpoints. What it names is complete at any time.
 
+Its files:
+
 plan.json         the settings; written last of what is prepared
 rows.jsonl        token ids and labels of the data, replay.jsonl and validation.jsonl likewise
 log.jsonl         a line for each step and each evaluation

@@ -50,8 +50,8 @@ def train(run: RunFolder, out: Path) -> None:
 def rows_of_steps(plan: Plan, run: RunFolder) -> list[Row]:
     """The rows of all steps, one after another."""
     rows, replayed = run.read_rows("rows"), run.read_rows("replay")
-    lengths = [[len(row.ids) for row in part] for part in (rows, replayed)]
-    order = row_order(*lengths, plan.steps, plan.batch_rows, plan.replay_rows, plan.seed)
+    lengths, replay_lengths = ([len(row.ids) for row in part] for part in (rows, replayed))
+    order = row_order(lengths, replay_lengths, plan.steps, plan.batch_rows, plan.replay_rows, plan.seed)
     return [(rows + replayed)[i] for i in order]
 
 
