@@ -1,12 +1,9 @@
 """The folder of a run: plan, rows, log and checkpoints. What it names is complete at any time.
 
-Its files:
-
-plan.json         the settings; written last of what is prepared
-rows.jsonl        token ids and labels of the data, replay.jsonl and validation.jsonl likewise
-log.jsonl         a line for each step and each evaluation
-checkpoints/      step-N folders; the newest two are kept
-work/             what is being written; emptied at the start
+`plan.json` holds the settings; it is written last of what is prepared. `rows.jsonl`, `replay.jsonl` and
+`validation.jsonl` hold token ids and labels. `log.jsonl` has a line for each step and each evaluation. The folder
+`checkpoints` holds `step-N` folders, of which the newest two are kept. What is being written is in `work`, which is
+emptied at the start.
 """
 
 from __future__ import annotations
