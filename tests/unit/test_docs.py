@@ -119,7 +119,7 @@ def test_cli_document_names_every_command() -> None:
 def test_documented_options_exist(option: str) -> None:
     groups = {"bench": bench, "plugin": plugin}
     benches = [[group, name.name or ""] for group, found in groups.items() for name in found.registered_commands]
-    names = ["generate", "chat", "serve", "eval", "quantize", "merge", "compress", "pack", "info", "doctor"]
+    names = ["generate", "chat", "serve", "eval", "quantize", "merge", "compress", "finetune", "pack", "info", "doctor"]
     known = [*([name] for name in names), *benches]
     shown = "".join(CliRunner().invoke(app, [*c, "--help"]).stdout for c in known)
     assert option in shown

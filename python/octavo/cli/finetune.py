@@ -11,7 +11,7 @@ from typer import Argument, Exit, Option
 
 from octavo.finetune.finetune import finetune as run
 from octavo.finetune.finetune import output_folder, plan_run
-from octavo.finetune.prepare import Options
+from octavo.finetune.prepare import KEEP, Options
 from octavo.finetune.serve import check_address, load_into_server
 
 
@@ -27,7 +27,12 @@ def finetune(
     evaluation: Annotated[
         str | None, Option("--eval", help="Cases as octavo eval takes them.", show_default="rows of the data")
     ] = None,
-    keep: Annotated[float, Option(help="Share of the old right answers to keep; below it, exit code 3.")] = 0.95,
+    keep: Annotated[
+        float | None,
+        Option(
+            help="Share of the old right answers to keep; below it, exit code 3.", show_default="a warning below 0.95"
+        ),
+    ] = None,
     replay: Annotated[float, Option(help="Share of each batch that repeats the base model's own answers.")] = 0.25,
     rate: Annotated[float | None, Option(help="Peak learning rate.", show_default="planned")] = None,
     steps: Annotated[int | None, Option(help="Steps.", show_default="planned")] = None,
@@ -46,7 +51,7 @@ def finetune(
     options = Options(
         method=method,
         replay=replay,
-        keep=keep,
+        keep=KEEP if keep is None else keep,
         rate=rate,
         steps=steps,
         processes=processes,
@@ -56,28 +61,25 @@ def finetune(
     )
     if dry_run:
         planned = plan_run(data, model, output, options, revision=revision, note=_note)
-        if as_json:
-            print(json.dumps(planned.plan.as_dict(), indent=2))
-        else:
-            show_plan(planned.plan.as_dict())
+        show_plan(planned.plan.as_dict(), as_json)
         return
     if serve is not None:
         check_address(serve, name, method)
     report = run(data, model, output, options, revision=revision, note=_note)
-    if as_json:
-        print(json.dumps(report, ensure_ascii=False, indent=2))
-    else:
-        _show(report)
+    _show(report, as_json)
     if serve is not None and name is not None:
         _note(load_into_server(serve, name, output_folder(data, output), os.environ.get("OCTAVO_ADMIN_API_KEY")))
-    if report["warnings"]:
-        for text in report["warnings"]:
-            _note(text)
+    for text in report["warnings"]:
+        _note(text)
+    if report["warnings"] and keep is not None:
         raise Exit(3)
 
 
-def show_plan(plan: dict[str, Any]) -> None:
+def show_plan(plan: dict[str, Any], as_json: bool) -> None:
     """The settings with a reason each."""
+    if as_json:
+        print(json.dumps(plan, indent=2))
+        return
     for name, why in plan["why"].items():
         print(f"{name:14} {plan[name]!s:12} {why}")
     for name, count in plan["memory_bytes"].items():
@@ -88,7 +90,10 @@ def _note(text: str) -> None:
     print(f"octavo: {text}", file=sys.stderr)
 
 
-def _show(report: dict[str, Any]) -> None:
+def _show(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+        return
     training, measured = report["training"], report["evaluation"]
     print(
         f"{training['steps']} steps in {training['seconds']:.0f} s, loss {training['first_loss']:.3f} to "

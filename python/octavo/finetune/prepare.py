@@ -22,12 +22,14 @@ from octavo.finetune.replay import replay_examples
 from octavo.finetune.run_folder import RunFolder
 from octavo.model_files import TOKENIZER_FILES
 
-__all__ = ["Options", "Prepared", "prepare"]
+__all__ = ["KEEP", "Options", "Prepared", "prepare"]
 
 # Replayed rows: at most this many; fewer where the steps use fewer. One in ten is kept apart, to measure what was
 # forgotten.
 _MAX_REPLAY = 1_000
 _KEPT_APART = 10
+# Share of the old right answers below which a run warns.
+KEEP = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Options:
 
     method: str = "auto"
     replay: float = 0.25
-    keep: float = 0.95
+    keep: float = KEEP
     rate: float | None = None
     steps: int | None = None
     processes: int | None = None
