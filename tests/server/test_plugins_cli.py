@@ -44,13 +44,13 @@ def test_chat_names_a_plugin_that_does_not_answer_and_goes_on() -> None:
 def test_doctor_checks_plugins() -> None:
     plugin = Plugin("shop", version="2.3.0")
     ending = Deprecation.on("2026-01-01", sunset="2027-02-03", use="cost")
-    far = Deprecation(0, 900_000_000_000)
+    endless = Deprecation(0)
 
     @plugin.operation(deprecated=ending)
     def price(item: str) -> int:
         return 1
 
-    @plugin.operation(deprecated=far)
+    @plugin.operation(deprecated=endless)
     def cost(item: str) -> int:
         return 1
 
@@ -65,7 +65,7 @@ def test_doctor_checks_plugins() -> None:
         ("plugin gone", "broken"),
     ]
     assert checks[0]["found"] == "level 2, version 2.3.0, 2 operations"
-    assert "900000000000" in checks[1]["found"]
+    assert checks[1]["found"] == "cost is deprecated"
     assert (checks[2]["found"], checks[2]["remedy"]) == ("price is deprecated, and ends on 2027-02-03", "use cost")
 
 

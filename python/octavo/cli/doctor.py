@@ -112,12 +112,7 @@ def check_plugins(host: PluginHost) -> Iterator[Check]:
 
 def _sunset(deprecated: object) -> str:
     end = getattr(deprecated, "sunset", None)
-    if end is None:
-        return ""
-    try:
-        return f", and ends on {datetime.datetime.fromtimestamp(end, datetime.UTC):%Y-%m-%d}"
-    except (ValueError, OverflowError, OSError):
-        return f", and ends {end} seconds after 1970"
+    return "" if end is None else f", and ends on {datetime.datetime.fromtimestamp(end, datetime.UTC):%Y-%m-%d}"
 
 
 def _successor(tool: Tool) -> str:

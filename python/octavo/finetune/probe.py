@@ -7,7 +7,6 @@ the memory at its peak fits. A process of its own can be ended by the kernel wit
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -126,6 +125,9 @@ def main() -> None:
 
 
 def _peak_bytes() -> int:
+    # Not on every system that octavo's other commands run on.
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

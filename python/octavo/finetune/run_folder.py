@@ -8,7 +8,6 @@ emptied at the start.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -43,6 +42,9 @@ class RunFolder:
         Raises:
             InvalidRequestError: another process trains here, or the folder cannot be written.
         """
+        # Not on every system that octavo's other commands run on.
+        import fcntl
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / "lock").open("w")
