@@ -9,11 +9,6 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from octavo.finetune.finetune import finetune as run
-from octavo.finetune.finetune import output_folder, plan_run
-from octavo.finetune.prepare import KEEP, Options
-from octavo.finetune.serve import check_address, load_into_server
-
 
 def finetune(
     data: Annotated[str, Argument(metavar="DATA", help="File of JSON lines.", show_default=False)],
@@ -48,6 +43,12 @@ def finetune(
     as_json: Annotated[bool, Option("--json", help="Write a JSON object.")] = False,
 ) -> None:
     """Fine-tune a model on your rows. Stop it at any time: the same command goes on."""
+    # Other commands do not wait for it.
+    from octavo.finetune.finetune import finetune as run
+    from octavo.finetune.finetune import plan_run
+    from octavo.finetune.prepare import KEEP, Options
+    from octavo.finetune.serve import check_address
+
     options = Options(
         method=method,
         replay=replay,
@@ -60,19 +61,30 @@ def finetune(
         evaluation=evaluation,
     )
     if dry_run:
-        planned = plan_run(data, model, output, options, revision=revision, note=_note)
-        show_plan(planned.plan.as_dict(), as_json)
+        show_plan(plan_run(data, model, output, options, revision=revision, note=_note).plan.as_dict(), as_json)
         return
     if serve is not None:
         check_address(serve, name, method)
     report = run(data, model, output, options, revision=revision, note=_note)
     _show(report, as_json)
     if serve is not None and name is not None:
-        _note(load_into_server(serve, name, output_folder(data, output), os.environ.get("OCTAVO_ADMIN_API_KEY")))
-    for text in report["warnings"]:
+        _load(serve, name, data, output)
+    _warn(report["warnings"], fails=keep is not None)
+
+
+def _warn(texts: list[str], *, fails: bool) -> None:
+    """Shows what the run forgot; exit code 3 if the user asked for it."""
+    for text in texts:
         _note(text)
-    if report["warnings"] and keep is not None:
+    if texts and fails:
         raise Exit(3)
+
+
+def _load(url: str, name: str, data: str, output: str | None) -> None:
+    from octavo.finetune.finetune import output_folder
+    from octavo.finetune.serve import load_into_server
+
+    _note(load_into_server(url, name, output_folder(data, output), os.environ.get("OCTAVO_ADMIN_API_KEY")))
 
 
 def show_plan(plan: dict[str, Any], as_json: bool) -> None:

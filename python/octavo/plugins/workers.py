@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import queue
 import threading
 import time
-import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
+
+from octavo.plugins.forks import after_fork
 
 _Job = tuple[Future[Any], Callable[[], Any]]
 
@@ -21,10 +21,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._reset()
-        if hasattr(os, "register_at_fork"):
-            # A fork (gunicorn's preload) copies no threads: the child starts its own.
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _reset(this()))
+        # A fork (gunicorn's preload) copies no threads: the child starts its own.
+        after_fork(self, Workers._reset)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -91,11 +89,6 @@ class Workers:
             with self._lock:
                 if jobs is self._jobs:
                     self._idle += 1
-
-
-def _reset(workers: Workers | None) -> None:
-    if workers is not None:
-        workers._reset()
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
