@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use octavo_kernels::{
     Activation, AttentionParams, BLOCK_SIZE, Kernels, KvDtype, KvLayer, Linear, QuantizedRows, RmsNorm,
-    SeqView, WeightDtype, WeightRows, Weighting, activate_and_mul, add_assign, block_peaks, paged_attention,
-    peak, rms_norm, weight_sums, write_kv,
+    Rotation, SeqView, WeightDtype, WeightRows, Weighting, activate_and_mul, add_assign, block_peaks,
+    paged_attention, peak, rms_norm, weight_sums, write_kv,
 };
 
 use super::model_shapes::{MODEL_SHAPES, ModelShape};
@@ -163,7 +163,9 @@ fn value_ops(shape: &ModelShape) -> [ValueOp; 7] {
         ("rms_norm", hidden, VALUE_ROWS, 8.0, |kernels, b| {
             rms_norm(kernels, &b.x, RmsNorm { weight: &b.weight, eps: 1e-6, offset: 0.0 }, &mut b.out);
         }),
-        ("quantize", hidden, VALUE_ROWS, 5.0, |kernels, b| b.rows.quantize(kernels, &b.x, b.width)),
+        ("quantize", hidden, VALUE_ROWS, 5.0, |kernels, b| {
+            b.rows.quantize(kernels, &b.x, b.width, Rotation::Hadamard)
+        }),
         ("silu_and_mul", 2 * intermediate, VALUE_ROWS, 6.0, |kernels, b| {
             let half = b.x.len() / 2;
             activate_and_mul(kernels, Activation::Silu, &b.x, b.width / 2, &mut b.out[..half]);

@@ -34,6 +34,7 @@ mod quant_scheme;
 mod quantize;
 mod region;
 mod rope;
+mod rotation;
 mod simd;
 mod threads;
 

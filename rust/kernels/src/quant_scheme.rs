@@ -13,15 +13,33 @@ pub struct QuantScheme {
     pub group: usize,
     /// Whether code 0 is the value 0; otherwise a group also has a zero point.
     pub symmetric: bool,
-    /// Rotation of the columns before quantisation.
+    /// Rotation of the columns before quantisation, in weights and activations.
     pub rotation: Rotation,
 }
 
 /// Rotation of the columns of a matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Rotation {
     /// Columns as in the checkpoint.
+    #[default]
     None,
+    /// Each group of 128 columns by a Hadamard matrix behind fixed signs. It spreads outliers over their group.
+    Hadamard,
+}
+
+impl Rotation {
+    /// The name in files: "none" or "hadamard".
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Hadamard => "hadamard",
+        }
+    }
+
+    /// The rotation with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::None, Self::Hadamard].into_iter().find(|rotation| rotation.name() == name)
+    }
 }
 
 /// A scheme without kernels.
@@ -30,8 +48,10 @@ pub enum Rotation {
 pub struct UnsupportedScheme(pub QuantScheme);
 
 impl QuantScheme {
-    /// 8 bits, symmetric, one scale per row and group of 128 columns.
-    pub const INT8: Self = Self { bits: 8, group: GROUP, symmetric: true, rotation: Rotation::None };
+    /// 8 bits, symmetric, one scale per row and group of 128 columns, rotated.
+    pub const INT8: Self = Self { bits: 8, group: GROUP, symmetric: true, rotation: Rotation::Hadamard };
+    /// [`Self::INT8`] without rotation: the form of codes that come from a checkpoint.
+    pub const INT8_UNROTATED: Self = Self { rotation: Rotation::None, ..Self::INT8 };
 
     /// The scheme with the name "int8", "int4" and so on: that of [`Self::INT8`] with other bits. None: not such a name.
     pub fn from_name(name: &str) -> Option<Self> {
@@ -49,7 +69,11 @@ impl QuantScheme {
     /// # Errors
     /// [`UnsupportedScheme`] names the scheme.
     pub fn check(self) -> Result<Self, UnsupportedScheme> {
-        if self == Self::INT8 { Ok(self) } else { Err(UnsupportedScheme(self)) }
+        if [Self::INT8, Self::INT8_UNROTATED].contains(&self) {
+            Ok(self)
+        } else {
+            Err(UnsupportedScheme(self))
+        }
     }
 }
 
@@ -59,6 +83,7 @@ impl fmt::Display for QuantScheme {
         let symmetry = if *symmetric { "symmetric" } else { "asymmetric" };
         let rotated = match rotation {
             Rotation::None => "not rotated",
+            Rotation::Hadamard => "rotated",
         };
         write!(f, "{bits} bits in groups of {group}, {symmetry}, {rotated}")
     }

@@ -1,4 +1,4 @@
-//! int8 quantisation of activations: symmetric, one scale per row and group of 128 columns.
+//! int8 quantisation of activations: symmetric, one scale per row and group of 128 columns, each group rotated or not.
 //!
 //! ```text
 //! x [rows, columns] f32  ->  codes [rows][groups * 128] i8, scales [rows][groups] f32, sums of codes [rows][groups] i32
@@ -10,6 +10,8 @@ use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::packed_rows::{PackedRows, PackedRowsWriter};
 use crate::parallel::Shared;
+use crate::quant_scheme::Rotation;
+use crate::rotation::rotate;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Columns that share a scale, in weights and activations.
@@ -32,7 +34,8 @@ pub struct QuantizedRows {
     rows: usize,
     columns: usize,
     groups: usize,
-    /// `[rows][groups * 128]`, padded with zeros.
+    rotation: Rotation,
+    /// `[rows][groups * 128]`, padded with zeros before the rotation.
     codes: Vec<[i8; GROUP]>,
     /// `[rows][groups]`: largest magnitude / 127; 0 for a group of zeros; NaN where x holds NaN or an infinity.
     scales: Vec<f32>,
@@ -51,14 +54,14 @@ impl QuantizedRows {
         QuantizedRows::default()
     }
 
-    /// Replaces the content by `x` `[rows, columns]`.
+    /// Replaces the content by `x` `[rows, columns]`, rotated as the weights are that it will be multiplied with.
     ///
     /// Codes are rounded to the nearest, ties to even. A group with NaN or an infinity gets the scale NaN: then every
     /// output of this group is NaN.
-    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], columns: usize) {
+    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], columns: usize, rotation: Rotation) {
         assert!(columns > 0 && x.len().is_multiple_of(columns), "{} values in rows of {columns}", x.len());
         let rows = x.len() / columns;
-        let writer = self.writer(kernels, rows, columns);
+        let writer = self.writer(kernels, rows, columns, rotation);
         let rows_per_task = rows.div_ceil(4 * kernels.threads()).max(MIN_ROWS_PER_TASK);
         kernels.pool().run(rows.div_ceil(rows_per_task), &|task| {
             for row in task * rows_per_task..rows.min((task + 1) * rows_per_task) {
@@ -71,10 +74,17 @@ impl QuantizedRows {
     }
 
     /// A writer for `rows` rows of `columns` values. Several tasks may write; they must write all groups.
-    pub(crate) fn writer(&mut self, kernels: &Kernels, rows: usize, columns: usize) -> RowsWriter<'_> {
+    pub(crate) fn writer(
+        &mut self,
+        kernels: &Kernels,
+        rows: usize,
+        columns: usize,
+        rotation: Rotation,
+    ) -> RowsWriter<'_> {
         self.rows = rows;
         self.columns = columns;
         self.groups = columns.div_ceil(GROUP);
+        self.rotation = rotation;
         let groups = self.groups;
         self.codes.resize(rows * groups, [0; GROUP]);
         self.scales.resize(rows * groups, 0.0);
@@ -90,6 +100,7 @@ impl QuantizedRows {
             scales: Shared::new(&mut self.scales),
             sums: Shared::new(&mut self.sums),
             groups,
+            rotation,
             #[cfg(target_arch = "x86_64")]
             packed: self.has_packed.then(|| self.packed.writer(rows, groups)),
         }
@@ -110,7 +121,12 @@ impl QuantizedRows {
         self.groups
     }
 
-    /// All codes, `[rows][groups * 128]`, zero beyond the last column.
+    /// How the groups are rotated.
+    pub fn rotation(&self) -> Rotation {
+        self.rotation
+    }
+
+    /// All codes, `[rows][groups * 128]`, zero beyond the last column where groups are not rotated.
     pub fn codes(&self) -> &[i8] {
         self.codes.as_flattened()
     }
@@ -144,6 +160,7 @@ pub(crate) struct RowsWriter<'a> {
     scales: Shared<'a, f32>,
     sums: Shared<'a, i32>,
     groups: usize,
+    rotation: Rotation,
     #[cfg(target_arch = "x86_64")]
     packed: Option<PackedRowsWriter<'a>>,
 }
@@ -161,7 +178,10 @@ impl RowsWriter<'_> {
             let codes = &mut self.codes.part(index..index + 1)[0];
             (codes, &mut self.scales.part(index..index + 1)[0], &mut self.sums.part(index..index + 1)[0])
         };
-        (*scale, *sum) = quantize_group(s, x, codes);
+        (*scale, *sum) = match self.rotation {
+            Rotation::None => quantize_group(s, x, codes),
+            Rotation::Hadamard => quantize_group(s, &rotate(s, x), codes),
+        };
         #[cfg(target_arch = "x86_64")]
         if let Some(packed) = &self.packed {
             // SAFETY: the caller's promise.

@@ -213,7 +213,7 @@ fn faults_stay_in_their_group(isa: Isa) {
             let mut x = sound.clone();
             let end = columns.min((group + 1) * GROUP);
             x[group * GROUP + rng.below(end - group * GROUP)] = fault;
-            rows.quantize(&kernels, &x, columns);
+            rows.quantize(&kernels, &x, columns, Rotation::None);
             let codes = &rows.codes()[group * GROUP..(group + 1) * GROUP];
             assert!(codes.iter().all(|&code| code == 0), "{fault} in group {group}");
             for (at, scale) in rows.scales().iter().enumerate() {
@@ -222,7 +222,7 @@ fn faults_stay_in_their_group(isa: Isa) {
         }
     }
     for little in [0.0, -0.0, 1e-40, -9e-36] {
-        rows.quantize(&kernels, &vec![little; columns], columns);
+        rows.quantize(&kernels, &vec![little; columns], columns, Rotation::None);
         assert!(rows.codes().iter().all(|&code| code == 0) && rows.scales() == [0.0; 3], "{little}");
     }
 }
@@ -233,8 +233,8 @@ fn quantised_rows(isa: Isa) {
         let x = Rng(columns as u64).floats(7 * columns);
         let mut rows = QuantizedRows::new();
         // Old content must not show through.
-        rows.quantize(&kernels, &vec![1.0; 7 * 640], 640);
-        rows.quantize(&kernels, &x, columns);
+        rows.quantize(&kernels, &vec![1.0; 7 * 640], 640, Rotation::None);
+        rows.quantize(&kernels, &x, columns, Rotation::None);
         let groups = columns.div_ceil(GROUP);
         assert_eq!((rows.rows(), rows.columns(), rows.groups()), (7, columns, groups));
         for (row, x) in x.chunks_exact(columns).enumerate() {
@@ -275,7 +275,7 @@ fn bits_are_the_same_everywhere() {
         all.extend(bits(&each));
         all.extend(sums.iter().flat_map(|sum| [sum.to_bits() as u32, (sum.to_bits() >> 32) as u32]));
         let mut quantized = QuantizedRows::new();
-        quantized.quantize(kernels, &x, 2 * width);
+        quantized.quantize(kernels, &x, 2 * width, Rotation::None);
         all.extend(bits(quantized.scales()));
         all.extend(quantized.codes().iter().map(|&code| code as u32));
         all

@@ -8,12 +8,13 @@ use std::ops::Range;
 
 use common::{Rng, bits, every_context};
 use octavo_kernels::{
-    Activation, Kernels, Linear, LoraModule, LoraRows, LoraRun, LoraStack, QuantizedRows, WeightDtype,
-    WeightRows, activate_and_mul, bf16, forward_gated, forward_lora,
+    Activation, Kernels, Linear, LoraModule, LoraRows, LoraRun, LoraStack, QuantScheme, QuantizedRows,
+    WeightDtype, WeightRows, activate_and_mul, bf16, forward_gated, forward_lora,
 };
 use proptest::prelude::*;
 
-const DTYPES: [WeightDtype; 3] = [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::INT8];
+const DTYPES: [WeightDtype; 4] =
+    [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::INT8, WeightDtype::INT8_UNROTATED];
 
 /// One module of an adapter, unpacked.
 struct Module {
@@ -174,6 +175,8 @@ fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
             (0..2).map(|_| Adapter::random(&mut rng, &[(0, inner), (inner, inner)], k, 20)).collect();
         for kernels in every_context() {
             let layer = Linear::pack(&kernels, &[WeightRows::F32(&weights)], k, WeightDtype::INT8);
+            let down =
+                Linear::pack(&kernels, &[WeightRows::F32(&weights[..inner])], inner, WeightDtype::INT8);
             let stacks: Vec<LoraStack> =
                 adapters.iter().map(|a| a.pack(&kernels, k, WeightDtype::INT8)).collect();
             let of =
@@ -183,7 +186,7 @@ fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
                 (QuantizedRows::new(), QuantizedRows::new(), QuantizedRows::new());
             let mut h = Vec::new();
             let rows = LoraRows { runs: &runs, h: &mut h };
-            if !forward_gated(&kernels, &layer, &x, Activation::Silu, rows, &mut got, &mut scratch) {
+            if !forward_gated(&kernels, [&layer, &down], &x, Activation::Silu, rows, &mut got, &mut scratch) {
                 assert!(
                     2 * kernels.threads() > inner.div_ceil(128) * m.div_ceil(128),
                     "{m} rows are not taken"
@@ -194,7 +197,7 @@ fn one_pass_for_gate_and_up_has_the_bits_of_its_steps() {
             let rows = LoraRows { runs: &runs, h: &mut h };
             forward_lora(&kernels, &layer, &x, None, rows, &mut gate_up, &mut scratch);
             activate_and_mul(&kernels, Activation::Silu, &gate_up, inner, &mut activated);
-            want.quantize(&kernels, &activated, inner);
+            want.quantize(&kernels, &activated, inner, QuantScheme::INT8.rotation);
             let what = format!("{m} rows, {inner} gates on {} x {}", kernels.isa(), kernels.threads());
             assert_eq!(got.codes(), want.codes(), "{what}");
             assert_eq!(bits(got.scales()), bits(want.scales()), "{what}");
@@ -214,7 +217,7 @@ proptest! {
     #[test]
     fn random_adapters(
         seed in any::<u64>(),
-        dtype in 0..3_usize,
+        dtype in 0..DTYPES.len(),
         k in 1..300_usize,
         widths in prop::collection::vec((0..3_usize, 1..200_usize), 1..4),
         lengths in prop::collection::vec((0..3_usize, 0..20_usize), 1..5),

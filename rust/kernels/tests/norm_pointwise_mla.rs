@@ -158,10 +158,12 @@ fn int8_rows(isa: Isa) {
     let source = WeightRows::Int8 { codes: &codes, scales: &scales };
     for dtype in [WeightDtype::INT8, WeightDtype::F32] {
         let packed = Linear::pack(&kernels, &[source], columns, dtype);
-        let lowest = if dtype == WeightDtype::INT8 { -127 } else { -128 };
+        let held = if dtype.is_quantized() { WeightDtype::INT8_UNROTATED } else { dtype };
+        assert_eq!(packed.dtype(), held, "codes of a checkpoint are not rotated");
+        let lowest = if dtype.is_quantized() { -127 } else { -128 };
         for r in 0..rows {
             let mut row = vec![0.0; columns];
-            packed.row(r, &mut row);
+            packed.row(&kernels, r, &mut row);
             let code = |i: usize| f32::from(codes[r * columns + i].cast_signed().max(lowest));
             let want: Vec<f32> = (0..columns).map(|i| code(i) * scales[r]).collect();
             assert_eq!(bits(&row), bits(&want), "row {r} as {dtype:?}");
@@ -173,7 +175,7 @@ fn int8_rows(isa: Isa) {
         let mut want = Vec::new();
         for r in 0..rows {
             let mut row = vec![0.0; columns];
-            packed.row(r, &mut row);
+            packed.row(&kernels, r, &mut row);
             want.push(row.iter().zip(&x).map(|(w, x)| f64::from(w * x)).sum::<f64>());
         }
         assert_close(&format!("product as {dtype:?}"), &y, &want, 1e-4);

@@ -70,7 +70,7 @@ impl Loader<'_> {
             attention_norm,
             attention_post_norm: norm(after, n.attention_post_norm)?,
             mlp: match &layer.mlp {
-                FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(self.mlp(i, m, mlp_inputs)?),
+                FeedForwardSpec::Dense(m) => FeedForwardWeights::Dense(Box::new(self.mlp(i, m, mlp_inputs)?)),
                 FeedForwardSpec::Experts(m) => {
                     FeedForwardWeights::Experts(Box::new(self.experts(i, m, mlp_inputs)?))
                 }

@@ -58,7 +58,7 @@ pub(crate) struct MlaWeights {
 
 /// Weights of a feed-forward block.
 pub(crate) enum FeedForwardWeights {
-    Dense(MlpWeights),
+    Dense(Box<MlpWeights>),
     Experts(Box<MoeWeights>),
 }
 

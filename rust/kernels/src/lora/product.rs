@@ -4,7 +4,7 @@ use super::LoraRows;
 use super::update::{LoraInput, LoraUpdate};
 use crate::activation::Activation;
 use crate::context::Kernels;
-use crate::matmul::{Addend, Linear, MatmulOutput};
+use crate::matmul::{Addend, Linear, MatmulOutput, WeightDtype};
 use crate::quantize::QuantizedRows;
 
 /// y = x w^T + bias as [`Linear::forward`], and what adapters add to their rows: x `[m, in_features]`,
@@ -53,11 +53,11 @@ pub fn forward_lora_quantized(
 /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up; adapters change both.
 ///
 /// x `[m, in_features]`, `out` `[m, out_features / 2]`. The bits are those of [`forward_lora`],
-/// [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`]. Returns false, with `out` unchanged, when
-/// one pass is not faster.
+/// [`activate_and_mul`](crate::activate_and_mul) and [`QuantizedRows::quantize`] with the rotation of `next`, which reads `out`.
+/// Returns false, with `out` unchanged, when one pass is not faster or the weights of `next` are not int8.
 pub fn forward_gated(
     kernels: &Kernels,
-    linear: &Linear,
+    [linear, next]: [&Linear; 2],
     x: &[f32],
     f: Activation,
     adapters: LoraRows<'_>,
@@ -65,6 +65,7 @@ pub fn forward_gated(
     scratch: &mut QuantizedRows,
 ) -> bool {
     let (m, n) = (x.len() / linear.in_features(), linear.out_features());
+    let WeightDtype::Quantized(scheme) = next.dtype() else { return false };
     if !linear.gated_pays(kernels, m) {
         return false;
     }
@@ -72,6 +73,6 @@ pub fn forward_gated(
     let update =
         LoraUpdate::new(kernels, adapters, LoraInput { x: &[], quantized: scratch, bias: None }, (m, n));
     let addend = update.as_ref().map(|update| update as &dyn Addend);
-    linear.multiply_gated(kernels, scratch, f, addend, out);
+    linear.multiply_gated(kernels, scratch, f, addend, (out, scheme.rotation));
     true
 }

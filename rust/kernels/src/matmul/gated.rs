@@ -14,6 +14,7 @@ use super::driver::{Jobs, MacroTile, TileKernel};
 use crate::activation::{Activation, apply};
 use crate::context::Kernels;
 use crate::parallel::Shared;
+use crate::quant_scheme::Rotation;
 use crate::quantize::{GROUP, QuantizedRows, RowsWriter};
 use crate::simd::{LANES, Op, Simd, dispatch};
 
@@ -42,10 +43,10 @@ pub(super) fn run<K: TileKernel>(
     m: usize,
     (inner, f): (usize, Activation),
     addend: Option<&dyn Addend>,
-    out: &mut QuantizedRows,
+    (out, rotation): (&mut QuantizedRows, Rotation),
 ) {
     assert!(inner.is_multiple_of(LANES), "{inner} gates");
-    let writer = out.writer(kernels, m, inner);
+    let writer = out.writer(kernels, m, inner, rotation);
     let groups = inner.div_ceil(GROUP);
     let jobs = Jobs::new(groups * m.div_ceil(JOB_ROWS));
     kernels.pool().run(kernels.threads(), &|_| {

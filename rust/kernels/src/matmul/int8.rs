@@ -1,4 +1,4 @@
-//! int8 weights: symmetric, one bf16 scale per row and group of 128 columns.
+//! int8 weights: symmetric, one bf16 scale per row and group of 128 columns, each group rotated or not.
 //!
 //! ```text
 //! codes [ceil(n / 16) panels][groups][32] Quad       Quad = 64 bytes, one cache line:
@@ -12,10 +12,13 @@ use half::bf16;
 
 use super::driver::TileKernel;
 use super::prefetch::Prefetch;
+use crate::context::Kernels;
 use crate::packed::Packed;
 use crate::pages::Plain;
+use crate::quant_scheme::Rotation;
 use crate::quantize::{GROUP, QuantizedRows};
-use crate::simd::{LANES, Simd};
+use crate::rotation::rotate_back;
+use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Quads of a group: steps of four columns.
 pub(super) const QUADS: usize = GROUP / 4;
@@ -35,19 +38,12 @@ pub(super) struct MatmulInt8 {
     /// `[ceil(N / 16)][groups]` of 16 bf16 scales.
     pub(super) scales: Packed<[u16; LANES]>,
     pub(super) columns: usize,
+    pub(super) rotation: Rotation,
 }
 
 impl MatmulInt8 {
-    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
-        let (panel, lane) = (row / LANES, row % LANES);
-        for (group, out) in out.chunks_mut(GROUP).enumerate() {
-            let index = panel * self.groups() + group;
-            let scale = bf16::from_bits(self.scales[index][lane]).to_f32();
-            for (column, to) in out.iter_mut().enumerate() {
-                let code = self.codes[index * QUADS + column / 4].0[4 * lane + column % 4];
-                *to = (f32::from(code) - 128.0) * scale;
-            }
-        }
+    pub(super) fn row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+        dispatch(kernels, ReadRow { weights: self, row, out });
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -62,8 +58,40 @@ impl MatmulInt8 {
         self.columns.div_ceil(GROUP)
     }
 
+    /// The product with x, which is rotated alike.
     pub(super) fn with<'a>(&'a self, x: &'a QuantizedRows) -> impl TileKernel + 'a {
+        assert_eq!(x.rotation(), self.rotation, "rotation of x");
         Int8Product { weights: self, x }
+    }
+}
+
+/// Op: one row as f32.
+struct ReadRow<'a> {
+    weights: &'a MatmulInt8,
+    row: usize,
+    out: &'a mut [f32],
+}
+
+impl Op for ReadRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let weights = self.weights;
+        let (panel, lane) = (self.row / LANES, self.row % LANES);
+        for (group, out) in self.out.chunks_mut(GROUP).enumerate() {
+            let index = panel * weights.groups() + group;
+            let scale = bf16::from_bits(weights.scales[index][lane]).to_f32();
+            let mut values = [0.0; GROUP];
+            for (column, to) in values.iter_mut().enumerate() {
+                let code = weights.codes[index * QUADS + column / 4].0[4 * lane + column % 4];
+                *to = (f32::from(code) - 128.0) * scale;
+            }
+            if weights.rotation == Rotation::Hadamard {
+                values = rotate_back(s, &values);
+            }
+            out.copy_from_slice(&values[..out.len()]);
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::pages::Pages;
 use crate::parallel::Shared;
+use crate::quant_scheme::Rotation;
 use crate::quantize::GROUP;
+use crate::rotation::{WEIGHT_SCALE, rotate};
 use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Maximum of a group of activations divided by their typical magnitude, for normally distributed values.
@@ -30,30 +32,36 @@ struct ChannelMagnitudes {
     largest: Vec<f64>,
     /// Squares of the magnitudes relative to `largest`, `[groups * 128]`, zero beyond k.
     shares: Vec<f32>,
+    /// The magnitude of each channel of a group after its rotation: all have the same.
+    rotated: Vec<f64>,
 }
 
 impl ChannelMagnitudes {
     fn new(inputs: &[f32]) -> ChannelMagnitudes {
         let mut shares = vec![0.0; inputs.len().next_multiple_of(GROUP)];
-        let mut largest = Vec::new();
+        let (mut largest, mut rotated) = (Vec::new(), Vec::new());
         for (inputs, shares) in inputs.chunks(GROUP).zip(shares.chunks_exact_mut(GROUP)) {
             let top = inputs.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
             largest.push(f64::from(top));
+            rotated.push(inputs.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt());
             if top > 0.0 {
                 shares.iter_mut().zip(inputs).for_each(|(share, x)| *share = (x / top) * (x / top));
             }
         }
-        ChannelMagnitudes { largest, shares }
+        ChannelMagnitudes { largest, shares, rotated }
     }
 }
 
-/// Packs `source`. Also returns the mean squares of each row for the magnitudes `inputs`, `[ceil(n / 16)][16]`.
+/// Packs `source`; without rotation if a part is stored as int8. Also returns the mean squares of each row for the magnitudes
+/// `inputs`, `[ceil(n / 16)][16]`.
 pub(super) fn pack(
     kernels: &Kernels,
     source: &StackedRows<'_>,
     inputs: &[f32],
+    rotation: Rotation,
 ) -> (MatmulInt8, Vec<[MeanSquares; LANES]>) {
     let columns = source.columns;
+    let rotation = if source.has_codes() { Rotation::None } else { rotation };
     let groups = columns.div_ceil(GROUP);
     let count = source.rows.div_ceil(LANES);
     let mut codes = Pages::zeroed(count * groups * QUADS);
@@ -71,11 +79,11 @@ pub(super) fn pack(
         };
         dispatch(
             kernels,
-            PackPanel { source, inputs: &inputs, first: panel * LANES, codes, scales, squares },
+            PackPanel { source, inputs: &inputs, rotation, first: panel * LANES, codes, scales, squares },
         );
         source.done(panel * LANES, LANES);
     });
-    (MatmulInt8 { codes: codes.into(), scales: scales.into(), columns }, squares)
+    (MatmulInt8 { codes: codes.into(), scales: scales.into(), columns, rotation }, squares)
 }
 
 /// The smallest bf16 >= `x` (x >= 0): then codes stay within -127..=127.
@@ -91,6 +99,7 @@ fn round_up(x: f32) -> bf16 {
 struct PackPanel<'a> {
     source: &'a StackedRows<'a>,
     inputs: &'a ChannelMagnitudes,
+    rotation: Rotation,
     first: usize,
     codes: &'a mut [Quad],
     scales: &'a mut [[u16; LANES]],
@@ -102,7 +111,7 @@ impl Op for PackPanel<'_> {
 
     // Plain loops over whole groups: the compiler vectorises them for the level. No rounding depends on it.
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         self.codes.fill(Quad([128; 4 * LANES]));
         let columns = self.source.columns;
         let mut row = vec![0.0; self.scales.len() * GROUP];
@@ -116,11 +125,35 @@ impl Op for PackPanel<'_> {
                 let quads = &mut self.codes[group * QUADS..(group + 1) * QUADS];
                 let shares: &[f32] = &self.inputs.shares[group * GROUP..(group + 1) * GROUP];
                 let largest = self.inputs.largest[group];
-                self.scales[group][lane] =
-                    quantize_group(values, shares, largest, lane, quads, &mut self.squares[lane]).to_bits();
+                let squares = &mut self.squares[lane];
+                let scale = match self.rotation {
+                    Rotation::None => quantize_group(values, shares, largest, lane, quads, squares),
+                    Rotation::Hadamard => {
+                        // The rotated channels are not independent, so outputs come from the channels as they are.
+                        let outputs = squares.outputs + output_square(values, shares, largest);
+                        let values = rotate(s, values).map(|value| value * WEIGHT_SCALE);
+                        let largest = self.inputs.rotated[group];
+                        let scale = quantize_group(&values, &[1.0; GROUP], largest, lane, quads, squares);
+                        squares.outputs = outputs;
+                        scale
+                    }
+                };
+                self.scales[group][lane] = scale.to_bits();
             }
         }
     }
+}
+
+/// Expected square of the output of a group.
+#[inline(always)]
+fn output_square(values: &[f32; GROUP], shares: &[f32], largest_input: f64) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    for (values, shares) in values.as_chunks::<LANES>().0.iter().zip(shares.as_chunks::<LANES>().0) {
+        for i in 0..LANES {
+            sums[i] += f64::from(values[i]) * f64::from(values[i]) * f64::from(shares[i]);
+        }
+    }
+    sums.iter().sum::<f64>() * largest_input.powi(2)
 }
 
 /// Writes the codes of one row of a group, adds its squares and returns the scale.
@@ -144,8 +177,7 @@ fn quantize_group(
     }
     // Too small for codes: the group counts as zero.
     if largest < f32::MIN_POSITIVE * 256.0 {
-        let of = |(value, share): (&f32, &f32)| f64::from(*value).powi(2) * f64::from(*share);
-        let lost = values.iter().zip(shares).map(of).sum::<f64>() * largest_input.powi(2);
+        let lost = output_square(values, shares, largest_input);
         squares.errors += lost;
         squares.outputs += lost;
         return bf16::ZERO;

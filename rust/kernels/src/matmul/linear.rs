@@ -16,7 +16,7 @@ use crate::activation::Activation;
 use crate::context::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::Isa;
-use crate::quant_scheme::QuantScheme;
+use crate::quant_scheme::{QuantScheme, Rotation};
 use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
 
@@ -32,8 +32,15 @@ pub enum WeightDtype {
 }
 
 impl WeightDtype {
-    /// int8 codes with one scale per row and group of 128 columns.
+    /// int8 codes with one scale per row and group of 128 columns, rotated.
     pub const INT8: Self = Self::Quantized(QuantScheme::INT8);
+    /// As [`Self::INT8`], not rotated.
+    pub const INT8_UNROTATED: Self = Self::Quantized(QuantScheme::INT8_UNROTATED);
+
+    /// Whether weights are integer codes.
+    pub fn is_quantized(self) -> bool {
+        matches!(self, Self::Quantized(_))
+    }
 }
 
 impl fmt::Display for WeightDtype {
@@ -88,7 +95,7 @@ impl Linear {
         Linear { weights, out_features: source.rows }
     }
 
-    /// As [`Linear::pack`] with `scheme`. Also estimates the quantisation error: the relative RMS error of the outputs of each part.
+    /// As [`Linear::pack`] with `scheme`; parts that are stored as int8 keep their codes, and then no part is rotated. Also estimates the quantisation error: the relative RMS error of the outputs of each part.
     ///
     /// The error includes the rounding of weights and activations. It is an expectation over independent channels with the
     /// typical magnitudes `inputs` `[columns]`, such as the weights of the norm before (None: all equal). It is 0 for a part
@@ -109,7 +116,7 @@ impl Linear {
         let alike = vec![1.0; if inputs.is_none() { columns } else { 0 }];
         let inputs = inputs.unwrap_or(&alike);
         assert_eq!(inputs.len(), columns, "magnitudes of inputs");
-        let (weights, squares) = int8_pack::pack(kernels, &source, inputs);
+        let (weights, squares) = int8_pack::pack(kernels, &source, inputs, scheme.rotation);
         let mut rows = squares.as_flattened().iter();
         let errors = parts.iter().map(|part| {
             let (mut errors, mut outputs) = (0.0, 0.0);
@@ -163,8 +170,8 @@ impl Linear {
 
     /// Fills `quantized` with x where weights are int8.
     pub(crate) fn quantize_input(&self, kernels: &Kernels, x: &[f32], quantized: &mut QuantizedRows) {
-        if self.dtype() == WeightDtype::INT8 {
-            quantized.quantize(kernels, x, self.in_features());
+        if let PackedWeights::Int8(weights) = &self.weights {
+            quantized.quantize(kernels, x, self.in_features(), weights.rotation);
         }
     }
 
@@ -230,7 +237,7 @@ impl Linear {
 
     /// Whether [`Linear::multiply_gated`] is possible and faster for `m` rows.
     pub(crate) fn gated_pays(&self, kernels: &Kernels, m: usize) -> bool {
-        if self.dtype() != WeightDtype::INT8 || !self.out_features.is_multiple_of(2 * LANES) {
+        if !self.dtype().is_quantized() || !self.out_features.is_multiple_of(2 * LANES) {
             return false;
         }
         #[cfg(target_arch = "x86_64")]
@@ -240,7 +247,8 @@ impl Linear {
         gated::pays(kernels, m, self.out_features / 2)
     }
 
-    /// f(gate) * up as int8, in one pass. The first half of the outputs is gate, the second half is up; `addend` adds to both.
+    /// f(gate) * up as int8 with `rotation`, in one pass. The first half of the outputs is gate, the second half is up; `addend` adds
+    /// to both.
     ///
     /// # Panics
     /// When weights are not int8.
@@ -250,28 +258,29 @@ impl Linear {
         x: &QuantizedRows,
         f: Activation,
         addend: Option<&dyn Addend>,
-        out: &mut QuantizedRows,
+        (out, rotation): (&mut QuantizedRows, Rotation),
     ) {
         let PackedWeights::Int8(weights) = &self.weights else {
             panic!("multiply_gated on {} weights", self.dtype());
         };
         assert_eq!(x.columns(), self.in_features(), "columns of x");
         let (m, inner) = (x.rows(), self.out_features / 2);
+        let product = weights.with(x);
         #[cfg(target_arch = "x86_64")]
         if let (Isa::Amx, Some(x)) = (kernels.isa(), x.packed()) {
-            return amx::run_gated(kernels, weights, (x, m), (inner, f), addend, out);
+            return amx::run_gated(kernels, weights, (x, m), (inner, f), addend, (out, rotation));
         }
-        gated::run(kernels, &weights.with(x), m, (inner, f), addend, out);
+        gated::run(kernels, &product, m, (inner, f), addend, (out, rotation));
     }
 
     /// Writes row `row` as f32 into `out` (`in_features` values): an embedding lookup.
-    pub fn row(&self, row: usize, out: &mut [f32]) {
+    pub fn row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
         assert!(row < self.out_features, "row {row} of {}", self.out_features);
         assert_eq!(out.len(), self.in_features(), "length of a row");
         match &self.weights {
             PackedWeights::F32(weights) => weights.row(row, out),
             PackedWeights::Bf16(weights) => weights.row(row, out),
-            PackedWeights::Int8(weights) => weights.row(row, out),
+            PackedWeights::Int8(weights) => weights.row(kernels, row, out),
         }
     }
 
@@ -294,7 +303,9 @@ impl Linear {
         match &self.weights {
             PackedWeights::F32(_) => WeightDtype::F32,
             PackedWeights::Bf16(_) => WeightDtype::Bf16,
-            PackedWeights::Int8(_) => WeightDtype::INT8,
+            PackedWeights::Int8(weights) => {
+                WeightDtype::Quantized(QuantScheme { rotation: weights.rotation, ..QuantScheme::INT8 })
+            }
         }
     }
 
@@ -310,9 +321,10 @@ impl Linear {
 
 /// Both paths give the same bits.
 fn multiply_int8(kernels: &Kernels, weights: &MatmulInt8, x: &QuantizedRows, output: MatmulOutput<'_>) {
+    let product = weights.with(x);
     #[cfg(target_arch = "x86_64")]
     if let (Isa::Amx, Some(x)) = (kernels.isa(), x.packed()) {
         return amx::run(kernels, weights, x, output);
     }
-    driver::run(kernels, &weights.with(x), output);
+    driver::run(kernels, &product, output);
 }

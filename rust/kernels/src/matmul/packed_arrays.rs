@@ -122,7 +122,7 @@ impl Linear {
                 let quads = elements(0, groups.saturating_mul(GROUP / 4))?;
                 let codes = Packed::mapped(next(0)?, quads).map_err(at(0))?;
                 let scales = Packed::mapped(next(1)?, elements(1, groups)?).map_err(at(1))?;
-                PackedWeights::Int8(MatmulInt8 { codes, scales, columns })
+                PackedWeights::Int8(MatmulInt8 { codes, scales, columns, rotation: scheme.rotation })
             }
         };
         Ok(Linear { weights, out_features: rows })

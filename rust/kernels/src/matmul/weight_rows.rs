@@ -143,6 +143,11 @@ impl<'a> StackedRows<'a> {
         }
     }
 
+    /// Whether a part is stored as int8.
+    pub(super) fn has_codes(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, WeightRows::Int8 { .. }))
+    }
+
     /// Codes and scale of a row that is stored as int8.
     pub(super) fn codes(&self, mut row: usize) -> Option<(&'a [u8], f32)> {
         for part in self.parts {

@@ -176,6 +176,16 @@ impl Simd for Avx2 {
         less(0) | less(1) != 0
     }
     #[inline(always)]
+    fn partner<const DISTANCE: usize>(self, a: Self::F) -> Self::F {
+        intrinsics!(match DISTANCE {
+            1 => [_mm256_permute_ps::<0b10_11_00_01>(a[0]), _mm256_permute_ps::<0b10_11_00_01>(a[1])],
+            2 => [_mm256_permute_ps::<0b01_00_11_10>(a[0]), _mm256_permute_ps::<0b01_00_11_10>(a[1])],
+            4 => [_mm256_permute2f128_ps::<1>(a[0], a[0]), _mm256_permute2f128_ps::<1>(a[1], a[1])],
+            8 => [a[1], a[0]],
+            _ => unreachable!("a distance of {DISTANCE}"),
+        })
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         fold_max(intrinsics!(_mm256_max_ps(a[0], a[1])))
     }

@@ -146,6 +146,16 @@ impl Simd for Avx512 {
         intrinsics!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b)) != 0
     }
     #[inline(always)]
+    fn partner<const DISTANCE: usize>(self, a: Self::F) -> Self::F {
+        intrinsics!(match DISTANCE {
+            1 => _mm512_permute_ps::<0b10_11_00_01>(a),
+            2 => _mm512_permute_ps::<0b01_00_11_10>(a),
+            4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a),
+            8 => _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a),
+            _ => unreachable!("a distance of {DISTANCE}"),
+        })
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         let (low, high) = halves(a);
         fold_max(intrinsics!(_mm256_max_ps(low, high)))

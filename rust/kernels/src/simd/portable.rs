@@ -125,6 +125,14 @@ impl Simd for Portable {
         a.iter().zip(&b).any(|(a, b)| a < b)
     }
     #[inline(always)]
+    fn partner<const DISTANCE: usize>(self, a: Self::F) -> Self::F {
+        let mut out = a;
+        for lane in 0..LANES {
+            out[lane] = a[lane ^ DISTANCE];
+        }
+        out
+    }
+    #[inline(always)]
     fn reduce_max(self, a: Self::F) -> f32 {
         fold(a, |a, b| if a > b { a } else { b })
     }

@@ -122,6 +122,10 @@ each_level_agrees! {
         let [a, b, c] = s.reduce_add_each([a, b, c]);
         four(s, [a, b, c, 0.0])
     };
+    partner_1: |s, a, b, c| s.partner::<1>(a);
+    partner_2: |s, a, b, c| s.partner::<2>(a);
+    partner_4: |s, a, b, c| s.partner::<4>(a);
+    partner_8: |s, a, b, c| s.partner::<8>(a);
     round: |s, a, b, c| s.to_f32(s.round(a));
     nearest: |s, a, b, c| s.nearest(a);
     times_exp2: |s, a, b, c| s.times_exp2(b, s.nearest(s.max(code(s, a), s.splat(-126.0))));

@@ -45,6 +45,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn select_lt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
     /// Whether a < b in any lane; a NaN is in none.
     fn any_lt(self, a: Self::F, b: Self::F) -> bool;
+    /// Each lane's partner: lane i gets lane i ^ DISTANCE, for DISTANCE 1, 2, 4 or 8.
+    fn partner<const DISTANCE: usize>(self, a: Self::F) -> Self::F;
     /// The largest lane. Lanes are not NaN.
     fn reduce_max(self, a: Self::F) -> f32;
     /// The sum, halves added to halves: lanes i and i + 8, then i + 4, i + 2, i + 1.

@@ -29,7 +29,7 @@ pub(super) fn gain(
         let delta = &mut delta[..rows * inputs];
         down.forward(kernels, b, rows, None, delta, &mut QuantizedRows::new());
         for (i, delta) in delta.chunks_exact(inputs).enumerate() {
-            base.row(first + start + i, &mut row);
+            base.row(kernels, first + start + i, &mut row);
             let squares = row.iter().zip(delta).map(|(w, d)| f64::from(w + d).powi(2));
             let gain = (f64::from(magnitude[start + i]) / squares.sum::<f64>().sqrt()) as f32;
             gains.push(Some(gain).filter(|gain| gain.is_finite())?);

@@ -1,7 +1,7 @@
 //! The gated feed-forward block of a layer.
 
 use octavo_kernels as k;
-use octavo_kernels::{Kernels, LoraRows, QuantizedRows, WeightDtype};
+use octavo_kernels::{Kernels, LoraRows, QuantizedRows};
 
 use super::adapters::{AtSite, ProjectionBuffers};
 use super::batch::Batch;
@@ -68,11 +68,11 @@ pub(super) fn gated(
         ActivationKind::GeluTanh => k::Activation::GeluTanh,
     };
     let (up, down) = (&weights.gate_up, &weights.down);
-    let joined = up.bias.is_none() && down.weight.dtype() == WeightDtype::INT8;
     let ProjectionBuffers { quantized, low_rank } = &mut *b.projection;
     let (runs_up, runs_down) = (at_up.runs(), at_down.runs());
     let adapters = LoraRows { runs: &runs_up, h: low_rank };
-    if joined && k::forward_gated(kernels, &up.weight, x, activation, adapters, b.next, quantized) {
+    let pair = [&up.weight, &down.weight];
+    if up.bias.is_none() && k::forward_gated(kernels, pair, x, activation, adapters, b.next, quantized) {
         let adapters = LoraRows { runs: &runs_down, h: low_rank };
         let bias = down.bias.as_deref();
         return k::forward_lora_quantized(kernels, &down.weight, b.next, bias, adapters, out);

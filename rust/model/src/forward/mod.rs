@@ -92,7 +92,7 @@ impl Model {
         let (rows, hidden) = (batch.tokens.len(), self.spec.hidden);
         let embed = self.weights.embed.as_ref().unwrap_or(&self.weights.head);
         for (row, &token) in take(&mut s.x, rows * hidden).chunks_exact_mut(hidden).zip(batch.tokens) {
-            embed.row(token as usize, row);
+            embed.row(kernels, token as usize, row);
         }
         if self.spec.embedding_scale != 1.0 {
             k::scale(kernels, &mut s.x[..rows * hidden], self.spec.embedding_scale);

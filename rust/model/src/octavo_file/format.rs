@@ -5,7 +5,7 @@
 //! bytes
 //! 0..8        size of the header, u64
 //! 8..8+size   header, JSON, padded with spaces; 8 + size is a multiple of 4096
-//!               "__metadata__": format, version, layout, group_size, made_by, source, stored_dtype,
+//!               "__metadata__": format, version, layout, group_size, rotation, made_by, source, stored_dtype,
 //!                               error_budget, spared: [{tensor, error}], matrices: {KEY: MatrixEntry}
 //!               "KEY.codes": {dtype, shape, data_offsets}, ...
 //! data        arrays for aligned loads     KEY.codes, KEY.panels: each a multiple of 64 bytes
@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::num::ParseIntError;
 
-use octavo_kernels::{Linear, PackedArray, QuantScheme, WeightDtype};
+use octavo_kernels::{Linear, PackedArray, QuantScheme, Rotation, WeightDtype};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -29,8 +29,10 @@ use crate::weight_format::KeptInBf16;
 
 /// `quant_method` in config.json and `format` in the file's metadata.
 pub const METHOD: &str = "octavo";
-/// Version of the file's form, beside the layout of the arrays, which the kernels name.
-pub const VERSION: &str = "1";
+/// Version of the file's form, beside the layout of the arrays, which the kernels name. Files of version 1 are read, too:
+/// their int8 matrices are not rotated.
+pub const VERSION: &str = "2";
+const UNROTATED_VERSION: &str = "1";
 /// Every array that kernels load from begins at a multiple of this, in bytes.
 pub const ALIGNMENT: usize = 64;
 
@@ -41,7 +43,7 @@ pub struct MatrixEntry {
     pub rows: Vec<usize>,
     /// Columns.
     pub columns: usize,
-    /// "int8", "bfloat16" or "float32".
+    /// "int8" (in the scheme of the file), "int8-unrotated", "bfloat16" or "float32".
     pub dtype: String,
     /// Number of matrices of this form under the name, one after the other (one for each head); None: a single one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +76,10 @@ impl MatrixEntry {
 
     /// The type of its elements, if a file of `scheme` may hold it.
     pub fn weight_dtype(&self, scheme: QuantScheme) -> Option<WeightDtype> {
-        [WeightDtype::Quantized(scheme), WeightDtype::Bf16, WeightDtype::F32]
+        if self.dtype == scheme.name() {
+            return Some(WeightDtype::Quantized(scheme));
+        }
+        [WeightDtype::INT8_UNROTATED, WeightDtype::Bf16, WeightDtype::F32]
             .into_iter()
             .find(|d| name_of(*d) == self.dtype)
     }
@@ -83,6 +88,7 @@ impl MatrixEntry {
 /// The name of an element type in `matrices`.
 pub fn name_of(dtype: WeightDtype) -> String {
     match dtype {
+        WeightDtype::INT8_UNROTATED => "int8-unrotated".into(),
         WeightDtype::Quantized(scheme) => scheme.name(),
         WeightDtype::Bf16 => "bfloat16".into(),
         WeightDtype::F32 => "float32".into(),
@@ -108,8 +114,15 @@ pub fn key_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
 
 /// `quantization_config` for config.json of a quantised folder.
 pub fn quantization_config(scheme: QuantScheme) -> Value {
-    let QuantScheme { bits, group, .. } = scheme;
-    json!({"quant_method": METHOD, "version": 1, "layout": Linear::LAYOUT, "bits": bits, "group_size": group})
+    let QuantScheme { bits, group, rotation, .. } = scheme;
+    json!({
+        "quant_method": METHOD,
+        "version": 2,
+        "layout": Linear::LAYOUT,
+        "bits": bits,
+        "group_size": group,
+        "rotation": rotation.name(),
+    })
 }
 
 /// The scheme of a `quantization_config` of `octavo quantize`; None: it is of another method.
@@ -125,8 +138,20 @@ pub fn scheme_of(q: &Config<'_>) -> Result<Option<QuantScheme>, ModelError> {
     let default = QuantScheme::INT8;
     let bits = q.int("bits", 0..=u64::from(u8::MAX))?.map_or(default.bits, |bits| bits as u8);
     let group = q.int("group_size", 0..=u64::from(u32::MAX))?.unwrap_or(default.group);
-    let scheme = QuantScheme { bits, group, ..default }.check();
+    let rotation = rotation_of(version.as_deref(), q.text("rotation")?)
+        .map_err(|e| ModelError::Unsupported(format!("quantization_config of config.json: {e}")))?;
+    let scheme = QuantScheme { bits, group, rotation, ..default }.check();
     scheme.map(Some).map_err(|e| ModelError::Unsupported(format!("quantization_config of config.json: {e}")))
+}
+
+/// The rotation of a file of `version` that names `rotation`.
+fn rotation_of(version: Option<&str>, rotation: Option<&str>) -> Result<Rotation, String> {
+    match rotation {
+        None if version == Some(UNROTATED_VERSION) => Ok(Rotation::None),
+        None => Err("rotation is missing".into()),
+        Some(name) => Rotation::from_name(name)
+            .ok_or_else(|| format!("rotation {name:?} is not known: \"none\" or \"hadamard\" is expected")),
+    }
 }
 
 /// Refuses a version or layout that this program does not read.
@@ -134,12 +159,13 @@ pub fn scheme_of(q: &Config<'_>) -> Result<Option<QuantScheme>, ModelError> {
 /// # Errors
 /// `Unsupported`, with what to do.
 pub fn check_layout(version: Option<&str>, layout: Option<&str>, file: &str) -> Result<(), ModelError> {
-    if version == Some(VERSION) && layout == Some(Linear::LAYOUT) {
+    let known = [UNROTATED_VERSION, VERSION].map(Some);
+    if known.contains(&version) && layout == Some(Linear::LAYOUT) {
         return Ok(());
     }
     let or = |text: Option<&str>| text.unwrap_or("none named").to_string();
     Err(ModelError::Unsupported(format!(
-        "{file} is of octavo's quantised form in version {} with layout {}, and this octavo reads version {VERSION} with layout {}. \
+        "{file} is of octavo's quantised form in version {} with layout {}, and this octavo reads versions {UNROTATED_VERSION} and {VERSION} with layout {}. \
          Quantise the original model again with `octavo quantize`, or use the octavo that made it",
         or(version),
         or(layout),
@@ -161,6 +187,7 @@ pub fn metadata(
         "version": VERSION,
         "layout": Linear::LAYOUT,
         "group_size": scheme.group.to_string(),
+        "rotation": scheme.rotation.name(),
         "made_by": origin.made_by,
         "source": origin.source,
         "stored_dtype": origin.stored_dtype,
@@ -198,7 +225,11 @@ pub fn read_metadata(map: &HashMap<String, String>) -> Result<Metadata, String> 
     let text = |key: &str| map.get(key).ok_or_else(|| format!("its metadata has no {key}"));
     let bad = |key: &str, what: &dyn std::fmt::Display| format!("{key} in its metadata: {what}");
     let group = text("group_size")?.parse().map_err(|e: ParseIntError| bad("group_size", &e))?;
-    let scheme = QuantScheme { group, ..QuantScheme::INT8 }.check().map_err(|e| bad("group_size", &e))?;
+    let rotation =
+        rotation_of(map.get("version").map(String::as_str), map.get("rotation").map(String::as_str))
+            .map_err(|e| bad("rotation", &e))?;
+    let scheme =
+        QuantScheme { group, rotation, ..QuantScheme::INT8 }.check().map_err(|e| bad("group_size", &e))?;
     let error_budget = match map.get("error_budget") {
         None => None,
         Some(budget) => Some(budget.parse::<f64>().map_err(|e| bad("error_budget", &e))?),

@@ -180,7 +180,7 @@ impl<'a> OctavoFileReader<'a> {
 /// Refuses a format that is not the file's.
 fn check_format(format: WeightFormat, metadata: &Metadata) -> Result<(), ModelError> {
     let source = &metadata.origin.source;
-    if format.dtype != WeightDtype::Quantized(metadata.scheme) {
+    if !format.dtype.is_quantized() {
         return Err(ModelError::BadOption(format!(
             "quantization is None, and this model is already quantised to {}: leave quantization at \"auto\", or load the model that it was \
              made from ({source})",
@@ -213,7 +213,8 @@ impl WeightSource for OctavoFileReader<'_> {
     ) -> Result<Linear, ModelError> {
         let rows = parts.iter().map(|(_, rows)| *rows).collect::<Vec<_>>();
         let key = key_of(parts.iter().map(|(name, _)| name.as_str()));
-        self.one(&key, &rows, columns, &[WeightDtype::Quantized(self.metadata.scheme), WeightDtype::Bf16])
+        let int8 = [WeightDtype::Quantized(self.metadata.scheme), WeightDtype::INT8_UNROTATED];
+        self.one(&key, &rows, columns, &[int8[0], int8[1], WeightDtype::Bf16])
     }
 
     fn exact(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {

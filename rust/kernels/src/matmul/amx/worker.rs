@@ -15,6 +15,7 @@ use crate::matmul::driver::{Jobs, MatmulOutput};
 use crate::matmul::int8::{MatmulInt8, QUADS, Quad};
 use crate::packed_rows::PackedRows;
 use crate::parallel::Shared;
+use crate::quant_scheme::Rotation;
 use crate::quantize::{GROUP, QuantizedRows};
 use crate::simd::LANES;
 
@@ -66,9 +67,9 @@ pub(in crate::matmul) fn run_gated(
     (x, m): (&PackedRows, usize),
     (inner, f): (usize, Activation),
     addend: Option<&dyn Addend>,
-    out: &mut QuantizedRows,
+    (out, rotation): (&mut QuantizedRows, Rotation),
 ) {
-    let writer = out.writer(kernels, m, inner);
+    let writer = out.writer(kernels, m, inner, rotation);
     let panels = inner / LANES;
     let epilogue = GatedEpilogue { f, inner, addend, out: &writer };
     run_jobs(
