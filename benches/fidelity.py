@@ -1,6 +1,7 @@
 """What each approximation costs: the embedded model in every format, compared with itself in float32.
 
     python benches/fidelity.py            # writes benches/results/fidelity.json and the tables of docs/fidelity.md
+    python benches/fidelity.py --document # writes the page again, from the results that are there
 
 Same tokens for every format: the held-out cases that ship with octavo. KL(float32 || format) of the next token at every
 position that counts (answers, and stories), over the whole vocabulary; the tokens of one case are not independent, so
@@ -28,10 +29,11 @@ from octavo import LLM, SamplingParams, build_info
 from octavo.evaluation import Case, evaluate, held_out_cases
 from octavo.evaluation.intervals import Estimate, ratio
 from octavo.hub import embedded_model
-from result_file import save
+from result_file import load, save
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benches" / "results" / "fidelity.json"
+TEXT_RESULT = ROOT / "benches" / "results" / "text_fidelity.json"
 DOCUMENT = ROOT / "docs" / "fidelity.md"
 
 # One line for each format; the arguments are those of LLM.
@@ -194,11 +196,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a look")
+    parser.add_argument("--document", action="store_true", help="measures nothing, writes the page")
     args = parser.parse_args()
-    report = measure(args.quick)
-    save(args.output, report)
+    report = load(args.output) if args.document else measure(args.quick)
+    if not args.document:
+        save(args.output, report)
     if args.output == RESULT:
-        DOCUMENT.write_text(document(report), encoding="utf-8")
+        DOCUMENT.write_text(document(report, load(TEXT_RESULT)), encoding="utf-8")
     print(f"wrote {args.output}")
 
 

@@ -18,6 +18,20 @@ is in bfloat16, and bfloat16 weights are exact. int8 weights come with int8 acti
 
 {formats}
 
+These positions are mostly certain: an answer has one right next token. The next table is the harder one.
+
+## Every position of real text
+
+`python -m benches.text_fidelity` compares every position of five kinds of text and of random words, about 300 tokens each, on
+three models ([results](../benches/results/text_fidelity.json)). The weights of Gemma 3 and SmolLM2 come from 4-bit files, read as
+bfloat16. KL counts the 600 likeliest tokens and the rest as one, so it is a lower bound. llama.cpp F32 has the same weights: its row
+shows how far two engines differ by themselves.
+
+{text}
+
+int8 weights and activations are rotated in groups of 128 before they are rounded: a Hadamard matrix behind fixed signs spreads each
+outlier over its group ([QuaRot](https://arxiv.org/abs/2404.00456) does it for whole rows).
+
 ## Skills
 
 Share of right answers, decoded greedily, of every fifth case of `octavo eval`.
@@ -36,8 +50,8 @@ The estimate is the expected error of rounding weights and inputs to int8. It as
 channel magnitudes of the norm before them. A projection with an estimate above 0.05 stays in bfloat16, and
 `octavo info` names it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, and the budget
 of int8 is 0.005. Tensors without outliers are near 0.01. Rounding weights alone cannot exceed the budget: each group of
-128 columns has its own scale. A channel can exceed it that a norm scales down and the weights scale up, or the reverse.
-Then the other channels of its group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
+128 columns has its own scale. A channel can exceed it that a norm scales down and the weights scale up, or the reverse, by
+a large factor. Then the other channels of its group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
 """
 
 
@@ -50,8 +64,19 @@ def _between(value: dict[str, float], form: str) -> str:
     return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
 
-def document(report: dict[str, Any]) -> str:
-    """The page."""
+def _text_table(models: dict[str, Any]) -> str:
+    """KL and the share of the same best token: a row for each form of each model, a column for each text."""
+    texts = list(next(iter(next(iter(models.values())).values())))
+    rows = [
+        [model, form, *(f"{row[text]['kl_mean']['value']:.4f}, {row[text]['same_best_token']['value']:.1%}" for text in texts)]
+        for model, forms in models.items()
+        for form, row in forms.items()
+    ]
+    return table(["model", "format", *texts], rows)
+
+
+def document(report: dict[str, Any], text: dict[str, Any]) -> str:
+    """The page, from the results of fidelity.py and of text_fidelity."""
     measured = {name: row for name, row in report["formats"].items() if "kl_mean" in row}
     formats = table(
         [
@@ -87,7 +112,13 @@ def document(report: dict[str, Any]) -> str:
     at_budget = nearest["kl_mean"]["value"] * (0.05 / nearest["relative_error"]) ** 2
     tokens = next(iter(measured.values()))["tokens"]
     return _TEXT.format(
-        tokens=tokens, cases=report["cases"], formats=formats, skills=skills, noise=noise, at_budget=at_budget
+        tokens=tokens,
+        cases=report["cases"],
+        formats=formats,
+        text=_text_table(text["models"]),
+        skills=skills,
+        noise=noise,
+        at_budget=at_budget,
     )
 
 

@@ -1,0 +1,1 @@
+"""Fidelity over every position of real text."""
