@@ -68,7 +68,11 @@ def _text_table(models: dict[str, Any]) -> str:
     """KL and the share of the same best token: a row for each form of each model, a column for each text."""
     texts = list(next(iter(next(iter(models.values())).values())))
     rows = [
-        [model, form, *(f"{row[text]['kl_mean']['value']:.4f}, {row[text]['same_best_token']['value']:.1%}" for text in texts)]
+        [
+            model,
+            form,
+            *(f"{row[text]['kl_mean']['value']:.4f}, {row[text]['same_best_token']['value']:.1%}" for text in texts),
+        ]
         for model, forms in models.items()
         for form, row in forms.items()
     ]

@@ -55,7 +55,10 @@ def model(folder: Path, work: Path, source: Path | None) -> dict[str, Any]:
     with LLM(folder, max_model_len=2 * TOKENS, **REFERENCE) as llm:  # type: ignore[arg-type]
         ids = {name: llm.tokenize(text)[:TOKENS] for name, text in TEXTS.items()}
         want = {name: rows_of(llm, tokens) for name, tokens in ids.items()}
-    found = {name: report(want, measured(folder, options, ids)) for name, options in FORMATS.items()}
+    found = {}
+    for name, options in FORMATS.items():
+        found[name] = report(want, measured(folder, options, ids))
+        _show(folder, name, found)
     if source is not None and importlib.util.find_spec("xllamacpp") is not None:
         for form in ("F32", "Q8_0"):
             file = work / f"{folder.name}-{form}.gguf"
@@ -64,9 +67,12 @@ def model(folder: Path, work: Path, source: Path | None) -> dict[str, Any]:
             with llama_cpp_q8.serve(file) as server:
                 got = {name: llama_cpp_q8.rows_of(server, tokens) for name, tokens in ids.items()}
             found[f"llama.cpp {form}"] = report(want, got)
-    for name, row in found.items():
-        print(f"{folder.name}, {name}: KL {row['all']['kl_mean']['value']:.5f}", flush=True)
+            _show(folder, f"llama.cpp {form}", found)
     return found
+
+
+def _show(folder: Path, name: str, found: dict[str, Any]) -> None:
+    print(f"{folder.name}, {name}: KL {found[name]['all']['kl_mean']['value']:.5f}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

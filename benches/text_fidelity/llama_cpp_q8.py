@@ -53,13 +53,23 @@ def serve(model: Path) -> Iterator[Any]:
 
 
 def rows_of(server: Any, ids: Sequence[int]) -> list[Row]:
-    """Log-probabilities of the likeliest tokens after each of `ids` but the last. One request for each prefix."""
+    """Log-probabilities of the likeliest tokens after each of `ids` but the last, one request for each prefix.
+
+    A row is empty where the end of the text is the best token: the server then gives none.
+    """
     rows = []
     for end in range(1, len(ids)):
-        body = {"prompt": list(ids[:end]), "n_predict": 1, "n_probs": CANDIDATES, "temperature": 0, "cache_prompt": True}
+        body = {
+            "prompt": list(ids[:end]),
+            "n_predict": 1,
+            "n_probs": CANDIDATES,
+            "temperature": 0,
+            "cache_prompt": True,
+        }
         answer = server.handle_completions(body)
-        found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        rows.append({one["id"]: one["logprob"] for one in found})
+        found = answer["choices"][0]["logprobs"]
+        first = found["content"][0]["top_logprobs"] if found and found["content"] else []
+        rows.append({one["id"]: one["logprob"] for one in first})
     return rows
 
 

@@ -26,7 +26,9 @@ def rows_of(llm: LLM, ids: Sequence[int]) -> list[Row]:
     """Log-probabilities of the likeliest tokens after each of `ids` but the last."""
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=CANDIDATES)
     output = llm.generate([list(ids)], params, use_tqdm=False)[0]
-    return [{token: found.logprob for token, found in (row or {}).items()} for row in (output.prompt_logprobs or [])[1:]]
+    return [
+        {token: found.logprob for token, found in (row or {}).items()} for row in (output.prompt_logprobs or [])[1:]
+    ]
 
 
 def kl(want: Row, got: Row) -> float:
@@ -39,9 +41,10 @@ def kl(want: Row, got: Row) -> float:
 
 
 def compare(want: Sequence[Row], got: Sequence[Row]) -> dict[str, Any]:
-    """Mean KL and the share of positions with the same best token, each with a 95 % interval."""
-    each = [kl(a, b) for a, b in zip(want, got, strict=True)]
-    same = [float(best(a) == best(b)) for a, b in zip(want, got, strict=True)]
+    """Mean KL and the share of positions with the same best token, each with a 95 % interval. Empty rows are left out."""
+    pairs = [(a, b) for a, b in zip(want, got, strict=True) if b]
+    each = [kl(a, b) for a, b in pairs]
+    same = [float(best(a) == best(b)) for a, b in pairs]
     return {"positions": len(each), "kl_mean": _interval(each), "same_best_token": _interval(same)}
 
 

@@ -117,4 +117,11 @@ def random_words(count: int = 200) -> str:
     return " ".join(random.Random(7).choices(words, k=count))
 
 
-TEXTS = {"prose": PROSE, "code": CODE, "JSON": records(), "German": GERMAN, "Chinese": CHINESE, "random words": random_words()}
+TEXTS = {
+    "prose": PROSE,
+    "code": CODE,
+    "JSON": records(),
+    "German": GERMAN,
+    "Chinese": CHINESE,
+    "random words": random_words(),
+}
