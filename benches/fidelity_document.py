@@ -22,15 +22,15 @@ These positions are mostly certain: an answer has one right next token. The next
 
 ## Every position of real text
 
-`python -m benches.text_fidelity` compares every position of five kinds of text and of random words, about 300 tokens each, on
-three models ([results](../benches/results/text_fidelity.json)). The weights of Gemma 3 and SmolLM2 come from 4-bit files, read as
-bfloat16. KL counts the 600 likeliest tokens and the rest as one, so it is a lower bound. llama.cpp F32 has the same weights: its row
-shows how far two engines differ by themselves.
+`python -m benches.text_fidelity` compares every position of five kinds of text and of random words, about 300 tokens
+each, on three models ([results](../benches/results/text_fidelity.json)). The weights of Gemma 3 and SmolLM2 come from
+4-bit files, read as bfloat16. KL counts the 600 likeliest tokens, and the rest as one: it is a lower bound. llama.cpp F32
+has the same weights: its row shows how far two engines differ by themselves.
 
 {text}
 
-int8 weights and activations are rotated in groups of 128 before they are rounded: a Hadamard matrix behind fixed signs spreads each
-outlier over its group ([QuaRot](https://arxiv.org/abs/2404.00456) does it for whole rows).
+int8 weights and activations are rotated in groups of 128 before they are rounded. A Hadamard matrix behind fixed signs
+spreads each outlier over its group ([QuaRot](https://arxiv.org/abs/2404.00456) does it for whole rows).
 
 ## Skills
 
@@ -50,8 +50,9 @@ The estimate is the expected error of rounding weights and inputs to int8. It as
 channel magnitudes of the norm before them. A projection with an estimate above 0.05 stays in bfloat16, and
 `octavo info` names it. At 0.05 in every tensor the noise above costs about {at_budget:.4f} nats, and the budget
 of int8 is 0.005. Tensors without outliers are near 0.01. Rounding weights alone cannot exceed the budget: each group of
-128 columns has its own scale. A channel can exceed it that a norm scales down and the weights scale up, or the reverse, by
-a large factor. Then the other channels of its group lose their resolution. `tests/engine/test_mixed_precision.py` makes such a model.
+128 columns has its own scale. A channel can exceed it that a norm scales down and the weights scale up, or the reverse,
+by a large factor. Then the other channels of its group lose their resolution. `tests/engine/test_mixed_precision.py`
+makes such a model.
 """
 
 

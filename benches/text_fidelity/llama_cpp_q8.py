@@ -13,8 +13,10 @@ from .ruler import CANDIDATES, Row
 
 
 def write_gguf(source: Path, target: Path, form: str) -> None:
-    """Writes the GGUF file `source` with its matrices in `form`: "F32" or "Q8_0". Values are rounded to bfloat16 first, as the
-    model folder of the bench has them."""
+    """Writes the GGUF file `source` with its matrices in `form`: "F32" or "Q8_0".
+
+    Values are rounded to bfloat16 first, as the model folder of the bench has them.
+    """
     import gguf
 
     reader = gguf.GGUFReader(str(source))

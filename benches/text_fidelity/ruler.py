@@ -1,7 +1,7 @@
 """The ruler: KL and the best token at every position of a text, against the same engine in float32.
 
-A distribution is given by the log-probabilities of its likeliest tokens. What is left counts as one token. Merging tokens never
-raises KL, so the value is a lower bound; with 600 tokens it is within a few percent of the whole.
+A distribution is given by the log-probabilities of its likeliest tokens. What is left counts as one token. Merging
+tokens never raises KL, so the value is a lower bound.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def kl(want: Row, got: Row) -> float:
 
 
 def compare(want: Sequence[Row], got: Sequence[Row]) -> dict[str, Any]:
-    """Mean KL and the share of positions with the same best token, each with a 95 % interval. Empty rows are left out."""
+    """Mean KL and the share of the same best token, each with a 95 % interval. Empty rows are left out."""
     pairs = [(a, b) for a, b in zip(want, got, strict=True) if b]
     each = [kl(a, b) for a, b in pairs]
     same = [float(best(a) == best(b)) for a, b in pairs]

@@ -233,11 +233,22 @@ def test_corrupt_data(copy: Path) -> None:
             LLM(copy)
 
 
-@pytest.mark.parametrize(("key", "value"), [("version", "2"), ("layout", "panels-of-1")])
+@pytest.mark.parametrize(("key", "value"), [("version", "3"), ("layout", "panels-of-1")])
 def test_other_versions_are_refused_with_the_remedy(copy: Path, key: str, value: str) -> None:
     edit(copy, lambda header: header["__metadata__"].update({key: value}))
     with pytest.raises(UnsupportedModelError, match=f"{value}.*again with `octavo quantize`"):
         LLM(copy)
+
+
+def test_an_unknown_rotation_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    for given, shown in (("spiral", "spiral"), (None, "rotation is missing")):
+        config["quantization_config"]["rotation"] = given
+        if given is None:
+            del config["quantization_config"]["rotation"]
+        (copy / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedModelError, match=shown):
+            LLM(copy)
 
 
 def test_replacing_a_folder_leaves_those_who_use_it_alone(copy: Path, llm: LLM) -> None:

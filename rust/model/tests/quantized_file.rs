@@ -87,9 +87,10 @@ fn quantized(from: &Path, to: &Path, format: WeightFormat) -> Quantized {
     let mut config: Value =
         serde_json::from_slice(&std::fs::read(from.path().join("config.json")).expect("config"))
             .expect("JSON");
-    config["quantization_config"] = quantization_config(QuantScheme::INT8);
+    let made = made.expect("quantize");
+    config["quantization_config"] = quantization_config(made.scheme);
     std::fs::write(to.join("config.json"), config.to_string()).expect("write");
-    made.expect("quantize")
+    made
 }
 
 fn load(folder: &Path, format: WeightFormat) -> Result<Model, ModelError> {
@@ -135,6 +136,42 @@ fn bits_are_those_of_quantising_while_loading() {
         let origin = got.origin().expect("origin");
         assert_eq!((origin.source.as_str(), origin.made_by.as_str()), ("a model", "a test"));
     }
+}
+
+/// Edits config.json.
+fn config(folder: &Path, edit: &dyn Fn(&mut Value)) {
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
+    edit(&mut config);
+    std::fs::write(path, config.to_string()).expect("write");
+}
+
+/// Files of version 1 name no rotation: their codes are of the columns as they are.
+#[test]
+fn files_of_version_1_are_not_rotated() {
+    let (plain, packed) = folders(true);
+    let rotated = logits(&load(packed.path(), AUTO).expect("rotated"));
+    let old = tempfile::tempdir().expect("dir");
+    let unrotated = WeightFormat { dtype: WeightDtype::INT8_UNROTATED, error_budget: Some(0.05) };
+    quantized(plain.path(), old.path(), unrotated);
+    let want = logits(&load(plain.path(), unrotated).expect("plain"));
+    assert_ne!(want, rotated, "the rotation changes nothing");
+    assert_eq!(logits(&load(old.path(), AUTO).expect("version 2, not rotated")), want);
+    config(old.path(), &|c| {
+        c["quantization_config"]["version"] = json!(1);
+        c["quantization_config"].as_object_mut().expect("an object").remove("rotation");
+    });
+    let file = old.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("read");
+    for (from, to) in
+        [(r#""version":"2""#, r#""version":"1""#), (r#""rotation":"none","#, "                  ")]
+    {
+        assert_eq!(from.len(), to.len());
+        let at = bytes.windows(from.len()).position(|part| part == from.as_bytes()).expect(from);
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+    }
+    std::fs::write(&file, bytes).expect("write");
+    assert_eq!(logits(&load(old.path(), AUTO).expect("version 1")), want);
 }
 
 #[test]
@@ -258,7 +295,7 @@ fn what_is_wrong_in_a_file_is_named() {
     assert!(refuse("format", &metadata("format", "pt"), &data).contains("config.json says"));
     refuse("cut", &header, &data[..data.len() - 4]);
     refuse("longer", &header, &[&data[..], &[0; 64]].concat());
-    for (key, value) in [("version", "2"), ("layout", "rows")] {
+    for (key, value) in [("version", "3"), ("layout", "rows")] {
         std::fs::write(&path, safetensors(&metadata(key, value), &data)).expect("write");
         let error = load(packed.path(), AUTO).err().expect("refused");
         assert!(matches!(error, ModelError::Unsupported(_)), "{error:?}");
@@ -283,12 +320,6 @@ fn what_is_wrong_in_a_file_is_named() {
 #[test]
 fn a_config_that_contradicts_its_file_is_refused() {
     let (plain, packed) = folders(true);
-    let config = |folder: &Path, edit: &dyn Fn(&mut Value)| {
-        let path = folder.join("config.json");
-        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("JSON");
-        edit(&mut config);
-        std::fs::write(path, config.to_string()).expect("write");
-    };
     config(plain.path(), &|c| c["quantization_config"] = quantization_config(QuantScheme::INT8));
     assert!(corrupt(plain.path(), "an ordinary file").contains("octavo quantize"));
     config(packed.path(), &|c| c["num_hidden_layers"] = 1.into());
@@ -300,6 +331,11 @@ fn a_config_that_contradicts_its_file_is_refused() {
     config(packed.path(), &|c| c["quantization_config"] = json!({"quant_method": "octavo", "version": 9}));
     let error = read_family(&*open(packed.path()).expect("folder")).err().expect("refused").to_string();
     assert!(error.contains("version 9") && error.contains("octavo quantize"), "{error}");
+    config(packed.path(), &|c| {
+        c["num_hidden_layers"] = 2.into();
+        c["quantization_config"] = quantization_config(QuantScheme::INT8_UNROTATED);
+    });
+    assert!(corrupt(packed.path(), "another rotation").contains("config.json says"));
     for (key, value, words) in [("bits", 4, "4 bits"), ("group_size", 64, "groups of 64")] {
         config(packed.path(), &|c| {
             c["quantization_config"] = quantization_config(QuantScheme::INT8);
@@ -324,7 +360,7 @@ fn random_headers_are_refused_or_load() {
         (state >> 33) as usize % below
     };
     let (mut loaded, mut refused) = (0, 0);
-    for _ in 0..200 {
+    for _ in 0..600 {
         let mut file = sound.clone();
         for _ in 0..1 + random(3) {
             let at = 8 + random(used);
@@ -339,5 +375,5 @@ fn random_headers_are_refused_or_load() {
             Err(_) => refused += 1,
         }
     }
-    assert!(refused > 100 && loaded > 0, "{loaded} load, {refused} are refused");
+    assert!(refused > 300 && loaded > 0, "{loaded} load, {refused} are refused");
 }

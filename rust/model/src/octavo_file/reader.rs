@@ -66,6 +66,10 @@ impl<'a> OctavoFileReader<'a> {
             return Err(ModelError::Unsupported(what.into()));
         }
         let metadata = read_metadata(metadata).map_err(|what| corrupt(&what))?;
+        if let Some(scheme) = family.packed.filter(|scheme| *scheme != metadata.scheme) {
+            let what = format!("its metadata says {}, and config.json says {scheme}", metadata.scheme);
+            return Err(corrupt(&what));
+        }
         check_format(format, &metadata)?;
         let (nonfinite, used) = (RefCell::default(), RefCell::default());
         Ok(Some(Self { kernels, checkpoint, metadata, nonfinite, used }))
