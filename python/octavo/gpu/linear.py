@@ -1,8 +1,8 @@
 """Projections y = x W^T + b, in floats or with int8 weights and activations.
 
-int8 follows the CPU's rule without its rotation: symmetric codes, one bfloat16 scale per row and group of 128 columns of
-W, rounded up: no code is clamped. Activations are quantised per row and group. Sums are exact integers in a group, f32
-across groups.
+int8 follows the CPU's rule without its rotation: symmetric codes, one bfloat16 scale per row and group of 128 columns
+of W, rounded up: no code is clamped. Activations are quantised per row and group. Sums are exact integers in a group,
+f32 across groups.
 """
 
 from __future__ import annotations
