@@ -54,6 +54,8 @@ def _pointwise() -> Iterator[Case]:
     x = _empty(512, 4096)
     weight, residual = _empty(4096), _empty(512, 4096, dtype=F32)
     yield Case("quantize", "groups of 128", lambda: quantize_rows(x), quick=True)
+    yield Case("quantize", "groups of 128, rotated", lambda: quantize_rows(x, rotated=True), quick=True)
+    yield Case("quantize", "one row, rotated", lambda: quantize_rows(_empty(1, 4096), rotated=True))
     yield Case("quantize", "rows of 28672", lambda: quantize_rows(_empty(4, 28672), None))
     yield Case("quantize", "one row", lambda: quantize_rows(_empty(1, 4096)))
     yield Case("rms_norm", "4096, residual", lambda: rms_norm(x, weight, 1e-5, residual=residual), quick=True)

@@ -2,7 +2,8 @@
 
     scale[t, g] = max over the group of |x| / 127          code[t, k] = round(x[t, k] / scale[t, g]), ties to even
 
-Codes are in -127..127. A group of zeros has the scale 0, a group with NaN or an infinity the scale NaN.
+Codes are in -127..127. With `rotated`, x is first rotated group by group (rotation.py).
+A group of zeros has the scale 0, a group with NaN or an infinity the scale NaN.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import triton.language as tl
 
 from .launch import FLOATS, Options, ceil_div, check, check_device, check_tensor, launch, power_of_two
 from .numerics import divide, quantize_last, round_even
+from .rotation import hadamard, rotate_ref, signs
 
 GROUP = 128
 """The only group length, as in octavo's CPU kernels."""
@@ -26,16 +28,31 @@ BLOCK = 4096
 
 @triton.jit(do_not_specialize=["rows"])
 def quantize_groups_kernel(
-    x_ptr, codes_ptr, scales_ptr, rows, columns, groups, x_stride, GROUP: tl.constexpr, BLOCK: tl.constexpr
+    x_ptr,
+    signs_ptr,
+    codes_ptr,
+    scales_ptr,
+    rows,
+    columns,
+    groups,
+    x_stride,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROTATED: tl.constexpr,
 ):
-    """A program takes BLOCK groups, counted over all rows."""
+    """A program takes BLOCK groups, counted over all rows. Rotated codes fill whole groups."""
     group = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = (group // groups).to(tl.int64)
     column = (group % groups)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     live = (row < rows)[:, None] & (column < columns)
     x = tl.load(x_ptr + row[:, None] * x_stride + column, mask=live, other=0.0).to(tl.float32)
-    codes, scale = quantize_last(x)
-    tl.store(codes_ptr + row[:, None] * columns + column, codes, mask=live)
+    if ROTATED:
+        sign = tl.load(signs_ptr + tl.arange(0, GROUP))
+        codes, scale = quantize_last(hadamard(x * sign[None, :], BLOCK))
+        tl.store(codes_ptr + row[:, None] * (groups * GROUP) + column, codes, mask=(row < rows)[:, None])
+    else:
+        codes, scale = quantize_last(x)
+        tl.store(codes_ptr + row[:, None] * columns + column, codes, mask=live)
     tl.store(scales_ptr + group, scale, mask=row < rows)
 
 
@@ -63,35 +80,41 @@ def quantize_rows_kernel(x_ptr, codes_ptr, scales_ptr, columns, x_stride, BLOCK:
     tl.store(scales_ptr + row, tl.where(broken > 0, float("nan"), scale))
 
 
-def quantize_rows(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(
+    x: torch.Tensor, group: int | None = GROUP, *, rotated: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes int8 `[T, K]` and scales f32 `[T, ceil(K / group)]` (`[T, 1]` for group None) of `x` `[T, K]`.
 
-    x is bf16, f16 or f32; its rows may lie at any distance. `group` is 128 or None.
+    x is bf16, f16 or f32; its rows may lie at any distance. `group` is 128 or None. With `rotated`, which needs a
+    group, codes are `[T, 128 ceil(K / 128)]`.
     """
     check_device(x=x)
     check_tensor("x", x, dtypes=FLOATS, shape=(None, None))
     check(group in (GROUP, None), f"group is {group}, wanted {GROUP} or None")
     rows, columns = x.shape
     check(columns > 0, "x has no columns")
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=x.device)
+    check(group is not None or not rotated, "rotated is True and group None: a rotation needs groups of 128")
     groups = ceil_div(columns, GROUP) if group else 1
+    codes = torch.empty(rows, groups * GROUP if rotated else columns, dtype=torch.int8, device=x.device)
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     arguments = {"x_ptr": x, "codes_ptr": codes, "scales_ptr": scales, "columns": columns, "x_stride": x.stride(0)}
     if group:
         block = 8 if rows * groups >= MANY_GROUPS else 1
-        arguments |= {"rows": rows, "groups": groups}
+        arguments |= {"rows": rows, "groups": groups, "signs_ptr": signs(x.device)}
         grid = (ceil_div(rows * groups, block),)
-        launch(
-            quantize_groups_kernel, grid, arguments, {"GROUP": GROUP, "BLOCK": block}, Options(4 if block > 1 else 1, 1)
-        )
+        constants = {"GROUP": GROUP, "BLOCK": block, "ROTATED": rotated}
+        launch(quantize_groups_kernel, grid, arguments, constants, Options(4 if block > 1 else 1, 1))
         return codes, scales
     block = min(BLOCK, power_of_two(columns))
     launch(quantize_rows_kernel, (rows,), arguments, {"BLOCK": block}, Options(min(16, max(1, block // 512)), 1))
     return codes, scales
 
 
-def quantize_rows_ref(x: torch.Tensor, group: int | None = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows_ref(
+    x: torch.Tensor, group: int | None = GROUP, *, rotated: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The formula of the module, group by group."""
+    x = rotate_ref(x) if rotated else x
     rows, columns = x.shape
     width = group or columns
     groups = ceil_div(columns, width)

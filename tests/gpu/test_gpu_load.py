@@ -47,7 +47,7 @@ def test_codes_are_those_of_the_cpu() -> None:
     weight = torch.randn(7, 300) * torch.rand(7, 1) * 3
     weight[2, 128:256] = 0.0
     weight[3, 5] = torch.nan
-    codes, scales = linear.quantize(weight)
+    codes, scales = linear.quantize(weight, rotated=False)
     assert codes.shape == (7, 300)
     assert scales.shape == (7, 3)
     for row in range(7):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from octavo.triton_kernels import quantize
 from octavo.triton_kernels.quantize import dequantize_ref, quantize_rows, quantize_rows_ref
+from octavo.triton_kernels.rotation import rotate_back_ref, rotate_ref, signs
 
 
 @pytest.mark.parametrize("group", [128, None])
@@ -24,6 +25,32 @@ def test_codes_and_scales_match_the_formula(
     differ = codes != wanted
     assert ((exact[differ].abs() % 1 - 0.5).abs() < 1e-4).all()
     assert ((codes.int() - wanted.int())[differ].abs() == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 128), (5, 320), (9, 200), (0, 64)])
+def test_rotated_groups_match_the_formula(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> None:
+    x = torch.randn(rows, columns, generator=generator).to(device, dtype)
+    codes, scales = quantize_rows(x, rotated=True)
+    wanted, wanted_scales = quantize_rows_ref(x, rotated=True)
+    assert codes.shape == (rows, -(-columns // 128) * 128)
+    assert torch.equal(scales, wanted_scales)
+    assert ((codes.int() - wanted.int()).abs() <= 1).all()
+    assert (codes != wanted).float().mean().nan_to_num() < 1e-3
+    back = rotate_back_ref(dequantize_ref(codes, scales) / 128, columns)
+    torch.testing.assert_close(back, x.float(), rtol=0, atol=0.05)
+
+
+def test_a_rotation_spreads_an_outlier(device: torch.device) -> None:
+    """Against the definition, entry by entry of the Hadamard matrix."""
+    bits = torch.tensor([[(i & j).bit_count() % 2 for j in range(128)] for i in range(128)], device=device)
+    matrix = (1.0 - 2.0 * bits) * signs(device)
+    assert torch.equal(rotate_ref(torch.eye(128, device=device)), matrix.t())
+    assert 40 < int((signs(device) < 0).sum()) < 88
+    with pytest.raises(ValueError, match="rotated"):
+        quantize_rows(torch.ones(2, 128, device=device), None, rotated=True)
 
 
 def test_the_error_is_at_most_half_a_step(device: torch.device, generator: torch.Generator) -> None:

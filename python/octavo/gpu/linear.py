@@ -1,8 +1,8 @@
 """Projections y = x W^T + b, in floats or with int8 weights and activations.
 
-int8 follows the CPU's rule without its rotation: symmetric codes, one bfloat16 scale per row and group of 128 columns
-of W, rounded up: no code is clamped. Activations are quantised per row and group. Sums are exact integers in a group,
-f32 across groups.
+int8 follows the CPU's rule: symmetric codes, one bfloat16 scale per row and group of 128 columns of W, rounded up: no
+code is clamped. Activations are quantised per row and group. Both are rotated first, group by group, except where codes
+come from the checkpoint. Sums are exact integers in a group, f32 across groups.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from octavo.gpu.ops import Ops
+from octavo.triton_kernels.rotation import rotate_back_ref, rotate_ref
 
 GROUP = 128
 ROWS = 64
@@ -64,18 +65,23 @@ class FloatLinear:
 
 @dataclass(frozen=True)
 class Int8Linear:
-    """`codes` int8 `[N, K]`, `scales` bfloat16 `[N, ceil(K / 128)]`, `bias` `[N]` in `dtype`."""
+    """`codes` int8 `[N, K]`, `scales` bfloat16 `[N, ceil(K / 128)]`, `bias` `[N]` in `dtype`.
+
+    Rotated codes are `[N, 128 ceil(K / 128)]`; `columns` is K.
+    """
 
     codes: torch.Tensor
     scales: torch.Tensor
     bias: torch.Tensor | None
     dtype: torch.dtype
+    columns: int
+    rotated: bool
     ops: Ops = field(repr=False)
     deterministic: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """`[M, K]` in any float dtype to `[M, N]` in `dtype`."""
-        codes, scales = self.ops.quantize_rows(x)
+        codes, scales = self.ops.quantize_rows(x, rotated=self.rotated)
         y: torch.Tensor = self.ops.int8_matmul(
             codes, scales, self.codes, self.scales, self.bias, self.dtype, deterministic=self.deterministic
         )
@@ -84,16 +90,20 @@ class Int8Linear:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight: `[len(ids), K]`."""
         index = ids.long()
-        return dequantize(self.codes[index], self.scales[index]).to(self.dtype)
+        return self._values(self.codes[index], self.scales[index]).to(self.dtype)
 
     def wide(self, start: int, end: int) -> torch.Tensor:
         """Rows `start` to `end` of the weight, f32."""
-        return dequantize(self.codes[start:end], self.scales[start:end])
+        return self._values(self.codes[start:end], self.scales[start:end])
+
+    def _values(self, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        values = dequantize(codes, scales)
+        return rotate_back_ref(values, self.columns) if self.rotated else values
 
     @property
     def shape(self) -> tuple[int, int]:
         """Columns of the result and of x."""
-        return self.codes.shape[0], self.codes.shape[1]
+        return self.codes.shape[0], self.columns
 
     @property
     def device(self) -> torch.device:
@@ -104,8 +114,9 @@ class Int8Linear:
         return _bytes(self.codes, self.scales, self.bias)
 
 
-def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(weight: torch.Tensor, *, rotated: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes int8 and scales bfloat16 of `weight` `[N, K]`. A group with NaN or an infinity gets the scale NaN."""
+    weight = rotate_ref(weight) / GROUP if rotated else weight
     rows, columns = weight.shape
     groups = -(-columns // GROUP)
     parts = functional.pad(weight.float(), (0, groups * GROUP - columns)).view(rows, groups, GROUP)

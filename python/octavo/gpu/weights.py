@@ -249,12 +249,14 @@ class _Loader:
             ]
             weight = torch.cat([x.to(f.dtype) for x in floats])
             return FloatLinear(weight, bias, f.deterministic)
+        # As on the CPU: beside a part with codes of its own, none is rotated.
+        rotated = not any(s.dtype == torch.int8 for s in stored)
         pairs = [
-            self.keep(s, name) if s.dtype == torch.int8 else quantize(s)
+            self.keep(s, name) if s.dtype == torch.int8 else quantize(s, rotated=rotated)
             for s, (name, _) in zip(stored, parts, strict=True)
         ]
         codes, scales = (torch.cat(tensors) for tensors in zip(*pairs, strict=True))
-        return Int8Linear(codes, scales, bias, f.dtype, f.ops, f.deterministic)
+        return Int8Linear(codes, scales, bias, f.dtype, columns, rotated, f.ops, f.deterministic)
 
     def keep(self, codes: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes that come in int8, with their row's scale for every group. -128 becomes -127, as on the CPU."""
