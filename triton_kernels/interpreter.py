@@ -1,8 +1,11 @@
-"""Makes bfloat16 right in Triton's interpreter.
+"""Makes bfloat16 right in Triton's interpreter, and the bits of a dot independent of the machine.
 
 Triton 3.6 to 3.9 hold bfloat16 as raw 16-bit integers there: dots, arithmetic and conversions from integers compute on
 the bits, and a conversion from float32 truncates where hardware rounds. This replaces those builder functions by ones
 that widen to float32, compute, and round to nearest even. Reductions stay wrong: kernels reduce in float32.
+
+The interpreter's dots are numpy's. For some processors its BLAS adds the last rows of a tile in another order than the
+first ones, which no GPU does. Here dots are summed in float64, then rounded.
 """
 
 from __future__ import annotations
@@ -47,7 +50,12 @@ def make_bfloat16_right() -> None:
     dot, truncate = builder.create_dot, builder.create_fp_trunc
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        return dot(self, _widen(a), _widen(b), d, *rest)
+        a, b = _widen(a), _widen(b)
+        floats = (np.float16, np.float32)
+        if d.data.dtype != np.float32 or not all(x.data.dtype in floats for x in (a, b)):
+            return dot(self, a, b, d, *rest)
+        total = np.matmul(a.data.astype(np.float64), b.data.astype(np.float64)).astype(np.float32)
+        return handle(total + d.data, d.dtype.scalar)
 
     def create_fp_trunc(self: Any, source: Any, dtype: Any) -> Any:
         if _is_bfloat16(dtype) and source.dtype.scalar == tl.float32:
