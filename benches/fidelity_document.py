@@ -24,8 +24,8 @@ These positions are mostly certain: an answer has one right next token. The next
 
 `python -m benches.text_fidelity` compares every position of five kinds of text and of random words, about 300 tokens
 each, on three models ([results](../benches/results/text_fidelity.json)). The weights of Gemma 3 and SmolLM2 come from
-4-bit files, read as bfloat16. KL counts the 600 likeliest tokens, and the rest as one: it is a lower bound. llama.cpp
-F32 has the same weights: its row shows how far two engines differ by themselves.
+4-bit files, read as bfloat16. KL counts the 600 likeliest tokens, and the rest as one: it is a lower bound. The row of
+llama.cpp in F32 shows how far two engines differ by themselves.
 
 {text}
 

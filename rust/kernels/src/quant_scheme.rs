@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::quantize::GROUP;
+/// Columns that share a scale, in weights and activations.
+pub const GROUP: usize = 128;
 
 /// Form of quantised weights `[rows, columns]`: one value from the option to the file and the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,12 +10,10 @@ use crate::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::packed_rows::{PackedRows, PackedRowsWriter};
 use crate::parallel::Shared;
-use crate::quant_scheme::Rotation;
+use crate::quant_scheme::{GROUP, Rotation};
 use crate::rotation::rotate;
 use crate::simd::{LANES, Op, Simd, dispatch};
 
-/// Columns that share a scale, in weights and activations.
-pub const GROUP: usize = 128;
 /// Groups with a smaller maximum are zero: 127 / max would overflow.
 const MIN_MAGNITUDE: f32 = 1e-35;
 /// Minimum sum of the codes of a group.

@@ -9,7 +9,7 @@
 //! to int8 no longer depends on a few large channels. QuaRot (arXiv 2404.00456) rotates whole rows; a group alone needs no
 //! other group, hence the pass that makes a group can rotate it.
 
-use crate::quantize::GROUP;
+use crate::quant_scheme::GROUP;
 use crate::simd::{LANES, Simd};
 
 /// Vectors of a group.

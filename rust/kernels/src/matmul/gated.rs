@@ -14,8 +14,8 @@ use super::driver::{Jobs, MacroTile, TileKernel};
 use crate::activation::{Activation, apply};
 use crate::context::Kernels;
 use crate::parallel::Shared;
-use crate::quant_scheme::Rotation;
-use crate::quantize::{GROUP, QuantizedRows, RowsWriter};
+use crate::quant_scheme::{GROUP, Rotation};
+use crate::quantize::{QuantizedRows, RowsWriter};
 use crate::simd::{LANES, Op, Simd, dispatch};
 
 /// Panels of a group.

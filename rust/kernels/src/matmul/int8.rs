@@ -15,8 +15,8 @@ use super::prefetch::Prefetch;
 use crate::context::Kernels;
 use crate::packed::Packed;
 use crate::pages::Plain;
-use crate::quant_scheme::Rotation;
-use crate::quantize::{GROUP, QuantizedRows};
+use crate::quant_scheme::{GROUP, Rotation};
+use crate::quantize::QuantizedRows;
 use crate::rotation::rotate_back;
 use crate::simd::{LANES, Op, Simd, dispatch};
 

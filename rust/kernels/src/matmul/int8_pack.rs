@@ -7,8 +7,7 @@ use super::weight_rows::StackedRows;
 use crate::context::Kernels;
 use crate::pages::Pages;
 use crate::parallel::Shared;
-use crate::quant_scheme::Rotation;
-use crate::quantize::GROUP;
+use crate::quant_scheme::{GROUP, Rotation};
 use crate::rotation::{WEIGHT_SCALE, rotate};
 use crate::simd::{LANES, Op, Simd, dispatch};
 

@@ -7,8 +7,8 @@ use super::f32::MatmulF32;
 use super::int8::MatmulInt8;
 use super::linear::{Linear, PackedWeights, WeightDtype};
 use crate::packed::{Packed, PackedError};
+use crate::quant_scheme::GROUP;
 use crate::quant_scheme::QuantScheme;
-use crate::quantize::GROUP;
 use crate::region::Region;
 use crate::simd::LANES;
 

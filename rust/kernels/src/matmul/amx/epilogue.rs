@@ -7,7 +7,8 @@ use super::layout::PanelBlock;
 use crate::activation::{Activation, apply};
 use crate::matmul::addend::Addend;
 use crate::parallel::Shared;
-use crate::quantize::{GROUP, RowsWriter};
+use crate::quant_scheme::GROUP;
+use crate::quantize::RowsWriter;
 use crate::simd::{Avx512, LANES, Simd};
 
 /// Consumes the sums of jobs. Jobs have different rows or panels.

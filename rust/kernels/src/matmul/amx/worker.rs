@@ -15,8 +15,8 @@ use crate::matmul::driver::{Jobs, MatmulOutput};
 use crate::matmul::int8::{MatmulInt8, QUADS, Quad};
 use crate::packed_rows::PackedRows;
 use crate::parallel::Shared;
-use crate::quant_scheme::Rotation;
-use crate::quantize::{GROUP, QuantizedRows};
+use crate::quant_scheme::{GROUP, Rotation};
+use crate::quantize::QuantizedRows;
 use crate::simd::LANES;
 
 /// Maximum rows of x of one job, and their bytes: they stay in the L2 cache while the job reads its weights.
