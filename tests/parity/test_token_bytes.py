@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LL
         yield llm
 
 
+def merged(text: str) -> str:
+    """Runs of U+FFFD as one: for invalid bytes, the decoder of byte-fallback tokens writes one a byte, Python fewer."""
+    return re.sub("\ufffd+", "\ufffd", text)
+
+
 def places(tokens: list[bytes], text: str) -> list[int]:
     """Places of tokens, by the definition: the character of `text` in which a token begins."""
     starts = [sum(map(len, tokens[:i])) for i in range(len(tokens))]
@@ -78,7 +84,7 @@ def test_bytes_of_an_output_are_its_text(model: LLM) -> None:
     for output in model.generate(PROMPTS, everything, use_tqdm=False):
         sample = output.outputs[0]
         tokens = [next(iter(row.values())).bytes for row in sample.logprobs or []]
-        assert b"".join(tokens).decode("utf-8", "replace") == sample.text
+        assert merged(b"".join(tokens).decode("utf-8", "replace")) == merged(sample.text)
 
 
 def test_echo(model: LLM) -> None:
