@@ -86,7 +86,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "training_seconds": report["training"]["seconds"],
         "training_cpu_seconds": report["training"]["cpu_seconds"],
         "plan": {k: report["plan"][k] for k in ("rate", "steps", "batch_rows", "replay_rows", "micro_rows", "threads")},
-        "kept_share": report["evaluation"]["kept_share"],
+        **{name: report["evaluation"][name] for name in ("old_right", "kept_share", "kept_interval")},
         "skills": [
             {
                 "skill": row["skill"],

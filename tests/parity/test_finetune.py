@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,13 +22,16 @@ torch = pytest.importorskip("torch")
 
 from octavo import LLM, SamplingParams  # noqa: E402
 from octavo.errors import ExecutionError, InvalidRequestError  # noqa: E402
+from octavo.evaluation.evaluate import CaseScore  # noqa: E402
 from octavo.finetune import Options, finetune  # noqa: E402
 from octavo.finetune.data import Example  # noqa: E402
 from octavo.finetune.encode import NOT_A_TARGET, encode  # noqa: E402
 from octavo.finetune.launch import quiet_environment, run_workers  # noqa: E402
 from octavo.finetune.loop import Collator, load_model, target_loss  # noqa: E402
+from octavo.finetune.measure import kept_share  # noqa: E402
 from octavo.finetune.plan import Plan  # noqa: E402
 from octavo.finetune.prepare import load_tokenizer, prepare  # noqa: E402
+from octavo.finetune.replay import replay_examples  # noqa: E402
 from octavo.finetune.run_folder import RunFolder  # noqa: E402
 from octavo.hub import embedded_model  # noqa: E402
 
@@ -178,6 +182,59 @@ def test_rows_and_loss_are_those_of_trl(tmp_path: Path) -> None:
     assert [list(row["input_ids"]) for row in trainer.train_dataset] == [row.ids for row in rows]
     assert [list(row["labels"]) for row in trainer.train_dataset] == [row.labels for row in rows]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(ours.item(), rel=1e-5)
+
+
+def test_replayed_rows_are_held_to_the_base_model() -> None:
+    """Their loss is KL(base || model) by its definition: 0 before the first step, whatever the answer is."""
+    tokenizer = load_tokenizer(embedded_model())
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in FACTS]
+    own, other = encode(tokenizer, [Example(i, tuple(chat)) for i, chat in enumerate(chats)])
+    plan = Plan(str(embedded_model()), "lora", 4, 8, "float32", "cpu", 1, 64, 2, 0, 2, 1, 1.0, 1e-3, 1, 7, 0, 1)
+    model = load_model(plan).eval()
+    batch = Collator()([own, dataclasses.replace(other, replayed=True)])
+    alone = Collator()([own])
+    assert target_loss(model, batch, 1).item() == pytest.approx(target_loss(model, alone, 1).item(), rel=1e-5)
+    base = model.get_base_model()
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.05)
+    row = Collator()([dataclasses.replace(other, replayed=True)])
+    ids, targets = row["input_ids"], row["labels"][:, 1:] != NOT_A_TARGET
+    with torch.no_grad():
+        now = model(input_ids=ids).logits[:, :-1][targets].log_softmax(-1)
+        with model.disable_adapter():
+            before = base(input_ids=ids).logits[:, :-1][targets].log_softmax(-1)
+    want = (before.exp() * (before - now)).sum()
+    assert want > 0.1
+    found = target_loss(model, row, 1)
+    assert found.item() == pytest.approx(want.item(), rel=1e-4)
+    found.backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in model.named_parameters() if "lora_A" in n)
+
+
+def test_sure_answers_are_certain_token_by_token() -> None:
+    found, reason = replay_examples(embedded_model(), 40, 7, lambda question: False)
+    assert not reason
+    assert len(found) > 30
+    with LLM() as llm:
+        for one in found[:10]:
+            question, answer = one.example.messages or ({}, {})
+            scored = llm.chat(
+                [dict(question)], SamplingParams(temperature=0, max_tokens=256, logprobs=0), use_tqdm=False
+            )[0]
+            assert scored.text == answer["content"]
+            lowest = min(next(iter(row.values())).logprob for row in scored.outputs[0].logprobs or [])
+            assert one.sure == (lowest >= math.log(0.5))
+    assert {one.sure for one in found} == {False, True}
+
+
+def test_what_is_kept_is_counted_case_by_case() -> None:
+    right, wrong, text = (CaseScore(r, 1.0, 1) for r in (True, False, None))
+    found = kept_share([right, right, wrong, text, right], [right, wrong, right, text, right])
+    assert (found["old_right"], found["kept_share"]) == (3, pytest.approx(2 / 3))
+    assert found["kept_interval"][0] < 2 / 3 < found["kept_interval"][1]
+    assert kept_share([wrong, text], [right, text]) == {"old_right": 0, "kept_share": None, "kept_interval": None}
 
 
 @pytest.mark.timeout(600)

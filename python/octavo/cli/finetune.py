@@ -120,4 +120,8 @@ def _show(report: dict[str, Any], as_json: bool) -> None:
             f"{row['skill']}: {right} perplexity {was['perplexity']['value']:.3f} to {now['perplexity']['value']:.3f}"
         )
     if measured["kept_share"] is not None:
-        print(f"old right answers kept: {measured['kept_share']:.1%}")
+        low, high = measured["kept_interval"]
+        print(
+            f"old right answers kept: {measured['kept_share']:.1%} of {measured['old_right']} "
+            f"(95 % interval {low:.1%} to {high:.1%})"
+        )

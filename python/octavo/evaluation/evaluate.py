@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import InvalidRequestError
@@ -17,6 +17,21 @@ from octavo.params import SamplingParams
 _SLACK_TOKENS = 32
 # Facts about the machine and the load, which a report does not contain.
 _NOT_OF_THE_MODEL = ("path", "load_seconds")
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """What a model did with one case.
+
+    Attributes:
+        right: whether its greedy answer is right; None for a text.
+        nats: negative log-probability of the right answer, or of the text.
+        tokens: how many tokens that is.
+    """
+
+    right: bool | None
+    nats: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -41,14 +56,18 @@ class Skill:
 
 @dataclass(frozen=True)
 class Report:
-    """All skills, in the order of the cases, and the model as it ran (`LLM.info()["model"]`, and its adapter)."""
+    """All skills, in the order of the cases, and the model as it ran (`LLM.info()["model"]`, and its adapter).
+
+    `scores` are those of the single cases, in their order.
+    """
 
     model: dict[str, Any]
     skills: dict[str, Skill]
+    scores: list[CaseScore] = field(default_factory=list, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Plain values, for JSON: without the single cases."""
+        return {"model": self.model, "skills": {name: dataclasses.asdict(s) for name, s in self.skills.items()}}
 
 
 def evaluate(
@@ -70,6 +89,33 @@ def evaluate(
     cases = held_out_cases() if cases is None else list(cases)
     if not cases:
         raise InvalidRequestError("cases is empty: there is nothing to evaluate")
+    scores = score_cases(llm, cases, adapter=adapter, progress=progress)
+    skills = {}
+    for skill in dict.fromkeys(case.skill for case in cases):
+        mine = [score for score, case in zip(scores, cases, strict=True) if case.skill == skill]
+        asked = [score.right for score in mine if score.right is not None]
+        skills[skill] = Skill(
+            cases=len(mine),
+            right=sum(asked) if asked else None,
+            accuracy=proportion(sum(asked), len(asked)) if asked else None,
+            tokens=sum(score.tokens for score in mine),
+            perplexity=perplexity([score.nats for score in mine], [score.tokens for score in mine]),
+        )
+    facts = llm.info()["model"]
+    model = {name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}
+    if adapter is not None:
+        model["adapter"] = next({"digest": a.digest, "rank": a.rank} for a in llm.adapters() if a.name == adapter)
+    return Report(model=model, skills=skills, scores=scores)
+
+
+def score_cases(
+    llm: LLM, cases: Sequence[Case], *, adapter: str | None = None, progress: bool = False
+) -> list[CaseScore]:
+    """What the model does with each case.
+
+    Raises:
+        InvalidRequestError: the model cannot take a case.
+    """
     prompts = [prompt_ids(llm, case) for case in cases]
     # A text has no prompt: its first token is the prompt.
     answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
@@ -77,24 +123,15 @@ def evaluate(
         if len(ids) + len(answer) < 2:
             raise InvalidRequestError(f"skill {case.skill}: {case.answer!r} is one token: there is nothing to predict")
     nats = answer_nats(llm, prompts, answers, adapter, progress)
-    right = answered(llm, cases, prompts, answers, adapter, progress)
-    tokens = [len(answer) - (not ids) for ids, answer in zip(prompts, answers, strict=True)]
-    skills = {}
-    for skill in dict.fromkeys(case.skill for case in cases):
-        mine = [i for i, case in enumerate(cases) if case.skill == skill]
-        asked = [right[i] for i in mine if cases[i].prompt is not None]
-        skills[skill] = Skill(
-            cases=len(mine),
-            right=sum(asked) if asked else None,
-            accuracy=proportion(sum(asked), len(asked)) if asked else None,
-            tokens=sum(tokens[i] for i in mine),
-            perplexity=perplexity([nats[i] for i in mine], [tokens[i] for i in mine]),
+    right = answered(llm, list(cases), prompts, answers, adapter, progress)
+    return [
+        CaseScore(
+            right=right[i] if case.prompt is not None else None,
+            nats=nats[i],
+            tokens=len(answers[i]) - (not prompts[i]),
         )
-    facts = llm.info()["model"]
-    model = {name: facts[name] for name in facts if name not in _NOT_OF_THE_MODEL}
-    if adapter is not None:
-        model["adapter"] = next({"digest": a.digest, "rank": a.rank} for a in llm.adapters() if a.name == adapter)
-    return Report(model=model, skills=skills)
+        for i, case in enumerate(cases)
+    ]
 
 
 def prompt_ids(llm: LLM, case: Case) -> list[int]:

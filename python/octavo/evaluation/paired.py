@@ -8,28 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from octavo.evaluation.cases import Case
-from octavo.evaluation.evaluate import answer_nats, answered, prompt_ids
+from octavo.evaluation.evaluate import CaseScore, score_cases
 from octavo.evaluation.intervals import Estimate
-from octavo.llm import LLM
 
 __all__ = ["CaseScore", "SkillChange", "compare_skills", "score_cases"]
 
 _RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class CaseScore:
-    """What a model did with one case.
-
-    Attributes:
-        right: whether its greedy answer is right; None for a text.
-        nats: negative log-probability of the right answer, or of the text.
-        tokens: how many tokens that is.
-    """
-
-    right: bool | None
-    nats: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -51,26 +35,6 @@ class SkillChange:
     kept: float | None
     nats_before: float
     nats_after: float
-
-
-def score_cases(llm: LLM, cases: Sequence[Case], progress: bool = False) -> list[CaseScore]:
-    """Asks `llm` all cases, as `octavo eval` does.
-
-    Raises:
-        InvalidRequestError: the model cannot take a case.
-    """
-    prompts = [prompt_ids(llm, case) for case in cases]
-    answers = [llm.tokenize(case.answer, add_special_tokens=case.prompt is None) for case in cases]
-    nats = answer_nats(llm, prompts, answers, None, progress)
-    rights = answered(llm, list(cases), prompts, answers, None, progress)
-    return [
-        CaseScore(
-            right=rights[i] if case.prompt is not None else None,
-            nats=nats[i],
-            tokens=len(answers[i]) - (not prompts[i]),
-        )
-        for i, case in enumerate(cases)
-    ]
 
 
 def compare_skills(

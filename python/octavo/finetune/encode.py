@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +20,14 @@ _MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids [length] and labels [length]: an id where there is loss, else NOT_A_TARGET."""
+    """Token ids [length] and labels [length]: an id where there is loss, else NOT_A_TARGET.
+
+    A replayed row is one of the base model: its loss is the distance to the base model's distribution.
+    """
 
     ids: list[int]
     labels: list[int]
+    replayed: bool = False
 
 
 def encode(tokenizer: Any, examples: Sequence[Example]) -> list[Row]:
@@ -58,7 +63,7 @@ def cut(rows: Sequence[Row], length: int) -> tuple[list[Row], int, int]:
     kept, shortened, gone = [], 0, 0
     for row in rows:
         if len(row.ids) > length:
-            row = Row(row.ids[:length], row.labels[:length])
+            row = dataclasses.replace(row, ids=row.ids[:length], labels=row.labels[:length])
             if all(label == NOT_A_TARGET for label in row.labels):
                 gone += 1
                 continue

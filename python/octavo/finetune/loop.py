@@ -23,7 +23,7 @@ __all__ = ["Collator", "FixedOrderTrainer", "load_model", "make_trainer", "targe
 
 
 class Collator:
-    """Pads rows on the right: ids, mask and labels, each [rows, longest]."""
+    """Pads rows on the right: ids, mask and labels, each [rows, longest]; which rows are replayed, [rows]."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         longest = max(len(row.ids) for row in rows)
@@ -35,24 +35,40 @@ class Collator:
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             mask[i, : len(row.ids)] = 1
             labels[i, : len(row.ids)] = torch.tensor(row.labels)
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        replayed = torch.tensor([row.replayed for row in rows])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "replayed": replayed}
 
 
 def target_loss(model: Any, inputs: dict[str, Tensor], targets_of_step: Tensor | int) -> Tensor:
-    """Sum of the cross-entropy of the targets in `inputs`, over the number of targets of the whole step.
+    """Loss of the targets in `inputs`, summed, over the number of targets of the whole step.
 
-    The head computes logits from the first target of the batch on: those of a long prompt are not needed.
+    Rows of the data: cross-entropy. Replayed rows: KL of the base model's distribution, the same model without its
+    adapter. The head computes logits from the first target of the batch on: those of a long prompt are not needed.
     """
-    labels = inputs["labels"]
+    labels, replayed = inputs["labels"], inputs["replayed"]
     first = int((labels != NOT_A_TARGET).any(dim=0).nonzero()[0])
     keep = labels.shape[1] - max(first - 1, 0)
-    logits = model(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False, logits_to_keep=keep
-    ).logits
+    logits = _logits(model, inputs, slice(None), keep)
     wanted = labels[:, -keep:][:, 1:]
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-    total = functional.cross_entropy(flat, wanted.reshape(-1), ignore_index=NOT_A_TARGET, reduction="sum")
+    own = wanted.masked_fill(replayed[:, None], NOT_A_TARGET)
+    flat = logits.reshape(-1, logits.shape[-1])
+    total = functional.cross_entropy(flat, own.reshape(-1), ignore_index=NOT_A_TARGET, reduction="sum")
+    if replayed.any():
+        base = getattr(model, "module", model)
+        with torch.no_grad(), base.disable_adapter():
+            before = _logits(base, inputs, replayed, keep)
+        kept = wanted[replayed] != NOT_A_TARGET
+        now = functional.log_softmax(logits[replayed][kept], dim=-1)
+        total = total + functional.kl_div(now, before[kept].log_softmax(dim=-1), reduction="sum", log_target=True)
     return total / targets_of_step
+
+
+def _logits(model: Any, inputs: dict[str, Tensor], rows: Any, keep: int) -> Tensor:
+    """Logits of the next token at the last `keep` positions but the very last, f32 [rows, keep - 1, vocabulary]."""
+    ids, mask = inputs["input_ids"][rows], inputs["attention_mask"][rows]
+    made = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=keep)
+    logits: Tensor = made.logits[:, :-1].float()
+    return logits
 
 
 class FixedOrderTrainer(Trainer):

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from octavo.evaluation import Case, evaluate, first_of_each, held_out_cases
+from octavo.evaluation.evaluate import CaseScore
+from octavo.evaluation.intervals import proportion
 from octavo.finetune.data import Example
 from octavo.finetune.plan import Plan
 from octavo.finetune.run_folder import RunFolder
 from octavo.hub import embedded_model
 from octavo.llm import LLM
 
-__all__ = ["cases_of", "measure", "old_cases"]
+__all__ = ["cases_of", "kept_share", "measure", "old_cases"]
 
 # Cases of a skill: enough for an interval of about 10 points, in seconds.
 _MAX_CASES = 100
@@ -32,9 +34,9 @@ def cases_of(examples: Sequence[Example], run: RunFolder) -> list[Case]:
 
 
 def old_cases(folder: Path, run: RunFolder) -> list[Case]:
-    """What the base model could do: its own answers that were kept apart, and octavo's cases for the embedded model."""
+    """What the base model could do: its own sure answers, and octavo's cases for the embedded model."""
     apart = json.loads((run.path / "held.json").read_text(encoding="utf-8"))["apart"]
-    own = [Case("own answers of the base model", [{"role": "user", "content": q}], a) for q, a in apart]
+    own = [Case("sure answers of the base model", [{"role": "user", "content": q}], a) for q, a in apart]
     skills = first_of_each(held_out_cases(), _OLD_CASES) if folder.samefile(embedded_model()) else []
     return own + skills
 
@@ -43,8 +45,9 @@ def measure(plan: Plan, folder: Path, out: Path, new: Sequence[Case], old: Seque
     """Skills before and after with intervals, and the share of the old right answers that is kept.
 
     Returns:
-        "model": as it ran; "learned" and "kept": a table each of skills; "kept_share": right answers to the old cases
-        after over before, or None if there are none.
+        "model": as it ran; "learned" and "kept": a table each of skills; "old_right": old cases that were right before;
+        "kept_share" and "kept_interval": the share of these that are right after, with its 95 % interval, or None if
+        there are none.
     """
     cases = [*new, *old]
     with LLM(str(folder)) as llm:
@@ -60,14 +63,22 @@ def measure(plan: Plan, folder: Path, out: Path, new: Sequence[Case], old: Seque
         now = after.skills[skill]
         rows.append({"skill": skill, "before": dataclasses.asdict(was), "after": dataclasses.asdict(now)})
     learned = {case.skill for case in new}
-    kept = [row for row in rows if row["skill"] not in learned]
-    right = sum(row["before"]["right"] or 0 for row in kept)
-    share = sum(min(row["after"]["right"] or 0, row["before"]["right"] or 0) for row in kept) / right if right else None
     return {
         "model": before.model,
         "learned": [row for row in rows if row["skill"] in learned],
-        "kept": kept,
-        "kept_share": share,
+        "kept": [row for row in rows if row["skill"] not in learned],
+        **kept_share(before.scores[len(new) :], after.scores[len(new) :]),
+    }
+
+
+def kept_share(before: Sequence[CaseScore], after: Sequence[CaseScore]) -> dict[str, Any]:
+    """Case by case: how many were right before, and the share of these that still are, with its interval."""
+    still = [bool(now.right) for was, now in zip(before, after, strict=True) if was.right]
+    share = proportion(sum(still), len(still)) if still else None
+    return {
+        "old_right": len(still),
+        "kept_share": share and share.value,
+        "kept_interval": share and [share.low, share.high],
     }
 
 

@@ -191,7 +191,7 @@ def _replay(
     length: int,
     note: Callable[[str], None],
 ) -> tuple[list[Row], list[list[str]]]:
-    """Rows of the base model's own answers, and pairs of question and answer that are kept apart."""
+    """Rows of the base model's own answers, and pairs of question and sure answer that are kept apart."""
     if wanted == 0:
         return [], []
     taken = {_asked(m) for e in train for m in [e.messages] if m} | {
@@ -201,8 +201,8 @@ def _replay(
     if not found:
         note(f"no replay: {reason}; the run may forget more")
         return [], []
-    apart = found[::_KEPT_APART]
-    rest = [example for i, example in enumerate(found) if i % _KEPT_APART]
+    apart = [one.example for one in found[::_KEPT_APART] if one.sure]
+    rest = [one.example for i, one in enumerate(found) if i % _KEPT_APART]
     kept, _, _ = cut(encode(tokenizer, rest), max(length, 512))
     return kept, [[e.messages[0]["content"], e.messages[1]["content"]] for e in apart if e.messages]
 

@@ -6,24 +6,41 @@ arXiv:2406.08464). A model with a chat template needs no other data for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, RequestOutput, SamplingParams
 from octavo.finetune.data import Example
 
-__all__ = ["replay_examples"]
+__all__ = ["Replayed", "replay_examples"]
 
 # A question that fills this room did not end: it is left out.
 _QUESTION_TOKENS = 256
 _ANSWER_TOKENS = 256
 _MARK = "octavo-mark"
+_SURE = math.log(0.5)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A conversation of the base model with itself.
+
+    Attributes:
+        example: its question and greedy answer.
+        sure: whether each token of the answer had a probability of 0.5 or more. Other answers change with the last
+            bits of a sum: that they change says nothing of what was forgotten.
+    """
+
+    example: Example
+    sure: bool
 
 
 def replay_examples(
     folder: Path, count: int, seed: int, refused: Callable[[str], bool], **engine: Any
-) -> tuple[list[Example], str]:
+) -> tuple[list[Replayed], str]:
     """At most `count` conversations of the base model with itself; or none, and why.
 
     Args:
@@ -44,15 +61,23 @@ def replay_examples(
             o.text.strip() for o in asked if o.outputs[0].finish_reason == "stop" and o.text.strip()
         )
         kept = [question for question in questions if not refused(question)][:count]
-        params_of_answers = SamplingParams(temperature=0.0, max_tokens=_ANSWER_TOKENS)
+        params_of_answers = SamplingParams(temperature=0.0, max_tokens=_ANSWER_TOKENS, logprobs=0)
         chats: list[list[dict[str, Any]]] = [[{"role": "user", "content": question}] for question in kept]
         answers = llm.chat(chats, params_of_answers, use_tqdm=False) if chats else []
         found = [
-            Example(0, ({"role": "user", "content": question}, {"role": "assistant", "content": answer.text}))
+            Replayed(
+                Example(0, ({"role": "user", "content": question}, {"role": "assistant", "content": answer.text})),
+                _sure(answer),
+            )
             for question, answer in zip(kept, answers, strict=True)
             if answer.error is None and answer.outputs[0].finish_reason == "stop" and answer.text.strip()
         ]
     return found, "" if found else "the model writes no questions of its own"
+
+
+def _sure(answer: RequestOutput) -> bool:
+    rows = answer.outputs[0].logprobs or []
+    return all(next(iter(row.values())).logprob >= _SURE for row in rows)
 
 
 def _start_of_a_question(llm: LLM) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -52,7 +53,8 @@ def rows_of_steps(plan: Plan, run: RunFolder) -> list[Row]:
     rows, replayed = run.read_rows("rows"), run.read_rows("replay")
     lengths, replay_lengths = ([len(row.ids) for row in part] for part in (rows, replayed))
     order = row_order(lengths, replay_lengths, plan.steps, plan.batch_rows, plan.replay_rows, plan.seed)
-    return [(rows + replayed)[i] for i in order]
+    both = rows + [dataclasses.replace(row, replayed=plan.method == "lora") for row in replayed]
+    return [both[i] for i in order]
 
 
 def _save(plan: Plan, model: Any, run: RunFolder, out: Path) -> None:
