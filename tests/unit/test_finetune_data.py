@@ -207,8 +207,25 @@ def test_refusals_of_the_plan() -> None:
         make_plan(Path("m"), MODEL, facts(48), MACHINE, method="qlora")
     with pytest.raises(InvalidRequestError, match="'dora'"):
         make_plan(Path("m"), MODEL, facts(48), MACHINE, method="dora")
-    with pytest.raises(DeviceMemoryError, match="--method lora"):
+    with pytest.raises(DeviceMemoryError, match=r"optimizer [0-9,]+ \(two moments.*--method lora"):
         make_plan(Path("m"), MODEL, facts(48), MACHINE | {"memory_bytes": 20 << 20}, method="full")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_memory_has_a_reason_a_line(method: str) -> None:
+    lines = make_plan(Path("m"), MODEL, facts(48), MACHINE, method=method).memory
+    assert all(line["bytes"] > 0 and line["why"] for line in lines)
+    found = {line["what"]: line["bytes"] for line in lines}
+    if method == "full":
+        assert sum(found.values()) == 16 * MODEL.weights
+        return
+    adapter = 16 * sum(out + in_ for out, in_ in MODEL.linear)
+    assert found == {
+        "frozen weights": 4 * MODEL.weights,
+        "adapter: weights": 4 * adapter,
+        "adapter: gradients": 4 * adapter,
+        "adapter: optimizer": 8 * adapter,
+    }
 
 
 def test_facts_of_the_embedded_model() -> None:
@@ -220,10 +237,10 @@ def test_facts_of_the_embedded_model() -> None:
 
 def test_the_probe_takes_the_fastest() -> None:
     times = {1: 9.0, 2: 5.0, 4: 4.0, 8: 3.99, 16: 4.2}
-    measured = measure(sizes_of(16), times.__getitem__, lambda: True)
+    measured = measure(sizes_of(16), times.__getitem__, lambda: 1, 100)
     assert [m["micro_rows"] for m in measured] == [1, 2, 4, 8, 16]
     assert best_of(measured) == 4
-    assert [m["micro_rows"] for m in measure(sizes_of(16), times.__getitem__, lambda: False)] == [1]
+    assert [m["micro_rows"] for m in measure(sizes_of(16), times.__getitem__, lambda: 60, 100)] == [1]
     assert sizes_of(12) == [1, 2, 4]
 
 

@@ -94,8 +94,8 @@ def show_plan(plan: dict[str, Any], as_json: bool) -> None:
         return
     for name, why in plan["why"].items():
         print(f"{name:14} {plan[name]!s:12} {why}")
-    for name, count in plan["memory_bytes"].items():
-        print(f"{'memory':14} {count:<12,} {name}")
+    for line in plan["memory"]:
+        print(f"{'memory':14} {line['bytes']:<12,} {line['what']}: {line['why']}")
 
 
 def _note(text: str) -> None:

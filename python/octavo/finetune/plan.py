@@ -10,19 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from octavo.errors import DeviceMemoryError, InvalidRequestError, UnsupportedDeviceError
+from octavo.errors import InvalidRequestError, UnsupportedDeviceError
+from octavo.finetune.memory import check_memory, needed
 
 __all__ = ["DataFacts", "ModelFacts", "Plan", "learning_rate", "make_plan", "model_facts"]
 
 Method = Literal["lora", "full"]
 METHODS = ("auto", "lora", "qlora", "full")
-# Bytes a weight: a frozen one, and a trained one (weight, gradient and Adam's two moments in 32 bit).
-_FROZEN_BYTES = {"float32": 4, "bfloat16": 2}
-_TRAINED_BYTES = 16
-_MEMORY_SHARE = 0.85
 # The rate of LoRA: 3e-3 at the 2.7 M weights of the embedded model (measured), less with the size.
 _RATE, _RATE_WEIGHTS, _RATE_POWER = 3e-3, 2.7e6, 0.3
 _FULL_RATE_SHARE = 0.1
+_RANK = 16
 # A small set is repeated up to this many steps, but not more often than this.
 _MIN_STEPS, _MAX_EPOCHS, _EPOCHS = 300, 40, 3
 
@@ -74,6 +72,7 @@ class Plan:
         threads: of each process; with other threads the last bits of a sum differ.
         save_seconds: time between two checkpoints, at least.
         rate: the peak; it rises over `warmup_steps` and falls as a cosine to a tenth.
+        memory: `octavo.finetune.memory.MemoryLine` as plain values: what one device needs before the first row.
         why: a reason for each setting.
     """
 
@@ -96,7 +95,7 @@ class Plan:
     evaluate_every: int
     threads: int
     save_seconds: float = 10.0
-    memory_bytes: dict[str, int] = field(default_factory=dict)
+    memory: list[dict[str, Any]] = field(default_factory=list)
     why: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,13 +184,10 @@ def make_plan(
     why["dtype"] = (
         "the GPU computes bfloat16; adapters stay float32" if dtype == "bfloat16" else "exact repetition on the CPU"
     )
-    memory = _memory(model, chosen, dtype)
-    room = int(machine["memory_bytes"] * _MEMORY_SHARE)
-    if sum(memory.values()) > room:
-        raise DeviceMemoryError(
-            f"method {chosen} of {model.weights:,} weights needs {sum(memory.values()):,} bytes before the first row, "
-            f"and 85 % of the memory are {room:,}: " + ("--method lora" if chosen == "full" else "take a smaller model")
-        )
+    adapter = 0 if chosen == "full" else sum(_RANK * (out + in_) for out, in_ in model.linear)
+    memory = needed(model.weights, adapter, dtype)
+    smaller = "--method lora needs less" if chosen == "full" else "Take a smaller model"
+    check_memory(memory, machine["memory_bytes"], smaller)
     batch = _batch_rows(data.rows, why)
     replayed = min(round(batch * replay), batch - 1) if data.replay_rows else 0
     own = batch - replayed
@@ -211,8 +207,8 @@ def make_plan(
     return Plan(
         model=str(folder),
         method=chosen,
-        rank=16 if chosen == "lora" else 0,
-        alpha=32 if chosen == "lora" else 0,
+        rank=_RANK if chosen == "lora" else 0,
+        alpha=2 * _RANK if chosen == "lora" else 0,
         dtype=dtype,
         device=machine["device"],
         processes=devices,
@@ -227,7 +223,7 @@ def make_plan(
         seed=seed,
         evaluate_every=max(1, round(data.rows / own / 4)) if data.validation_rows else 0,
         threads=machine["threads"] // devices or 1,
-        memory_bytes=memory,
+        memory=[dataclasses.asdict(line) for line in memory],
         why=why,
     )
 
@@ -243,17 +239,6 @@ def _method(method: str, why: dict[str, str]) -> Method:
         "given" if method != "auto" else "LoRA on all linear layers learns like full training, at less memory"
     )
     return "full" if method == "full" else "lora"
-
-
-def _memory(model: ModelFacts, method: Method, dtype: str) -> dict[str, int]:
-    """Bytes before the first row; the rows' own are measured."""
-    if method == "full":
-        return {"weights, gradients, moments": _TRAINED_BYTES * model.weights}
-    adapter = sum(16 * (out + in_) for out, in_ in model.linear)
-    return {
-        "frozen weights": _FROZEN_BYTES[dtype] * model.weights,
-        "adapter, gradients, moments": _TRAINED_BYTES * adapter,
-    }
 
 
 def _batch_rows(rows: int, why: dict[str, str]) -> int:

@@ -16,6 +16,7 @@ from octavo.evaluation import Case, held_out_cases
 from octavo.finetune.data import Example, duplicates_removed, read_examples, split_by_prompt
 from octavo.finetune.encode import NOT_A_TARGET, Row, cut, encode, p99_length
 from octavo.finetune.machine import machine_facts
+from octavo.finetune.memory import MemoryLine
 from octavo.finetune.plan import DataFacts, ModelFacts, Plan, make_plan, model_facts
 from octavo.finetune.probe import micro_rows
 from octavo.finetune.replay import replay_examples
@@ -155,9 +156,13 @@ def _with_micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> Plan:
     plan.save(probed / "plan.json")
     for name in ("rows", "replay"):
         (probed / f"{name}.jsonl").write_bytes((run.path / f"{name}.jsonl").read_bytes())
-    size, why = micro_rows(plan, RunFolder(probed), memory_bytes)
+    size, why, peak = micro_rows(plan, RunFolder(probed), memory_bytes)
     shutil.rmtree(probed)
-    return dataclasses.replace(plan, micro_rows=size, why=plan.why | {"micro_rows": why})
+    memory = list(plan.memory)
+    if peak is not None:
+        measured = MemoryLine("peak", peak, f"of the whole process, measured with {size} rows at a time")
+        memory.append(dataclasses.asdict(measured))
+    return dataclasses.replace(plan, micro_rows=size, memory=memory, why=plan.why | {"micro_rows": why})
 
 
 def _plan(folder: Path, model: ModelFacts, facts: DataFacts, machine: dict[str, Any], options: Options) -> Plan:

@@ -24,8 +24,8 @@ _MEMORY_SHARE = 0.85
 _REPEATS = 3
 
 
-def micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> tuple[int, str]:
-    """Rows of a forward pass, and why. The run needs its plan and rows on disk."""
+def micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> tuple[int, str, int | None]:
+    """Rows of a forward pass, why, and the memory at its peak in bytes. The run needs its plan and rows on disk."""
     from octavo.finetune.launch import quiet_environment
 
     command = [sys.executable, "-m", "octavo.finetune.probe", str(run.path), str(int(memory_bytes * _MEMORY_SHARE))]
@@ -34,10 +34,11 @@ def micro_rows(plan: Plan, run: RunFolder, memory_bytes: int) -> tuple[int, str]
     )
     measured = [json.loads(line) for line in done.stdout.decode().splitlines() if line.startswith("{")]
     if not measured:
-        return 1, "the probe of one row did not end well: one row at a time"
+        return 1, "the probe of one row did not end well: one row at a time", None
     best = best_of(measured)
     shown = ", ".join(f"{m['micro_rows']}: {m['seconds']:.3g} s" for m in measured)
-    return best, f"measured on this machine, time of a step by micro-batch: {shown}"
+    peak = next(m["peak_bytes"] for m in measured if m["micro_rows"] == best)
+    return best, f"measured on this machine, time of a step by micro-batch: {shown}", peak
 
 
 def sizes_of(rows: int) -> list[int]:
@@ -56,8 +57,15 @@ def best_of(measured: Sequence[dict[str, Any]]) -> int:
     return int(next(m["micro_rows"] for m in measured if m["seconds"] <= fastest * 1.01))
 
 
-def measure(sizes: Sequence[int], seconds: Callable[[int], float], fits: Callable[[], bool]) -> list[dict[str, Any]]:
-    """Times sizes in turn. Stops where two in a row are not 5 % faster than the best before, or memory ends."""
+def measure(
+    sizes: Sequence[int], seconds: Callable[[int], float], peak: Callable[[], int], room: int
+) -> list[dict[str, Any]]:
+    """Times sizes in turn. Stops where two in a row are not 5 % faster than the best before, or memory ends.
+
+    Args:
+        peak: most bytes that the process has held so far.
+        room: bytes that it may hold. Twice the rows need at most twice the memory.
+    """
     found: list[dict[str, Any]] = []
     worse = 0
     for size in sizes:
@@ -68,10 +76,10 @@ def measure(sizes: Sequence[int], seconds: Callable[[int], float], fits: Callabl
                 break
             raise
         best = min((m["seconds"] for m in found), default=float("inf"))
-        found.append({"micro_rows": size, "seconds": taken})
+        found.append({"micro_rows": size, "seconds": taken, "peak_bytes": peak()})
         print(json.dumps(found[-1]), flush=True)
         worse = worse + 1 if taken > best * (1 - _GAIN) else 0
-        if worse == 2 or not fits():
+        if worse == 2 or 2 * found[-1]["peak_bytes"] >= room:
             break
     return found
 
@@ -116,12 +124,8 @@ def main() -> None:
             model.zero_grad(set_to_none=True)
         return sum(taken) / len(taken)
 
-    def fits() -> bool:
-        # Twice the rows need at most twice the memory.
-        peak = torch.cuda.max_memory_allocated() if plan.device == "cuda" else _peak_bytes()
-        return 2 * peak < room
-
-    measure(sizes_of(plan.batch_rows // plan.processes), seconds, fits)
+    peak = torch.cuda.max_memory_allocated if plan.device == "cuda" else _peak_bytes
+    measure(sizes_of(plan.batch_rows // plan.processes), seconds, peak, room)
 
 
 def _peak_bytes() -> int:
