@@ -31,6 +31,8 @@ ASK: dict[str, Any] = {
     "temperature": 0,
     "max_tokens": 60,
 }
+# Room for an answer with the most whitespace that the grammar allows, in tokens of one character.
+LONG: dict[str, Any] = {**ASK, "max_tokens": 320}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 
 
@@ -47,7 +49,7 @@ def reasoning_of(message: Any) -> str:
 
 
 def test_a_format_gets_its_answer(client: openai.OpenAI) -> None:
-    choice = client.chat.completions.create(**ASK, response_format=FORMAT).choices[0]  # type: ignore[call-overload]
+    choice = client.chat.completions.create(**LONG, response_format=FORMAT).choices[0]  # type: ignore[call-overload]
     assert choice.finish_reason == "stop"
     assert set(json.loads(choice.message.content)) == {"ok"}
     assert reasoning_of(choice.message)
@@ -69,9 +71,7 @@ def test_other_constraints_get_their_answer(client: openai.OpenAI, outputs: Any,
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}], ids=["any", "named"])
 def test_a_forced_call_comes(client: openai.OpenAI, choice: Any) -> None:
-    done = client.chat.completions.create(
-        **{**ASK, "max_tokens": 120}, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False
-    )
+    done = client.chat.completions.create(**LONG, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False)
     calls = done.choices[0].message.tool_calls or []
     assert set(json.loads(calls[0].function.arguments)) == {"ok"}
     assert reasoning_of(done.choices[0].message)
@@ -81,7 +81,7 @@ def test_responses_have_a_message_beside_the_reasoning(client: openai.OpenAI) ->
     done = client.responses.create(
         model="octavo-embedded",
         input="Is it?",
-        max_output_tokens=60,
+        max_output_tokens=LONG["max_tokens"],
         temperature=0,
         text={"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}},
     )
@@ -101,7 +101,7 @@ def test_streams_equal_whole_answers(client: openai.OpenAI) -> None:
 
 def test_samples_have_limits_of_their_own(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(  # type: ignore[call-overload]
-        **{**ASK, "temperature": 1}, n=3, seed=1, response_format=FORMAT
+        **{**LONG, "temperature": 1}, n=3, seed=1, response_format=FORMAT
     )
     assert [set(json.loads(c.message.content)) for c in done.choices] == [{"ok"}] * 3
     assert len({reasoning_of(c.message) for c in done.choices}) == 3
