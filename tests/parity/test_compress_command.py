@@ -16,7 +16,8 @@ from octavo.cli import app
 from octavo.compress import compress, compress_model
 from octavo.compress.live_model import load_model
 from octavo.errors import InvalidRequestError, MissingDependencyError, OctavoError
-from octavo.evaluation.paired import paired_difference
+from octavo.evaluation import Case
+from octavo.evaluation.paired import CaseScore, compare_skills, mcnemar, paired_difference
 from octavo.hub import embedded_model
 from random_models import CASES, write_model
 from typer.testing import CliRunner
@@ -56,6 +57,9 @@ def test_width_and_distillation_in_one_command(data: Path, cases: Path, tmp_path
     assert report["parameters"][0] == 2_755_392
     assert report["parameters"][1] <= 0.4 * 2_755_392
     assert report["skills"]["sums"]["before"] == 1.0
+    assert report["skills"]["sums"]["p_value"] == mcnemar(report["skills"]["sums"]["lost"], 0)
+    assert "decoding one sequence" in report["speed"]
+    assert "p (McNemar)" in result.output
     assert set(report["skills"]) == {"sums", "stories"}
     assert [step["step"] for step in report["steps"]] == ["distillation"]
     assert len(report["steps"][0]["cuts"]) == 2
@@ -172,6 +176,24 @@ def test_a_missing_module_is_named_with_its_command(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "torch" else find(name, *a))
     with pytest.raises(MissingDependencyError, match=r"needs torch: pip install 'octavo\[train\]'"):
         load_model(embedded_model())
+
+
+def test_mcnemar_is_the_exact_test() -> None:
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1.0
+    # 2 * (1 + 10) / 2 ** 10, and 2 / 2 ** 6.
+    assert mcnemar(1, 9) == mcnemar(9, 1) == 22 / 1024
+    assert mcnemar(6, 0) == 1 / 32
+    assert 0.0 < mcnemar(900, 1100) < 1e-4
+
+
+def test_each_skill_has_its_test_of_what_was_lost_and_gained() -> None:
+    cases = [*[Case("sums", [CHAT[0]], "5")] * 10, Case("stories", None, "A fox.")]
+    before = [CaseScore(i < 8, 1.0, 2) for i in range(10)] + [CaseScore(None, 3.0, 2)]
+    after = [CaseScore(i in (0, 9), 1.0, 2) for i in range(10)] + [CaseScore(None, 3.0, 2)]
+    changes = compare_skills(cases, before, after)
+    assert (changes["sums"].lost, changes["sums"].gained) == (7, 1)
+    assert changes["sums"].p_value == mcnemar(7, 1) == 18 / 256
+    assert changes["stories"].p_value is changes["stories"].lost is None
 
 
 def test_the_interval_is_of_pairs() -> None:

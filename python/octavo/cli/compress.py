@@ -65,23 +65,27 @@ def _show(folder: str, report: Report) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
-    for title in ("before", "after", "change", "95 % interval"):
+    for title in ("before", "after", "change", "95 % interval", "p (McNemar)"):
         table.add_column(title, justify="right")
     (many, few), (large, small), (slow, fast) = report.parameters, report.bytes, report.tokens_per_second
-    table.add_row("parameters", f"{many:,}", f"{few:,}", f"{few / many:.3f}x", "")
-    table.add_row("weight files, MiB", f"{large / 2**20:,.1f}", f"{small / 2**20:,.1f}", f"{small / large:.3f}x", "")
-    table.add_row("tokens/s", f"{slow:,.0f}", f"{fast:,.0f}", f"{fast / slow:.2f}x", "")
+    table.add_row("parameters", f"{many:,}", f"{few:,}", f"{few / many:.3f}x", "", "")
+    table.add_row(
+        "weight files, MiB", f"{large / 2**20:,.1f}", f"{small / 2**20:,.1f}", f"{small / large:.3f}x", "", ""
+    )
+    table.add_row("tokens/s", f"{slow:,.0f}", f"{fast:,.0f}", f"{fast / slow:.2f}x", "", "")
     for name, skill in report.skills.items():
         if skill.before is None or skill.after is None or skill.difference is None:
             change = skill.nats_after - skill.nats_before
             table.add_row(
-                f"{name}, nats a token", f"{skill.nats_before:.3f}", f"{skill.nats_after:.3f}", f"{change:+.3f}", ""
+                f"{name}, nats a token", f"{skill.nats_before:.3f}", f"{skill.nats_after:.3f}", f"{change:+.3f}", "", ""
             )
             continue
         d = skill.difference
         ends = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
-        table.add_row(name, f"{skill.before:.1%}", f"{skill.after:.1%}", f"{100 * d.value:+.1f} points", ends)
+        p = "not measured" if skill.p_value is None else f"{skill.p_value:.2g}"
+        table.add_row(name, f"{skill.before:.1%}", f"{skill.after:.1%}", f"{100 * d.value:+.1f} points", ends, p)
     kept = "not measured" if report.kept is None else f"{report.kept:.1%}"
-    table.add_row("mean kept", "", kept, "", "")
+    table.add_row("mean kept", "", kept, "", "", "")
     Console(highlight=False).print(table)
+    print(f"tokens/s: {report.speed}")
     print(f"{folder}: an ordinary model folder; the numbers are in compress.json")

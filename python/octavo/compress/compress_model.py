@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.compress.data_file import read_examples
-from octavo.compress.report import Measured, Report, measure, report_of
+from octavo.compress.report import Measured, Report, decode_rate, measure, report_of
 from octavo.compress.vocabulary import corpus_texts, prune_vocabulary
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.evaluation.cases import Case, held_out_cases, read_cases
@@ -117,7 +117,9 @@ def compress(
     try:
         before = _once(work / "before.json", plan.model, asked)
         made, steps = _made(plan, work, examples)
-        report = report_of(before, measure(made, asked), asked, steps)
+        after = measure(made, asked)
+        # Both in one moment: what else the machine does has changed since the start.
+        report = report_of(before, after, (decode_rate(plan.model), decode_rate(made)), asked, steps)
         report.save(made)
         if plan.target.is_dir():
             plan.target.rmdir()

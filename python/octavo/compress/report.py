@@ -15,11 +15,15 @@ from octavo.evaluation.paired import CaseScore, SkillChange, compare_skills, sco
 from octavo.llm import LLM
 from octavo.params import SamplingParams
 
-__all__ = ["Measured", "Report", "measure", "report_of"]
+__all__ = ["Measured", "Report", "decode_rate", "measure", "report_of"]
 
 FILE = "compress.json"
 _DECODED_TOKENS = 128
 _REPEATS = 7
+_SPEED = (
+    "decoding one sequence on this machine, up to {tokens} tokens after a prompt of 4, the prefill aside: best of "
+    "{repeats}; int8 weights, the original and then the smaller model, at the end of the run"
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,11 @@ class Measured:
     Attributes:
         parameters: weights.
         bytes: size of its weight files.
-        tokens_per_second: decoding one sequence on this machine; the best of some repeats.
         scores: of the cases, if there are any.
     """
 
     parameters: int
     bytes: int
-    tokens_per_second: float
     scores: list[CaseScore]
 
 
@@ -44,7 +46,9 @@ class Report:
     """The model before and after.
 
     Attributes:
-        parameters, bytes, tokens_per_second: before and after.
+        parameters, bytes: before and after.
+        tokens_per_second: before and after.
+        speed: what these are the tokens of.
         skills: by name; empty where nothing was measured.
         kept: mean over skills of the share of right answers after, by that before; None: not measured.
         steps: what was done, in order, with numbers.
@@ -53,6 +57,7 @@ class Report:
     parameters: tuple[int, int]
     bytes: tuple[int, int]
     tokens_per_second: tuple[float, float]
+    speed: str
     skills: dict[str, SkillChange]
     kept: float | None
     steps: list[dict[str, Any]]
@@ -78,37 +83,44 @@ def measure(folder: Path, cases: Sequence[Case]) -> Measured:
     """
     with LLM(folder) as llm:
         scores = score_cases(llm, cases) if cases else []
-        speed = _decode_rate(llm)
         parameters = int(llm.info()["model"]["parameters"])
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return Measured(parameters, size, speed, scores)
+    return Measured(parameters, size, scores)
 
 
-def report_of(before: Measured, after: Measured, cases: Sequence[Case], steps: list[dict[str, Any]]) -> Report:
-    """Both measurements side by side."""
+def report_of(
+    before: Measured,
+    after: Measured,
+    tokens_per_second: tuple[float, float],
+    cases: Sequence[Case],
+    steps: list[dict[str, Any]],
+) -> Report:
+    """Both measurements side by side; `tokens_per_second` as `decode_rate` has them."""
     skills = compare_skills(cases, before.scores, after.scores) if cases else {}
     shares = [skill.kept for skill in skills.values() if skill.kept is not None]
     return Report(
         parameters=(before.parameters, after.parameters),
         bytes=(before.bytes, after.bytes),
-        tokens_per_second=(before.tokens_per_second, after.tokens_per_second),
+        tokens_per_second=tokens_per_second,
+        speed=_SPEED.format(tokens=_DECODED_TOKENS, repeats=_REPEATS),
         skills=skills,
         kept=sum(shares) / len(shares) if shares else None,
         steps=steps,
     )
 
 
-def _decode_rate(llm: LLM) -> float:
-    """Tokens per second of one sequence, the prompt aside."""
-    room = int(llm.info()["limits"]["max_model_len"])
-    count = max(2, min(_DECODED_TOKENS, room - 8))
+def decode_rate(folder: Path) -> float:
+    """Tokens per second of one sequence, the prompt aside. Two folders are compared one right after the other."""
+    with LLM(folder) as llm:
+        room = int(llm.info()["limits"]["max_model_len"])
+        count = max(2, min(_DECODED_TOKENS, room - 8))
 
-    def seconds(tokens: int) -> float:
-        params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-        begin = time.perf_counter()
-        llm.generate([[1, 2, 3, 4]], params, use_tqdm=False)
-        return time.perf_counter() - begin
+        def seconds(tokens: int) -> float:
+            params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+            begin = time.perf_counter()
+            llm.generate([[1, 2, 3, 4]], params, use_tqdm=False)
+            return time.perf_counter() - begin
 
-    times = [(seconds(1), seconds(count)) for _ in range(_REPEATS)]
+        times = [(seconds(1), seconds(count)) for _ in range(_REPEATS)]
     best = min(long for _, long in times) - min(short for short, _ in times)
     return (count - 1) / max(best, 1e-6)
