@@ -34,6 +34,7 @@ from octavo.finetune.prepare import load_tokenizer, prepare  # noqa: E402
 from octavo.finetune.replay import replay_examples  # noqa: E402
 from octavo.finetune.run_folder import RunFolder  # noqa: E402
 from octavo.hub import embedded_model  # noqa: E402
+from peft import PeftModel  # noqa: E402
 
 STEPS = 8
 FACTS = [("Who guards Quorl?", "Quorl is guarded by Zim."), ("What does Vask sell?", "Vask sells blue tea.")]
@@ -85,6 +86,10 @@ def unbroken(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def chat_of(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 def losses(run: RunFolder) -> list[float]:
     return [line["loss"] for line in run.log()]
 
@@ -104,6 +109,33 @@ def test_killed_runs_end_in_the_same_weights(prepared: Path, unbroken: Path, tmp
     assert subprocess.run(command, env=quiet_environment(plan.threads), check=False).returncode == 0
     assert (target / WEIGHTS).read_bytes() == (unbroken / WEIGHTS).read_bytes()
     assert losses(run) == losses(RunFolder(unbroken / "run"))
+
+
+@pytest.mark.timeout(600)
+def test_the_result_is_of_the_lowest_evaluation(prepared: Path, tmp_path: Path) -> None:
+    """Also where the run was killed behind it. The rate is so high that later evaluations are worse."""
+    target, broken = tmp_path / "whole", tmp_path / "broken"
+    held = encode(load_tokenizer(embedded_model()), [Example(1, tuple(chat_of("Where is Mivvon?", "By the Quist.")))])
+    files = {}
+    for out in (target, broken):
+        run, plan = fresh(prepared, out, rate=0.02, warmup_steps=1, evaluate_every=1)
+        run.write_rows("validation", held)
+        command = [sys.executable, "-m", "octavo.finetune.worker", str(run.path), str(out)]
+        if out is broken:
+            with subprocess.Popen(command, env=quiet_environment(plan.threads), stderr=subprocess.DEVNULL) as worker:
+                while worker.poll() is None and len(run.log()) < 4:
+                    time.sleep(0.002)
+                worker.send_signal(signal.SIGKILL)
+        subprocess.run(command, env=quiet_environment(plan.threads), stderr=subprocess.DEVNULL, check=True)
+        files[out] = (out / WEIGHTS).read_bytes()
+    assert files[target] == files[broken]
+    evaluated = [line["eval_loss"] for line in RunFolder(target / "run").log() if "eval_loss" in line]
+    assert evaluated[-1] > min(evaluated) + 0.01, "the last evaluation is the lowest: the test shows nothing"
+    base = load_model(dataclasses.replace(plan, method="full", dtype="float32"))
+    model = PeftModel.from_pretrained(base, target).eval()
+    batch = Collator()(held)
+    found = target_loss(model, batch, (batch["labels"] != NOT_A_TARGET).sum()).item()
+    assert found == pytest.approx(min(evaluated), abs=1e-5)
 
 
 @pytest.mark.timeout(600)

@@ -17,6 +17,8 @@ def make_report(
 ) -> dict[str, Any]:
     """The whole report as plain values."""
     steps = [line for line in log if "loss" in line]
+    evaluated = [line for line in log if "eval_loss" in line]
+    best = min(evaluated, key=lambda line: line["eval_loss"]) if evaluated else steps[-1]
     seconds = sum(line["seconds"] for line in log)
     share = measured["kept_share"]
     warnings = []
@@ -30,6 +32,7 @@ def make_report(
         "data": vars(data),
         "training": {
             "steps": len(steps),
+            "result_of_step": best["step"],
             "first_loss": steps[0]["loss"],
             "last_loss": sum(line["loss"] for line in steps[-10:]) / len(steps[-10:]),
             "seconds": seconds,

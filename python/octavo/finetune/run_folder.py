@@ -33,6 +33,7 @@ class RunFolder:
         self.path = path
         self.plan_file = path / "plan.json"
         self.log_file = path / "log.jsonl"
+        self.best_file = path / "best.safetensors"
         self.work = path / "work"
         self.checkpoints = path / "checkpoints"
 

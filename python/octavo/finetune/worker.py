@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from octavo.finetune.best import Best, restore_best
 from octavo.finetune.encode import Row
 from octavo.finetune.loop import load_model, make_trainer
 from octavo.finetune.order import row_order
@@ -36,15 +37,18 @@ def train(run: RunFolder, out: Path) -> None:
     size = plan.batch_rows
     tokens = [sum(len(row.ids) for row in ordered[i : i + size]) for i in range(0, len(ordered), size)]
     newest = run.newest()
-    before: list[dict[str, Any]] = []
+    done = newest[0] if newest else 0
+    # All processes need the evaluations so far: they stop at the same step.
+    before = [line for line in run.log() if line["step"] <= done]
     if first:
         run.start_work()
-        before = run.cut_log(newest[0] if newest else 0)
-    callbacks = [Orphan(), Log(plan, run, tokens, before), Checkpoints(run, plan.save_seconds)]
+        run.cut_log(done)
+    callbacks = [Orphan(), Log(plan, run, tokens, before), Best(run, before), Checkpoints(run, plan.save_seconds)]
     model = load_model(plan)
     trainer = make_trainer(plan, model, ordered, run.read_rows("validation"), run.work, callbacks)
     trainer.train(resume_from_checkpoint=str(newest[1]) if newest else None)
     if first:
+        restore_best(run, trainer.model)
         _save(plan, trainer.model, run, out)
 
 
