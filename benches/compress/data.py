@@ -28,7 +28,11 @@ MIX = corpus.Mix(
 )
 DOCUMENTS = 53_000
 ROOM, LONG_ROOM, LONG_SHARE = 400, 2000, 0.03
-WORDS = 20_000
+WORDS = 60_000
+# How often a word stands in the corpus: by its frequency, but no more often than this.
+_WORDS_OF_TEXT, _MOST = 5_000_000, 500
+# Of a word's occurrences, as parts: after a space, the same with a capital, and with a capital after a new line.
+_FORMS = ((" ", False, 1.0), (" ", True, 0.15), ("\n", True, 0.1))
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was",
@@ -54,6 +58,30 @@ PROMPTS = (
     "A good friend is someone who",
     "The train arrived at the station",
     "Scientists have discovered that",
+    "My grandmother used to say that",
+    "The recipe calls for two cups of",
+    "On a cold night in December,",
+    "Doctors recommend that patients",
+    "The king ordered his soldiers",
+    "In computer science, an algorithm",
+    "Our team won the game because",
+    "The museum opened its doors",
+    "Before you buy a car,",
+    "The teacher asked the class",
+    "Plants need sunlight and",
+    "The price of oil",
+    "A long journey across the desert",
+    "The law says that every citizen",
+    "She wrote a letter to her brother",
+    "The experiment showed that",
+    "When I was a child, we lived",
+    "The bridge was built in",
+    "Dogs are known for",
+    "The movie tells the story of",
+    "He opened the box and found",
+    "Farmers in the region grow",
+    "The mountain is famous for its",
+    "If you want to lose weight,",
 )
 
 
@@ -78,11 +106,13 @@ def write_examples(path: Path, count: int = DOCUMENTS) -> None:
 
 
 def english() -> Iterator[str]:
-    """Frequent words of English (wordfreq), more often the more frequent, and descriptions of installed packages."""
+    """Words of English as often as wordfreq has them, and descriptions of installed packages."""
     import wordfreq
 
-    for place, word in enumerate(wordfreq.top_n_list("en", WORDS)):
-        yield f"the {word} {word.capitalize()}\n{word.capitalize()}\n" * max(1, 8 - place // 2500)
+    for word in wordfreq.top_n_list("en", WORDS):
+        count = min(_MOST, wordfreq.word_frequency(word, "en") * _WORDS_OF_TEXT)
+        for before, capital, part in _FORMS:
+            yield f"{before}{word.capitalize() if capital else word}" * max(1, round(part * count))
     for distribution in sorted(distributions(), key=lambda d: d.metadata["Name"]):
         text = distribution.metadata.get_payload()
         if isinstance(text, str):
