@@ -56,6 +56,7 @@ def measure(work: Path) -> dict[str, Any]:
         texts = _texts(before, after, set(made.new_ids))
     return {
         "rows": made.rows,
+        "corpus_tokens": made.corpus_tokens,
         "parameters": made.parameters,
         "weight_bytes": made.weight_bytes,
         "prune_cpu_seconds": seconds,
